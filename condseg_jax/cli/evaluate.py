@@ -1,0 +1,76 @@
+"""condseg-evaluate --workdir=RUN --data=DIR --out=DIR
+
+Scores a trained network on labelled cases: a raw dataset (on the files' own grid) or a prepared
+store. Each case is scored on the classes that it annotates.
+
+  condseg-evaluate --workdir=runs/hippocampus --data=Task04_Hippocampus --out=scores
+
+Writes summary.json, cases.csv and pictures of the median and the worst case.
+"""
+
+from pathlib import Path
+import sys
+
+from absl import flags
+
+from condseg_jax.cli import shell
+from condseg_jax.errors import InputError
+
+
+def main(argv=None) -> int:
+  return shell.run(__doc__, _define, _work, argv)
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", "", "Folder of the training run.", flag_values=values)
+  flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+  flags.DEFINE_string("data", "", "Raw dataset or prepared store with labels.", flag_values=values)
+  flags.DEFINE_string("out", "", "Folder for the results.", flag_values=values)
+  flags.DEFINE_string("split", "", "train, val or test; by default val where there is one, else "
+                      "test, else all cases.", flag_values=values)
+  flags.DEFINE_float("tolerance_mm", 2.0, "Tolerance of the surface Dice (pixels in 2-D).",
+                     lower_bound=0.0, flag_values=values)
+  flags.DEFINE_enum("fusion", "argmax", ("argmax", "softmax", "independent"),
+                    "How classes share voxels.", flag_values=values)
+
+
+def _work(values: flags.FlagValues) -> int:
+  shell.need(values, "workdir", "data", "out")
+  import tqdm
+
+  from condseg_jax.evaluate import figures
+  from condseg_jax.evaluate import pictures
+  from condseg_jax.evaluate import tables
+  from condseg_jax.evaluate.cases import labelled_cases
+  from condseg_jax.evaluate.run import evaluate
+  from condseg_jax.evaluate.scores import summarise
+  from condseg_jax.predictor import load
+
+  predictor = load(values.workdir, values.checkpoint)
+  cases, split = labelled_cases(values.data, values.split)
+  out = Path(values.out)
+  out.mkdir(parents=True, exist_ok=True)
+  rows = evaluate(predictor, tqdm.tqdm(cases, desc=f"scoring {split}"),
+                      tolerance_mm=values.tolerance_mm, fusion=values.fusion)
+  if not rows:
+    raise InputError(values.data, "annotates no class of this network",
+                     f"the network knows {', '.join(predictor.table.names)}")
+  scored = {row.class_name for row in rows}
+  names = [name for name in predictor.table.names if name in scored]
+  summary = summarise(rows, names)
+  summary |= {"split": split, "step": predictor.step, "tolerance_mm": values.tolerance_mm}
+  tables.write_summary(out / "summary.json", summary)
+  tables.write_cases(out / "cases.csv", rows)
+  for kind, case_id in zip(("median", "worst"), figures.pick_median_and_worst(rows), strict=True):
+    volume, truth = next(case for case in cases if case.id == case_id).read()
+    label = predictor.predict(volume, fusion=values.fusion).label
+    pictures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
+                             f"{kind} case: {case_id}", truth)
+  print(tables.format_table(summary))
+  print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
+        f"cases of the split {split!r}\nresults: {out}")
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

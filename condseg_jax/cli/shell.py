@@ -1,0 +1,89 @@
+"""What the commands share: flags, exit codes, one line for an error, messages for people.
+
+Exit codes: 0 success, 1 a job that failed, 2 wrong usage.
+"""
+
+from collections.abc import Callable, Sequence
+import logging
+import os
+import sys
+
+from absl import flags
+
+from condseg_jax.errors import InputError
+
+
+def run(doc: str, define: Callable[[flags.FlagValues], None],
+        work: Callable[[flags.FlagValues], int | None], argv: Sequence[str] | None = None) -> int:
+  """Runs a command and returns its exit code.
+
+  Args:
+    doc: help text; its first line is the summary.
+    define: defines the command's flags. Each command has its own set, so that several can be used
+      in one process.
+    work: the command; InputError becomes one line and exit code 1 or 2.
+    argv: program name and arguments; those of the process by default.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  program = os.path.basename(argv[0]).removesuffix(".py")
+  values = flags.FlagValues()
+  # ml_collections reads overrides (--config.a.b=c) from the process's arguments.
+  before, sys.argv = sys.argv, argv
+  _talk()
+  try:
+    define(values)
+    flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
+    rest = values(argv)[1:]
+    if values.help:
+      print(f"{doc.strip()}\n\nFlags:\n{values.main_module_help() or _help(values)}")
+      return 0
+    if rest:
+      raise InputError(rest[0], "is not a flag", f"see {program} --help", usage=True)
+    return work(values) or 0
+  except flags.Error as error:
+    return _fail(program, f"{_line(error)} (see {program} --help)", 2)
+  except InputError as error:
+    return _fail(program, str(error), 2 if error.usage else 1)
+  except OSError as error:
+    subject = error.filename or "system"
+    return _fail(program, f"{subject}: {error.strerror or _line(error)} (check path, permissions "
+                 "and free space)", 1)
+  except KeyboardInterrupt:
+    return _fail(program, "interrupted", 130)
+  finally:
+    sys.argv = before
+
+
+def need(values: flags.FlagValues, *names: str) -> None:
+  """Raises InputError for a flag that must be given and is not."""
+  for name in names:
+    if not values[name].value:
+      raise InputError(f"--{name}", "is missing", f"give --{name}=…, see --help", usage=True)
+
+
+def _help(values: flags.FlagValues) -> str:
+  lines = []
+  for name in sorted(n for n in values if n == values[n].name):
+    flag = values[name]
+    default = "" if flag.default in (None, "", [], False) else f" (default: {flag.default})"
+    lines.append(f"  --{name}: {' '.join((flag.help or '').split())}{default}")
+  return "\n".join(lines)
+
+
+def _talk() -> None:
+  log = logging.getLogger("condseg_jax")
+  if not log.handlers:
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def _fail(program: str, message: str, code: int) -> int:
+  print(f"{program}: {message}", file=sys.stderr)
+  return code
+
+
+def _line(error: BaseException) -> str:
+  return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)

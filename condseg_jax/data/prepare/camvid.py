@@ -1,0 +1,63 @@
+"""Importer of the CamVid layout of street scenes, single-class datasets included.
+
+    DIR/classes.json    {"classes": [names in the order of their label values], "ignore": value}
+    DIR/train/*.png     colour images; DIR/trainannot/*.png their label pictures
+    DIR/val/*.png       likewise, or test
+"""
+
+from pathlib import Path
+
+from condseg_jax.classes import Annotation
+from condseg_jax.data.prepare.raw import RawCase
+from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.prepare.raw import read_json
+from condseg_jax.errors import InputError
+from condseg_jax.formats import files
+
+BLOCK = 6
+# A street scene upside down is none; left and right it may be mirrored.
+NO_MIRROR = ("H",)
+
+
+def matches(root: Path) -> bool:
+  """Whether a folder looks like this layout."""
+  return (root / "classes.json").exists() and (root / "trainannot").is_dir()
+
+
+def read_camvid(root, block: int = BLOCK) -> RawFolder:
+  """The labelled frames of a folder.
+
+  Args:
+    root: the folder with `classes.json`.
+    block: training frames are dealt to the classes in blocks of this many consecutive frames,
+      round-robin: a block's dataset annotates its one class, whatever the frames show. Neighbouring
+      frames are near duplicates, so smaller pieces would let two datasets share a view. 0 leaves
+      every frame annotated with every class.
+
+  Raises:
+    InputError: a picture without label, or no pictures.
+  """
+  root = Path(root)
+  tree = read_json(root / "classes.json")
+  names, ignore = tree["classes"], tree["ignore"]
+  # Here 0 is a class, not background.
+  values = {name: (value,) for value, name in enumerate(names)}
+  known = tuple(sorted({*range(len(names)), ignore}))
+  everything = Annotation(values, (ignore,), known)
+
+  cases = []
+  for split in ("train", "val", "test"):
+    if not (root / split).is_dir():
+      continue
+    for i, image in enumerate(files.list_images(root / split)):
+      label = root / f"{split}annot" / image.name
+      if not label.exists():
+        raise InputError(image, "has no label picture", f"expected {label}")
+      dataset, annotation = root.name, everything
+      if split == "train" and block:
+        dataset = names[i // block % len(names)]
+        annotation = Annotation({dataset: values[dataset]}, (ignore,), known)
+      cases.append(RawCase(files.stem(image), image, label, dataset, split, annotation))
+  if not cases:
+    raise InputError(root, "holds no pictures", "expected train/*.png and trainannot/*.png")
+  return RawFolder(root, "rgb", tuple(cases), {name: NO_MIRROR for name in names})

@@ -1,0 +1,115 @@
+"""Importer of the Medical Segmentation Decathlon layout.
+
+    DIR/dataset.json    "modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"},
+                        "training": [{"image": "./imagesTr/a.nii.gz", "label": …}, …]
+    DIR/splits.json     optional: {"train": [ids], "val": [ids]}, or "train": {class: [ids]}, where
+                        the cases of a class annotate that class alone
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from condseg_jax.classes import Annotation
+from condseg_jax.classes import normal_name
+from condseg_jax.data.prepare.raw import RawCase
+from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.prepare.raw import read_json
+from condseg_jax.errors import InputError
+from condseg_jax.formats import files
+
+_MODALITIES = {"ct": "ct", "mri": "mr", "mr": "mr", "t1": "mr", "t2": "mr"}
+
+
+def matches(root: Path) -> bool:
+  """Whether a folder looks like this layout."""
+  return (root / "dataset.json").exists()
+
+
+def read_msd(root, keep: Sequence[str] = ()) -> RawFolder:
+  """The labelled cases of a folder.
+
+  Args:
+    root: the folder with `dataset.json`.
+    keep: the classes to keep annotated, whatever their case: carves a single-class dataset out of
+      a multi-class one. Empty keeps all.
+
+  Raises:
+    InputError: no or damaged `dataset.json`, more than one channel, an id that `splits.json` names
+      and `dataset.json` does not, a class that is no label.
+  """
+  root = Path(root)
+  path = root / "dataset.json"
+  tree = read_json(path)
+  labels = _labels(path, tree)
+  entries = tree.get("training") or []
+  if not entries:
+    raise InputError(path, "lists no training case", 'fill its "training" list')
+  try:
+    pairs = {files.stem(e["image"]): (root / e["image"], root / e["label"]) for e in entries}
+  except (KeyError, TypeError) as error:
+    raise InputError(path, f'a "training" entry lacks {error}',
+                     'each is {"image": FILE, "label": FILE}') from error
+  if len(pairs) < len(entries):
+    raise InputError(path, "names two training cases alike", "give every image its own name")
+
+  cases = []
+  for dataset, split, ids, kept in _groups(root, pairs, labels, keep):
+    annotation = Annotation.create(labels, keep=kept)
+    cases += [RawCase(i, *pairs[i], dataset, split, annotation) for i in ids]
+  return RawFolder(root, _modality(path, tree), tuple(cases))
+
+
+def _groups(root, pairs, labels, keep):
+  """(dataset, split, case ids, classes kept) of every group of cases."""
+  splits_path = root / "splits.json"
+  if not splits_path.exists():
+    return [(root.name, "train", list(pairs), keep)]
+  splits = read_json(splits_path)
+  groups = []
+  for split in ("train", "val", "test"):
+    members = splits.get(split, [])
+    if isinstance(members, dict):
+      wanted = {normal_name(n) for n in keep} or {normal_name(n) for n in members}
+      groups += [(normal_name(name), split, ids, [name]) for name, ids in members.items()
+                 if normal_name(name) in wanted]
+    elif members:
+      groups.append((root.name, split, members, keep))
+  for _, _, ids, _ in groups:
+    for case_id in ids:
+      if case_id not in pairs:
+        raise InputError(splits_path, f"case {case_id!r} is not in dataset.json",
+                         "correct the split or the dataset")
+  seen = [case_id for _, _, ids, _ in groups for case_id in ids]
+  doubled = sorted({case_id for case_id in seen if seen.count(case_id) > 1})
+  if doubled:
+    raise InputError(splits_path, f"case {doubled[0]!r} stands in two groups",
+                     "give every case one place")
+  if not groups:
+    raise InputError(splits_path, "names no case to use", 'fill "train" and "val"')
+  return groups
+
+
+def _labels(path: Path, tree) -> dict[int, str]:
+  """Value → name, from {"1": "liver"} (MSD) or {"liver": 1} (nnU-Net)."""
+  labels = tree.get("labels")
+  if not isinstance(labels, dict) or not labels:
+    raise InputError(path, 'has no "labels"', 'add {"0": "background", "1": "liver", …}')
+  try:
+    if all(str(key).isdigit() for key in labels):
+      return {int(value): name for value, name in labels.items()}
+    return {int(value): name for name, value in labels.items()}
+  except (TypeError, ValueError) as error:
+    raise InputError(path, f'"labels" is not value → name ({error})',
+                     'write {"0": "background", "1": "liver", …}') from error
+
+
+def _modality(path: Path, tree) -> str:
+  channels = tree.get("modality") or tree.get("channel_names") or {}
+  if len(channels) != 1:
+    raise InputError(path, f"{len(channels)} channels", "give images of one channel, and name it "
+                     'in "modality": {"0": "CT"}')
+  name = str(next(iter(channels.values()))).strip().lower()
+  if name not in _MODALITIES:
+    raise InputError(path, f"modality {name!r} is not known",
+                     f"one of {', '.join(sorted(_MODALITIES))}")
+  return _MODALITIES[name]

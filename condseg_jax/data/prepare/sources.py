@@ -1,0 +1,109 @@
+"""Data as a user names it, a prepared store or raw folders, to open stores."""
+
+from collections.abc import Sequence
+import hashlib
+import os
+from pathlib import Path
+
+from etils import epath
+
+from condseg_jax.data import store as store_lib
+from condseg_jax.data.prepare import camvid
+from condseg_jax.data.prepare import msd
+from condseg_jax.data.prepare import prepare as prepare_lib
+from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.errors import InputError
+
+FORMATS = {"msd": (msd.matches, msd.read_msd), "camvid": (camvid.matches, camvid.read_camvid)}
+
+
+def find(root) -> list[store_lib.Store | RawFolder]:
+  """The data under a path: itself if it is a store or a known layout, else its sub-folders.
+
+  Raises:
+    InputError: nothing usable there.
+  """
+  path = epath.Path(root)
+  if not str(root) or not path.exists():
+    raise InputError(root or "data.root", "does not exist" if str(root) else "is not set",
+                     "name a prepared store or a raw dataset, e.g. --config.data.root=DIR",
+                     usage=not str(root))
+  found = _here(path)
+  if found is not None:
+    return [found]
+  inside = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+  found = [f for f in map(_here, inside) if f is not None]
+  if not found:
+    raise InputError(root, "holds neither a prepared store nor a raw dataset",
+                     f"expected manifest.json, or a layout of {', '.join(FORMATS)}")
+  return found
+
+
+def open_stores(root, spacing: Sequence[float] | None = None, cache=None, *,
+                progress: bool = True) -> list[store_lib.Store]:
+  """Opens the stores under a path; raw folders are prepared into the cache first.
+
+  All folders get one spacing, the given one or the median over all of them, since the network
+  must not know a dataset by its spacing.
+
+  Args:
+    root: a store, a raw folder, or a folder of these.
+    spacing: target spacing along D, H, W in mm.
+    cache: folder for what is prepared here; by default in the user's cache folder.
+    progress: show progress bars.
+
+  Raises:
+    InputError: nothing usable there, or stores of different modality or spacing.
+  """
+  found = find(root)
+  raw = [f for f in found if isinstance(f, RawFolder)]
+  stores = [f for f in found if not isinstance(f, RawFolder)]
+  if raw and not spacing:
+    spacing = stores[0].spacing if stores else prepare_lib.median_spacing(raw)
+  for folder in raw:
+    key = _key(folder, spacing)
+    out = epath.Path(cache or cache_folder()) / f"{folder.root.name}-{key[:16]}"
+    finished = (out / store_lib.MANIFEST).exists()
+    stores.append(store_lib.Store.open(out) if finished else
+                  prepare_lib.prepare(folder, out, spacing, progress=progress))
+  _check_alike(stores, spacing)
+  return stores
+
+
+def cache_folder() -> Path:
+  """Where prepared data goes when nobody says where: `$XDG_CACHE_HOME` or `~/.cache`."""
+  base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(base) / "condseg_jax" / "prepared"
+
+
+def _here(path: epath.Path):
+  if (path / store_lib.MANIFEST).exists():
+    return store_lib.Store.open(path)
+  if "://" in str(path):
+    return None
+  for matches, read in FORMATS.values():
+    if matches(Path(path)):
+      return read(Path(path))
+  return None
+
+
+def _key(folder: RawFolder, spacing) -> str:
+  """Digest of all that the prepared store depends on."""
+  parts = [case.digest() for case in folder.cases]
+  parts.append(f"{prepare_lib.VERSION} {store_lib.VERSION} {folder.modality} {tuple(spacing)}")
+  return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _check_alike(stores, spacing) -> None:
+  first = stores[0]
+  wanted = tuple(spacing or first.spacing)
+  for other in stores:
+    if other.modality != first.modality:
+      raise InputError(other.root, f"modality {other.modality}, but {first.root} is "
+                       f"{first.modality}", "train one network per modality")
+    close = len(other.spacing) == len(wanted) and all(
+        abs(a - b) <= 1e-3 * b for a, b in zip(other.spacing, wanted, strict=True))
+    if not close:
+      text = ",".join(f"{s:g}" for s in wanted)
+      raise InputError(other.root, f"spacing {other.spacing} where {wanted} is wanted",
+                       f"prepare all datasets with the same --spacing={text}")

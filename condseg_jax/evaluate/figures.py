@@ -1,0 +1,242 @@
+"""Pictures of one case: the prediction beside the truth."""
+
+from collections.abc import Iterable, Sequence
+import os
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from condseg_jax.classes import UNLABELLED
+from condseg_jax.evaluate.scores import CaseScore, nan_mean
+
+_PAPER, _INK, _FAINT = "#14161a", "#f2f2f0", "#a7abb3"
+_GREY, _HATCH, _FILL = "#8b9099", "#e8e9ec", 0.38
+_PANEL_INCHES, _GAP = 4.2, 0.15
+
+
+class _View(NamedTuple):
+  """One plane through a canonical volume (axes towards S, P, L) as a reader expects it."""
+  name: str
+  axis: int  # the array axis that the plane is perpendicular to
+  top_down: bool  # whether the first remaining axis already runs down the page
+  letters: tuple[str, str, str, str]  # left, right, top, bottom
+
+
+_VIEWS = (_View("axial", 0, True, ("R", "L", "A", "P")),
+          _View("coronal", 1, False, ("R", "L", "S", "I")),
+          _View("sagittal", 2, False, ("A", "P", "S", "I")))
+
+
+class _Panel(NamedTuple):
+  """What one picture shows: plain 2-D arrays, the way up they are drawn."""
+  image: np.ndarray  # (H, W, 3), 0 to 1
+  labels: np.ndarray  # (H, W)
+  spacing: tuple[float, float]
+  letters: tuple[str, ...] = ()
+
+  @property
+  def extent(self) -> tuple[float, float, float, float]:
+    """Left, right, bottom, top in mm."""
+    (h, w), (dy, dx) = self.labels.shape, self.spacing
+    return (0.0, w * dx, h * dy, 0.0)
+
+
+def pick_median_and_worst(rows: Iterable[CaseScore]) -> tuple[str, str]:
+  """Ids of the cases with the median and with the lowest mean Dice over their classes.
+
+  Of an even number of cases the lower one of the middle pair is the median; ties go by id, so
+  that the choice does not depend on the order of the rows.
+
+  Raises:
+    ValueError: if no case has a Dice.
+  """
+  dices: dict[str, list[float]] = {}
+  for row in rows:
+    dices.setdefault(row.case, []).append(row.metrics["dice"])
+  means = {case: nan_mean(values) for case, values in dices.items()}
+  ranking = sorted((mean, case) for case, mean in means.items() if not np.isnan(mean))
+  if not ranking:
+    raise ValueError("no case has a Dice, so there is neither a median nor a worst one")
+  return ranking[(len(ranking) - 1) // 2][1], ranking[0][1]
+
+
+def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.ndarray,
+                   truth: np.ndarray, class_names: Sequence[str],
+                   colors: Sequence[Sequence[int]], spacing: Sequence[float], title: str = "", *,
+                   window: tuple[float, float] | None = None) -> None:
+  """Draw prediction and truth over the image and save the picture.
+
+  A volume is shown in an axial, a coronal and a sagittal slice (rows), prediction left and truth
+  right; an image as image, prediction and truth. Unlabelled voxels of the truth are grey, hatched.
+
+  Args:
+    path: file to write (.png, .pdf, .svg).
+    image: (D, H, W) in canonical order, (H, W) or (H, W, 3); of other channels the first is shown.
+    prediction: label map of the spatial shape: class index + 1, 0 background.
+    truth: label map of the same shape; 255 is unlabelled.
+    class_names: name per class index.
+    colors: red, green, blue per class index, 0 to 255.
+    spacing: mm per spatial axis.
+    title: one line above the pictures.
+    window: intensities drawn black and white; by default the 1st and 99.5th percentile.
+  """
+  if prediction.shape != truth.shape or image.shape[:truth.ndim] != truth.shape:
+    raise ValueError(f"image {image.shape}, prediction {prediction.shape} and truth {truth.shape} "
+                     "do not show the same grid")
+  gray_or_rgb = _displayable(image, truth.ndim, window)
+  if truth.ndim == 3:
+    panels, headings, names = _volume_panels(gray_or_rgb, prediction, truth, spacing)
+  else:
+    blank = np.zeros_like(truth)
+    panels = [[_Panel(gray_or_rgb, labels, tuple(spacing))
+               for labels in (blank, prediction, truth)]]
+    headings, names = ("image", "prediction", "truth"), ("",)
+  palette = np.concatenate([np.zeros((1, 3)), np.asarray(colors, np.float64) / 255])
+  import matplotlib
+
+  # Contours take the colour of their hatching from here alone, some of it when they are saved.
+  with matplotlib.rc_context({"hatch.color": _HATCH, "hatch.linewidth": 0.8}):
+    _save(path, _draw(panels, headings, names, class_names, palette, title))
+
+
+def _displayable(image: np.ndarray, ndim: int, window) -> np.ndarray:
+  """The image as red, green, blue between 0 and 1."""
+  if ndim == 2 and image.shape[2:] == (3,) and window is None:
+    image = image.astype(np.float32)
+    return np.clip(image / (255 if image.max() > 1 else 1), 0, 1)
+  if image.ndim > ndim:
+    image = image[..., 0]
+  image = image.astype(np.float32)
+  finite = image[np.isfinite(image)]
+  lo, hi = window or (np.percentile(finite, [1, 99.5]) if finite.size else (0, 1))
+  gray = np.clip((np.nan_to_num(image) - lo) / max(hi - lo, 1e-12), 0, 1)
+  return np.repeat(gray[..., None], 3, axis=-1)
+
+
+def _volume_panels(image, prediction, truth, spacing):
+  """Three rows of (prediction, truth) through the most telling slice of each axis."""
+  panels, names = [], []
+  for view in _VIEWS:
+    index = _telling_slice(prediction, truth, view.axis)
+    plane = tuple(s for axis, s in enumerate(spacing) if axis != view.axis)
+    def cut(array, view=view, index=index):
+      slice_2d = np.take(array, index, axis=view.axis)
+      return slice_2d if view.top_down else slice_2d[::-1]
+    panels.append([_Panel(cut(image), cut(labels), plane, view.letters)
+                   for labels in (prediction, truth)])
+    names.append(f"{view.name}  {index + 1} / {truth.shape[view.axis]}")
+  return panels, ("prediction", "truth"), names
+
+
+def _telling_slice(prediction: np.ndarray, truth: np.ndarray, axis: int) -> int:
+  """Where the structures of the truth (else the prediction) are cut largest.
+
+  Every class counts relative to its own largest cut, or a liver would hide every pancreas.
+  """
+  others = tuple(other for other in range(truth.ndim) if other != axis)
+  for labels in (np.where(truth == UNLABELLED, 0, truth), prediction):
+    areas = [np.count_nonzero(labels == value, axis=others)
+             for value in np.unique(labels) if value]
+    if areas:
+      return int(np.argmax(sum(area / area.max() for area in areas)))
+  return truth.shape[axis] // 2
+
+
+def _draw(panels, headings, names, class_names, palette, title):
+  """Lay the panels out in inches, so that every millimetre is as long in every panel."""
+  from matplotlib.figure import Figure  # heavy, and needed by the figures alone
+
+  heights_mm = [row[0].extent[2] for row in panels]
+  width_mm = max(panel.extent[1] for row in panels for panel in row)
+  scale = min(_PANEL_INCHES / width_mm, 2 * _PANEL_INCHES / max(heights_mm))
+  left = 0.45 if any(names) else _GAP
+  width = left + len(headings) * (width_mm * scale + _GAP)
+  shown = sorted({int(value) for row in panels for panel in row for value in
+                  np.unique(panel.labels)} - {0})
+  longest = max((len(_label(value, class_names)) for value in shown), default=0)
+  per_line = max(1, int((width - left) / (0.75 + 0.09 * longest)))
+  footer = _GAP + 0.27 * -(-len(shown) // per_line)
+  header = 0.85 if title else 0.42
+  height = header + sum(mm * scale + _GAP for mm in heights_mm) + footer
+  figure = Figure(figsize=(width, height), facecolor=_PAPER)
+  if title:
+    figure.text(left / width, 1 - 0.17 / height, title, color=_INK, weight="bold",
+                va="top", size=min(13, 110 * (width - left) / len(title)))
+  y = height - header
+  for row, name, height_mm in zip(panels, names, heights_mm):
+    y -= height_mm * scale
+    for column, panel in enumerate(row):
+      own = panel.extent[1]
+      x = left + column * (width_mm * scale + _GAP) + (width_mm - own) * scale / 2
+      axes = figure.add_axes((x / width, y / height, own * scale / width,
+                              height_mm * scale / height))
+      _draw_panel(axes, panel, palette)
+    figure.text(left / 2 / width, (y + height_mm * scale / 2) / height, name, color=_FAINT, size=10,
+                rotation=90, ha="center", va="center")
+    y -= _GAP
+  for column, heading in enumerate(headings):
+    x = left + column * (width_mm * scale + _GAP) + width_mm * scale / 2
+    figure.text(x / width, (height - header + 0.09) / height, heading, color=_INK, size=11,
+                ha="center")
+  _draw_legend(figure, shown, class_names, palette, per_line)
+  return figure
+
+
+def _draw_panel(axes, panel: _Panel, palette: np.ndarray) -> None:
+  from matplotlib import patheffects
+
+  drawn = panel.labels > 0
+  # Under colours a picture in grey: its own colours would mix with those of the classes.
+  image = panel.image @ np.array([0.299, 0.587, 0.114]) if drawn.any() else panel.image
+  axes.imshow(image, extent=panel.extent, cmap="gray", vmin=0, vmax=1, interpolation="bilinear",
+              aspect="auto")
+  # One voxel of background around the labels closes the contours at the border of the image.
+  labels = np.pad(panel.labels, 1)
+  (h, w), (dy, dx) = labels.shape, panel.spacing
+  grid = ((np.arange(w) - 0.5) * dx, (np.arange(h) - 0.5) * dy)
+  for value in np.unique(labels[labels > 0]):
+    mask = (labels == value).astype(np.float32)
+    if value == UNLABELLED:
+      axes.contourf(*grid, mask, [0.5, 1.5], colors=[_GREY], alpha=0.45)
+      axes.contourf(*grid, mask, [0.5, 1.5], colors="none", hatches=["////"])
+    else:
+      color = palette[value]
+      axes.contourf(*grid, mask, [0.5, 1.5], colors=[color], alpha=_FILL)
+      axes.contour(*grid, mask, [0.5], colors=[color], linewidths=1.4)
+  axes.set(xlim=panel.extent[:2], ylim=panel.extent[2:])
+  axes.axis("off")
+  outline = [patheffects.withStroke(linewidth=2, foreground="black")]
+  places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"),
+            (0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
+  for letter, (x, y, ha, va) in zip(panel.letters, places):
+    axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, color=_INK, size=10,
+              path_effects=outline)
+
+
+def _draw_legend(figure, shown, class_names, palette, per_line) -> None:
+  from matplotlib.patches import Patch
+
+  handles = [
+      Patch(facecolor=_GREY, edgecolor=_HATCH, hatch="////", label=_label(value, class_names))
+      if value == UNLABELLED else
+      Patch(facecolor=(*palette[value], 0.6), edgecolor=palette[value],
+            label=_label(value, class_names))
+      for value in shown]
+  if handles:
+    figure.legend(handles=handles, loc="lower center", ncols=min(per_line, len(handles)),
+                  frameon=False, labelcolor=_INK, fontsize=10, borderaxespad=0.4)
+
+
+def _label(value: int, class_names: Sequence[str]) -> str:
+  return "unlabelled" if value == UNLABELLED else class_names[value - 1]
+
+
+def _save(path: str | os.PathLike, figure) -> None:
+  path = pathlib.Path(path)
+  temporary = path.with_name(f".{os.getpid()}.{path.name}")
+  try:
+    figure.savefig(temporary, dpi=150, facecolor=_PAPER)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

@@ -1,0 +1,34 @@
+"""Pictures of a prediction, in canonical axes whatever the grid of the file."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.classes import label_map
+from condseg_jax.evaluate.figures import overlay_figure
+from condseg_jax.geometry import to_canonical
+from condseg_jax.geometry import Volume
+
+
+def draw_prediction(path, volume: Volume, label: Volume, table: ClassTable, title: str,
+                    truth: Mapping[str, np.ndarray] | None = None) -> None:
+  """Draws a label map over its image, and the truth beside it where there is one.
+
+  Args:
+    path: picture to write.
+    volume: the image.
+    label: label map on the same grid.
+    table: names and colours.
+    title: above the picture.
+    truth: annotated class → three-valued mask on the same grid.
+  """
+  drawn_truth = None
+  if truth is not None:
+    known = {name: mask for name, mask in truth.items() if name in table.names}
+    masks = np.stack(list(known.values()))
+    drawn_truth = label_map(masks, [table.index(name) for name in known])
+    drawn_truth = to_canonical(Volume(drawn_truth, volume.affine)).array
+  image = to_canonical(volume)
+  overlay_figure(path, image.array, to_canonical(label).array, drawn_truth, table.names,
+                 table.colors, image.spacing, title)

@@ -1,0 +1,34 @@
+"""Scores a predictor on cases, each on the classes that it annotates and no others."""
+
+from collections.abc import Iterable
+
+from condseg_jax import metrics
+from condseg_jax.evaluate.cases import LabelledCase
+from condseg_jax.evaluate.scores import CaseScore
+from condseg_jax.predictor import Predictor
+
+
+def evaluate(predictor: Predictor, cases: Iterable[LabelledCase], *,
+             tolerance_mm: float | None = None, fast: bool = False,
+             fusion: str = "argmax") -> list[CaseScore]:
+  """One row per case and class.
+
+  Classes that a case annotates and the network does not know have no row. All classes of the
+  network are decoded, so that they compete for voxels as they would in a new image.
+
+  Args:
+    predictor: the network.
+    cases: read one at a time.
+    tolerance_mm: of the surface Dice, needed unless `fast`.
+    fast: overlap only.
+    fusion: see `Predictor.predict`.
+  """
+  rows = []
+  for case in cases:
+    volume, truth = case.read()
+    prediction = predictor.predict(volume, fusion=fusion)
+    rows += [CaseScore(case.id, name,
+                       metrics.score_case(prediction.masks[name], mask, volume.spacing,
+                                          tolerance_mm, fast=fast))
+             for name, mask in truth.items() if name in prediction.masks]
+  return rows

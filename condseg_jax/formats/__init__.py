@@ -1,0 +1,1 @@
+"""Files to and from `condseg_jax.geometry.Volume`."""

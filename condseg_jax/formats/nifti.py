@@ -1,0 +1,304 @@
+"""NIfTI-1 and NIfTI-2 single files (.nii, .nii.gz) to and from `Volume`.
+
+The affine is the sform where its code is set, else the qform: the rule of nibabel and of most
+readers. A file that sets neither has no place in the world and is refused; nothing is assumed.
+Standard: https://nifti.nimh.nih.gov/nifti-1/documentation
+"""
+
+import contextlib
+import gzip
+import json
+import math
+import os
+import re
+import uuid
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import nibabel
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from condseg_jax.errors import InputError
+from condseg_jax.geometry import Geometry, Volume, check_affine, corner_distance
+
+LABEL_INTENT = 1002
+MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
+MAX_GZIP_RATIO = 1100  # deflate cannot exceed 1032:1; a header that asks for more is broken
+INTEGRAL_TOLERANCE = 1e-4  # what a float32 scl_slope costs a label value
+QFORM_TOLERANCE = 0.1  # voxels by which a qform may miss the affine at a corner
+AGAIN = "copy or download it again"
+
+
+def read_nifti(path: str | os.PathLike) -> Volume:
+  """Reads an image.
+
+  Args:
+    path: a .nii or .nii.gz file with three dimensions (trailing ones of size 1 are dropped).
+
+  Returns:
+    Volume in file axis order (x, y, z as stored), native byte order, affine in mm. Without
+    scl_slope and scl_inter the on-disk dtype is kept; with them the array is float32.
+
+  Raises:
+    InputError: missing, damaged or foreign file; 2-D or 4-D; complex or colour voxels; no
+      orientation; NaN or Inf.
+  """
+  array, geometry = _read_voxels(Path(path))
+  finite = sum(np.count_nonzero(np.isfinite(plane)) for plane in _planes(array))
+  if finite < array.size:
+    reason = f"{array.size - finite} of {array.size} voxels are NaN or Inf"
+    raise InputError(path, reason, "replace them, e.g. by the value of air")
+  return Volume(array, geometry.affine)
+
+
+def read_label(path: str | os.PathLike) -> Volume:
+  """Reads a label map: like `read_nifti`, but of the smallest unsigned dtype that holds it.
+
+  Raises:
+    InputError: as `read_nifti`; also negative values, and values that are no integers (labels
+      stored as floating-point numbers are fine while every value is integral).
+  """
+  volume = read_nifti(path)
+  array = volume.array
+  low, high = array.min(), array.max()
+  if low < -INTEGRAL_TOLERANCE or high >= 2**32:
+    value = low if low < 0 else high
+    raise InputError(path, f"label map with the value {value:g}", "number the classes from 1")
+  labels = np.empty(array.shape, np.min_scalar_type(int(round(high))), order="F")
+  for plane, out in zip(_planes(array), _planes(labels), strict=True):
+    if array.dtype.kind == "f":
+      rounded = np.rint(plane)
+      fractional = np.abs(plane - rounded) > INTEGRAL_TOLERANCE
+      if fractional.any():
+        reason = f"label map with the fractional value {plane[fractional][0]:g}"
+        raise InputError(path, reason, "threshold it, or resample with nearest neighbour")
+      plane = rounded
+    out[...] = plane
+  return Volume(labels, volume.affine)
+
+
+def read_geometry(path: str | os.PathLike) -> Geometry:
+  """Shape and affine of a NIfTI file from its header alone; no voxel is read.
+
+  Raises:
+    InputError: as `read_nifti`, as far as the header tells.
+  """
+  with _opened(Path(path)) as (image, _):
+    return _checked_geometry(Path(path), image.header)
+
+
+def read_names(path: str | os.PathLike) -> dict[str, int]:
+  """Class names and values that `write_nifti` stored in a label file; {} where there are none."""
+  with _opened(Path(path)) as (image, _):
+    extensions = list(image.header.extensions)
+  for extension in extensions:
+    if extension.get_code() == 6:
+      with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        content = json.loads(extension.get_content())
+        return {str(name): int(value) for name, value in content["labels"].items()}
+  return {}
+
+
+def write_nifti(
+  path: str | os.PathLike,
+  volume: Volume,
+  *,
+  label: bool = False,
+  names: Mapping[str, int] | Sequence[str] | None = None,
+  code: int = 1,
+) -> None:
+  """Writes a 3-D volume in the axis order it has; the file appears whole or not at all.
+
+  sform and qform both hold the affine; one that a quaternion cannot express (a shear, and some
+  half-turns for want of digits) goes to the sform alone. Voxels are written as they are, without
+  scaling; bool becomes uint8, 64-bit integers int32, other floating-point types float32.
+
+  Args:
+    path: ends in .nii or .nii.gz; the folder exists; an old file is replaced.
+    volume: three spatial axes, no channel axis.
+    label: write a label map: intent code 1002, uint8 (uint16 for values past 255).
+    names: value of each class, or the names of the classes 1, 2, ...; stored in a comment
+      extension of the header as JSON, {"labels": {name: value}}.
+    code: sform and qform code; 1 is scanner space.
+
+  Raises:
+    InputError: a volume that NIfTI or a label map cannot hold; a path that cannot be written.
+  """
+  path = Path(path)
+  suffix = _suffix(path)
+  if volume.ndim != 3 or volume.array.ndim != 3:
+    reason = f"NIfTI holds one value per voxel of a 3-D grid, not shape {volume.array.shape}"
+    raise InputError(path, reason, "write 2-D images as PNG and channels as separate files")
+  array = _label_array(path, volume.array) if label else _image_array(path, volume.array)
+  kind = nibabel.Nifti1Image if max(array.shape) < 2**15 else nibabel.Nifti2Image
+  image = kind(array, volume.affine, dtype=array.dtype)
+  _set_orientation(image, volume, code)
+  image.header.set_xyzt_units("mm")
+  if label:
+    image.header.set_intent(LABEL_INTENT)
+  if names is not None:
+    values = names if isinstance(names, Mapping) else {n: i for i, n in enumerate(names, 1)}
+    text = json.dumps({"labels": {str(name): int(value) for name, value in values.items()}})
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", text.encode()))
+  # The ending stays, because nibabel compresses by it.
+  temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
+  try:
+    nibabel.save(image, temporary)
+    os.replace(temporary, path)
+  except OSError as error:
+    reason = f"cannot be written: {error.strerror or error}"
+    raise InputError(path, reason, "choose an existing folder with free space") from error
+  finally:
+    with contextlib.suppress(OSError):
+      temporary.unlink()
+
+
+def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
+  with _opened(path) as (image, stream):
+    header = image.header
+    geometry = _checked_geometry(path, header)
+    dtype = header.get_data_dtype()
+    if dtype.kind not in "iuf":
+      name = nibabel.nifti1.data_type_codes.label[int(header["datatype"])]
+      cure = "convert it to one number per voxel, e.g. magnitude or grey value"
+      raise InputError(path, f"voxels of type {name}", cure)
+    ratio = MAX_GZIP_RATIO if isinstance(stream, gzip.GzipFile) else 1
+    if math.prod(geometry.shape) * dtype.itemsize > path.stat().st_size * ratio:
+      raise EOFError  # before memory is asked for
+    raw = image.dataobj.get_unscaled().reshape(geometry.shape, order="F")
+    while stream.read(2**20):  # only at its end does gzip compare the checksum
+      pass
+    # The header has forgotten them: nibabel hands the scaling over to the array.
+    slope, inter = image.dataobj.slope, image.dataobj.inter
+  if (slope, inter) == (1.0, 0.0):
+    native = dtype.newbyteorder("=") if dtype.itemsize <= 8 else np.dtype(np.float64)
+    return raw.astype(native, copy=False), geometry
+  scaled = np.empty(raw.shape, np.float32, order="F")
+  with np.errstate(over="ignore"):  # the count of Inf tells
+    for plane, out in zip(_planes(raw), _planes(scaled), strict=True):
+      out[...] = plane * np.float64(slope) + inter
+  return scaled, geometry
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple]:
+  """Yields (image, stream) of an open file and says what is wrong in one way."""
+  if not path.exists():
+    raise InputError(path, "does not exist", "check the path")
+  if path.is_dir():
+    raise InputError(path, "is a folder", "name the .nii or .nii.gz file in it")
+  compressed = _suffix(path).lower() == ".nii.gz"
+  try:
+    with path.open("rb") as file:
+      start = file.read(2)
+    if not start:
+      raise InputError(path, "is empty (0 bytes)", AGAIN)
+    if compressed != (start == b"\x1f\x8b"):
+      told = "is not gzip-compressed" if compressed else "is gzip-compressed"
+      right = path.name[:-3] if compressed else path.name + ".gz"
+      raise InputError(path, f"{told} despite its name", f"name it {right}, if it is NIfTI")
+    with gzip.open(path) if compressed else path.open("rb") as stream:
+      kind = _image_class(path, stream)
+      stream.seek(0)
+      yield kind.from_file_map(kind.make_file_map({"image": stream}), mmap=False), stream
+  except InputError:
+    raise
+  except (zlib.error, gzip.BadGzipFile) as error:
+    raise InputError(path, f"gzip data is damaged ({error})", AGAIN) from error
+  except (HeaderDataError, WrapStructError, ValueError, KeyError) as error:
+    raise InputError(path, f"header is broken: {error}", AGAIN) from error
+  except (EOFError, OSError) as error:
+    if getattr(error, "errno", None) is None:  # nibabel got fewer bytes than the header says
+      raise InputError(path, "is truncated", AGAIN) from error
+    raise InputError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
+
+
+def _image_class(path: Path, stream) -> type:
+  """NIfTI-1 or NIfTI-2 by magic, after the checks that nibabel's repair of headers would hide."""
+  head = stream.read(540)
+  if head[344:348] in (b"n+1\0", b"n+1 "):
+    kind = nibabel.Nifti1Image
+  elif head[4:8] == b"n+2\0":
+    kind = nibabel.Nifti2Image
+  elif head[344:347] == b"ni1":
+    raise InputError(path, "is one half of a NIfTI pair (.hdr and .img)", "convert it to .nii")
+  else:
+    raise InputError(path, "is not a NIfTI file", "convert it, e.g. with dcm2niix or SimpleITK")
+  stream.seek(0)
+  header = kind.header_class.from_fileobj(stream, check=False)
+  if header["sform_code"] == 0 and header["qform_code"] == 0:
+    reason = "sform_code and qform_code are 0: the file does not say where its voxels lie"
+    raise InputError(path, reason, "set the affine, or convert the original again")
+  pixdim = header["pixdim"][1:4]
+  if header["sform_code"] == 0 and not np.all((pixdim > 0) & np.isfinite(pixdim)):
+    raise InputError(path, f"spacing {pixdim.tolist()} mm", "set pixdim to the voxel size")
+  return kind
+
+
+def _checked_geometry(path: Path, header) -> Geometry:
+  shape = header.get_data_shape()
+  while len(shape) > 3 and shape[-1] == 1:
+    shape = shape[:-1]
+  if len(shape) > 3:
+    count = math.prod(shape[3:])
+    cure = "split it first and name one volume, e.g. with fslsplit or nibabel.four_to_three"
+    raise InputError(path, f"{len(shape)}-D, {count} volumes of shape {shape[:3]}", cure)
+  if len(shape) < 3:
+    cure = "store a slice as (x, y, 1) with its affine, a plain picture as PNG"
+    raise InputError(path, f"{len(shape)}-D, shape {shape}", cure)
+  if min(shape) < 1:
+    raise InputError(path, f"no voxels: shape {shape}", AGAIN)
+  affine = header.get_best_affine()
+  check_affine(affine, path)
+  affine[:3] *= MM_PER_UNIT[header.get_xyzt_units()[0]]
+  return Geometry(shape, affine)
+
+
+def _set_orientation(image, volume: Volume, code: int) -> None:
+  image.header.set_sform(volume.affine, code)
+  image.header.set_qform(volume.affine, code)
+  stored = Geometry(volume.array.shape, image.header.get_qform())
+  if corner_distance(stored, volume.geometry) > QFORM_TOLERANCE * min(volume.spacing):
+    image.header["qform_code"] = 0
+
+
+def _label_array(path: Path, array: np.ndarray) -> np.ndarray:
+  array = np.asarray(array)
+  if array.dtype.kind not in "biu":
+    raise InputError(path, f"a label map of type {array.dtype}", "convert it to integers")
+  low, high = array.min(), array.max()
+  if low < 0 or high >= 2**16:
+    raise InputError(path, f"labels from {low} to {high}", "use the values 0 to 65535")
+  return array.astype(np.uint8 if high < 2**8 else np.uint16, copy=False)
+
+
+def _image_array(path: Path, array: np.ndarray) -> np.ndarray:
+  array = np.asarray(array)
+  kind, size = array.dtype.kind, array.dtype.itemsize
+  if kind == "b":
+    return array.astype(np.uint8)
+  if kind in "iu" and size == 8:
+    low, high = array.min(), array.max()
+    if low < -(2**31) or high >= 2**31:
+      raise InputError(path, f"integers from {low} to {high}", "use values of at most 32 bits")
+    return array.astype(np.int32)
+  if kind in "iu" or array.dtype in (np.float32, np.float64):
+    return array
+  if kind == "f" or array.dtype.name == "bfloat16":
+    return array.astype(np.float32)
+  raise InputError(path, f"voxels of type {array.dtype}", "convert them to numbers")
+
+
+def _planes(array: np.ndarray) -> Iterator[np.ndarray]:
+  """The slices of the last axis, contiguous as NIfTI stores them: bounds the working memory."""
+  return (array[..., index] for index in range(array.shape[-1]))
+
+
+def _suffix(path: Path) -> str:
+  match = re.search(r"\.nii(\.gz)?$", path.name, re.IGNORECASE)
+  if not match:
+    raise InputError(path, "is not named .nii or .nii.gz", "convert or rename it")
+  return match.group()

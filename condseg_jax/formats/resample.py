@@ -1,0 +1,198 @@
+"""Resampling to another spacing, and back, without moving or cropping the field of view.
+
+Voxel *faces* coincide before and after (scipy's `grid_mode=True`): with n input and m output voxels
+along an axis, output centre i lies at the input index x_i = (i + 1/2) n / m - 1/2. Outside of
+[0, n - 1] the border voxels are repeated. Interpolation is separable, so each axis
+that changes is one pass, for any number of axes; channels ride along as trailing axes.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from condseg_jax.geometry import Volume
+
+SAME_SPACING = 1e-3  # relative difference below which resampling would only blur
+SPLINE_PAD = 12  # edge voxels repeated before the cubic prefilter, whose memory is 0.27 per voxel
+
+AxisTaps = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def resample_image(volume: Volume, spacing: tuple[float, ...], order: int = 1) -> Volume:
+  """Resamples an image.
+
+  Args:
+    volume: n = 2 or 3 spatial axes, channels last if any.
+    spacing: wanted distance between voxel centres, in mm, per array axis.
+    order: 1 linear, 3 cubic B-spline (which may overshoot at edges).
+
+  Returns:
+    A float32 volume of shape max(1, round(extent / spacing)) whose affine makes the outer faces
+    coincide exactly; its spacing is therefore extent / shape, within half a voxel in all of the
+    one asked for. Axes within 0.1 % of the wanted spacing are left alone.
+
+  Raises:
+    ValueError: spacing of the wrong length or not positive; another order.
+  """
+  shape = resampled_shape(volume, spacing)
+  array = _interpolate(volume.array, shape, order)
+  return Volume(array, _resampled_affine(volume, shape))
+
+
+def resample_labels(volume: Volume, spacing: tuple[float, ...]) -> Volume:
+  """Resamples a label map or a three-valued mask; every output value is one of the input.
+
+  Each voxel takes the value with the largest linear weight (linear interpolation of the one-hot
+  map, then argmax). Unlike nearest neighbour this does not shift structures when halving a
+  resolution. Ties go to the larger value: foreground before background, unlabelled (255) before
+  either.
+
+  Args:
+    volume: non-negative integers or bool below 65536, no channel axis.
+    spacing: as in `resample_image`; so are the new shape and affine.
+
+  Raises:
+    ValueError: spacing of the wrong length or not positive; floats, negative or larger values.
+  """
+  shape = resampled_shape(volume, spacing)
+  return Volume(_majority(volume.array, shape), _resampled_affine(volume, shape))
+
+
+def resample_to(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+  """Resamples an array to a given shape over the same field of view: the way back.
+
+  Args:
+    array: len(shape) spatial axes, then channels if any (none for labels).
+    shape: the wanted spatial shape.
+    order: 0 for labels (as `resample_labels`), 1 linear, 3 cubic.
+
+  Returns:
+    Labels in the dtype they had, else float32.
+  """
+  shape = tuple(int(size) for size in shape)
+  if min(shape) < 1 or array.ndim < len(shape):
+    raise ValueError(f"cannot resample an array of shape {array.shape} to {shape}")
+  return _majority(array, shape) if order == 0 else _interpolate(array, shape, order)
+
+
+def resampled_shape(volume: Volume, spacing: tuple[float, ...]) -> tuple[int, ...]:
+  """Spatial shape that `resample_image` and `resample_labels` give at a spacing in mm."""
+  if len(spacing) != volume.ndim or not all(np.isfinite(s) and s > 0 for s in spacing):
+    raise ValueError(f"spacing {spacing} for {volume.ndim} axes; give one positive mm value each")
+  shape = []
+  for size, old, new in zip(volume.geometry.shape, volume.spacing, spacing, strict=True):
+    same = abs(new / old - 1.0) <= SAME_SPACING
+    shape.append(size if same else max(1, int(np.floor(size * old / new + 0.5))))
+  return tuple(shape)
+
+
+def linear_taps(size_in: int, size_out: int) -> AxisTaps:
+  """Linear interpolation along one axis, as out[i] = in[low[i]] + w[i] (in[high[i]] - in[low[i]]).
+
+  Returns:
+    low, high: (size_out,) input indices, both ascending; w: (size_out,) float32 in [0, 1).
+  """
+  position = np.clip(_positions(size_in, size_out), 0.0, size_in - 1.0)
+  low = np.floor(position).astype(np.intp)
+  return low, np.minimum(low + 1, size_in - 1), (position - low).astype(np.float32)
+
+
+def _positions(size_in: int, size_out: int) -> np.ndarray:
+  return (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
+
+
+def _resampled_affine(volume: Volume, shape: tuple[int, ...]) -> np.ndarray:
+  if shape == volume.geometry.shape:
+    return volume.affine
+  affine = volume.affine.copy()
+  affine[:-1, :-1] *= np.array(volume.geometry.shape) / np.array(shape)
+  # The face at index -1/2 stays: A'(-1/2) = A(-1/2).
+  affine[:-1, -1] += 0.5 * (affine - volume.affine)[:-1, :-1].sum(axis=1)
+  return affine
+
+
+def _interpolate(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+  if order not in (1, 3):
+    raise ValueError(f"order {order}; choose 1 (linear) or 3 (cubic)")
+  array = np.ascontiguousarray(array, dtype=np.float32)
+  for axis in _axes_by_growth(array.shape, shape):
+    if order == 1:
+      array = _linear_pass(array, axis, linear_taps(array.shape[axis], shape[axis]))
+    else:
+      array = _cubic_pass(array, axis, shape[axis])
+  return array
+
+
+def _axes_by_growth(old: tuple[int, ...], new: tuple[int, ...]) -> list[int]:
+  """Axes that change, shrinking ones first so that later passes see fewer voxels."""
+  changing = (axis for axis, size in enumerate(new) if size != old[axis])
+  return sorted(changing, key=lambda axis: new[axis] / old[axis])
+
+
+def _linear_pass(array: np.ndarray, axis: int, taps: AxisTaps) -> np.ndarray:
+  low, high, weight = taps
+  # "clip" only spares numpy a bounds check per element; every index is inside.
+  out = np.take(array, low, axis, mode="clip")
+  step = np.take(array, high, axis, mode="clip")
+  step -= out  # in this form constants stay exact
+  step *= weight.reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+  out += step
+  return out
+
+
+def _cubic_pass(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+  """Cubic B-spline along one axis: prefilter, then four taps. Equals scipy.ndimage.zoom."""
+  pad = [(SPLINE_PAD if a == axis else 0,) * 2 for a in range(array.ndim)]
+  coefficients = np.pad(array, pad, mode="edge")
+  ndimage.spline_filter1d(coefficients, 3, axis, output=coefficients, mode="mirror")
+  position = _positions(array.shape[axis], size)
+  low = np.floor(position).astype(np.intp)
+  t = position - low
+  taps = ((1 - t) ** 3 / 6, 2 / 3 - t**2 + t**3 / 2, 1 / 6 + (t + t**2 - t**3) / 2, t**3 / 6)
+  out = None
+  for offset, weight in enumerate(taps):
+    column = weight.astype(np.float32).reshape([-1 if a == axis else 1 for a in range(array.ndim)])
+    term = np.take(coefficients, low + (SPLINE_PAD - 1 + offset), axis, mode="clip")
+    term *= column
+    out = term if out is None else np.add(out, term, out=out)
+  return out
+
+
+def _majority(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Argmax over values of the linearly interpolated indicator, each inside its own box."""
+  array = np.asarray(array)
+  if array.ndim != len(shape) or array.dtype.kind not in "biu":
+    raise ValueError(f"labels of shape {array.shape}, {array.dtype}: need {len(shape)}-D integers")
+  if array.shape == shape:
+    return array
+  if array.min() < 0 or array.max() > 65535:
+    raise ValueError(f"labels from {array.min()} to {array.max()}; allowed are 0 to 65535")
+  labels = np.ascontiguousarray(array, dtype=np.uint16 if array.max() > 255 else np.uint8)
+  boxes = [(value, box) for value, box in enumerate(ndimage.find_objects(labels), 1) if box]
+  if not labels.all():
+    boxes.insert(0, (0, tuple(slice(0, size) for size in array.shape)))
+  taps = [linear_taps(*sizes) for sizes in zip(array.shape, shape, strict=True)]
+  out = np.zeros(shape, array.dtype)
+  best = np.zeros(shape, np.float32)
+  for value, box in boxes:  # ascending, so that >= gives ties to the larger value
+    cropped = [_cropped_taps(*pair) for pair in zip(taps, box, strict=True)]
+    if any(target.start >= target.stop for _, target, _ in cropped):
+      continue  # a thin structure between two output centres
+    score = (labels[tuple(source for source, _, _ in cropped)] == value).astype(np.float32)
+    target = tuple(target for _, target, _ in cropped)
+    for axis in _axes_by_growth(array.shape, shape):
+      score = _linear_pass(score, axis, cropped[axis][2])
+    wins = score >= best[target]
+    best[target][wins] = score[wins]
+    out[target][wins] = value
+  return out
+
+
+def _cropped_taps(taps: AxisTaps, box: slice) -> tuple[slice, slice, AxisTaps]:
+  """Input range, output range and taps that a structure inside `box` needs along one axis."""
+  low, high, weight = taps
+  first = int(np.searchsorted(high, box.start, "left"))
+  last = int(np.searchsorted(low, box.stop, "left"))
+  low, high = low[first:last], high[first:last]
+  source = slice(low[0], high[-1] + 1) if first < last else slice(0, 0)
+  start = source.start
+  return source, slice(first, last), (low - start, high - start, weight[first:last])

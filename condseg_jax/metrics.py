@@ -1,0 +1,236 @@
+"""Overlap, surface distance and size of one class in one case, 2-D or 3-D.
+
+A prediction is boolean; a truth is three-valued (0 negative, 1 positive, 255 unlabelled). Every
+function below works on the labelled voxels alone: whatever is predicted where nobody annotated
+counts neither for nor against.
+
+The absent-class rule, in force for every score (`absent_rule` is its only implementation):
+
+* prediction and truth both empty: there is nothing to score, the case is left out (nan);
+* exactly one of them empty: Dice, IoU and surface Dice are 0; HD95 has no value (nan, never 0);
+* if the truth is the empty one, the volume predicted all the same is `false_positive_ml`, which is
+  0 for a rightly empty prediction and nan in cases where the structure exists.
+
+A mean over cases leaves nan out and states the n that remains; a mean over classes leaves out a
+class with n = 0. A case without one labelled voxel measures nothing: all its values are nan.
+
+Surfaces are the voxels of a structure that have a face neighbour which is labelled and outside the
+structure, or which lies beyond the array: a structure cut by the border has a surface there. An
+unlabelled neighbour makes no surface, because nobody knows on which side of it the voxel lies. A
+structure that is non-empty but walled in by unlabelled voxels has no surface: its surface scores
+are nan. An axis of length one has no extent and so no surface across it, which makes a 3-D volume
+of a single slice agree with the 2-D image.
+
+Sizes are millilitres in 3-D and pixel counts in 2-D, and the keys of `score_case` say which.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage, spatial
+
+from condseg_jax.classes import NEGATIVE, POSITIVE, UNLABELLED
+
+MM3_PER_ML = 1000.0
+# Distances are sums of rounded products: 3 voxels of 0.1 mm must lie within a tolerance of 0.3 mm.
+_RELATIVE_ROUNDING = 1e-9
+_OVERLAP_KEYS = ("dice", "iou")
+_SURFACE_KEYS = ("hd95", "surface_dice")
+
+
+def absent_rule(n_prediction: int, n_truth: int) -> dict[str, float] | None:
+  """The absent-class rule of the module docstring.
+
+  Args:
+    n_prediction: labelled voxels predicted as the class.
+    n_truth: voxels of the class.
+
+  Returns:
+    The scores (keys dice, iou, hd95, surface_dice) if a structure is absent; None if both are
+    present and the scores have to be measured.
+  """
+  if n_prediction and n_truth:
+    return None
+  overlap = 0.0 if n_prediction or n_truth else np.nan
+  return {"dice": overlap, "iou": overlap, "surface_dice": overlap, "hd95": np.nan}
+
+
+def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
+  """Dice coefficient 2|P ∩ T| / (|P| + |T|) over the labelled voxels; see `score_case`."""
+  return _overlap(*_counts(*_checked(prediction, truth))[:3])["dice"]
+
+
+def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
+  """Intersection over union |P ∩ T| / |P ∪ T| over the labelled voxels; see `score_case`."""
+  return _overlap(*_counts(*_checked(prediction, truth))[:3])["iou"]
+
+
+def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
+  """95th percentile Hausdorff distance: the larger of the two directed 95th percentiles.
+
+  Args:
+    prediction: boolean, 2-D or 3-D.
+    truth: three-valued, of the same shape.
+    spacing: one value per axis, in mm. There is no default: a distance needs a spacing.
+
+  Returns:
+    Distance in the unit of `spacing` (mm; pixels for an image that has no physical size), nan if
+    it has no value.
+  """
+  prediction, truth = _checked(prediction, truth)
+  return _surface_scores(prediction, truth, _checked_spacing(spacing, truth.ndim), 0.0)["hd95"]
+
+
+def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
+                 tolerance_mm: float) -> float:
+  """Share of both surfaces that lies within a tolerance of the other (Nikolov et al. 2018).
+
+  (|{p ∈ S_P : d(p, S_T) ≤ τ}| + |{t ∈ S_T : d(t, S_P) ≤ τ}|) / (|S_P| + |S_T|)
+
+  Here a surface is a set of boundary voxels, all of the same weight; Nikolov et al. 2018
+  (arXiv:1809.04430) weigh surface elements by their area, so the numbers differ a little.
+
+  Args:
+    prediction: boolean, 2-D or 3-D.
+    truth: three-valued, of the same shape.
+    spacing: one value per axis, in mm.
+    tolerance_mm: τ, in the unit of `spacing`.
+  """
+  prediction, truth = _checked(prediction, truth)
+  spacing = _checked_spacing(spacing, truth.ndim)
+  return _surface_scores(prediction, truth, spacing, tolerance_mm)["surface_dice"]
+
+
+def size_unit(ndim: int) -> str:
+  """'ml' for 3-D (volumes), 'px' for 2-D (areas, counted in pixels whatever the spacing)."""
+  if ndim not in (2, 3):
+    raise ValueError(f"expected a 2-D or 3-D mask, got {ndim}-D")
+  return "ml" if ndim == 3 else "px"
+
+
+def size(n_voxels: int, spacing: Sequence[float]) -> float:
+  """Size of `n_voxels` voxels: ml in 3-D (spacing in mm), pixels in 2-D; see `size_unit`."""
+  if size_unit(len(spacing)) == "px":
+    return float(n_voxels)
+  return float(n_voxels * np.prod(np.asarray(spacing, np.float64)) / MM3_PER_ML)
+
+
+def score_case(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
+               tolerance_mm: float | None = None, *, fast: bool = False) -> dict[str, float]:
+  """All scores of one class in one case; the module docstring holds the rules.
+
+  Args:
+    prediction: boolean, (D, H, W) or (H, W).
+    truth: of the same shape, 0 negative, 1 positive, 255 unlabelled.
+    spacing: one value per axis, in mm.
+    tolerance_mm: tolerance of the surface Dice, in the unit of `spacing`; needed unless `fast`.
+    fast: leave the surface scores out (their keys too), for evaluation during training.
+
+  Returns:
+    dice, iou; hd95 (unit of `spacing`) and surface_dice unless `fast`; tp, fp, fn and n_unlabelled
+    (voxels). In 3-D volume_ml, truth_volume_ml (both of labelled voxels), volume_error_ml
+    (prediction - truth), volume_error_relative (the same over the truth), false_positive_ml;
+    in 2-D area_px, truth_area_px, area_error_px, area_error_relative, false_positive_px.
+
+  Raises:
+    ValueError: for arrays or a spacing that do not fit each other, or values out of range.
+  """
+  prediction, truth = _checked(prediction, truth)
+  spacing = _checked_spacing(spacing, truth.ndim)
+  tp, fp, fn, n_unlabelled = _counts(prediction, truth)
+  measured = n_unlabelled < truth.size
+  scores = _overlap(tp, fp, fn)
+  if not fast:
+    if tolerance_mm is None:
+      raise ValueError("the surface Dice needs a tolerance_mm (or ask for fast scores)")
+    scores |= _surface_scores(prediction, truth, spacing, tolerance_mm)
+  unit, what = size_unit(truth.ndim), "volume" if truth.ndim == 3 else "area"
+  predicted, true = size(tp + fp, spacing), size(tp + fn, spacing)
+  any_voxel = tp + fp + fn > 0
+  return scores | {
+      f"{what}_{unit}": predicted if measured else np.nan,
+      f"truth_{what}_{unit}": true if measured else np.nan,
+      f"{what}_error_{unit}": predicted - true if any_voxel else np.nan,
+      f"{what}_error_relative": (predicted - true) / true if true else np.nan,
+      f"false_positive_{unit}": predicted if measured and not true else np.nan,
+      "tp": float(tp), "fp": float(fp), "fn": float(fn), "n_unlabelled": float(n_unlabelled),
+  }
+
+
+def _counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int, int, int]:
+  """True positives, false positives, false negatives and unlabelled voxels."""
+  n_positive = np.count_nonzero(truth == POSITIVE)
+  tp = np.count_nonzero(prediction & (truth == POSITIVE))
+  fp = np.count_nonzero(prediction & (truth == NEGATIVE))
+  return tp, fp, n_positive - tp, np.count_nonzero(truth == UNLABELLED)
+
+
+def _overlap(tp: int, fp: int, fn: int) -> dict[str, float]:
+  absent = absent_rule(tp + fp, tp + fn)
+  if absent is not None:
+    return {key: absent[key] for key in _OVERLAP_KEYS}
+  return {"dice": 2.0 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn)}
+
+
+def _surface_scores(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray,
+                    tolerance_mm: float) -> dict[str, float]:
+  if not tolerance_mm >= 0:
+    raise ValueError(f"a tolerance is a distance of 0 or more, got {tolerance_mm}")
+  labelled, true = truth != UNLABELLED, truth == POSITIVE
+  predicted = prediction & labelled
+  absent = absent_rule(np.count_nonzero(predicted), np.count_nonzero(true))
+  if absent is not None:
+    return {key: absent[key] for key in _SURFACE_KEYS}
+  box = _bounding_box(predicted | true)
+  surfaces_mm = [np.argwhere(_surface(mask[box], labelled[box])) * spacing
+                 for mask in (predicted, true)]
+  if not all(map(len, surfaces_mm)):
+    return dict.fromkeys(_SURFACE_KEYS, np.nan)
+  # Nearest neighbours among surface voxels, not a distance transform of the volume: the same
+  # numbers, and a single false voxel far away does not make the work grow to the whole scan.
+  trees = [spatial.KDTree(points, balanced_tree=False, compact_nodes=False)
+           for points in surfaces_mm]
+  distances = [trees[1].query(surfaces_mm[0])[0], trees[0].query(surfaces_mm[1])[0]]
+  limit = tolerance_mm * (1 + _RELATIVE_ROUNDING)
+  within = sum(np.count_nonzero(d <= limit) for d in distances)
+  return {"hd95": float(max(np.percentile(d, 95) for d in distances)),
+          "surface_dice": within / sum(map(len, distances))}
+
+
+def _surface(mask: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+  """Voxels of `mask` beside a labelled voxel outside it, or at the end of an axis."""
+  outside = labelled & ~mask
+  beside = np.zeros_like(mask)
+  axes = [axis for axis in range(mask.ndim) if mask.shape[axis] > 1] or range(mask.ndim)
+  for axis in axes:
+    near, out = np.moveaxis(beside, axis, 0), np.moveaxis(outside, axis, 0)
+    near[1:] |= out[:-1]
+    near[:-1] |= out[1:]
+    near[[0, -1]] = True
+  return mask & beside
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+  """Box around a non-empty mask, one voxel wider so that only the array's end cuts a structure."""
+  (box,) = ndimage.find_objects(mask.astype(np.uint8))
+  return tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
+
+
+def _checked(prediction, truth) -> tuple[np.ndarray, np.ndarray]:
+  prediction, truth = np.asarray(prediction), np.asarray(truth)
+  size_unit(truth.ndim)
+  if prediction.dtype != bool:
+    raise ValueError(f"a prediction is boolean, got {prediction.dtype}: threshold it first")
+  if prediction.shape != truth.shape:
+    raise ValueError(f"prediction {prediction.shape} and truth {truth.shape} differ in shape")
+  known = sum(np.count_nonzero(truth == value) for value in (NEGATIVE, POSITIVE, UNLABELLED))
+  if known != truth.size:
+    raise ValueError(f"a truth holds 0, 1 and 255 (unlabelled); {truth.size - known} voxels differ")
+  return prediction, truth
+
+
+def _checked_spacing(spacing: Sequence[float], ndim: int) -> np.ndarray:
+  spacing = np.asarray(spacing, np.float64)
+  if spacing.shape != (ndim,) or not (np.isfinite(spacing) & (spacing > 0)).all():
+    raise ValueError(f"expected {ndim} positive spacings in mm, got {spacing.tolist()}")
+  return spacing

@@ -1,0 +1,246 @@
+"""The class-conditional dense U-Net (after Dmitriev & Kaufman, CVPR 2019), 2-D and 3-D.
+
+    image ─ stem ─ block 0 ──────────── skip ───────────── block 0 ─ head ─ logits of the class
+                      └ pool ─ block 1 ─ skip ─ block 1 ─ up ┘
+                                  └ pool ─ block 2 ─ up ┘        (decoder: told the class)
+
+A block is densely connected (Huang et al., CVPR 2017): every layer sees the block's input and all
+earlier layers; a 1×1×1 layer then joins them into `channels · (level + 1)` features, proportional to
+depth as in the paper. The paper leaves the layers per block, the growth, the normalisation and the
+activation open; the defaults are ours.
+
+`encode` holds all that is computed once per image, `decode` what is computed once per class.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from condseg_jax.models import conditioning
+from condseg_jax.models import layers
+
+
+class Features(NamedTuple):
+  """What `decode` needs of an image.
+
+  Attributes:
+    x: features at the coarsest level that is still to be decoded, [B, *shape, C].
+    skips: the encoder's output of every finer level, finest first.
+  """
+
+  x: jax.Array
+  skips: tuple[jax.Array, ...]
+
+
+class Layer(nn.Module):
+  """Convolution, normalisation, condition, activation."""
+
+  features: int
+  window: tuple[int, ...]
+  norm: str
+  activation: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, shared: jax.Array | None = None,
+               vector_BE: jax.Array | None = None) -> jax.Array:
+    condition_size = 0 if vector_BE is None else vector_BE.shape[-1]
+    y = layers.Conv(self.features, self.window, condition_size, use_bias=self.norm == "none",
+                    dtype=self.dtype, name="conv")(x, shared)
+    y = layers.Norm(self.norm, self.dtype, name="norm")(y)
+    if vector_BE is not None:
+      channels = x.shape[-1] + (0 if shared is None else shared.shape[-1])
+      summand = conditioning.ConstantChannels(self.features, self.window, channels,
+                                              name="condition")(vector_BE, y.shape[1:-1])
+      y = y + summand.astype(y.dtype)
+    return layers.ACTIVATIONS[self.activation](y)
+
+
+class DenseBlock(nn.Module):
+  """`depth` densely connected layers of `growth` channels, joined into `features` channels."""
+
+  depth: int
+  growth: int
+  features: int
+  ndim: int
+  norm: str
+  activation: str
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x: jax.Array, shared: jax.Array | None = None,
+               vector_BE: jax.Array | None = None) -> jax.Array:
+    style = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
+    for i in range(self.depth):
+      y = Layer(self.growth, (3,) * self.ndim, **style, name=f"layer_{i}")(x, shared, vector_BE)
+      x = jnp.concatenate([x, y], axis=-1)
+    return Layer(self.features, (1,) * self.ndim, **style, name="join")(x, shared, vector_BE)
+
+
+class DenseUNet(nn.Module):
+  """The network.
+
+  Attributes:
+    codes: code of every class, in the order of their ids.
+    strides: pooling per level, finest first, one tuple of one stride per axis for each of the
+      levels - 1 poolings; its inner length makes the network 2-D or 3-D.
+    depth: layers in the block of every level, finest first.
+    channels: features of the finest level; level l has (l + 1) times as many.
+    growth: channels of a dense layer at the finest level; at level l (l + 1) times as many.
+    norm: group | instance | none.
+    activation: a name in `layers.ACTIVATIONS`.
+    position: where the condition enters: `none`, `input` (cond-2nd: beside the image), `encoder`
+      (cond-enc: into every block below the finest, after its skip has left), `decoder` (cond-dec:
+      into every decoder block, beside the skip).
+    mechanism: `hash` or `embedding`.
+    embedding_size: length of a learned class vector.
+    from_level: coarsest decoder level that sees the class; None for all of them. Coarser ones are
+      shared by all classes and computed in `encode`.
+    dtype: of the computation; parameters, normalisation statistics, class codes and logits are
+      float32.
+  """
+
+  codes: tuple[float, ...]
+  strides: Sequence[Sequence[int]]
+  depth: Sequence[int]
+  channels: int = 16
+  growth: int = 16
+  norm: str = "group"
+  activation: str = "leaky_relu"
+  position: str = "decoder"
+  mechanism: str = "hash"
+  embedding_size: int = 8
+  from_level: int | None = None
+  dtype: jnp.dtype = jnp.float32
+
+  def check(self) -> None:
+    """Raises ValueError for settings that make no network."""
+    if len(self.depth) < 2 or len(self.strides) != len(self.depth) - 1:
+      raise ValueError(f"depth has {len(self.depth)} levels and strides {len(self.strides)}; there "
+                       "must be two levels or more, and one stride less than levels")
+    if {len(level) for level in self.strides} not in ({2}, {3}):
+      raise ValueError(f"strides {self.strides}: each has 2 axes, or each has 3")
+    for value, name, known in ((self.position, "position", conditioning.POSITIONS),
+                               (self.mechanism, "mechanism", conditioning.MECHANISMS),
+                               (self.norm, "norm", layers.NORMS),
+                               (self.activation, "activation", tuple(layers.ACTIVATIONS))):
+      if value not in known:
+        raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+
+  def setup(self):
+    self.check()
+    levels = len(self.depth)
+    self.stem = Layer(self.channels, (3,) * self.ndim, self.norm, self.activation, self.dtype)
+    self.down = [self._block(level) for level in range(levels)]
+    self.up = [layers.Upsample(self._width(level), self.strides[level], self.dtype)
+               for level in range(levels - 1)]
+    self.merge = [self._block(level) for level in range(levels - 1)]
+    self.head = layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=self.dtype)
+    if self.position != "none":
+      self.class_vector = conditioning.ClassVector(self.mechanism, self.codes, self.embedding_size)
+
+  @property
+  def ndim(self) -> int:
+    return len(self.strides[0])
+
+  @property
+  def stride(self) -> tuple[int, ...]:
+    """The spatial shape of an input must be a multiple of this."""
+    product = [1] * self.ndim
+    for level in self.strides:
+      product = [a * b for a, b in zip(product, level, strict=True)]
+    return tuple(product)
+
+  @property
+  def encoder_sees_class(self) -> bool:
+    """Whether `encode` depends on the class and so must run once for each."""
+    return self.position in ("input", "encoder")
+
+  def encode(self, image_BDHWC: jax.Array, class_id_B: jax.Array | None = None) -> Features:
+    """All that an image needs once: the encoder, and the decoder levels that see no class.
+
+    Args:
+      image_BDHWC: normalised image; without D in 2-D.
+      class_id_B: int [B], needed where `encoder_sees_class`.
+    """
+    vector = self.class_vector(class_id_B) if self.encoder_sees_class else None
+    x = self.stem(image_BDHWC.astype(self.dtype), None,
+                  vector if self.position == "input" else None)
+    x = self.down[0](x)
+    skips = [x]
+    for level in range(1, len(self.depth)):
+      x = layers.max_pool(x, self.strides[level - 1])
+      x = self.down[level](x, None, vector if self.position == "encoder" else None)
+      skips.append(x)
+    skips.pop()
+    while len(skips) > self._conditioned_levels():
+      x = self._merge(x, skips, None)
+    return Features(x, tuple(skips))
+
+  def decode(self, features: Features, class_id_B: jax.Array) -> jax.Array:
+    """The logits of one class per sample.
+
+    Args:
+      features: of `encode`.
+      class_id_B: int [B].
+
+    Returns:
+      float32 [B, *shape].
+    """
+    vector = self.class_vector(class_id_B) if self.position == "decoder" else None
+    x, skips = features.x, list(features.skips)
+    while skips:
+      x = self._merge(x, skips, vector)
+    return self.head(x)[..., 0].astype(jnp.float32)
+
+  def __call__(self, image_BDHWC: jax.Array, class_id_B: jax.Array) -> jax.Array:
+    """Logits of one class per sample, float32 [B, *shape]."""
+    return self.decode(self.encode(image_BDHWC, class_id_B), class_id_B)
+
+  def _merge(self, x, skips, vector):
+    """One decoder level; takes its skip off the list."""
+    skip = skips.pop()
+    level = len(skips)
+    return self.merge[level](self.up[level](x), skip, vector)
+
+  def _conditioned_levels(self) -> int:
+    """How many decoder levels, finest first, belong to `decode`."""
+    last = len(self.depth) - 2
+    if self.position != "decoder" or self.from_level is None:
+      return last + 1
+    return min(self.from_level, last) + 1
+
+  def _width(self, level: int) -> int:
+    return self.channels * (level + 1)
+
+  def _block(self, level: int) -> DenseBlock:
+    return DenseBlock(self.depth[level], self.growth * (level + 1), self._width(level), self.ndim,
+                      self.norm, self.activation, self.dtype)
+
+
+def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+                 class_id_BN: jax.Array) -> jax.Array:
+  """The logits of N classes for every image, each image encoded once where the encoder permits.
+
+  Args:
+    model: the network.
+    variables: as `model.init` returns them.
+    image_BDHWC: normalised images.
+    class_id_BN: int, the classes wanted of each image.
+
+  Returns:
+    float32 [B, *shape, N].
+  """
+  def encode(class_id_B):
+    return model.apply(variables, image_BDHWC, class_id_B, method=model.encode)
+
+  def decode(features, class_id_B):
+    return model.apply(variables, features, class_id_B, method=model.decode)
+
+  if model.encoder_sees_class:
+    both = jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, out_axes=-1)
+    return both(class_id_BN)
+  return jax.vmap(decode, in_axes=(None, 1), out_axes=-1)(encode(None), class_id_BN)

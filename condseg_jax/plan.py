@@ -1,0 +1,102 @@
+"""The plan: how images become network input, one for all datasets.
+
+Spacing and intensity statistics are pooled over the whole training set. Nothing here may depend on
+the dataset or the class: it would tell the network the class, and a new image has no dataset.
+"""
+
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+import numpy as np
+
+from condseg_jax.errors import InputError
+
+MODALITIES = ("ct", "mr", "rgb")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """How to prepare, cut and normalise images.
+
+  Attributes:
+    modality: `ct` clips to [low, high] and standardises with the pooled mean and sd; `mr`
+      standardises each image with its own mean and sd, since its units are arbitrary; `rgb` maps
+      0–255 to [-1, 1].
+    spacing: target spacing in mm along D, H, W; in pixels (relative to the file) along H, W in 2-D.
+    subvolume: shape of the network's input along the same axes.
+    low, high: pooled 0.5 and 99.5 foreground percentiles (CT), in HU.
+    mean, sd: of the pooled, clipped foreground (CT), in HU.
+  """
+
+  modality: str
+  spacing: tuple[float, ...]
+  subvolume: tuple[int, ...]
+  low: float = 0.0
+  high: float = 0.0
+  mean: float = 0.0
+  sd: float = 1.0
+
+  def __post_init__(self):
+    if self.modality not in MODALITIES:
+      raise InputError(f"modality {self.modality!r}", "is not known",
+                       f"one of {', '.join(MODALITIES)}", usage=True)
+    if len(self.spacing) != len(self.subvolume):
+      raise InputError("plan", f"spacing {self.spacing} and subvolume {self.subvolume} differ in "
+                       "their number of axes", "give both D H W, or both H W", usage=True)
+
+  @classmethod
+  def pooled(cls, modality: str, spacing: Sequence[float], subvolume: Sequence[int],
+             foreground: Sequence[np.ndarray]) -> "Plan":
+    """A plan with the intensity statistics of a training set.
+
+    Args:
+      modality: see `Plan`.
+      spacing: target spacing.
+      subvolume: shape of the network's input.
+      foreground: a sample of the intensities of positive voxels of every training case; each case
+        has the same weight whatever its sample's size.
+    """
+    spacing, subvolume = tuple(map(float, spacing)), tuple(map(int, subvolume))
+    if modality != "ct":
+      return cls(modality, spacing, subvolume)
+    samples = [np.asarray(s, np.float64) for s in foreground if len(s)]
+    if not samples:
+      raise InputError("training set", "no case has a positive voxel, so there is no intensity to "
+                       "normalise by", "check the labels and the classes kept")
+    values = np.concatenate(samples)
+    weights = np.concatenate([np.full(len(s), 1 / len(s)) for s in samples])
+    order = np.argsort(values)
+    values, weights = values[order], weights[order]
+    rank = (np.cumsum(weights) - weights / 2) / weights.sum()
+    low, high = np.interp([0.005, 0.995], rank, values)
+    clipped = np.clip(values, low, high)
+    mean = np.average(clipped, weights=weights)
+    sd = np.sqrt(np.average((clipped - mean) ** 2, weights=weights))
+    return cls(modality, spacing, subvolume, float(low), float(high), float(mean),
+               float(max(sd, 1.0)))
+
+  def normalise(self, image: np.ndarray, mean: float, sd: float) -> np.ndarray:
+    """Intensities as the network sees them, float32.
+
+    Args:
+      image: a whole image or a part of it.
+      mean, sd: of the whole image at the target spacing (used for MR).
+    """
+    image = np.asarray(image, np.float32)
+    if self.modality == "ct":
+      return (np.clip(image, self.low, self.high) - np.float32(self.mean)) / np.float32(self.sd)
+    if self.modality == "mr":
+      return (image - np.float32(mean)) / np.float32(max(sd, 1e-6))
+    return image / np.float32(127.5) - np.float32(1)
+
+  def to_json(self) -> dict:
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, tree: Mapping) -> "Plan":
+    return cls(**{**tree, "spacing": tuple(tree["spacing"]), "subvolume": tuple(tree["subvolume"])})
+
+
+def pooled_spacing(spacings: Sequence[Sequence[float]]) -> tuple[float, ...]:
+  """The median spacing of a training set, axis by axis."""
+  return tuple(float(s) for s in np.median(np.asarray(spacings, np.float64), axis=0))

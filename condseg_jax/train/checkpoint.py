@@ -1,0 +1,133 @@
+"""Checkpoints: the state, and beside it all that is needed to use it. The only user of orbax.
+
+    WORKDIR/checkpoints/STEP/state    arrays of the `TrainState`
+    WORKDIR/checkpoints/STEP/model    JSON: config, class table, plan
+
+The last step and the best one are kept. Writing is asynchronous and atomic: a checkpoint has its
+name only once it is whole.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.errors import InputError
+from condseg_jax.plan import Plan
+from condseg_jax.train.state import TrainState
+
+
+class ModelRecord(NamedTuple):
+  """What a checkpoint says of its model besides the arrays."""
+
+  config: Mapping[str, Any]
+  table: ClassTable
+  plan: Plan
+
+  def to_json(self) -> dict:
+    return {"config": dict(self.config), "table": self.table.to_json(),
+            "plan": self.plan.to_json()}
+
+  @classmethod
+  def from_json(cls, tree: Mapping) -> "ModelRecord":
+    return cls(tree["config"], ClassTable.from_json(tree["table"]), Plan.from_json(tree["plan"]))
+
+
+class Checkpoints:
+  """The checkpoints of a run.
+
+  Args:
+    workdir: of the run.
+    read_only: True where nothing is to be written.
+  """
+
+  def __init__(self, workdir, *, read_only: bool = False):
+    self.folder = epath.Path(workdir) / "checkpoints"
+    policies = ocp.checkpoint_managers
+    best = policies.BestN(get_metric_fn=lambda m: m["mean_dice"], n=1,
+                          keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        best_fn=lambda metrics: metrics["mean_dice"], read_only=read_only, create=not read_only,
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]))
+    self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
+
+  def save(self, state: TrainState, record: ModelRecord, mean_dice: float | None) -> None:
+    """Starts to save; the arrays may be changed once this returns."""
+    args = ocp.args.Composite(state=ocp.args.StandardSave(state),
+                              model=ocp.args.JsonSave(record.to_json()))
+    metrics = None if mean_dice is None else {"mean_dice": float(mean_dice)}
+    self._manager.save(int(state.step), args=args, metrics=metrics, force=True)
+
+  @property
+  def last_step(self) -> int | None:
+    return self._manager.latest_step()
+
+  def pick(self, which: str) -> int:
+    """The step of `last`, `best` or a number.
+
+    Raises:
+      InputError: there is no such checkpoint.
+    """
+    steps = self._manager.all_steps()
+    if not steps:
+      raise InputError(self.folder, "holds no checkpoint", "train first, or check --workdir")
+    if which == "best":
+      return self._manager.best_step() or max(steps)
+    if which == "last":
+      return max(steps)
+    if not which.isdigit() or int(which) not in steps:
+      raise InputError(f"checkpoint {which!r}", f"is not in {self.folder}",
+                       f"there are: last, best, {', '.join(map(str, sorted(steps)))}", usage=True)
+    return int(which)
+
+  def read_record(self, step: int) -> ModelRecord:
+    """Config, class table and plan of a checkpoint."""
+    return ModelRecord.from_json(self._read(step, "model", ocp.args.JsonRestore()))
+
+  def restore(self, step: int, like: TrainState) -> TrainState:
+    """The whole state, to go on training from.
+
+    Args:
+      step: of the checkpoint.
+      like: a state of the same network and optimizer; its arrays are only looked at.
+
+    Raises:
+      InputError: the checkpoint is of another model or damaged.
+    """
+    target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    return self._read(step, "state", ocp.args.StandardRestore(target))
+
+  def restore_params(self, step: int) -> dict:
+    """The parameters to predict with, on one device of this process, whatever wrote them."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    try:
+      tree = self._manager.item_metadata(step)["state"]
+      target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here),
+                            dict(tree))
+    except (ValueError, TypeError, KeyError, OSError) as error:
+      raise InputError(self.folder / str(step), f"is damaged ({_line(error)})",
+                       "use another checkpoint, or train again") from error
+    state = self._read(step, "state", ocp.args.StandardRestore(target))
+    return state["params"] if state.get("ema") is None else state["ema"]
+
+  def wait(self) -> None:
+    """Returns once everything started is on the disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self._manager.close()
+
+  def _read(self, step: int, item: str, args):
+    try:
+      return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
+    except (ValueError, TypeError, KeyError, OSError) as error:
+      raise InputError(self.folder / str(step), f"is damaged or of another model ({_line(error)})",
+                       "train in a new --workdir, or restore the config it was trained with"
+                       ) from error
+
+
+def _line(error: Exception) -> str:
+  return str(error).strip().splitlines()[0][:160] if str(error).strip() else repr(error)

@@ -1,0 +1,322 @@
+"""The trainer, meant to be read from top to bottom and forked."""
+
+from collections.abc import Mapping, Sequence
+import logging
+import signal
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.data import pipeline
+from condseg_jax.data.augment import Augmentation
+from condseg_jax.data.prepare import sources
+from condseg_jax.data.store import Store
+from condseg_jax.errors import InputError
+from condseg_jax.evaluate.cases import stored_cases
+from condseg_jax.evaluate.run import evaluate
+from condseg_jax.evaluate.scores import summarise
+from condseg_jax.models.build import build_model
+from condseg_jax.plan import Plan
+from condseg_jax.predictor import Predictor
+from condseg_jax.train import parallel
+from condseg_jax.train.checkpoint import Checkpoints
+from condseg_jax.train.checkpoint import ModelRecord
+from condseg_jax.train.optimizer import make_optimizer
+from condseg_jax.train.optimizer import make_schedule
+from condseg_jax.train.record import Record
+from condseg_jax.train.record import trim_metrics
+from condseg_jax.train.state import TrainState
+from condseg_jax.train.step import make_train_step
+
+RESUME = ("auto", "must", "never")
+log = logging.getLogger("condseg_jax")
+
+
+def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
+  """Trains a network.
+
+  Args:
+    config: see `experiments/configs/base.py`; plain containers.
+    workdir: for checkpoints and records; a local folder or a bucket.
+    resume: `auto` goes on from the last checkpoint if there is one, `must` fails without one,
+      `never` fails where there is one: nothing already written is lost.
+
+  Returns:
+    `finished`, or `interrupted` after a SIGTERM; the same command then goes on.
+
+  Raises:
+    InputError: on unusable data or settings.
+  """
+  # --- what was done before -------------------------------------------------------------------
+  checkpoints = Checkpoints(workdir)
+  last = checkpoints.last_step
+  _check_resume(resume, last, workdir)
+  recorded = None if last is None else checkpoints.read_record(last)
+
+  # --- data -----------------------------------------------------------------------------------
+  data = config["data"]
+  stores = sources.open_stores(data["root"], data["spacing"], data["cache"] or None,
+                               progress=jax.process_index() == 0)
+  everything = pipeline.datasets(stores, "train")
+  parts = [pipeline.hold_out(d, data["hold_out"], config["seed"]) for d in everything]
+  training, held_out = [p[0] for p in parts], [p[1] for p in parts if p[1].cases]
+  if recorded is None:
+    table = class_table(training, stores, data)
+    foreground = [c.intensities for d in training for c in d.cases]
+    plan = Plan.pooled(stores[0].modality, stores[0].spacing, data["subvolume"], foreground)
+  else:
+    table, plan = recorded.table, recorded.plan
+    _check_same_model(recorded, config, workdir)
+  record = ModelRecord(config, table, plan)
+
+  # --- network and step -----------------------------------------------------------------------
+  settings = config["train"]
+  model = build_model(config["model"], config["conditioning"], table.codes)
+  _check_subvolume(plan, model)
+  optimizer = make_optimizer(config["optimizer"], settings["steps"])
+  schedule = make_schedule(config["optimizer"], settings["steps"])
+  augmentation = Augmentation(**{**config["augment"], "mirror": tuple(config["augment"]["mirror"])})
+  train_step = make_train_step(
+      model, optimizer, augmentation=augmentation, spacing=plan.spacing,
+      may_not_mirror=may_not_mirror(table, model.ndim), alpha_K=alphas(table, config["loss"]),
+      bce_weight=config["loss"]["bce_weight"], ema_decay=settings["ema_decay"],
+      seed=config["seed"])
+  driver = parallel.make_driver(settings["driver"], train_step, data["batch_size"])
+
+  # --- state ----------------------------------------------------------------------------------
+  image = jnp.zeros((1, *plan.subvolume, 3 if plan.modality == "rgb" else 1), jnp.float32)
+  variables = jax.jit(model.init)(jax.random.key(config["seed"]), image, jnp.zeros(1, jnp.int32))
+  state = TrainState.create(variables["params"], optimizer, ema=settings["ema_decay"] > 0)
+  if last is not None:
+    state = checkpoints.restore(last, state)
+    trim_metrics(workdir, last)
+    log.info("resuming from step %d", last)
+  first = int(state.step)
+  state = driver.place_state(state)
+  _describe(training, held_out, table, plan, state, settings)
+
+  batches = pipeline.batches(
+      training, table, plan, batch_size=data["batch_size"], seed=config["seed"], start_step=first,
+      weights=data["weights"], batch_class=data["batch_class"],
+      classes_per_image=data["classes_per_image"], process_index=jax.process_index(),
+      process_count=jax.process_count())
+  writer = Record(workdir, config)
+  clock = Clock(first, settings["steps"])
+  since_log, results, status = [], {}, "finished"
+
+  # --- steps ----------------------------------------------------------------------------------
+  with Interrupt() as interrupt:
+    try:
+      for step in range(first, settings["steps"]):
+        with jax.transfer_guard("disallow"):
+          with jax.transfer_guard_host_to_device("allow"):
+            batch = driver.place_batch(next(batches))
+          state, metrics = driver.step(state, batch)
+        since_log.append(metrics)
+        done = step + 1
+        stop = interrupt.everywhere()
+
+        if done % settings["log_every"] == 0 or done == settings["steps"]:
+          values = training_scalars(jax.device_get(since_log), table)
+          values["learning_rate"] = float(schedule(step))
+          values["steps_per_second"] = clock.rate(done)
+          writer.scalars(done, values)
+          log.info("step %d/%d  loss %.4f  dice %.3f  %s", done, settings["steps"],
+                       values["loss"], values["mean_dice"], clock.left(done))
+          since_log = []
+
+        score = None
+        if done % settings["eval_every"] == 0 or done == settings["steps"]:
+          with clock.paused():
+            score = _score_held_out(held_out, model, state, record, writer, done)
+          if score is not None:
+            results["held_out_mean_dice"] = score
+        if done % settings["eval_every"] == 0 or done == settings["steps"] or stop:
+          with clock.paused():
+            checkpoints.save(state, record, score)
+        if stop:
+          status = "interrupted"
+          log.info("stopped at step %d; the same command goes on from here", done)
+          break
+    except BaseException:
+      writer.finish("failed", results)
+      raise
+    finally:
+      batches.close()
+      checkpoints.wait()
+      checkpoints.close()
+  results |= {"step": int(state.step), "skipped_steps": int(state.skipped)}
+  writer.finish(status, results)
+  return status
+
+
+# --- parts ------------------------------------------------------------------------------------
+def class_table(training: Sequence[pipeline.Dataset], stores: Sequence[Store],
+                data: Mapping) -> ClassTable:
+  """The classes that the training data annotates, ordered by the config or by appearance."""
+  present = dict.fromkeys(name for d in training for name in d.annotated)
+  names = [str(n).lower() for n in data["classes"]] or list(present)
+  for name in names:
+    if name not in present:
+      raise InputError(f"class {name!r}", "is annotated in no training dataset",
+                       f"annotated: {', '.join(present)}", usage=True)
+  for name in present:
+    if name not in names:
+      raise InputError("data.classes", f"lacks {name!r}, which a dataset annotates",
+                       "add it, or leave data.classes empty", usage=True)
+  refused = {c.name: c.no_mirror for s in stores for c in s.table.classes}
+  refused |= {k: tuple(v) for k, v in data["no_mirror"].items()}
+  refused = {k: v for k, v in refused.items() if k in names}
+  return ClassTable.create(names, presets=data["presets"], no_mirror=refused,
+                           capacity=max(64, len(names)))
+
+
+def may_not_mirror(table: ClassTable, ndim: int) -> np.ndarray:
+  """bool [K, axes]: where a class has sides."""
+  axes = "DHW"[3 - ndim:]
+  return np.array([[axis in c.no_mirror for axis in axes] for c in table.classes])
+
+
+def alphas(table: ClassTable, loss: Mapping) -> np.ndarray:
+  """α of every class, 1 unless `loss.alpha` says otherwise: float32 [K]."""
+  alpha_K = np.ones(len(table), np.float32)
+  for name, value in loss["alpha"].items():
+    alpha_K[table.index(name)] = value
+  return alpha_K
+
+
+def training_scalars(metrics: Sequence[Mapping], table: ClassTable) -> dict[str, float]:
+  """Means over the steps since the last log; Dice per class over its annotated decodes."""
+  dice_K = np.sum([m["dice_K"] for m in metrics], axis=0)
+  count_K = np.sum([m["count_K"] for m in metrics], axis=0)
+  seen = count_K > 0
+  values = {"loss": float(np.mean([m["loss"] for m in metrics])),
+            "gradient_norm": float(np.mean([m["gradient_norm"] for m in metrics])),
+            "skipped": float(metrics[-1]["skipped"]),
+            "mean_dice": float(np.mean(dice_K[seen] / count_K[seen])) if seen.any() else np.nan}
+  values |= {f"dice/{table.names[k]}": float(dice_K[k] / count_K[k]) for k in np.flatnonzero(seen)}
+  return values
+
+
+def _score_held_out(held_out, model, state, record, writer, step) -> float | None:
+  """Mean Dice on the held-out part of the training cases, each on the classes it annotates."""
+  if not held_out or jax.process_count() > 1:
+    return None
+  params = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
+  predictor = Predictor(model, {"params": params}, record.table, record.plan, step)
+  rows = evaluate(predictor, stored_cases(held_out), fast=True)
+  summary = summarise(rows, record.table.names)
+  scores = {name: c["dice"]["mean"] for name, c in summary["classes"].items() if c["dice"]["n"]}
+  writer.scalars(step, {"held_out/mean_dice": summary["mean_dice"],
+                        **{f"held_out/dice/{name}": dice for name, dice in scores.items()}})
+  log.info("held out: mean Dice %.3f  %s", summary["mean_dice"],
+               "  ".join(f"{name} {dice:.3f}" for name, dice in scores.items()))
+  return summary["mean_dice"]
+
+
+def _check_resume(resume: str, last: int | None, workdir) -> None:
+  if resume not in RESUME:
+    raise InputError(f"resume {resume!r}", "is not known", f"one of {', '.join(RESUME)}", usage=True)
+  if resume == "must" and last is None:
+    raise InputError(workdir, "holds no checkpoint to resume from",
+                     "check --workdir, or use --resume=auto")
+  if resume == "never" and last is not None:
+    raise InputError(workdir, f"already holds a run at step {last}",
+                     "choose another --workdir, or use --resume=auto")
+
+
+def _check_same_model(recorded: ModelRecord, config: Mapping, workdir) -> None:
+  for part in ("model", "conditioning"):
+    if recorded.config[part] != config[part]:
+      keys = sorted(k for k in {*recorded.config[part], *config[part]}
+                    if recorded.config[part].get(k) != config[part].get(k))
+      raise InputError(workdir, f"holds a run of another model ({part}.{keys[0]} differs)",
+                       "choose another --workdir, or the config that it was started with")
+
+
+def _check_subvolume(plan: Plan, model) -> None:
+  if len(plan.subvolume) != model.ndim:
+    raise InputError("model.strides", f"have {model.ndim} axes, the images {len(plan.subvolume)}",
+                     "give one stride per axis of the images", usage=True)
+  if any(n % s for n, s in zip(plan.subvolume, model.stride, strict=True)):
+    raise InputError("data.subvolume", f"{plan.subvolume} is no multiple of the network's stride "
+                     f"{model.stride}", "choose a multiple along every axis", usage=True)
+
+
+def _describe(training, held_out, table, plan, state, settings) -> None:
+  count = sum(x.size for x in jax.tree.leaves(state.params))
+  log.info("%d classes (%s), %d parameters, subvolume %s, spacing %s", len(table),
+               ", ".join(table.names), count, plan.subvolume,
+               tuple(round(s, 3) for s in plan.spacing))
+  for d in training:
+    log.info("dataset %s: %d cases annotate %s", d.name, len(d.cases), ", ".join(d.annotated))
+  log.info("%d cases held out for tuning; %d steps on %d %s device(s)",
+               sum(len(d.cases) for d in held_out), settings["steps"], jax.device_count(),
+               jax.default_backend())
+
+
+class Clock:
+  """Steps per second and time left, without what was spent on compiling and evaluating."""
+
+  def __init__(self, first: int, steps: int):
+    self._first, self._steps, self._started = first, steps, None
+
+  def rate(self, done: int) -> float:
+    """Mean steps per second, from the second log on; NaN before."""
+    if self._started is None:
+      self._first, self._started = done, time.monotonic()
+      return float("nan")
+    return (done - self._first) / max(time.monotonic() - self._started, 1e-9)
+
+  def left(self, done: int) -> str:
+    """For people."""
+    if self._started is None or done == self._first:
+      return ""
+    rate = self.rate(done)
+    minutes, seconds = divmod(round((self._steps - done) / rate), 60)
+    return f"{rate:.2f} steps/s  {minutes}:{seconds:02d} left"
+
+  def paused(self):
+    """Context whose time does not count."""
+    return _Pause(self)
+
+  def shift(self, seconds: float) -> None:
+    if self._started is not None:
+      self._started += seconds
+
+
+class _Pause:
+
+  def __init__(self, clock: Clock):
+    self._clock = clock
+
+  def __enter__(self):
+    self._from = time.monotonic()
+
+  def __exit__(self, *_):
+    self._clock.shift(time.monotonic() - self._from)
+
+
+class Interrupt:
+  """Turns SIGTERM into a question that the loop asks after every step."""
+
+  def __enter__(self):
+    self._caught = False
+    self._before = signal.signal(signal.SIGTERM, self._catch)
+    return self
+
+  def __exit__(self, *_):
+    signal.signal(signal.SIGTERM, self._before)
+
+  def _catch(self, *_):
+    self._caught = True
+
+  def everywhere(self) -> bool:
+    """Whether to stop; with several processes, all of them after the same step."""
+    if jax.process_count() == 1:
+      return self._caught
+    from jax.experimental import multihost_utils
+    return bool(multihost_utils.process_allgather(np.array(self._caught)).any())

@@ -1,0 +1,78 @@
+"""What a run leaves behind for people: metrics.jsonl, TensorBoard events, run.json."""
+
+from collections.abc import Mapping
+import importlib.metadata
+import json
+import math
+import platform
+import time
+
+from etils import epath
+import jax
+import tensorboardX
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "numpy",
+            "scipy", "nibabel")
+
+
+class Record:
+  """Writer of a run's records; only the first process writes.
+
+  Args:
+    workdir: of the run.
+    config: as plain containers.
+  """
+
+  def __init__(self, workdir, config: Mapping):
+    self._writes = jax.process_index() == 0
+    self._folder = epath.Path(workdir)
+    self._started = time.time()
+    self._run = {"config": config, "versions": versions(), "devices": devices(), "status": "running"}
+    self._events = None
+    if self._writes:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._events = tensorboardX.SummaryWriter(str(self._folder / "tensorboard"))
+      self.finish("running", {})
+
+  def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    """One line in metrics.jsonl and one point per value in TensorBoard; NaN is null."""
+    if not self._writes:
+      return
+    values = {key: float(value) for key, value in values.items()}
+    line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
+    with (self._folder / "metrics.jsonl").open("a") as stream:
+      stream.write(json.dumps(line) + "\n")
+    for key, value in values.items():
+      self._events.add_scalar(key, value, step)
+
+  def finish(self, status: str, values: Mapping) -> None:
+    """Writes run.json: `running`, `finished`, `interrupted` or `failed`, and the last values."""
+    if not self._writes:
+      return
+    self._run |= {"status": status, "seconds": round(time.time() - self._started, 2), **values}
+    partial = self._folder / ".run.json.partial"
+    partial.write_text(json.dumps(self._run, indent=1))
+    partial.replace(self._folder / "run.json")
+    self._events.flush()
+
+
+def trim_metrics(workdir, step: int) -> None:
+  """Drops the lines of metrics.jsonl after a step: a resumed run writes them again."""
+  path = epath.Path(workdir) / "metrics.jsonl"
+  if jax.process_index() == 0 and path.exists():
+    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    partial = path.parent / ".metrics.jsonl.partial"
+    partial.write_text("".join(line + "\n" for line in lines))
+    partial.replace(path)
+
+
+def versions() -> dict[str, str]:
+  """Versions of Python and of the packages that decide the numbers."""
+  return {"python": platform.python_version(),
+          **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def devices() -> dict:
+  """The devices of the run."""
+  return {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind,
+          "devices": jax.device_count(), "processes": jax.process_count()}

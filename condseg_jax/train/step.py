@@ -1,0 +1,83 @@
+"""One training step, a pure function."""
+
+from collections.abc import Callable
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from condseg_jax import losses
+from condseg_jax.data.augment import augment
+from condseg_jax.data.augment import Augmentation
+from condseg_jax.data.batch import Batch
+from condseg_jax.models.dense_unet import class_logits
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.train.state import TrainState
+
+# (state, batch, *, axis_name=None) → (state, metrics)
+TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *,
+                    augmentation: Augmentation, spacing: tuple[float, ...], may_not_mirror,
+                    alpha_K, bce_weight: float, ema_decay: float, seed: int) -> TrainStep:
+  """Binds what does not change during a run.
+
+  Args:
+    model: the network.
+    optimizer: the update rule.
+    augmentation, spacing, may_not_mirror: see `augment`.
+    alpha_K: α of every class.
+    bce_weight: see `losses.objective`.
+    ema_decay: of the averaged parameters, used where the state holds them.
+    seed: of the run's randomness.
+
+  Returns:
+    `train_step(state, batch, *, axis_name=None)`. Without an axis name the batch is the global one
+    (jit shards it); with one it is a device's part and the sums are taken over that axis (pmap).
+    Both give the same state. The metrics are arrays: `loss`, `gradient_norm`, `skipped` and, per
+    class, the sum of soft Dice over the annotated decodes `dice_K` and their number `count_K`.
+  """
+  alpha_K = jnp.asarray(alpha_K, jnp.float32)
+  may_not_mirror = jnp.asarray(may_not_mirror, bool)
+
+  def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    batch = augment(batch, key, augmentation, spacing, may_not_mirror)
+
+    def loss_function(params):
+      logits = class_logits(model, {"params": params}, batch.image, batch.class_id)
+      per_sample = losses.terms(logits, batch.mask)
+      loss = losses.objective(per_sample, batch.class_id, batch.beta, alpha_K,
+                              bce_weight=bce_weight,
+                              global_batch=batch.image.shape[0] * devices)
+      return loss, per_sample.dice
+
+    (loss, dice_BN), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    ids, beta = batch.class_id.reshape(-1), batch.beta.reshape(-1)
+    classes = alpha_K.shape[0]
+    sums = {
+        "loss": loss,
+        "dice_K": jax.ops.segment_sum(beta * (1 - dice_BN.reshape(-1)), ids, classes),
+        "count_K": jax.ops.segment_sum(beta, ids, classes),
+    }
+    if axis_name is not None:
+      gradient, sums = jax.lax.psum((gradient, sums), axis_name)
+
+    norm = optax.global_norm(gradient)
+    finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    keep = functools.partial(jnp.where, finite)
+    params = jax.tree.map(keep, params, state.params)
+    opt_state = jax.tree.map(keep, opt_state, state.opt_state)
+    ema = state.ema
+    if ema is not None:
+      ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
+    state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema,
+                       skipped=state.skipped + (~finite).astype(jnp.int32))
+    return state, {**sums, "gradient_norm": norm, "skipped": state.skipped}
+
+  return train_step

@@ -1,0 +1,51 @@
+"""Every setting and its default. The other configs import this one and change a few fields.
+
+Not an experiment: `data.root` is empty. To see what a run used, read WORKDIR/run.json.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def get_config() -> ml_collections.ConfigDict:
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+
+  # What is learned from. `root` is a prepared store, a raw dataset, or a folder of these.
+  config.data = ml_collections.ConfigDict(dict(
+      root="",
+      cache="",  # where raw data is prepared; the user's cache folder when empty
+      spacing=(),  # D H W in mm; the median of the training cases when empty
+      subvolume=(32, 64, 64),  # D H W in voxels: the network's input and the window of prediction
+      batch_size=2,  # over all devices
+      batch_class="mixed",  # or single: one class per batch, as in the paper
+      classes_per_image=1,  # decodes per image
+      weights=(),  # one per dataset; equal when empty
+      hold_out=0.1,  # of every training dataset, for periodic scores and the best checkpoint
+      classes=(),  # order of the ids; order of appearance when empty
+  ))
+  config.data.presets = ml_collections.ConfigDict()  # name of a group = ("class", …)
+  config.data.no_mirror = ml_collections.ConfigDict()  # class = ("W",) where it has sides
+
+  # Ranges of condseg_jax.data.augment.Augmentation.
+  config.augment = ml_collections.ConfigDict(dict(
+      probability=0.5, rotate=15.0, zoom=0.15, shift=0.1, scale=0.2, offset=0.2, gamma=0.2,
+      noise=0.1, mirror=()))
+
+  # Fields of condseg_jax.models.dense_unet.DenseUNet, finest level first.
+  config.model = ml_collections.ConfigDict(dict(
+      strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), depth=(1, 2, 2, 2), channels=16, growth=16,
+      norm="group", activation="leaky_relu", dtype="float32"))
+  config.conditioning = ml_collections.ConfigDict(dict(
+      position="decoder", mechanism="hash", embedding_size=8,
+      from_level=config_dict.placeholder(int)))
+
+  config.loss = ml_collections.ConfigDict(dict(bce_weight=1.0))
+  config.loss.alpha = ml_collections.ConfigDict()  # class = weight; 1 where not named
+
+  config.optimizer = ml_collections.ConfigDict(dict(
+      name="adam", learning_rate=2e-3, schedule="cosine", warmup=20, b1=0.9, b2=0.999,
+      weight_decay=0.0, momentum=0.9, clip_norm=1.0))
+  config.train = ml_collections.ConfigDict(dict(
+      steps=1000, driver="jit", ema_decay=0.0, log_every=10, eval_every=250))
+  return config

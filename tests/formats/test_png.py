@@ -1,0 +1,174 @@
+"""PNG pictures: indices stay indices, depth stays depth, and damage is named."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from condseg_jax.errors import InputError
+from condseg_jax.formats.png import read_png, write_png
+
+DATA = os.environ.get("CONDSEG_TEST_DATA")
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize("shape", [(5, 7), (5, 7, 3), (1, 1)])
+def test_eight_bit_pictures_come_back(tmp_path, shape):
+  array = RNG.integers(0, 256, shape).astype(np.uint8)
+  write_png(tmp_path / "a.png", array)
+  volume = read_png(tmp_path / "a.png")
+  assert volume.array.dtype == np.uint8 and volume.array.flags.writeable
+  np.testing.assert_array_equal(volume.array, array)
+  np.testing.assert_array_equal(volume.affine, np.eye(3))
+  assert volume.ndim == 2 and volume.geometry.shape == shape[:2]
+  assert volume.spacing == (1.0, 1.0)
+
+
+def test_sixteen_bit_grey_comes_back(tmp_path):
+  array = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)
+  write_png(tmp_path / "a.png", array)
+  volume = read_png(tmp_path / "a.png")
+  assert volume.array.dtype == np.uint16
+  np.testing.assert_array_equal(volume.array, array)
+
+
+@pytest.mark.parametrize(("array", "dtype"), [
+  (np.eye(4, dtype=bool), np.uint8),
+  (np.full((4, 4), 255, np.int64), np.uint8),
+  (np.full((4, 4), 256, np.int64), np.uint16),
+  (np.full((4, 4), 3, np.uint16), np.uint16),
+  (np.arange(48).reshape(4, 4, 3)[::-1, ::-1], np.uint8),
+])
+def test_other_integers_take_the_depth_they_need(tmp_path, array, dtype):
+  write_png(tmp_path / "a.png", array)
+  volume = read_png(tmp_path / "a.png")
+  assert volume.array.dtype == dtype
+  np.testing.assert_array_equal(volume.array, array)
+
+
+@pytest.mark.parametrize("array", [
+  np.zeros((4, 4), np.float32), np.full((4, 4), -1), np.full((4, 4), 65536),
+  np.full((4, 4, 3), 256), np.zeros((4, 4, 2), np.uint8), np.zeros((4, 4, 4), np.uint8),
+  np.zeros(4, np.uint8), np.zeros((0, 4), np.uint8),
+])
+def test_arrays_that_are_no_picture_are_refused(tmp_path, array):
+  with pytest.raises(InputError):
+    write_png(tmp_path / "a.png", array)
+  assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("colors", [2, 4, 12, 200])
+def test_palette_pictures_give_indices(tmp_path, colors):
+  index = (np.arange(200) % colors).astype(np.uint8).reshape(10, 20)
+  picture = Image.fromarray(index, mode=None).convert("P")
+  picture = Image.frombytes("P", (20, 10), index.tobytes())
+  picture.putpalette([value for i in range(colors) for value in (255 - i, i, 77)])
+  picture.save(tmp_path / "a.png")  # Pillow stores 1, 2, 4 or 8 bits per pixel here
+  np.testing.assert_array_equal(read_png(tmp_path / "a.png").array, index)
+
+
+def test_a_palette_with_transparency_still_gives_indices(tmp_path):
+  index = np.arange(12, dtype=np.uint8).reshape(3, 4)
+  picture = Image.frombytes("P", (4, 3), index.tobytes())
+  picture.putpalette(list(range(36)))
+  picture.save(tmp_path / "a.png", transparency=0)
+  np.testing.assert_array_equal(read_png(tmp_path / "a.png").array, index)
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_alpha_is_dropped_and_colour_kept(tmp_path, channels):
+  array = RNG.integers(0, 256, (5, 7, channels)).astype(np.uint8)
+  Image.fromarray(array).save(tmp_path / "a.png")
+  expected = array[..., 0] if channels == 2 else array[..., :3]
+  np.testing.assert_array_equal(read_png(tmp_path / "a.png").array, expected)
+
+
+def test_one_bit_pictures_are_zero_and_one(tmp_path):
+  array = RNG.integers(0, 2, (5, 7)).astype(bool)
+  Image.fromarray(array).save(tmp_path / "a.png")
+  volume = read_png(tmp_path / "a.png")
+  assert volume.array.dtype == np.uint8
+  np.testing.assert_array_equal(volume.array, array)
+
+
+def test_sixteen_bit_colour_is_refused_instead_of_halved(tmp_path):
+  write_png(tmp_path / "a.png", np.zeros((4, 4), np.uint16))
+  data = bytearray((tmp_path / "a.png").read_bytes())
+  for color in (2, 4, 6):
+    data[25] = color
+    (tmp_path / "b.png").write_bytes(data)
+    with pytest.raises(InputError, match="16 bits"):
+      read_png(tmp_path / "b.png")
+
+
+def test_animations_are_refused(tmp_path):
+  frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (0, 200)]
+  frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+  with pytest.raises(InputError, match="2 frames"):
+    read_png(tmp_path / "a.png")
+
+
+def test_files_that_are_no_png_say_why(tmp_path):
+  write_png(tmp_path / "whole.png", RNG.integers(0, 256, (40, 40)).astype(np.uint8))
+  whole = (tmp_path / "whole.png").read_bytes()
+  cases = {"empty": (b"", "empty"), "text": (b"hello" * 30, "not a PNG"),
+           "head": (whole[:20], "truncated"), "cut": (whole[: len(whole) // 2], "damaged"),
+           "noise": (whole[:60] + bytes(200) + whole[260:], "damaged"),
+           "headless": (whole[:16] + bytes(4) + whole[20:], "damaged")}
+  for name, (content, reason) in cases.items():
+    path = tmp_path / f"{name}.png"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=reason) as caught:
+      read_png(path)
+    assert caught.value.subject == str(path) and caught.value.cure
+  with pytest.raises(InputError, match="does not exist"):
+    read_png(tmp_path / "missing.png")
+  with pytest.raises(InputError, match="folder"):
+    read_png(tmp_path)
+
+
+def test_a_picture_too_large_to_decode_is_an_input_error(tmp_path, monkeypatch):
+  write_png(tmp_path / "a.png", np.zeros((40, 40), np.uint8))
+  monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+  with pytest.raises(InputError, match="too large"):
+    read_png(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, failure):
+  path = tmp_path / "a.png"
+  write_png(path, np.zeros((4, 4), np.uint8))
+  before = path.read_bytes()
+
+  def half(self, name, **options):
+    Path(name).write_bytes(b"half")
+    raise failure
+
+  monkeypatch.setattr(Image.Image, "save", half)
+  expected = InputError if isinstance(failure, OSError) else KeyboardInterrupt
+  with pytest.raises(expected):
+    write_png(path, np.ones((4, 4), np.uint8))
+  assert path.read_bytes() == before
+  assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_an_unusable_target_is_an_input_error(tmp_path):
+  (tmp_path / "file").write_bytes(b"")
+  for path in (tmp_path / "no/a.png", tmp_path / "file/a.png"):
+    with pytest.raises(InputError, match="cannot be written"):
+      write_png(path, np.zeros((4, 4), np.uint8))
+  with pytest.raises(InputError, match="not named"):
+    write_png(tmp_path / "a.jpg", np.zeros((4, 4), np.uint8))
+
+
+@pytest.mark.skipif(not DATA, reason="CONDSEG_TEST_DATA is not set")
+def test_street_scenes_and_their_labels():
+  root = Path(DATA) / "camvid"
+  for path in sorted((root / "train").glob("*.png"))[:3]:
+    image = read_png(path)
+    label = read_png(root / "trainannot" / path.name)
+    assert image.array.shape == (180, 240, 3) and image.array.dtype == np.uint8
+    assert label.array.shape == (180, 240) and label.array.dtype == np.uint8
+    assert label.array.max() <= 11
