@@ -227,5 +227,4 @@ def _canonical_orientation() -> np.ndarray:
 
 def _canonical_affine(geometry: Geometry) -> np.ndarray:
   change = orientations.ornt_transform(_orientation(geometry.affine), _canonical_orientation())
-  # Adding 0.0 turns the -0.0 that a flip leaves behind into 0.0.
-  return geometry.affine @ orientations.inv_ornt_aff(change, geometry.shape) + 0.0
+  return geometry.affine @ orientations.inv_ornt_aff(change, geometry.shape)

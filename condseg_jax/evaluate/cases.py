@@ -1,15 +1,14 @@
 """Labelled cases to score on, read one at a time: files on their native grid, or prepared ones."""
 
-from collections.abc import Callable, Iterable
 import dataclasses
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
 from condseg_jax.data.pipeline import Dataset
 from condseg_jax.data.prepare import sources
 from condseg_jax.data.prepare.raw import RawCase
-from condseg_jax.data.store import Case
-from condseg_jax.data.store import Store
+from condseg_jax.data.store import Case, Store
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
 

@@ -1,11 +1,12 @@
 """Pictures of one case: the prediction beside the truth."""
 
-from collections.abc import Iterable, Sequence
 import os
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.evaluate.scores import CaseScore, nan_mean
@@ -84,68 +85,77 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
   if prediction.shape != truth.shape or image.shape[:truth.ndim] != truth.shape:
     raise ValueError(f"image {image.shape}, prediction {prediction.shape} and truth {truth.shape} "
                      "do not show the same grid")
-  gray_or_rgb = _displayable(image, truth.ndim, window)
+  if image.ndim > truth.ndim and not (image.shape[2:] == (3,) and window is None):
+    image = image[..., 0]
+  window = window or _robust_window(image)
   if truth.ndim == 3:
-    panels, headings, names = _volume_panels(gray_or_rgb, prediction, truth, spacing)
+    panels, headings, names = _volume_panels(image, prediction, truth, spacing, window)
   else:
-    blank = np.zeros_like(truth)
-    panels = [[_Panel(gray_or_rgb, labels, tuple(spacing))
-               for labels in (blank, prediction, truth)]]
+    shown = _displayable(image, window)
+    panels = [[_Panel(shown, labels, tuple(spacing))
+               for labels in (np.zeros_like(truth), prediction, truth)]]
     headings, names = ("image", "prediction", "truth"), ("",)
   palette = np.concatenate([np.zeros((1, 3)), np.asarray(colors, np.float64) / 255])
-  import matplotlib
+  import matplotlib  # heavy, and needed by the figures alone
 
   # Contours take the colour of their hatching from here alone, some of it when they are saved.
   with matplotlib.rc_context({"hatch.color": _HATCH, "hatch.linewidth": 0.8}):
     _save(path, _draw(panels, headings, names, class_names, palette, title))
 
 
-def _displayable(image: np.ndarray, ndim: int, window) -> np.ndarray:
-  """The image as red, green, blue between 0 and 1."""
-  if ndim == 2 and image.shape[2:] == (3,) and window is None:
-    image = image.astype(np.float32)
-    return np.clip(image / (255 if image.max() > 1 else 1), 0, 1)
-  if image.ndim > ndim:
-    image = image[..., 0]
-  image = image.astype(np.float32)
-  finite = image[np.isfinite(image)]
-  lo, hi = window or (np.percentile(finite, [1, 99.5]) if finite.size else (0, 1))
-  gray = np.clip((np.nan_to_num(image) - lo) / max(hi - lo, 1e-12), 0, 1)
-  return np.repeat(gray[..., None], 3, axis=-1)
+def _robust_window(image: np.ndarray) -> tuple[float, float]:
+  """Intensities to draw black and white: percentiles, or the full range of an RGB image."""
+  if image.shape[2:] == (3,) and image.ndim == 3 and image.dtype == np.uint8:
+    return 0.0, 255.0
+  sample = image.ravel()[::max(1, image.size // 1_000_000)].astype(np.float32)
+  sample = sample[np.isfinite(sample)]
+  return tuple(np.percentile(sample, [1, 99.5])) if sample.size else (0.0, 1.0)
 
 
-def _volume_panels(image, prediction, truth, spacing):
+def _displayable(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+  """A 2-D picture as red, green, blue between 0 and 1."""
+  lo, hi = window
+  image = np.nan_to_num(image.astype(np.float32), posinf=hi, neginf=lo, nan=lo)
+  image = np.clip((image - lo) / max(hi - lo, 1e-12), 0, 1)
+  return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
+
+
+def _volume_panels(image, prediction, truth, spacing, window):
   """Three rows of (prediction, truth) through the most telling slice of each axis."""
+  indices = _telling_indices(prediction, truth)
   panels, names = [], []
   for view in _VIEWS:
-    index = _telling_slice(prediction, truth, view.axis)
+    index, n = indices[view.axis], truth.shape[view.axis]
     plane = tuple(s for axis, s in enumerate(spacing) if axis != view.axis)
-    def cut(array, view=view, index=index):
-      slice_2d = np.take(array, index, axis=view.axis)
-      return slice_2d if view.top_down else slice_2d[::-1]
-    panels.append([_Panel(cut(image), cut(labels), plane, view.letters)
-                   for labels in (prediction, truth)])
-    names.append(f"{view.name}  {index + 1} / {truth.shape[view.axis]}")
+    image_2d, *labels_2d = (np.take(array, index, axis=view.axis)[::1 if view.top_down else -1]
+                            for array in (image, prediction, truth))
+    shown = _displayable(image_2d, window)
+    panels.append([_Panel(shown, labels, plane, view.letters) for labels in labels_2d])
+    names.append(f"{view.name}  {index + 1} / {n}")
   return panels, ("prediction", "truth"), names
 
 
-def _telling_slice(prediction: np.ndarray, truth: np.ndarray, axis: int) -> int:
-  """Where the structures of the truth (else the prediction) are cut largest.
+def _telling_indices(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, ...]:
+  """Per axis the slice that cuts the structures of the truth (else the prediction) largest.
 
   Every class counts relative to its own largest cut, or a liver would hide every pancreas.
   """
-  others = tuple(other for other in range(truth.ndim) if other != axis)
   for labels in (np.where(truth == UNLABELLED, 0, truth), prediction):
-    areas = [np.count_nonzero(labels == value, axis=others)
-             for value in np.unique(labels) if value]
-    if areas:
-      return int(np.argmax(sum(area / area.max() for area in areas)))
-  return truth.shape[axis] // 2
+    profiles = [np.zeros(n) for n in truth.shape]
+    for value, box in enumerate(ndimage.find_objects(labels), 1):
+      if box is not None:
+        mask = labels[box] == value
+        for axis, profile in enumerate(profiles):
+          areas = np.count_nonzero(np.moveaxis(mask, axis, 0), axis=(1, 2))
+          profile[box[axis]] += areas / areas.max()
+    if profiles[0].any():
+      return tuple(int(np.argmax(profile)) for profile in profiles)
+  return tuple(n // 2 for n in truth.shape)
 
 
 def _draw(panels, headings, names, class_names, palette, title):
   """Lay the panels out in inches, so that every millimetre is as long in every panel."""
-  from matplotlib.figure import Figure  # heavy, and needed by the figures alone
+  from matplotlib.figure import Figure
 
   heights_mm = [row[0].extent[2] for row in panels]
   width_mm = max(panel.extent[1] for row in panels for panel in row)

@@ -4,11 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from condseg_jax.classes import ClassTable
-from condseg_jax.classes import label_map
+from condseg_jax.classes import ClassTable, label_map
 from condseg_jax.evaluate.figures import overlay_figure
-from condseg_jax.geometry import to_canonical
-from condseg_jax.geometry import Volume
+from condseg_jax.geometry import Volume, to_canonical
 
 
 def draw_prediction(path, volume: Volume, label: Volume, table: ClassTable, title: str,

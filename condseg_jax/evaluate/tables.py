@@ -1,12 +1,12 @@
 """Scores as files (summary.json, cases.csv) and as a table for the terminal."""
 
-from collections.abc import Iterable, Mapping
 import csv
 import io
 import json
 import math
 import os
 import pathlib
+from collections.abc import Iterable, Mapping
 
 from condseg_jax.evaluate.scores import CaseScore
 

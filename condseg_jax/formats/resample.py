@@ -93,7 +93,7 @@ def linear_taps(size_in: int, size_out: int) -> AxisTaps:
   """
   position = np.clip(_positions(size_in, size_out), 0.0, size_in - 1.0)
   low = np.floor(position).astype(np.intp)
-  return low, np.minimum(low + 1, size_in - 1), (position - low).astype(np.float32)
+  return low, np.ceil(position).astype(np.intp), (position - low).astype(np.float32)
 
 
 def _positions(size_in: int, size_out: int) -> np.ndarray:

@@ -62,7 +62,6 @@ def test_arrays_that_are_no_picture_are_refused(tmp_path, array):
 @pytest.mark.parametrize("colors", [2, 4, 12, 200])
 def test_palette_pictures_give_indices(tmp_path, colors):
   index = (np.arange(200) % colors).astype(np.uint8).reshape(10, 20)
-  picture = Image.fromarray(index, mode=None).convert("P")
   picture = Image.frombytes("P", (20, 10), index.tobytes())
   picture.putpalette([value for i in range(colors) for value in (255 - i, i, 77)])
   picture.save(tmp_path / "a.png")  # Pillow stores 1, 2, 4 or 8 bits per pixel here

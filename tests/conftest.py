@@ -1,0 +1,27 @@
+"""What every test stands on: two CPU devices, strict arithmetic, real data where it is."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+  """Folder of the real datasets; without it the test is skipped and the summary says so."""
+  folder = os.environ.get("CONDSEG_TEST_DATA", "")
+  if not folder or not Path(folder).is_dir():
+    pytest.skip("real data: CONDSEG_TEST_DATA names no folder")
+  return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def no_cache_of_the_user(tmp_path_factory, monkeypatch):
+  """Nothing is written to, or read from, the user's cache folder."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
