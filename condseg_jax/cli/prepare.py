@@ -7,7 +7,7 @@ Turns a raw dataset into a prepared store; cases that are already prepared are k
 Datasets that train together need the same --spacing. Training on raw folders prepares them itself,
 with the median spacing of all of them; this command is for doing it beforehand or otherwise.
 
-The formats `phantom` and `street` make the embedded example data, raw, in DIR.
+The format `phantom` makes the embedded example data, raw, in --out.
 """
 
 import sys
@@ -17,7 +17,7 @@ from absl import flags
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
-FORMATS = ("msd", "camvid", "phantom", "street")
+FORMATS = ("msd", "camvid", "phantom")
 
 
 def main(argv=None) -> int:
@@ -34,22 +34,18 @@ def _define(values: flags.FlagValues) -> None:
                     "median when empty.", flag_values=values)
   flags.DEFINE_integer("block", 6, "camvid: training frames are dealt to the classes in blocks of "
                        "this many; 0 annotates every class everywhere.", flag_values=values)
-  flags.DEFINE_integer("seed", 0, "phantom, street: what is drawn.", flag_values=values)
+  flags.DEFINE_enum("size", "quick", ("quick", "standard", "fine"), "phantom: of the volumes.",
+                    flag_values=values)
+  flags.DEFINE_integer("seed", 0, "phantom: what is drawn.", flag_values=values)
 
 
 def _work(values: flags.FlagValues) -> int:
   shell.need(values, "format", "out")
   if values.format == "phantom":
     from condseg_jax.data.prepare.phantom import write_abdomen
-    write_abdomen(values.out, seed=values.seed)
+    write_abdomen(values.out, size=values.size, seed=values.seed)
     print(f"wrote abdominal CT phantoms to {values.out}")
     return 0
-  if values.format == "street":
-    from condseg_jax.data.prepare.street import write_street
-    write_street(values.out, seed=values.seed)
-    print(f"wrote street scenes to {values.out}")
-    return 0
-
   shell.need(values, "source")
   try:
     spacing = tuple(float(s) for s in values.spacing)

@@ -55,13 +55,16 @@ def _work(values: flags.FlagValues) -> int:
     except (ValueError, RuntimeError) as error:
       raise InputError("--distributed", str(error).splitlines()[0],
                        "give --coordinator, --processes and --process_id", usage=True) from error
-  config = values.config.copy_and_resolve_references().to_dict()
-  train(_plain(config), values.workdir, resume=values.resume)
+  train(plain_config(values.config), values.workdir, resume=values.resume)
   return 0
 
 
+def plain_config(config) -> dict:
+  """A ConfigDict as JSON would give it back: dicts, lists and scalars."""
+  return _plain(config.copy_and_resolve_references().to_dict())
+
+
 def _plain(tree):
-  """A config as JSON would give it back: tuples as lists, at every depth."""
   if isinstance(tree, dict):
     return {str(key): _plain(value) for key, value in tree.items()}
   if isinstance(tree, list | tuple):

@@ -115,14 +115,17 @@ def _coordinates(key, shape, config, spacing) -> list[jax.Array]:
 
 
 def _resample(image, mask, coordinates):
+  """Image by linear interpolation, its edge repeated; mask by nearest voxel, else unlabelled."""
   def linear(channel):
     return map_coordinates(channel, coordinates, order=1, mode="nearest")
 
-  def nearest(channel):
-    return map_coordinates(channel, coordinates, order=0, mode="constant", cval=UNLABELLED)
-
   image = jax.vmap(linear, in_axes=-1, out_axes=-1)(image)
-  return image, jax.vmap(nearest, in_axes=-1, out_axes=-1)(mask)
+  nearest = [jnp.round(c).astype(jnp.int32) for c in coordinates]
+  inside = jnp.ones(mask.shape[:-1], bool)
+  for index, size in zip(nearest, mask.shape[:-1], strict=True):
+    inside &= (index >= 0) & (index < size)
+  clipped = tuple(jnp.clip(i, 0, n - 1) for i, n in zip(nearest, mask.shape[:-1], strict=True))
+  return image, jnp.where(inside[..., None], mask[clipped], jnp.asarray(UNLABELLED, mask.dtype))
 
 
 def _mirror(key, image, mask, config, refused):

@@ -63,38 +63,46 @@ def pick_median_and_worst(rows: Iterable[CaseScore]) -> tuple[str, str]:
 
 
 def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.ndarray,
-                   truth: np.ndarray, class_names: Sequence[str],
+                   truth: np.ndarray | None, class_names: Sequence[str],
                    colors: Sequence[Sequence[int]], spacing: Sequence[float], title: str = "", *,
                    window: tuple[float, float] | None = None) -> None:
   """Draw prediction and truth over the image and save the picture.
 
   A volume is shown in an axial, a coronal and a sagittal slice (rows), prediction left and truth
-  right; an image as image, prediction and truth. Unlabelled voxels of the truth are grey, hatched.
+  right; an image as image, prediction and truth. Without a truth the bare image is beside the
+  prediction. Unlabelled voxels of the truth are grey, hatched.
 
   Args:
     path: file to write (.png, .pdf, .svg).
     image: (D, H, W) in canonical order, (H, W) or (H, W, 3); of other channels the first is shown.
     prediction: label map of the spatial shape: class index + 1, 0 background.
-    truth: label map of the same shape; 255 is unlabelled.
+    truth: label map of the same shape, 255 is unlabelled; or None.
     class_names: name per class index.
     colors: red, green, blue per class index, 0 to 255.
     spacing: mm per spatial axis.
     title: one line above the pictures.
     window: intensities drawn black and white; by default the 1st and 99.5th percentile.
   """
-  if prediction.shape != truth.shape or image.shape[:truth.ndim] != truth.shape:
-    raise ValueError(f"image {image.shape}, prediction {prediction.shape} and truth {truth.shape} "
-                     "do not show the same grid")
-  if image.ndim > truth.ndim and not (image.shape[2:] == (3,) and window is None):
+  ndim = prediction.ndim
+  grids = {prediction.shape, image.shape[:ndim], *(() if truth is None else (truth.shape,))}
+  if len(grids) > 1:
+    raise ValueError(f"image, prediction and truth do not show the same grid: {sorted(grids)}")
+  if image.ndim > ndim and not (image.shape[2:] == (3,) and window is None):
     image = image[..., 0]
   window = window or _robust_window(image)
-  if truth.ndim == 3:
-    panels, headings, names = _volume_panels(image, prediction, truth, spacing, window)
+  columns = {"prediction": prediction}
+  if truth is None or ndim == 2:
+    columns = {"image": np.zeros_like(prediction)} | columns
+  if truth is not None:
+    columns["truth"] = truth
+  if ndim == 3:
+    indices = _telling_indices(prediction, prediction if truth is None else truth)
+    panels, names = _volume_panels(image, list(columns.values()), indices, spacing, window)
   else:
     shown = _displayable(image, window)
-    panels = [[_Panel(shown, labels, tuple(spacing))
-               for labels in (np.zeros_like(truth), prediction, truth)]]
-    headings, names = ("image", "prediction", "truth"), ("",)
+    panels = [[_Panel(shown, labels, tuple(spacing)) for labels in columns.values()]]
+    names = ("",)
+  headings = tuple(columns)
   palette = np.concatenate([np.zeros((1, 3)), np.asarray(colors, np.float64) / 255])
   import matplotlib  # heavy, and needed by the figures alone
 
@@ -120,19 +128,18 @@ def _displayable(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
   return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
 
 
-def _volume_panels(image, prediction, truth, spacing, window):
-  """Three rows of (prediction, truth) through the most telling slice of each axis."""
-  indices = _telling_indices(prediction, truth)
+def _volume_panels(image, columns, indices, spacing, window):
+  """One row per axis through its most telling slice, one panel per label map in `columns`."""
   panels, names = [], []
   for view in _VIEWS:
-    index, n = indices[view.axis], truth.shape[view.axis]
+    index, n = indices[view.axis], image.shape[view.axis]
     plane = tuple(s for axis, s in enumerate(spacing) if axis != view.axis)
     image_2d, *labels_2d = (np.take(array, index, axis=view.axis)[::1 if view.top_down else -1]
-                            for array in (image, prediction, truth))
+                            for array in (image, *columns))
     shown = _displayable(image_2d, window)
     panels.append([_Panel(shown, labels, plane, view.letters) for labels in labels_2d])
     names.append(f"{view.name}  {index + 1} / {n}")
-  return panels, ("prediction", "truth"), names
+  return panels, names
 
 
 def _telling_indices(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, ...]:

@@ -89,7 +89,8 @@ class Norm(nn.Module):
     if self.kind == "none":
       return x
     size = 1 if self.kind == "instance" else math.gcd(8, x.shape[-1])
-    return nn.GroupNorm(num_groups=None, group_size=size, dtype=self.dtype)(x)
+    norm = nn.GroupNorm(num_groups=None, group_size=size, dtype=jnp.float32)
+    return norm(x.astype(jnp.float32)).astype(self.dtype)
 
 
 class Conv(nn.Module):

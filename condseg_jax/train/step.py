@@ -66,9 +66,11 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     if axis_name is not None:
       gradient, sums = jax.lax.psum((gradient, sums), axis_name)
 
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    # optax mixes Python numbers with its int32 counters, which strict promotion would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+      updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     keep = functools.partial(jnp.where, finite)
     params = jax.tree.map(keep, params, state.params)

@@ -1,0 +1,22 @@
+"""CamVid street scenes (240×180, 11 classes) as eleven single-class datasets, 2-D.
+
+Training frames are dealt to the classes in blocks of six consecutive frames, round-robin.
+
+  condseg-train --config=experiments/configs/camvid.py --config.data.root=DATA --workdir=RUN
+  condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
+"""
+
+from configs import base
+
+
+def get_config():
+  config = base.get_config()
+  config.data.subvolume = (192, 256)
+  config.data.batch_size = 8
+  config.data.hold_out = 0.0
+  config.augment.update(rotate=5.0, zoom=0.3, shift=0.15, scale=0.3, offset=0.3, gamma=0.3,
+                        noise=0.05, mirror=("W",))
+  config.model.strides = ((2, 2),) * 4
+  config.model.depth = (1, 2, 2, 2, 2)
+  config.train.update(steps=1_500, eval_every=500)
+  return config

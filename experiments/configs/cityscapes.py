@@ -1,0 +1,20 @@
+"""Cityscapes at half size, 19 classes as single-class datasets, 2-D.
+
+Not run here: needs the data, as PNG pictures in CamVid layout (train/, trainannot/, val/, valannot/
+and classes.json with the 19 train ids in order and 255 as the value to ignore):
+
+  condseg-train --config=experiments/configs/cityscapes.py --config.data.root=DATA --workdir=RUN
+"""
+
+from configs import camvid
+
+
+def get_config():
+  config = camvid.get_config()
+  config.data.spacing = (2.0, 2.0)  # 2048×1024 to 1024×512
+  config.data.subvolume = (512, 512)
+  config.model.strides = ((2, 2),) * 5
+  config.model.depth = (1, 2, 2, 2, 2, 2)
+  config.model.dtype = "bfloat16"
+  config.train.update(steps=40_000, log_every=50, eval_every=4_000)
+  return config

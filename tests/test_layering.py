@@ -1,0 +1,83 @@
+"""Imports go downward: every module has a floor and imports nothing from a higher one."""
+
+import ast
+from pathlib import Path
+
+import condseg_jax
+
+ROOT = Path(condseg_jax.__file__).parent
+
+# The longest prefix of a module's name decides.
+FLOORS = {
+    "errors": 0, "classes": 0, "geometry": 0, "plan": 0,
+    "formats": 1, "losses": 1, "metrics": 1, "models": 1,
+    "data": 2,
+    "train": 3, "infer": 3,
+    "train.loop": 4, "predictor": 4, "evaluate": 4,
+    "cli": 5,
+}
+
+
+def modules():
+  for path in sorted(ROOT.rglob("*.py")):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    name = ".".join(p for p in parts if p != "__init__")
+    if name:
+      yield name, path
+
+
+def floor(name: str) -> int:
+  prefixes = [p for p in FLOORS if name == p or name.startswith(p + ".")]
+  assert prefixes, f"{name} has no floor: give its room one in FLOORS"
+  return FLOORS[max(prefixes, key=len)]
+
+
+def imports(path: Path) -> set[str]:
+  """Modules of the package that a file imports, at any depth."""
+  known = {name for name, _ in modules()}
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    names = []
+    if isinstance(node, ast.ImportFrom) and node.module:
+      names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
+    elif isinstance(node, ast.Import):
+      names = [alias.name for alias in node.names]
+    inside = [n.removeprefix("condseg_jax.") for n in names if n.startswith("condseg_jax.")]
+    found |= {n for n in inside if n in known}
+  return found
+
+
+def test_imports_go_downward():
+  upward = [f"{name} (floor {floor(name)}) imports {other} (floor {floor(other)})"
+            for name, path in modules() for other in imports(path) if floor(other) > floor(name)]
+  assert not upward, "\n".join(upward)
+
+
+def test_no_circles():
+  graph = {name: imports(path) for name, path in modules()}
+  done, path = set(), []
+
+  def visit(name):
+    assert name not in path, " → ".join([*path[path.index(name):], name])
+    if name not in done:
+      path.append(name)
+      for other in graph[name]:
+        visit(other)
+      path.pop()
+      done.add(name)
+
+  for name in graph:
+    visit(name)
+
+
+def test_only_one_file_imports_orbax():
+  users = [name for name, path in modules() if "orbax" in path.read_text().replace(
+      "orbax-checkpoint", "") and name != "train.checkpoint"]
+  assert users == []
+
+
+def test_the_front_door_is_lazy():
+  """The package imports nothing before it is used: --help must not wait for jax."""
+  tree = ast.parse((ROOT / "__init__.py").read_text())
+  top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+  assert top == []

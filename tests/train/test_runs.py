@@ -1,0 +1,133 @@
+"""Whole runs: stopped and resumed, on two processes, killed, and with nothing to resume."""
+
+import json
+import os
+from pathlib import Path
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from tiny import overrides
+from tiny import write_datasets
+
+from condseg_jax.cli.train import main
+from condseg_jax.train.checkpoint import Checkpoints
+
+BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  return write_datasets(tmp_path_factory.mktemp("data"))
+
+
+def arguments(root, workdir, **changes):
+  changes = {"data.cache": root / "cache"} | changes
+  return ["condseg-train", f"--config={BASE}", f"--workdir={workdir}", *overrides(root, **changes)]
+
+
+def parameters(workdir):
+  checkpoints = Checkpoints(workdir, read_only=True)
+  try:
+    return jax.device_get(checkpoints.restore_params(checkpoints.pick("last")))
+  finally:
+    checkpoints.close()
+
+
+def differences(a, b):
+  return [np.abs(x - y).max() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+
+
+def environment(devices=2):
+  return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+
+
+def test_stop_and_resume_is_bit_for_bit_the_same(root, tmp_path):
+  """6 steps in one go equal 3, a new process's worth of objects, and 3 more."""
+  assert main(arguments(root, tmp_path / "whole")) == 0
+  # The schedule must know the length of the whole run, so the first half is cut by a signal.
+  half = arguments(root, tmp_path / "parts", **{"train.steps": 6})
+  calls = []
+
+  def stop(*_):
+    calls.append(None)
+    return len(calls) == 3
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("condseg_jax.train.loop.Interrupt.everywhere", stop)
+    assert main(half) == 0
+  run = json.loads((tmp_path / "parts" / "run.json").read_text())
+  assert (run["status"], run["step"]) == ("interrupted", 3)
+  assert main([*half, "--resume=must"]) == 0
+  assert max(differences(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))) == 0.0
+
+  def losses(name):
+    lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    return {line["step"]: line["loss"] for line in map(json.loads, lines) if "loss" in line}
+  assert losses("whole")[6] == losses("parts")[6]
+
+
+def test_records(root, tmp_path):
+  assert main(arguments(root, tmp_path)) == 0
+  run = json.loads((tmp_path / "run.json").read_text())
+  assert run["status"] == "finished" and run["skipped_steps"] == 0 and run["seconds"] > 0
+  assert run["devices"]["devices"] == 2 and "jax" in run["versions"]
+  assert list((tmp_path / "tensorboard").iterdir())
+  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
+  assert {"dice/ball", "dice/box", "learning_rate"} <= set(lines[0])
+  assert [line["step"] for line in lines if "held_out/mean_dice" in line] == [3, 6]
+
+
+def test_nothing_written_is_lost(root, tmp_path, capsys):
+  assert main([*arguments(root, tmp_path / "a"), "--resume=must"]) == 1
+  assert "no checkpoint to resume from" in capsys.readouterr().err
+  assert main(arguments(root, tmp_path / "b")) == 0
+  before = differences(parameters(tmp_path / "b"), parameters(tmp_path / "b"))
+  assert main([*arguments(root, tmp_path / "b"), "--resume=never"]) == 1
+  assert main(arguments(root, tmp_path / "b", **{"model.channels": 16})) == 1
+  assert "another model (model.channels differs)" in capsys.readouterr().err
+  assert max(before) == 0 and json.loads((tmp_path / "b" / "run.json").read_text())["step"] == 6
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_cleanly(root, tmp_path):
+  command = [sys.executable, "-m", "condseg_jax.cli.train",
+             *arguments(root, tmp_path, **{"train.steps": 5000, "train.eval_every": 5000})[1:]]
+  with open(tmp_path / "log", "w+") as log:
+    process = subprocess.Popen(command, env=environment(), stderr=log, stdout=log)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "metrics.jsonl").exists():
+      assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+      time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+  run = json.loads((tmp_path / "run.json").read_text())
+  assert run["status"] == "interrupted" and 0 < run["step"] < 5000
+  assert Checkpoints(tmp_path, read_only=True).last_step == run["step"]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(root, tmp_path):
+  """A real cluster of two processes with one device each, against one process with two."""
+  changes = {"data.hold_out": 0.0, "optimizer.name": "sgd", "train.eval_every": 6}
+  assert main(arguments(root, tmp_path / "one", **changes)) == 0
+  with socket.socket() as probe:
+    probe.bind(("localhost", 0))
+    port = probe.getsockname()[1]
+  processes = [
+      subprocess.Popen(
+          [sys.executable, "-m", "condseg_jax.cli.train",
+           *arguments(root, tmp_path / "two", **changes)[1:], "--distributed",
+           f"--coordinator=localhost:{port}", "--processes=2", f"--process_id={i}"],
+          env=environment(1), stderr=subprocess.PIPE, text=True) for i in range(2)]
+  errors = [p.communicate(timeout=180)[1] for p in processes]
+  assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)
+  run = json.loads((tmp_path / "two" / "run.json").read_text())
+  assert run["devices"]["processes"] == 2 and run["devices"]["devices"] == 2
+  assert max(differences(parameters(tmp_path / "one"), parameters(tmp_path / "two"))) < 1e-5

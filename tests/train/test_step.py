@@ -1,0 +1,138 @@
+"""The step: jit = pmap, β, the guard, and a run that is stopped, resumed and spread over processes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from condseg_jax.classes import UNLABELLED
+from condseg_jax.data.augment import Augmentation
+from condseg_jax.data.batch import Batch
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.train.parallel import make_driver
+from condseg_jax.train.state import TrainState
+from condseg_jax.train.step import make_train_step
+
+SHAPE = (4, 8, 8)
+AUGMENTATION = Augmentation(probability=1.0, rotate=20.0, zoom=0.2, shift=0.1, scale=0.2, gamma=0.2,
+                            noise=0.1, mirror=("W",))
+
+
+@pytest.fixture(scope="module")
+def model():
+  return DenseUNet(codes=(-0.5, 0.7), strides=((2, 2, 2),), depth=(1, 1), channels=8, growth=8)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+  image = jnp.zeros((1, *SHAPE, 1))
+  return jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))["params"]
+
+
+def make_batch(seed=0, size=4):
+  rng = np.random.default_rng(seed)
+  image = rng.normal(size=(size, *SHAPE, 1)).astype(np.float32)
+  mask = (image > 0.5).astype(np.uint8)
+  mask[:, :1] = UNLABELLED
+  return Batch(image=image, class_id=(np.arange(size, dtype=np.int32) % 2)[:, None], mask=mask,
+               beta=np.ones((size, 1), np.float32), index=np.arange(size, dtype=np.int32))
+
+
+def make_step(model, optimizer, augmentation=Augmentation(), ema_decay=0.0, alpha_K=(1.0, 2.0)):
+  return make_train_step(model, optimizer, augmentation=augmentation, spacing=(2.0, 1.0, 1.0),
+                         may_not_mirror=np.zeros((2, 3), bool), alpha_K=alpha_K, bce_weight=1.0,
+                         ema_decay=ema_decay, seed=3)
+
+
+def new_state(params, optimizer, ema=False):
+  # The jit driver donates its state, so each takes a copy.
+  return TrainState.create(jax.tree.map(jnp.copy, params), optimizer, ema=ema)
+
+
+def largest_difference(a, b):
+  return max(float(np.abs(np.asarray(x) - np.asarray(y)).max())
+             for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_jit_equals_pmap_on_two_devices(model, params):
+  assert jax.device_count() == 2
+  optimizer = optax.sgd(0.1)  # Adam would magnify rounding where a gradient is nearly zero
+  results = {}
+  for name in ("jit", "pmap"):
+    driver = make_driver(name, make_step(model, optimizer, AUGMENTATION), 4)
+    state = driver.place_state(new_state(params, optimizer))
+    for seed in range(2):
+      state, metrics = driver.step(state, driver.place_batch(make_batch(seed)))
+    results[name] = jax.device_get((state.params, metrics))
+  assert largest_difference(results["jit"][0], params) > 1e-3  # something was learned
+  assert largest_difference(results["jit"], results["pmap"]) < 1e-5
+
+
+def test_order_of_the_samples_does_not_matter(model, params):
+  """Randomness belongs to the sample, not to its place: the same global batch, permuted."""
+  optimizer = optax.sgd(0.1)
+  step = jax.jit(make_step(model, optimizer, AUGMENTATION))
+  batch = make_batch()
+  permuted = jax.tree.map(lambda x: x[np.array([2, 0, 3, 1])], batch)
+  a, _ = step(new_state(params, optimizer), batch)
+  b, _ = step(new_state(params, optimizer), permuted)
+  assert largest_difference(a.params, b.params) < 1e-5
+
+
+def test_unannotated_class_gives_exactly_zero_gradient(model, params):
+  optimizer = optax.sgd(1.0)
+  step = jax.jit(make_step(model, optimizer))
+  batch = make_batch()
+  without = batch._replace(beta=np.zeros_like(batch.beta))
+  state, metrics = step(new_state(params, optimizer), without)
+  assert largest_difference(state.params, params) == 0.0
+  assert float(metrics["loss"]) == 0.0
+  assert np.all(np.asarray(metrics["count_K"]) == 0)
+
+
+def test_unannotated_sample_is_as_if_it_were_empty(model, params):
+  """β = 0 for one sample: its image and mask do not matter, the divisor is still the batch."""
+  optimizer = optax.sgd(1.0)
+  step = jax.jit(make_step(model, optimizer))
+  batch = make_batch()
+  beta = batch.beta.copy()
+  beta[1] = 0
+  image, mask = batch.image.copy(), batch.mask.copy()
+  image[1], mask[1] = 5.0, 1
+  a, _ = step(new_state(params, optimizer), batch._replace(beta=beta))
+  b, _ = step(new_state(params, optimizer), batch._replace(beta=beta, image=image, mask=mask))
+  assert largest_difference(a.params, b.params) == 0.0
+
+
+def test_non_finite_step_is_skipped_and_counted(model, params):
+  optimizer = optax.adam(1e-2)
+  step = jax.jit(make_step(model, optimizer, ema_decay=0.5))
+  bad = make_batch()
+  bad.image[0, 0, 0, 0] = np.nan
+  state, metrics = step(new_state(params, optimizer, ema=True), bad)
+  assert int(state.skipped) == 1 and int(state.step) == 1
+  assert largest_difference(state.params, params) == 0.0
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(jax.device_get(state)))
+  state, _ = step(state, make_batch())
+  assert int(state.skipped) == 1 and int(state.step) == 2
+  assert largest_difference(state.params, params) > 0.0
+
+
+def test_averaged_parameters(model, params):
+  optimizer = optax.sgd(0.1)
+  step = jax.jit(make_step(model, optimizer, ema_decay=0.75))
+  state, _ = step(new_state(params, optimizer, ema=True), make_batch())
+  expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, params, state.params)
+  assert largest_difference(state.ema, expected) < 1e-6
+
+
+def test_gradient_clipping_bounds_the_update(model, params):
+  from condseg_jax.train.optimizer import make_optimizer
+  settings = dict(name="sgd", learning_rate=1.0, schedule="constant", warmup=0, momentum=0.0,
+                  clip_norm=1e-3)
+  optimizer = make_optimizer(settings, 10)
+  state, metrics = jax.jit(make_step(model, optimizer))(new_state(params, optimizer), make_batch())
+  change = jax.tree.map(lambda a, b: a - b, state.params, params)
+  assert float(metrics["gradient_norm"]) > 1e-3
+  np.testing.assert_allclose(float(optax.tree.norm(change)), 1e-3, rtol=1e-3)
