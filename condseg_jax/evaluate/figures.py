@@ -87,9 +87,10 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
   grids = {prediction.shape, image.shape[:ndim], *(() if truth is None else (truth.shape,))}
   if len(grids) > 1:
     raise ValueError(f"image, prediction and truth do not show the same grid: {sorted(grids)}")
-  if image.ndim > ndim and not (image.shape[2:] == (3,) and window is None):
+  rgb = ndim == 2 and image.shape[2:] == (3,)
+  if image.ndim > ndim and not rgb:
     image = image[..., 0]
-  window = window or _robust_window(image)
+  window = window or ((0, 255) if rgb and image.dtype == np.uint8 else _robust_window(image))
   columns = {"prediction": prediction}
   if truth is None or ndim == 2:
     columns = {"image": np.zeros_like(prediction)} | columns
@@ -112,9 +113,7 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
 
 
 def _robust_window(image: np.ndarray) -> tuple[float, float]:
-  """Intensities to draw black and white: percentiles, or the full range of an RGB image."""
-  if image.shape[2:] == (3,) and image.ndim == 3 and image.dtype == np.uint8:
-    return 0.0, 255.0
+  """Intensities to draw black and white, whatever a few extreme voxels hold."""
   sample = image.ravel()[::max(1, image.size // 1_000_000)].astype(np.float32)
   sample = sample[np.isfinite(sample)]
   return tuple(np.percentile(sample, [1, 99.5])) if sample.size else (0.0, 1.0)
@@ -181,7 +180,7 @@ def _draw(panels, headings, names, class_names, palette, title):
     figure.text(left / width, 1 - 0.17 / height, title, color=_INK, weight="bold",
                 va="top", size=min(13, 110 * (width - left) / len(title)))
   y = height - header
-  for row, name, height_mm in zip(panels, names, heights_mm):
+  for row, name, height_mm in zip(panels, names, heights_mm, strict=True):
     y -= height_mm * scale
     for column, panel in enumerate(row):
       own = panel.extent[1]
@@ -226,7 +225,7 @@ def _draw_panel(axes, panel: _Panel, palette: np.ndarray) -> None:
   outline = [patheffects.withStroke(linewidth=2, foreground="black")]
   places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"),
             (0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
-  for letter, (x, y, ha, va) in zip(panel.letters, places):
+  for letter, (x, y, ha, va) in zip(panel.letters, places, strict=False):
     axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, color=_INK, size=10,
               path_effects=outline)
 

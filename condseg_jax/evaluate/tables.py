@@ -52,9 +52,9 @@ def format_table(summary: Mapping, *, distance_unit: str = "") -> str:
   if images:
     header.insert(3, "pooled IoU")
     mean.insert(3, _number(summary["mean_pooled_iou"]))
-    for line, entry in zip(lines, summary["classes"].values()):
+    for line, entry in zip(lines, summary["classes"].values(), strict=True):
       line.insert(3, _number(entry["pooled_iou"]))
-  widths = [max(map(len, column)) for column in zip(header, *lines, mean)]
+  widths = [max(map(len, column)) for column in zip(header, *lines, mean, strict=True)]
   rule = ["─" * width for width in widths]
   text = "\n".join(_aligned(line, widths) for line in [header, rule, *lines, rule, mean])
   notes = [f"{name}: {note}" for name, entry in summary["classes"].items() for note in _notes(
@@ -86,9 +86,9 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
   """Names and the Dice column (whose mean line has no interval) left, single numbers right."""
-  left, right = list(zip(cells, widths))[:2], list(zip(cells, widths))[2:]
-  return "  ".join([cell.ljust(width) for cell, width in left]
-                   + [cell.rjust(width) for cell, width in right]).rstrip()
+  padded = [cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))]
+  return "  ".join(padded).rstrip()
 
 
 def _without_nan(value):

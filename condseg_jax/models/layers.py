@@ -65,13 +65,22 @@ def convolve_by_depth_tap(x_BDHWC: jax.Array, kernel: jax.Array) -> jax.Array:
 def max_pool(x_BDHWC: jax.Array, strides: Sequence[int]) -> jax.Array:
   """Maximum over non-overlapping blocks of the shape `strides`.
 
-  Written as reshape and max: the gradient of a windowed reduction is slow on CPU. The spatial
-  shape must be a multiple of the strides.
+  Written as a choice between neighbours, one axis after the other. The gradient of a windowed
+  reduction is slow on CPU, and that of `max` looks for the place where the input equals the
+  maximum: where the compiler computes the two with different rounding there is none, and it divides
+  0 by 0. A choice is made once and its gradient follows it.
+
+  The spatial shape must be a multiple of the strides.
   """
-  b, *spatial, c = x_BDHWC.shape
-  blocks = [n for size, s in zip(spatial, strides, strict=True) for n in (size // s, s)]
-  within = tuple(range(2, 2 + 2 * len(strides), 2))
-  return x_BDHWC.reshape(b, *blocks, c).max(axis=within)
+  for axis, stride in enumerate(strides, start=1):
+    if stride == 1:
+      continue
+    blocks = x_BDHWC.shape[:axis] + (-1, stride) + x_BDHWC.shape[axis + 1:]
+    first, *rest = jnp.unstack(x_BDHWC.reshape(blocks), axis=axis + 1)
+    for other in rest:
+      first = jnp.where(first >= other, first, other)
+    x_BDHWC = first
+  return x_BDHWC
 
 
 class Norm(nn.Module):

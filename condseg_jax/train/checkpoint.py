@@ -52,7 +52,10 @@ class Checkpoints:
     options = ocp.CheckpointManagerOptions(
         best_fn=lambda metrics: metrics["mean_dice"], read_only=read_only, create=not read_only,
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(1), best]))
-    self._manager = ocp.CheckpointManager(self.folder.resolve(), options=options)
+    self._manager = ocp.CheckpointManager(
+        self.folder.resolve(), options=options,
+        item_handlers={"state": ocp.StandardCheckpointHandler(),
+                       "model": ocp.JsonCheckpointHandler()})
 
   def save(self, state: TrainState, record: ModelRecord, mean_dice: float | None) -> None:
     """Starts to save; the arrays may be changed once this returns."""

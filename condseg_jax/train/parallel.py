@@ -5,6 +5,7 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -56,8 +57,11 @@ def jit_driver(train_step: TrainStep) -> Driver:
   step = jax.jit(train_step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0)
 
   def place_state(state):
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
-                        state)
+    placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
+                          state)
+    # On CPU an array may share its memory with the numpy array it was made of. The step reuses the
+    # state's buffers, so they must be its own.
+    return jax.tree.map(jnp.copy, placed)
 
   def place_batch(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), batch)

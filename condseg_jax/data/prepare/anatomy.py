@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.interpolate import make_interp_spline
 
+from condseg_jax.data.prepare.random_field import smooth_field
+
 ORGANS = ("liver", "spleen", "pancreas", "left_kidney", "right_kidney")
 
 
@@ -32,7 +34,7 @@ TISSUES = (
   Tissue("muscle", 60, 4, 8), Tissue("bone", 260, 50), Tissue("disc", 85, 10),
   Tissue("cord", 35, 5), Tissue("blood", 62, 6, 55), Tissue("gut", 56, 8, 22),
   Tissue("stool", 50, 15), Tissue("food", 52, 15), Tissue("bile", 15, 8),
-  Tissue("liver", 62, 5, 18, "liver"), Tissue("liver_vein", 68, 5, 36, "liver"),
+  Tissue("liver", 61, 5, 15, "liver"), Tissue("liver_vein", 68, 5, 36, "liver"),
   Tissue("spleen", 68, 5, 32, "spleen"), Tissue("pancreas", 52, 5, 22, "pancreas"),
   Tissue("left_cortex", 68, 5, 44, "left_kidney"),
   Tissue("left_medulla", 58, 5, 30, "left_kidney"),
@@ -40,21 +42,6 @@ TISSUES = (
   Tissue("right_medulla", 58, 5, 30, "right_kidney"), Tissue("couch", -350, 40),
 )
 TISSUE_ID = {tissue.name: i for i, tissue in enumerate(TISSUES)}
-
-
-def smooth_field(
-  rng: np.random.Generator, shape: Sequence[int], step: Sequence[float]
-) -> np.ndarray:
-  """A float32 random field of mean 0 and sd about 1: cubic B-splines, knots `step` voxels apart."""
-  knots = [int((n - 1) // s) + 4 for n, s in zip(shape, step, strict=True)]
-  field = rng.standard_normal(knots, dtype=np.float32)
-  for axis in reversed(range(len(knots))):  # the outermost last: its rows are contiguous
-    index, t = np.divmod(np.arange(shape[axis]) / step[axis], 1)
-    weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-    column = [-1 if a == axis else 1 for a in range(len(knots))]
-    field = sum(np.take(field, index.astype(int) + tap, axis)
-                * (w / 6).astype(np.float32).reshape(column) for tap, w in enumerate(weights))
-  return field / np.float32(0.33)  # sd of a sum of 3-D cubic B-splines with unit coefficients
 
 
 class _Canvas:
@@ -218,9 +205,9 @@ def _organs(c: _Canvas, cavity: np.ndarray):
     c.paint(name + "_medulla", kidney > 8)
     c.paint("fat", c.blob((x - side * 20, y - 8, z), (13, 11, 20), lean) > 0)
   pancreas = [(-38, -8, -38, 15), (-34, -20, -16, 17), (-10, -32, -4, 12), (18, -24, 4, 12),
-              (46, 0, 12, 13), (74, 22, 20, 11)]
-  pancreas = np.minimum(c.tube(pancreas, 3, rough=1.5), inside)
-  c.paint("fat", (pancreas > -c.rng.uniform(2, 6)) & ~np.isin(c.tissue, _SOLID))
+              (46, -4, 12, 13), (74, 17, 22, 11)]
+  pancreas = np.minimum(c.tube(pancreas, 2.5, rough=1), inside)
+  c.paint("fat", (pancreas > -c.rng.uniform(3, 7)) & ~np.isin(c.tissue, _SOLID))
   c.paint("pancreas", pancreas > 0)
   vessels = ([(8, 26, -150, 10), (8, 24, -20, 11), (6, 28, 100, 12)],  # aorta
              [(-24, 24, -150, 11), (-24, 20, -10, 12), (-22, 16, 100, 13)],  # inferior vena cava

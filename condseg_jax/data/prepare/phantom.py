@@ -16,14 +16,12 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from condseg_jax.data.prepare.anatomy import (
-  ORGANS,
-  TISSUE_ID,
-  TISSUES,
-  draw_anatomy,
-  label_map,
-  smooth_field,
-)
+from condseg_jax.data.prepare.anatomy import ORGANS
+from condseg_jax.data.prepare.anatomy import TISSUE_ID
+from condseg_jax.data.prepare.anatomy import TISSUES
+from condseg_jax.data.prepare.anatomy import draw_anatomy
+from condseg_jax.data.prepare.anatomy import label_map
+from condseg_jax.data.prepare.random_field import smooth_field
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume

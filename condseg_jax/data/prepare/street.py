@@ -1,9 +1,9 @@
-"""Street scenes for the 2-D configurations: a camera drives down a street that is drawn on the spot.
+"""Street scenes for the 2-D configurations: a camera drives down a street drawn on the spot.
 
-The world is in metres, x to the right, y up, z along the street; it is made block by block from
-(seed, split, sequence, block), so a frame is the same however many are written. Colours of the
-classes overlap, light and season change from one sequence to the next, and consecutive frames are
-near duplicates, as in the video that the layout is taken from (CamVid).
+The street is made block by block from (seed, split, sequence, block), so a frame is the same
+however many are written. Colours of the classes overlap, light and season change from one sequence
+to the next, and consecutive frames are near duplicates, as in the video (CamVid) that lent the
+layout.
 """
 
 import json
@@ -14,225 +14,139 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from PIL import ImageDraw
 
-from condseg_jax.errors import InputError
+from condseg_jax.data.prepare.random_field import smooth_field
+from condseg_jax.data.prepare.street_scene import AHEAD
+from condseg_jax.data.prepare.street_scene import BLOCK_M
+from condseg_jax.data.prepare.street_scene import CLASSES
+from condseg_jax.data.prepare.street_scene import HAZE_M
+from condseg_jax.data.prepare.street_scene import ID
+from condseg_jax.data.prepare.street_scene import SCALE
+from condseg_jax.data.prepare.street_scene import VOID
+from condseg_jax.data.prepare.street_scene import Camera
+from condseg_jax.data.prepare.street_scene import block_of_street
+from condseg_jax.data.prepare.street_scene import car
 from condseg_jax.formats.png import write_png
 
-CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
-           "pedestrian", "bicyclist")
-VOID = len(CLASSES)  # bins, the bonnet of the car, what is too far away to tell
-ID = {name: i for i, name in enumerate((*CLASSES, "void"))}
 
-BLOCK_M = 24.0
-AHEAD = 5  # blocks that are drawn
-NEAR_M = 0.8  # nothing is drawn nearer to the camera
-SCALE = 2  # pixels are drawn as SCALE x SCALE and averaged
-
-WALLS = ((148, 92, 72), (196, 182, 158), (128, 128, 130), (168, 148, 118), (88, 80, 76),
-         (206, 206, 204), (112, 104, 92))
-PAINTS = ((30, 32, 36), (176, 180, 184), (130, 24, 26), (36, 60, 120), (226, 226, 222),
-          (84, 88, 90), (150, 140, 110), (40, 80, 56))
-PLATES = ((190, 30, 30), (30, 70, 170), (220, 220, 214), (210, 180, 40), (40, 120, 60))
-
-
-class _Camera:
-  """Projects the world and paints it, on a picture and on its label picture at once."""
-
-  def __init__(self, shape_HW, x, z, turn, light, haze):
-    self.height, self.width = (n * SCALE for n in shape_HW)
-    self.x, self.y, self.z = x, 1.5, z
-    self.focal = 0.85 * self.width
-    self.u0, self.v0 = self.width * (0.5 + turn), self.height * 0.46
-    self.light, self.haze = light, haze
-    self.image = Image.new("RGB", (self.width, self.height))
-    self.label = Image.new("L", (self.width, self.height), ID["sky"])
-    self.brush, self.pen = ImageDraw.Draw(self.image), ImageDraw.Draw(self.label)
-
-  def tone(self, color, depth):
-    """A colour in the light of the scene, fading into the haze."""
-    clear = np.exp(-depth / 130.0)
-    shown = np.asarray(color) * self.light * clear + np.asarray(self.haze) * (1 - clear)
-    return tuple(np.clip(shown, 0, 255).astype(int).tolist())
-
-  def project(self, points):
-    """Pixels (u, v) of world points and the smallest distance; points too near are moved away."""
-    points = np.asarray(points, float)
-    depth = np.maximum(points[:, 2] - self.z, NEAR_M)
-    u = self.u0 + self.focal * (points[:, 0] - self.x) / depth
-    v = self.v0 - self.focal * (points[:, 1] - self.y) / depth
-    return list(zip(u.tolist(), v.tolist(), strict=True)), float(depth.min())
-
-  def behind(self, z):
-    return z < self.z + NEAR_M
-
-  def quad(self, points, color, name=None):
-    """A polygon of world points; without a name the label below it stays."""
-    pixels, depth = self.project(points)
-    self.brush.polygon(pixels, fill=self.tone(color, depth))
-    if name is not None:
-      self.pen.polygon(pixels, fill=ID[name])
-
-  def front(self, x, y, z, width, height, color, name=None):
-    """An upright rectangle that faces the camera, (x, y) the middle of its lower edge."""
-    left, right = x - width / 2, x + width / 2
-    top = y + height
-    self.quad([(left, y, z), (right, y, z), (right, top, z), (left, top, z)], color, name)
-
-  def disc(self, x, y, z, radius, color, name=None):
-    """An upright disc that faces the camera."""
-    ((u, v),), depth = self.project([(x, y, z)])
-    r = self.focal * radius / depth
-    box = (u - r, v - r, u + r, v + r)
-    self.brush.ellipse(box, fill=self.tone(color, depth))
-    if name is not None:
-      self.pen.ellipse(box, fill=ID[name])
+def _ground(cam, rng, road, wall, sunny):
+  """Road with markings, pavements, what lies behind the walls; sky with clouds above."""
+  rows = np.arange(cam.height)[:, None] + 0.5
+  depth = cam.focal * cam.y / np.maximum(rows - cam.v0, 0.5)
+  x = cam.x + (np.arange(cam.width) + 0.5 - cam.u0) / cam.focal * depth
+  z = depth + cam.z
+  grey = rng.uniform(70, 120) * np.array((1, 1, rng.uniform(0.96, 1.05)))
+  slab = rng.uniform(95, 150) * np.array((1, rng.uniform(0.95, 1), rng.uniform(0.88, 1)))
+  grain = rng.normal(0, 0.06, (256, 256)), rng.normal(0, 0.08, (64, 64))
+  off = np.abs(x)
+  zones = [(off < wall + 40, np.array((70, 84, 48)), "tree"), (off < wall, slab, "pavement"),
+           (off < road + 0.2, slab * 1.15, "pavement"), (off < road, grey, "road"),
+           ((off < 0.09) & (z % 6 < 3), grey + 90, "road"),
+           (np.abs(off - road + 0.5) < 0.06, grey + 90, "road")]
+  color, label = np.zeros((cam.height, cam.width, 3)), np.full(off.shape, ID["void"])
+  for zone, tone, name in zones:
+    color[zone], label[zone] = tone, ID[name]
+  for tile, per_m in zip(grain, (7, 1.3), strict=True):
+    n = len(tile)
+    spot = tile[(z * per_m).astype(int) % n, (x * per_m).astype(int) % n]
+    color *= 1 + (spot * np.clip(18 / depth, 0, 1))[..., None]
+  shadow = x > wall - 5 - 3 * np.sin(z / 9) - 2 * np.sin(z / 3.7)
+  color *= np.where(shadow & sunny, 0.62, 1)[..., None]
+  clear = np.exp(-depth / HAZE_M)[..., None]
+  color = color * np.array(cam.light) * clear + np.array(cam.haze) * (1 - clear)
+  clouds = smooth_field(rng, off.shape, (cam.height / 10, cam.width / 5))
+  above = np.array(cam.haze) * (1.06 - 0.2 * (1 - rows / cam.v0) + 0.05 * clouds)[..., None]
+  is_sky = np.broadcast_to(rows < cam.v0, off.shape)
+  color[is_sky], label[is_sky] = above[is_sky], ID["sky"]
+  cam.image.paste(Image.fromarray(np.clip(color, 0, 255).astype(np.uint8)))
+  cam.label.paste(Image.fromarray(label.astype(np.uint8)))
 
 
-def _building(cam, rng, side, wall, z0, z1, tall):
-  """A facade along the street with windows and a shop front, and the end wall facing the camera."""
-  color = np.array(WALLS[rng.integers(len(WALLS))]) + rng.normal(0, 10, 3)
-  shade = 1.1 if side < 0 else 0.8  # the sun stands on the right
-  glass = np.array((70, 80, 95)) * rng.uniform(0.6, 2.2)
-  floors, bays = int(tall // 3.2), max(2, int((z1 - z0) // 3))
-  shop = PAINTS[rng.integers(len(PAINTS))]
-  near = max(z0, cam.z + NEAR_M)
-  if cam.behind(z1):
-    return
-  x = side * wall
-  if not cam.behind(z0):
-    cam.front(x + side * 6, 0, z0, 12, tall, color * 0.75, "building")
-  plane = lambda za, zb, ya, yb: [(x, ya, za), (x, ya, zb), (x, yb, zb), (x, yb, za)]
-  cam.quad(plane(near, z1, 0, tall), color * shade, "building")
-  cam.quad(plane(near, z1, tall - 0.5, tall), color * shade * 0.7)
-  cam.quad(plane(near, z1, 2.7, 3.1), np.array(shop) * shade)
-  step = (z1 - z0) / bays
-  for i in range(bays):
-    za, zb = z0 + step * (i + 0.25), z0 + step * (i + 0.75)
-    if cam.behind(za) or za - cam.z > 70:
-      continue
-    for k in range(floors):
-      base = 0.4 if k == 0 else 3.2 * k + 1.0
-      cam.quad(plane(za, zb, base, base + (2.1 if k == 0 else 1.5)), glass * shade)
+def draw_frame(
+  split: str, sequence: int, frame: int, *, shape_HW: tuple[int, int] = (96, 128), seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+  """One frame of one drive; the same whatever else is drawn.
+
+  Args:
+    split, sequence, seed: which street, in which light; every combination is another one.
+    frame: how far down the street, 0.5 to 0.9 m each.
+    shape_HW: rows and columns.
+
+  Returns:
+    uint8 image_HWC (RGB) and uint8 label_HW: indices into `CLASSES`, `VOID` where nobody could say.
+  """
+  # Further words make further streams; they start at 1 because numpy pads short keys with zeros.
+  key = [seed, zlib.crc32(split.encode()), sequence]
+  rng = np.random.default_rng(key)
+  road, pavement, season = rng.uniform(4.2, 5.6), rng.uniform(2.4, 3.8), rng.uniform(0, 1)
+  haze = np.array(((196, 200, 204), (128, 164, 212), (150, 150, 166))[rng.integers(3)])
+  haze = haze * rng.uniform(0.7, 1.1)
+  light = rng.uniform(0.55, 1.15) * (1 + rng.normal(0, 0.04, 3))
+  sunny, bonnet, convoy = rng.random() < 0.6, rng.random() < 0.5, rng.random() < 0.6
+  speed, sway, gap = rng.uniform(0.5, 0.9), rng.uniform(0.01, 0.03), rng.uniform(9, 18)
+  z = speed * frame
+  cam = Camera(shape_HW, 1.7 + 0.15 * np.sin(frame / 9), z, sway * np.sin(frame / 11), light, haze)
+  _ground(cam, rng, road, road + pavement, sunny)
+  cam.front(0, 0, z + BLOCK_M * (AHEAD - 0.5), 40, 7, haze * 0.7, "void")
+  things = []
+  for block in range(int(z // BLOCK_M), int(z // BLOCK_M) + AHEAD):
+    rng = np.random.default_rng([*key, 1, block])
+    layout = block_of_street(rng, road, road + pavement, block * BLOCK_M, frame * 0.1, season)
+    things += [(*thing, [*key, 2, block, i]) for i, thing in enumerate(layout)]
+  if convoy:
+    ahead = z + gap + 2 * np.sin(frame / 13)
+    things.append((3, ahead, car, (1.7, ahead, False), [*key, 3]))
+  for _, far_end, paint, arguments, words in sorted(things, key=lambda t: (t[0], -t[1])):
+    if not cam.behind(far_end):
+      paint(cam, np.random.default_rng(words), *arguments)
+  if bonnet:
+    box = (0.15 * cam.width, 0.95 * cam.height, 0.85 * cam.width, 1.2 * cam.height)
+    cam.brush.ellipse(box, fill=cam.tone((40, 44, 60), 0))
+    cam.pen.ellipse(box, fill=ID["void"])
+  label_HW = np.array(cam.label)[1::SCALE, 1::SCALE]
+  return _exposed(cam, np.random.default_rng([*key, 4, frame])), label_HW
 
 
-def _fence(cam, rng, x, z0, z1):
-  color = np.array(WALLS[rng.integers(len(WALLS))]) * rng.uniform(0.5, 1.0)
-  solid, tall = rng.random() < 0.4, rng.uniform(1.0, 1.7)
-  near = max(z0, cam.z + NEAR_M)
-  if cam.behind(z1):
-    return
-  behind = color if solid else color * 0.4 + np.array((60, 66, 58)) * 0.6
-  cam.quad([(x, 0, near), (x, 0, z1), (x, tall, z1), (x, tall, near)], behind, "fence")
-  for z in np.arange(z0, z1, 0.5):
-    if not cam.behind(z) and z - cam.z < 40:
-      cam.quad([(x, 0, z), (x, 0, z + 0.15), (x, tall, z + 0.15), (x, tall, z)], color * 0.85)
-  cam.quad([(x, tall - 0.15, near), (x, tall - 0.15, z1), (x, tall, z1), (x, tall, near)], color)
+def _exposed(cam, rng):
+  """What the sensor makes of the picture: averaging, vignette, exposure, noise."""
+  height, width = cam.height // SCALE, cam.width // SCALE
+  image = np.asarray(cam.image, np.float32).reshape(height, SCALE, width, SCALE, 3).mean((1, 3))
+  v, u = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
+  image *= (1 - 0.12 * (u**2 + v**2) / 2)[..., None] * rng.normal(1, 0.02)
+  return np.clip(np.rint(image + rng.normal(0, 3, image.shape)), 0, 255).astype(np.uint8)
 
 
-def _tree(cam, rng, x, z, season):
-  tall, wide = rng.uniform(4.5, 9), rng.uniform(1.3, 2.4)
-  cam.front(x, 0, z, 0.35, tall * 0.6, (72, 60, 48), "tree")
-  green = np.array((66, 92, 44)) * (1 - season) + np.array((122, 96, 60)) * season
-  for _ in range(26):
-    dx, dy = rng.normal(0, 0.45, 2)
-    color = green * rng.uniform(0.45, 1.25)
-    cam.disc(x + dx * wide, tall * 0.72 + dy * wide * 1.3, z, rng.uniform(0.35, 0.8), color, "tree")
+def write_street(
+  out: str | os.PathLike,
+  *,
+  shape_HW: tuple[int, int] = (96, 128),
+  train_sequences: int = 6,
+  val_sequences: int = 2,
+  frames: int = 33,
+  seed: int = 0,
+) -> None:
+  """Writes `train`, `trainannot`, `val`, `valannot` and `classes.json` in the CamVid layout.
 
+  Args:
+    out: folder; made if it is missing, files of the same name are replaced.
+    shape_HW: rows and columns.
+    train_sequences, val_sequences: drives, each down another street in another light.
+    frames: consecutive frames of each drive.
+    seed: non-negative; another seed, other streets.
 
-def _pole(cam, rng, x, z):
-  tall, grey = rng.uniform(5, 8), rng.uniform(50, 150)
-  color = (grey, grey, grey * 0.95)
-  cam.front(x, 0, z, 0.2, tall, color, "pole")
-  cam.front(x - np.sign(x) * 0.8, tall - 0.2, z, 1.6, 0.2, color, "pole")
-
-
-def _sign(cam, rng, x, z):
-  """A plate or a traffic light on a pole."""
-  cam.front(x, 0, z, 0.14, 2.6, (110, 110, 108), "pole")
-  if rng.random() < 0.35:
-    cam.front(x, 2.3, z, 0.45, 1.2, (34, 34, 36), "sign")
-    cam.disc(x, 3.2, z, 0.13, (230, 60, 40))
-  elif rng.random() < 0.5:
-    cam.disc(x, 2.7, z, 0.5, PLATES[rng.integers(len(PLATES))], "sign")
-    cam.disc(x, 2.7, z, 0.3, (220, 220, 216))
-  else:
-    plate = PLATES[rng.integers(len(PLATES))]
-    cam.front(x, 2.1, z, rng.uniform(0.8, 1.6), rng.uniform(0.6, 1.0), plate, "sign")
-
-
-def _car(cam, rng, x, z, towards):
-  """A car whose near end is at z: body, cabin, glass, wheels, lights."""
-  color = np.array(PAINTS[rng.integers(len(PAINTS))]) * rng.uniform(0.8, 1.2)
-  long, wide, roof = rng.uniform(3.8, 4.6), 1.75, rng.uniform(1.4, 1.75)
-  half = wide / 2
-  cam.quad([(x - half, 0.02, z), (x + half, 0.02, z), (x + half, 0.02, z + long),
-            (x - half, 0.02, z + long)], (24, 24, 26))
-  cam.front(x, 0.25, z + long, wide, 0.65, color * 0.7, "car")
-  side = x - half if x > cam.x else x + half
-  cam.quad([(side, 0.25, z), (side, 0.25, z + long), (side, 0.9, z + long), (side, 0.95, z)],
-           color * 0.85, "car")
-  cam.quad([(side, 0.9, z + 0.3), (side, 0.9, z + long - 0.9), (side, roof, z + long - 1.5),
-            (side, roof, z + 0.7)], (46, 52, 60), "car")
-  for axle in (0.8, long - 0.8):
-    cam.disc(side, 0.32, z + axle, 0.32, (26, 26, 28), "car")
-  top = half * 0.8
-  cam.quad([(x - half, 0.9, z), (x + half, 0.9, z), (x + top, roof, z + 0.5),
-            (x - top, roof, z + 0.5)], (58, 66, 76), "car")
-  cam.quad([(x - top, roof - 0.06, z + 0.45), (x + top, roof - 0.06, z + 0.45),
-            (x + top, roof, z + 1.6), (x - top, roof, z + 1.6)], color * 1.1, "car")
-  cam.front(x, 0.25, z, wide, 0.7, color, "car")
-  for at in (-0.62, 0.62):
-    cam.front(x + at, 0.62, z, 0.32, 0.18, (236, 232, 210) if towards else (190, 30, 26))
-    cam.front(x + at, 0.0, z, 0.24, 0.3, (22, 22, 24), "car")
-
-
-def _person(cam, rng, x, z, name="pedestrian", lift=0.0):
-  coat, legs = (np.array(PAINTS[rng.integers(len(PAINTS))]) for _ in range(2))
-  tall = rng.uniform(0.93, 1.07)
-  for at in (-0.12, 0.12):
-    cam.front(x + at, lift, z, 0.2, 0.85 * tall, legs * 0.6, name)
-  cam.front(x, lift + 0.75 * tall, z, 0.5, 0.72 * tall, coat, name)
-  cam.disc(x, lift + 1.62 * tall, z, 0.15, (186, 144, 120), name)
-
-
-def _bicyclist(cam, rng, x, z):
-  cam.disc(x, 0.36, z + 1.0, 0.34, (40, 40, 42), "bicyclist")
-  cam.front(x, 0.0, z, 0.16, 0.75, (30, 30, 32), "bicyclist")
-  cam.front(x, 0.9, z + 0.4, 0.6, 0.08, (30, 30, 32), "bicyclist")
-  _person(cam, rng, x, z + 0.1, "bicyclist", 0.22)
-
-
-def _block(rng, road, wall, z, time, season):
-  """Everything in one block: [(layer, z, painter, arguments)], layer 0 behind layer 1."""
-  things, u = [], rng.uniform
-  for side in (-1, 1):
-    kerb, split = side * (road + 0.5), u(8, 16)
-    for z0, z1 in ((0, split), (split, BLOCK_M)):
-      if u() < 0.75:
-        things.append((0, z + z0, _building, (side, wall, z + z0, z + z1 - 0.4, u(6, 15))))
-      else:
-        things.append((0, z + z0, _fence, (side * wall, z + z0, z + z1)))
-        things += [(-1, z + t, _tree, (side * (wall + u(1, 4)), z + t, season))
-                   for t in np.arange(z0 + 1, z1, 3)]
-    if u() < 0.35:
-      things.append((1, z + 6, _fence, (kerb, z + 2, z + u(8, 14))))
-    spots = u(0, BLOCK_M, 8) + z
-    things.append((1, spots[0], _tree, (kerb + side * 0.6, spots[0], season)))
-    things.append((1, spots[1], _pole, (kerb, spots[1])))
-    things.append((1, spots[2], _sign, (kerb, spots[2])))
-    for spot in spots[3:5]:
-      at = spot + time * u(-1.2, 1.2)
-      things.append((1, at, _person, (side * u(road + 0.6, wall - 0.5), at)))
-    if u() < 0.6:
-      things.append((1, spots[5], _car, (side * (road - 1.0), spots[5], side < 0)))
-    if u() < 0.5:
-      at = spots[6] + time * 0.35 * side
-      things.append((1, at, _bicyclist, (side * (road - 2.4), at)))
-    if u() < 0.4:
-      things.append((1, spots[7], _bin, (kerb + side * 0.4, spots[7])))
-  return things
-
-
-def _bin(cam, rng, x, z):
-  cam.front(x, 0, z, 0.6, rng.uniform(0.9, 1.4), PAINTS[rng.integers(len(PAINTS))], "void")
+  Raises:
+    InputError: a folder that cannot be written.
+  """
+  out = Path(out)
+  for split, sequences in (("train", train_sequences), ("val", val_sequences)):
+    for name in (split, split + "annot"):
+      (out / name).mkdir(parents=True, exist_ok=True)
+    for sequence in range(sequences):
+      for frame in range(frames):
+        name = f"{sequence:02d}_{frame:05d}.png"
+        image, label = draw_frame(split, sequence, frame, shape_HW=shape_HW, seed=seed)
+        write_png(out / split / name, image)
+        write_png(out / (split + "annot") / name, label)
+  temporary = out / f".{uuid.uuid4().hex}.json"
+  temporary.write_text(json.dumps({"ignore": VOID, "classes": list(CLASSES)}, indent=1) + "\n")
+  os.replace(temporary, out / "classes.json")
