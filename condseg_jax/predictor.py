@@ -81,6 +81,7 @@ class Predictor:
     grid = canonical_geometry(volume.geometry).shape
 
     masks = {}
+
     def native(class_id, plane):
       plane = resample.resample_to(plane, grid, 1)
       if fusion == "independent":

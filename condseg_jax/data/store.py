@@ -111,8 +111,9 @@ class Store:
       if version != VERSION:
         raise InputError(root, f"prepared in format {version}, this program reads {VERSION}",
                          "prepare it again")
-      return cls(root, tree["modality"], tuple(tree["spacing"]), ClassTable.from_json(tree["table"]),
-                 tuple(Case.from_json(c) for c in tree["cases"]))
+      cases = tuple(Case.from_json(c) for c in tree["cases"])
+      table = ClassTable.from_json(tree["table"])
+      return cls(root, tree["modality"], tuple(tree["spacing"]), table, cases)
     except (json.JSONDecodeError, KeyError, TypeError) as error:
       raise InputError(root / MANIFEST, f"is damaged ({error!r})", "prepare it again") from error
 

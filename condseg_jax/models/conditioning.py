@@ -1,9 +1,9 @@
 """How the network is told which class to find.
 
-A condition has two parts: a vector that stands for the class (`ClassVector`) and the way it enters a
-convolution (`constant_channels`). Both come from Dmitriev & Kaufman, CVPR 2019, where a fixed value,
-the hash of the class name, is broadcast over the grid of a layer, φ(c) = O ⊙ hash(c) with O all
-ones, and concatenated to the layer's input.
+A condition has two parts: a vector that stands for the class (`ClassVector`) and the way it enters
+a convolution (`constant_channels`). Both come from Dmitriev & Kaufman, CVPR 2019, where a fixed
+value, the hash of the class name, is broadcast over the grid of a layer, φ(c) = O ⊙ hash(c) with O
+all ones, and concatenated to the layer's input.
 
 The summand of a constant channel is added *after* the normalisation of the layer and before its
 activation: in front of an instance normalisation it would be erased. Without normalisation that is

@@ -5,9 +5,9 @@
                                   └ pool ─ block 2 ─ up ┘        (decoder: told the class)
 
 A block is densely connected (Huang et al., CVPR 2017): every layer sees the block's input and all
-earlier layers; a 1×1×1 layer then joins them into `channels · (level + 1)` features, proportional to
-depth as in the paper. The paper leaves the layers per block, the growth, the normalisation and the
-activation open; the defaults are ours.
+earlier layers; a 1×1×1 layer then joins them into `channels · (level + 1)` features, proportional
+to depth as in the paper. The paper leaves the layers per block, the growth, the normalisation and
+the activation open; the defaults are ours.
 
 `encode` holds all that is computed once per image, `decode` what is computed once per class.
 """

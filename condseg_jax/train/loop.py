@@ -219,7 +219,8 @@ def _score_held_out(held_out, model, state, record, writer, step) -> float | Non
 
 def _check_resume(resume: str, last: int | None, workdir) -> None:
   if resume not in RESUME:
-    raise InputError(f"resume {resume!r}", "is not known", f"one of {', '.join(RESUME)}", usage=True)
+    raise InputError(f"resume {resume!r}", "is not known", f"one of {', '.join(RESUME)}",
+                     usage=True)
   if resume == "must" and last is None:
     raise InputError(workdir, "holds no checkpoint to resume from",
                      "check --workdir, or use --resume=auto")

@@ -27,7 +27,7 @@ class Record:
     self._writes = jax.process_index() == 0
     self._folder = epath.Path(workdir)
     self._started = time.time()
-    self._run = {"config": config, "versions": versions(), "devices": devices(), "status": "running"}
+    self._run = {"config": config, "versions": versions(), "devices": devices()}
     self._events = None
     if self._writes:
       self._folder.mkdir(parents=True, exist_ok=True)

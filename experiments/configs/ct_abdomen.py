@@ -1,7 +1,7 @@
 """The protocol of Dmitriev & Kaufman (CVPR 2019): liver, pancreas and spleen from three CT sets.
 
-Not run here: needs the data. DATA holds three folders in MSD layout, each annotating one organ, such
-as Sliver07, NIH Pancreas-CT and MSD Task09_Spleen (for the paper's 74 private spleen CTs):
+Not run here: needs the data. DATA holds three folders in MSD layout, each annotating one organ,
+such as Sliver07, NIH Pancreas-CT and MSD Task09_Spleen (for the paper's 74 private spleen CTs):
 
   condseg-train --config=experiments/configs/ct_abdomen.py --config.data.root=DATA --workdir=RUN
 

@@ -61,8 +61,7 @@ def test_slices_show_small_classes_too():
   truth = np.zeros((20, 30, 30), np.uint8)
   truth[2:12, 5:25, 5:25] = 1
   truth[9:11, 1:3, 1:3] = 2  # 100 times smaller, but no slice without it is chosen
-  assert figures._telling_indices(truth, truth) == (9, 5, 5) or (
-      9 <= figures._telling_indices(truth, truth)[0] < 11)
+  assert figures._telling_indices(truth, truth)[0] == 9  # the first with both at their largest
 
 
 def test_slices_follow_the_prediction_where_the_truth_is_empty_and_else_the_centre():
@@ -81,15 +80,12 @@ def test_views_are_the_way_up_that_their_letters_say(monkeypatch, tmp_path):
   truth[-1, 0, 0] = 1  # axes run towards S, P, L
   figures.overlay_figure(tmp_path / "x.png", truth.astype(np.float32), truth, truth, NAMES, COLORS,
                          (3.0, 1.0, 2.0))
-  at = {"R": lambda y, x, h, w: x == 0, "L": lambda y, x, h, w: x == w - 1,
-        "A": None, "P": None, "S": None, "I": None}
   for panel in drawn:
     left, right, top, bottom = panel.letters
     (y, x), (h, w) = np.argwhere(panel.labels == 1)[0], panel.labels.shape
     end = {left: x == 0, right: x == w - 1, top: y == 0, bottom: y == h - 1}
     for letter in set("SAR") & set(end):
       assert end[letter], (panel.letters, letter)
-    assert at.keys() >= end.keys()
   assert [panel.letters for panel in drawn[::2]] == [
       ("R", "L", "A", "P"), ("R", "L", "S", "I"), ("A", "P", "S", "I")]
 
@@ -127,8 +123,7 @@ def test_unlabelled_voxels_are_drawn(tmp_path):
   grey[:, :2] = UNLABELLED
   marked = draw(tmp_path, image * 0, truth, grey, (2, 1, 1), window=window)
   half, end = plain.shape[1] // 2, int(plain.shape[0] * 0.9)
-  changed = (plain != marked).any(-1)[:end] if plain.shape == marked.shape else None
-  assert changed is not None
+  changed = (plain != marked).any(-1)[:end]
   assert changed[:, half:].mean() > 0.05 and not changed[:, :half].any()
 
 

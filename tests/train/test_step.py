@@ -1,4 +1,4 @@
-"""The step: jit = pmap, β, the guard, and a run that is stopped, resumed and spread over processes."""
+"""The step: jit = pmap, samples that do not count, the guard, averages."""
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
 SHAPE = (4, 8, 8)
+NOTHING = Augmentation()
 AUGMENTATION = Augmentation(probability=1.0, rotate=20.0, zoom=0.2, shift=0.1, scale=0.2, gamma=0.2,
                             noise=0.1, mirror=("W",))
 
@@ -39,7 +40,7 @@ def make_batch(seed=0, size=4):
                beta=np.ones((size, 1), np.float32), index=np.arange(size, dtype=np.int32))
 
 
-def make_step(model, optimizer, augmentation=Augmentation(), ema_decay=0.0, alpha_K=(1.0, 2.0)):
+def make_step(model, optimizer, augmentation=NOTHING, ema_decay=0.0, alpha_K=(1.0, 2.0)):
   return make_train_step(model, optimizer, augmentation=augmentation, spacing=(2.0, 1.0, 1.0),
                          may_not_mirror=np.zeros((2, 3), bool), alpha_K=alpha_K, bce_weight=1.0,
                          ema_decay=ema_decay, seed=3)
