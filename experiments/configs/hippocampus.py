@@ -1,8 +1,9 @@
 """Hippocampus MR (MSD Task04): anterior and posterior part from two single-class halves.
 
-DATA is the MSD folder with a splits.json, {"train": {"anterior": [ids], "posterior": [ids]},
-"val": [ids]}. The 80 cases of each half annotate their class alone; `val` is scored at the end only, tuning
-uses the held-out tenth of the training cases.
+DATA is the MSD folder with a splits.json:
+{"train": {"anterior": [ids], "posterior": [ids]},
+"val": [ids]}. The 80 cases of each half annotate their class alone; `val` is scored at the end
+only, tuning uses the held-out tenth of the training cases.
 
   condseg-train --config=experiments/configs/hippocampus.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES

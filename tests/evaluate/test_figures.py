@@ -59,7 +59,8 @@ def test_cases_without_a_score_are_never_picked():
 
 def test_slices_show_small_classes_too():
   truth = np.zeros((20, 30, 30), np.uint8)
-  truth[2:12, 5:25, 5:25] = 1
+  truth[2, 5:25, 5:25] = 1
+  truth[3:12, 6:25, 5:25] = 1  # a little less in every other slice
   truth[9:11, 1:3, 1:3] = 2  # 100 times smaller, but no slice without it is chosen
   assert figures._telling_indices(truth, truth)[0] == 9  # the first with both at their largest
 
