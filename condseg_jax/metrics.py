@@ -159,10 +159,10 @@ def score_case(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[floa
 
 def _counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int, int, int]:
   """True positives, false positives, false negatives and unlabelled voxels."""
-  n_positive = np.count_nonzero(truth == POSITIVE)
-  tp = np.count_nonzero(prediction & (truth == POSITIVE))
-  fp = np.count_nonzero(prediction & (truth == NEGATIVE))
-  return tp, fp, n_positive - tp, np.count_nonzero(truth == UNLABELLED)
+  positive = truth == POSITIVE
+  tp = int(np.count_nonzero(prediction & positive))
+  fp = int(np.count_nonzero(prediction & (truth == NEGATIVE)))
+  return tp, fp, int(np.count_nonzero(positive)) - tp, int(np.count_nonzero(truth == UNLABELLED))
 
 
 def _overlap(tp: int, fp: int, fn: int) -> dict[str, float]:
@@ -192,7 +192,7 @@ def _surface_scores(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarr
            for points in surfaces_mm]
   distances = [trees[1].query(surfaces_mm[0])[0], trees[0].query(surfaces_mm[1])[0]]
   limit = tolerance_mm * (1 + _RELATIVE_ROUNDING)
-  within = sum(np.count_nonzero(d <= limit) for d in distances)
+  within = sum(int(np.count_nonzero(d <= limit)) for d in distances)
   return {"hd95": float(max(np.percentile(d, 95) for d in distances)),
           "surface_dice": within / sum(map(len, distances))}
 

@@ -61,7 +61,8 @@ def _work(values: flags.FlagValues) -> int:
   summary |= {"split": split, "step": predictor.step, "tolerance_mm": values.tolerance_mm}
   tables.write_summary(out / "summary.json", summary)
   tables.write_cases(out / "cases.csv", rows)
-  for kind, case_id in zip(("median", "worst"), figures.pick_median_and_worst(rows), strict=True):
+  chosen = figures.pick_median_and_worst(rows) if summary["n_classes"] else ()
+  for kind, case_id in zip(("median", "worst"), chosen, strict=False):
     volume, truth = next(case for case in cases if case.id == case_id).read()
     label = predictor.predict(volume, fusion=values.fusion).label
     pictures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
