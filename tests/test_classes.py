@@ -1,0 +1,114 @@
+"""Names to codes, datasets to masks, and what says nothing."""
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+import pytest
+
+from condseg_jax.classes import Annotation
+from condseg_jax.classes import ClassTable
+from condseg_jax.classes import distinct_codes
+from condseg_jax.classes import hash_code
+from condseg_jax.classes import jenkins_hash
+from condseg_jax.classes import UNLABELLED
+from condseg_jax.errors import InputError
+
+CITYSCAPES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light",
+              "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car", "truck",
+              "bus", "train", "motorcycle", "bicycle")
+
+
+def smallest_gap(codes):
+  return min(np.diff(np.sort(codes)))
+
+
+def test_published_values_of_the_hash():
+  assert jenkins_hash("a") == 0xCA2E9442
+  assert jenkins_hash("The quick brown fox jumps over the lazy dog") == 0x519E91F5
+
+
+def test_spleen_and_pancreas_collide_and_are_told_apart():
+  names = ("liver", "spleen", "pancreas")
+  assert abs(hash_code("spleen") - hash_code("pancreas")) < 1 / 128
+  codes = distinct_codes(names, 64)
+  assert codes[:2] == (hash_code("liver"), hash_code("spleen"))
+  assert codes[2] == hash_code("pancreas#1")
+  assert smallest_gap(codes) >= 1 / 128
+
+
+def test_cityscapes_names_are_told_apart():
+  table = ClassTable.create(CITYSCAPES)
+  assert smallest_gap(table.codes.astype(np.float64)) >= 1 / 128 - 1e-7
+  assert table.codes.dtype == np.float32 and len(set(table.codes.tolist())) == 19
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.text(min_size=1, max_size=12), min_size=1, max_size=64, unique=True))
+def test_any_names_up_to_the_capacity_are_told_apart(names):
+  codes = distinct_codes(names, 64)
+  assert all(-1 <= code <= 1 for code in codes)
+  if len(codes) > 1:
+    assert smallest_gap(codes) >= 1 / 128
+  # A class that comes later never changes the code of an earlier one.
+  assert distinct_codes(names[:-1], 64) == codes[:-1]
+
+
+def test_codes_are_read_back_and_never_computed_again():
+  table = ClassTable.create(["liver", "left kidney"], presets={"both": ["Liver", "left kidney"]},
+                            no_mirror={"left kidney": ["W"]}, colors={"liver": [1, 2, 3]})
+  tree = table.to_json()
+  assert ClassTable.from_json(tree) == table
+  tree["classes"][0]["code"] = 0.125
+  assert ClassTable.from_json(tree).codes[0] == np.float32(0.125)
+
+
+def test_choosing_classes():
+  table = ClassTable.create(["liver", "spleen", "pancreas"], presets={"two": ["pancreas", "liver"]})
+  assert table.select() == (0, 1, 2)
+  assert table.select(["SPLEEN ", "spleen"]) == (1,)
+  assert table.select(preset="two") == (2, 0)
+  for wrong in (dict(names=["heart"]), dict(preset="all")):
+    with pytest.raises(InputError) as error:
+      table.select(**wrong)
+    assert error.value.usage
+
+
+@pytest.mark.parametrize("names", [["liver", "Liver"], ["liver", " "], [],
+                                   [str(i) for i in range(65)]])
+def test_names_that_make_no_table(names):
+  with pytest.raises(InputError):
+    ClassTable.create(names)
+
+
+def test_beta_is_one_for_annotated_classes_only():
+  table = ClassTable.create(["liver", "spleen", "pancreas"])
+  np.testing.assert_array_equal(table.beta(["Pancreas", "liver"]), [1, 0, 1])
+  np.testing.assert_array_equal(table.beta([]), [0, 0, 0])
+  assert table.beta([]).dtype == np.float32
+
+
+def test_masks_of_a_dataset():
+  """Values 1 and 4 are both liver, 2 is spleen, 9 is void; liver alone is kept."""
+  labels = {0: "background", 1: "Liver", 2: "spleen", 4: "liver"}
+  annotation = Annotation.create(labels, keep=["LIVER"], void=[9])
+  assert annotation.classes == ("liver",)
+  masks = annotation.masks(np.array([[0, 1, 2], [4, 9, 0]]))
+  # The spleen, not kept, is no liver; the void says nothing.
+  np.testing.assert_array_equal(masks, [[[0, 1, 0], [1, UNLABELLED, 0]]])
+  assert masks.dtype == np.uint8
+  both = Annotation.create(labels, void=[9])
+  assert both.classes == ("liver", "spleen")
+  np.testing.assert_array_equal(both.masks(np.array([2, 9]))[1], [1, UNLABELLED])
+
+
+def test_a_value_that_nobody_declared_is_an_error():
+  annotation = Annotation.create({0: "background", 1: "liver"})
+  with pytest.raises(InputError, match="case.nii.gz: unknown label value 7"):
+    annotation.masks(np.array([0, 1, 7]), "case.nii.gz")
+
+
+def test_keeping_a_class_that_is_no_label():
+  with pytest.raises(InputError) as error:
+    Annotation.create({0: "background", 1: "liver"}, keep=["spleen"])
+  assert error.value.usage and "liver" in str(error.value)
