@@ -1,0 +1,126 @@
+"""The library's front door: any grid in, the same grid out, the same anatomy whatever the axes."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+from nibabel import orientations
+import numpy as np
+import pytest
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.errors import InputError
+from condseg_jax.formats.nifti import read_nifti
+from condseg_jax.geometry import Volume
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.plan import Plan
+from condseg_jax.predictor import Predictor
+
+
+def predictor(spacing=(2.0, 1.0, 1.0), window=(8, 16, 16), modality="mr"):
+  """A network as initialised: what is tested here does not depend on what it has learned."""
+  table = ClassTable.create(["liver", "spleen", "pancreas"], presets={"two": ["liver", "spleen"]})
+  strides = ((2,) * len(window),)
+  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=strides, depth=(1, 1), channels=4,
+                    growth=4)
+  image = jnp.zeros((1, *window, 3 if modality == "rgb" else 1))
+  variables = jax.jit(model.init)(jax.random.key(3), image, jnp.zeros(1, jnp.int32))
+  return Predictor(model, variables, table, Plan(modality, spacing, window))
+
+
+@pytest.fixture(scope="module")
+def network():
+  return predictor()
+
+
+@pytest.fixture(scope="module")
+def volume():
+  rng = np.random.default_rng(0)
+  affine = np.diag([-1.2, -1.2, 2.5, 1.0])
+  affine[:3, 3] = 40, 30, -20
+  return Volume(rng.normal(size=(21, 18, 9)).astype(np.float32), affine)
+
+
+def reoriented(volume, permutation, signs):
+  """The same anatomy stored along other axes: `geometry` is not involved."""
+  change = np.column_stack([permutation, signs]).astype(float)
+  array = orientations.apply_orientation(volume.array, change)
+  affine = volume.affine @ orientations.inv_ornt_aff(change, volume.array.shape)
+  return Volume(np.ascontiguousarray(array), affine), change
+
+
+def test_every_orientation_shows_the_same_anatomy(network, volume):
+  def masks(image):
+    return network.predict(image, fusion="independent", threshold=0.6)
+
+  plain = masks(volume)
+  for mask in plain.masks.values():
+    assert 50 < mask.sum() < mask.size - 50, "masks must have a shape to compare"
+  for permutation in itertools.permutations(range(3)):
+    for signs in ((1, 1, 1), (-1, 1, -1), (-1, -1, -1)):
+      other, change = reoriented(volume, permutation, signs)
+      found = masks(other)
+      np.testing.assert_array_equal(found.label.affine, other.affine)
+      for name, mask in plain.masks.items():
+        moved = orientations.apply_orientation(mask, change)
+        np.testing.assert_array_equal(found.masks[name], moved)
+      label = orientations.apply_orientation(plain.label.array, change)
+      np.testing.assert_array_equal(found.label.array, label)
+
+
+@pytest.mark.parametrize("shape", [(20, 17, 1), (1, 30, 5), (3, 3, 3), (40, 8, 12)])
+def test_any_shape_comes_back(network, shape):
+  affine = np.array([[0.9, 0.2, 0, 3], [-0.2, 0.9, 0, 4], [0, 0, 3.0, 5], [0, 0, 0, 1]])
+  image = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+  label = network.predict(Volume(image, affine)).label
+  assert label.array.shape == shape and label.array.dtype == np.uint8
+  np.testing.assert_array_equal(label.affine, affine)
+
+
+def test_classes_asked_for(network, volume):
+  whole = network.predict(volume)
+  assert dict(whole.names) == {"liver": 1, "spleen": 2, "pancreas": 3}
+  some = network.predict(volume, preset="two")
+  assert set(np.unique(some.label.array)) <= {0, 1, 2} and set(some.masks) == {"liver", "spleen"}
+  one = network.predict(volume, ["Pancreas"], fusion="independent")
+  assert set(np.unique(one.label.array)) <= {0, 3}
+  np.testing.assert_array_equal(one.masks["pancreas"], one.label.array == 3)
+
+
+def test_independent_masks_do_not_depend_on_the_other_classes(network, volume):
+  together = network.predict(volume, fusion="independent")
+  for name in network.table.names:
+    alone = network.predict(volume, [name], fusion="independent")
+    np.testing.assert_array_equal(alone.masks[name], together.masks[name])
+  overlap = sum(mask.astype(int) for mask in together.masks.values())
+  assert overlap.max() > 1
+
+
+def test_units_of_mr_do_not_matter(network, volume):
+  scaled = Volume(volume.array * 1000 + 77, volume.affine)
+  a, b = network.predict(volume).label.array, network.predict(scaled).label.array
+  assert np.mean(a == b) > 0.999
+
+
+def test_pictures():
+  network = predictor((1.0, 1.0), (16, 16), "rgb")
+  picture = np.random.default_rng(2).integers(0, 256, (30, 41, 3), np.uint8)
+  label = network.predict(Volume(picture, np.eye(3))).label
+  assert label.array.shape == (30, 41)
+  with pytest.raises(InputError, match="1 channels"):
+    network.predict(Volume(picture[..., 0], np.eye(3)))
+
+
+def test_images_of_another_kind_are_refused(network):
+  with pytest.raises(InputError, match="2 axes"):
+    network.predict(Volume(np.zeros((8, 8), np.float32), np.eye(3)))
+  with pytest.raises(InputError, match="3 channels"):
+    network.predict(Volume(np.zeros((8, 8, 8, 3), np.float32), np.eye(4)))
+
+
+def test_a_real_ct_comes_back_on_its_own_grid(real_data):
+  image = read_nifti(real_data / "ct_sample" / "ct.nii.gz")
+  network = predictor((6.0, 6.0, 6.0), (16, 32, 32), "ct")
+  label = network.predict(image, ["liver"]).label
+  assert label.array.shape == image.array.shape
+  np.testing.assert_array_equal(label.affine, image.affine)
