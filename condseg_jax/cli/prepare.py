@@ -7,7 +7,7 @@ Turns a raw dataset into a prepared store; cases that are already prepared are k
 Datasets that train together need the same --spacing. Training on raw folders prepares them itself,
 with the median spacing of all of them; this command is for doing it beforehand or otherwise.
 
-The format `phantom` makes the embedded example data, raw, in --out.
+The formats `phantom` and `street` make the embedded example data, raw, in --out.
 """
 
 import sys
@@ -17,7 +17,7 @@ from absl import flags
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
-FORMATS = ("msd", "camvid", "phantom")
+FORMATS = ("msd", "camvid", "phantom", "street")
 
 
 def main(argv=None) -> int:
@@ -36,7 +36,7 @@ def _define(values: flags.FlagValues) -> None:
                        "this many; 0 annotates every class everywhere.", flag_values=values)
   flags.DEFINE_enum("size", "quick", ("quick", "standard", "fine"), "phantom: of the volumes.",
                     flag_values=values)
-  flags.DEFINE_integer("seed", 0, "phantom: what is drawn.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "phantom, street: what is drawn.", flag_values=values)
 
 
 def _work(values: flags.FlagValues) -> int:
@@ -46,6 +46,12 @@ def _work(values: flags.FlagValues) -> int:
     write_abdomen(values.out, size=values.size, seed=values.seed)
     print(f"wrote abdominal CT phantoms to {values.out}")
     return 0
+  if values.format == "street":
+    from condseg_jax.data.prepare.street import write_street
+    write_street(values.out, seed=values.seed)
+    print(f"wrote street scenes to {values.out}")
+    return 0
+
   shell.need(values, "source")
   try:
     spacing = tuple(float(s) for s in values.spacing)

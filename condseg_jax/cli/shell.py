@@ -33,7 +33,7 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
   try:
     define(values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
-    rest = values(argv)[1:]
+    rest = _parse(values, argv)[1:]
     if values.help:
       print(f"{doc.strip()}\n\nFlags:\n{values.main_module_help() or _help(values)}")
       return 0
@@ -52,6 +52,18 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     return _fail(program, "interrupted", 130)
   finally:
     sys.argv = before
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
+  """Parses the flags; a config file that cannot be loaded is wrong usage like any other value."""
+  try:
+    return values(argv)
+  except flags.Error:
+    raise
+  except Exception as error:  # whatever a user's config file raises
+    path = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "--config")
+    raise InputError(path, f"cannot be loaded: {type(error).__name__}: {_line(error)}",
+                     "correct the config file or its path", usage=True) from error
 
 
 def need(values: flags.FlagValues, *names: str) -> None:

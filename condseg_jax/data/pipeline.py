@@ -193,12 +193,12 @@ class _number:
 def _check(training, table, weights, batch_size, batch_class, classes_per_image, process_count):
   if len(weights) != len(training) or min(weights) <= 0:
     names = ", ".join(d.name for d in training)
-    raise InputError("data.weights", f"{len(weights)} weights for {len(training)} datasets",
+    raise InputError("data.weights", f"{tuple(weights)} for {len(training)} datasets",
                      f"one positive weight for each of: {names}", usage=True)
   if batch_class not in ("mixed", "single"):
     raise InputError("data.batch_class", f"{batch_class!r} is unknown", "mixed or single",
                      usage=True)
-  if batch_size % process_count:
+  if batch_size < 1 or batch_size % process_count:
     raise InputError("data.batch_size", f"{batch_size} is no multiple of {process_count} processes",
                      "choose a multiple", usage=True)
   if not 1 <= classes_per_image <= len(table):

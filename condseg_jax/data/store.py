@@ -26,7 +26,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
 
 MANIFEST = "manifest.json"
-VERSION = 1
+VERSION = 2  # raise it when what is written here changes
 CHUNK_3D = (32, 64, 64)
 CHUNK_2D = (256, 256)
 FOREGROUND_POSITIONS = 64
@@ -114,32 +114,41 @@ class Store:
       cases = tuple(Case.from_json(c) for c in tree["cases"])
       table = ClassTable.from_json(tree["table"])
       return cls(root, tree["modality"], tuple(tree["spacing"]), table, cases)
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except InputError:
+      raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(root / MANIFEST, f"is damaged ({error!r})", "prepare it again") from error
 
   def read_image(self, case: Case, box: Sequence[slice] | None = None) -> np.ndarray:
     """The image of a case, or the part of it in a box of one slice per axis: [*shape, C]."""
-    array = _open_array(self.root / "cases" / case.id / "image")
-    return _read(array if box is None else array[tuple(box)], self.root, case)
+    return self._read(case, "image", () if box is None else tuple(box))
 
   def read_masks(self, case: Case, names: Sequence[str],
                  box: Sequence[slice] | None = None) -> np.ndarray:
     """Three-valued masks of some annotated classes, or their part in a box: [N, *shape]."""
-    array = _open_array(self.root / "cases" / case.id / "masks")
-    rows = [case.annotated.index(name) for name in names]
-    box = (slice(None),) * len(case.shape) if box is None else tuple(box)
-    parts = [_read(array[(row, *box)], self.root, case) for row in rows]
-    return np.stack(parts) if parts else np.zeros((0, *case.shape), np.uint8)
+    rows = np.array([case.annotated.index(name) for name in names], np.int64)
+    return self._read(case, "masks", (rows, *(() if box is None else box)))
 
   def read_volume(self, case: Case) -> Volume:
     """The prepared image with its place in the world; single-channel ones without that axis."""
     image = self.read_image(case)
     return Volume(image[..., 0] if image.shape[-1] == 1 else image, np.asarray(case.affine))
 
+  def _read(self, case: Case, name: str, index: tuple) -> np.ndarray:
+    folder = self.root / "cases" / case.id
+    try:
+      return _open_array(folder / name)[(*index, ...)].read().result()
+    except (ValueError, OSError) as error:
+      reason = str(error).splitlines()[0].split(" [")[0]
+      raise InputError(folder, f"cannot be read ({reason})",
+                       "remove the folder and prepare again") from error
+
 
 def write_case(root, case_id: str, image: np.ndarray, masks: np.ndarray, *, dataset: str,
                split: str, annotated: Sequence[str], affine: np.ndarray, source: str) -> Case:
   """Writes one case; it exists for readers only once everything of it is written.
+
+  The store has no manifest from here until `write_manifest`.
 
   Args:
     root: folder of the store.
@@ -152,16 +161,21 @@ def write_case(root, case_id: str, image: np.ndarray, masks: np.ndarray, *, data
     raise InputError(f"case {case_id!r}", "cannot be a folder name",
                      "rename the file: letters, digits, '.', '_', '-'")
   folder = epath.Path(root) / "cases" / case_id
+  # First what says that the arrays are whole: a kill may come at any time.
+  (epath.Path(root) / MANIFEST).unlink(missing_ok=True)
+  (folder / "case.json").unlink(missing_ok=True)
   if folder.exists():
     folder.rmtree()
   folder.mkdir(parents=True)
+  _open_array.cache_clear()
   chunk = CHUNK_3D if masks.ndim == 4 else CHUNK_2D
   _write_array(folder / "image", image, (*chunk, image.shape[-1]))
   _write_array(folder / "masks", masks, (1, *chunk))
   rng = np.random.default_rng(int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8]))
   positive = masks == POSITIVE
-  digest = hashlib.sha256(np.ascontiguousarray(image)).hexdigest()
-  digest = hashlib.sha256(digest.encode() + np.ascontiguousarray(masks).tobytes()).hexdigest()
+  digest = hashlib.sha256(f"{image.dtype} {image.shape} {masks.shape}".encode())
+  for array in (image, masks):
+    digest.update(np.ascontiguousarray(array))
   union = positive.any(0)
   inside = image[union].mean(axis=-1, dtype=np.float64)
   sample = rng.choice(inside, min(INTENSITY_SAMPLE, inside.size), replace=False)
@@ -171,17 +185,21 @@ def write_case(root, case_id: str, image: np.ndarray, masks: np.ndarray, *, data
       mean=float(image.mean(dtype=np.float64)), sd=float(image.std(dtype=np.float64)),
       positives={n: int(m.sum()) for n, m in zip(annotated, positive, strict=True)},
       foreground={n: _positions(m, rng) for n, m in zip(annotated, positive, strict=True)},
-      intensities=tuple(float(f"{v:.6g}") for v in sample), sha256=digest, source=source)
+      intensities=tuple(float(f"{v:.6g}") for v in sample), sha256=digest.hexdigest(),
+      source=source)
   _write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
   return case
 
 
 def finished_case(root, case_id: str, source: str) -> Case | None:
-  """The record of a case that is already written from the same source, else None."""
+  """The record of a case that is already written whole from the same source, else None."""
   path = epath.Path(root) / "cases" / case_id / "case.json"
   if not path.exists():
     return None
-  case = Case.from_json(json.loads(path.read_text()))
+  try:
+    case = Case.from_json(json.loads(path.read_text()))
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return None  # damaged, or of another version
   return case if case.source == source else None
 
 
@@ -208,9 +226,12 @@ def _write_text(path: epath.Path, text: str) -> None:
   partial.replace(path)
 
 
-def _url(path: epath.Path) -> str:
+def _kvstore(path: epath.Path) -> str | dict:
+  """TensorStore's name for a folder; a URL of a local one would trip over `#`, `?` and `%`."""
   text = str(path)
-  return f"{text}/" if "://" in text else f"file://{os.path.abspath(text)}/"
+  if "://" in text:
+    return f"{text}/"
+  return {"driver": "file", "path": f"{os.path.abspath(text)}/"}
 
 
 @functools.cache
@@ -220,30 +241,24 @@ def _context() -> ts.Context:
 
 @functools.lru_cache(maxsize=4096)
 def _open_array(path: epath.Path) -> ts.TensorStore:
-  spec = {"driver": "zarr3", "kvstore": _url(path)}
+  # A chunk that has gone missing must not pass for one of zeros, which in a mask are negatives.
+  spec = {"driver": "zarr3", "kvstore": _kvstore(path), "fill_missing_data_reads": False}
   # Files are written once, so metadata and chunks need no further look at the disk.
   return ts.open(spec, context=_context(), read=True, recheck_cached_metadata="open",
                  recheck_cached_data="open").result()
 
 
-def _read(array: ts.TensorStore, root, case: Case) -> np.ndarray:
-  try:
-    return array.read().result()
-  except (ValueError, OSError) as error:
-    reason = str(error).splitlines()[0][:120]
-    raise InputError(root / "cases" / case.id, f"cannot be read ({reason})",
-                     "remove the folder and prepare again") from error
-
-
 def _write_array(path: epath.Path, array: np.ndarray, chunk: Sequence[int]) -> None:
   codecs = [{"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5,
-                                                "shuffle": "shuffle"}}]
+                                                "shuffle": "shuffle"}},
+            {"name": "crc32c"}]
   if array.dtype.itemsize == 1:
     codecs[0] = {"name": "bytes"}
     codecs[1]["configuration"]["shuffle"] = "noshuffle"
   metadata = {"shape": array.shape, "data_type": array.dtype.name, "fill_value": 0,
               "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
               "codecs": codecs}
-  spec = {"driver": "zarr3", "kvstore": _url(path), "metadata": metadata}
+  spec = {"driver": "zarr3", "kvstore": _kvstore(path), "metadata": metadata,
+          "store_data_equal_to_fill_value": True}
   ts.open(spec, create=True, context=_context()).result().write(array).result()

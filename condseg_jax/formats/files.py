@@ -24,8 +24,18 @@ def read_image(path: str | os.PathLike) -> Volume:
 
 
 def read_label(path: str | os.PathLike) -> Volume:
-  """A label map of an integer dtype, in the axis order of its file."""
-  return png.read_png(path) if _is_png(path) else nifti.read_label(path)
+  """A label map of an integer dtype, in the axis order of its file.
+
+  Raises:
+    InputError: as `read_image`; also fractional or negative values, or a colour picture.
+  """
+  if not _is_png(path):
+    return nifti.read_label(path)
+  label = png.read_png(path)
+  if label.array.ndim > label.ndim:
+    raise InputError(path, "is a colour picture where labels are expected",
+                     "store the class numbers, as grey values or palette indices")
+  return label
 
 
 def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,

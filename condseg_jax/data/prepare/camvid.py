@@ -5,9 +5,11 @@
     DIR/val/*.png       likewise, or test
 """
 
+import os
 from pathlib import Path
 
 from condseg_jax.classes import Annotation
+from condseg_jax.classes import normal_name
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.prepare.raw import read_json
@@ -35,11 +37,15 @@ def read_camvid(root, block: int = BLOCK) -> RawFolder:
       every frame annotated with every class.
 
   Raises:
-    InputError: a picture without label, or no pictures.
+    InputError: damaged `classes.json`, a picture without label, or no pictures.
   """
-  root = Path(root)
+  root = Path(os.path.abspath(root))  # "." has no name
   tree = read_json(root / "classes.json")
-  names, ignore = tree["classes"], tree["ignore"]
+  try:
+    names, ignore = [normal_name(name) for name in tree["classes"]], int(tree["ignore"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise InputError(root / "classes.json", f"is not as expected ({error!r})",
+                     'write {"classes": [NAME, …], "ignore": VALUE}') from error
   # Here 0 is a class, not background.
   values = {name: (value,) for value, name in enumerate(names)}
   known = tuple(sorted({*range(len(names)), ignore}))

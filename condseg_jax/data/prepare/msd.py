@@ -2,11 +2,14 @@
 
     DIR/dataset.json    "modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"},
                         "training": [{"image": "./imagesTr/a.nii.gz", "label": …}, …]
+                        a label called "ignore" means: unlabelled
     DIR/splits.json     optional: {"train": [ids], "val": [ids]}, or "train": {class: [ids]}, where
                         the cases of a class annotate that class alone
 """
 
+import collections
 from collections.abc import Sequence
+import os
 from pathlib import Path
 
 from condseg_jax.classes import Annotation
@@ -37,7 +40,7 @@ def read_msd(root, keep: Sequence[str] = ()) -> RawFolder:
     InputError: no or damaged `dataset.json`, more than one channel, an id that `splits.json` names
       and `dataset.json` does not, a class that is no label.
   """
-  root = Path(root)
+  root = Path(os.path.abspath(root))  # "." has no name
   path = root / "dataset.json"
   tree = read_json(path)
   labels = _labels(path, tree)
@@ -52,9 +55,11 @@ def read_msd(root, keep: Sequence[str] = ()) -> RawFolder:
   if len(pairs) < len(entries):
     raise InputError(path, "names two training cases alike", "give every image its own name")
 
+  # nnU-Net's name for voxels that nobody annotated.
+  void = [value for value, name in labels.items() if normal_name(name) == "ignore"]
   cases = []
   for dataset, split, ids, kept in _groups(root, pairs, labels, keep):
-    annotation = Annotation.create(labels, keep=kept)
+    annotation = Annotation.create(labels, keep=kept, void=void)
     cases += [RawCase(i, *pairs[i], dataset, split, annotation) for i in ids]
   return RawFolder(root, _modality(path, tree), tuple(cases))
 
@@ -69,6 +74,7 @@ def _groups(root, pairs, labels, keep):
   for split in ("train", "val", "test"):
     members = splits.get(split, [])
     if isinstance(members, dict):
+      _check_known(splits_path, members, labels)
       wanted = {normal_name(n) for n in keep} or {normal_name(n) for n in members}
       groups += [(normal_name(name), split, ids, [name]) for name, ids in members.items()
                  if normal_name(name) in wanted]
@@ -79,14 +85,22 @@ def _groups(root, pairs, labels, keep):
       if case_id not in pairs:
         raise InputError(splits_path, f"case {case_id!r} is not in dataset.json",
                          "correct the split or the dataset")
-  seen = [case_id for _, _, ids, _ in groups for case_id in ids]
-  doubled = sorted({case_id for case_id in seen if seen.count(case_id) > 1})
+  seen = collections.Counter(case_id for _, _, ids, _ in groups for case_id in ids)
+  doubled = sorted(case_id for case_id, count in seen.items() if count > 1)
   if doubled:
     raise InputError(splits_path, f"case {doubled[0]!r} stands in two groups",
                      "give every case one place")
   if not groups:
     raise InputError(splits_path, "names no case to use", 'fill "train" and "val"')
   return groups
+
+
+def _check_known(path: Path, names, labels) -> None:
+  known = {normal_name(name) for name in labels.values()}
+  for name in names:
+    if normal_name(name) not in known:
+      raise InputError(path, f"class {name!r} is not among the dataset's labels",
+                       f"labels: {', '.join(map(str, labels.values()))}")
 
 
 def _labels(path: Path, tree) -> dict[int, str]:
@@ -105,6 +119,8 @@ def _labels(path: Path, tree) -> dict[int, str]:
 
 def _modality(path: Path, tree) -> str:
   channels = tree.get("modality") or tree.get("channel_names") or {}
+  if not isinstance(channels, dict):
+    raise InputError(path, f"modality {channels!r}", 'write {"0": "CT"}')
   if len(channels) != 1:
     raise InputError(path, f"{len(channels)} channels", "give images of one channel, and name it "
                      'in "modality": {"0": "CT"}')

@@ -1,7 +1,9 @@
 """Raw files to a prepared store: canonical axes, one spacing, three-valued masks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import concurrent.futures
+import contextlib
+import fcntl
 import os
 
 from etils import epath
@@ -22,6 +24,7 @@ from condseg_jax.plan import pooled_spacing
 
 # Raise it when prepared arrays change, so that stores made before are not taken for current ones.
 VERSION = 1
+WORKERS = 8  # at most; each holds a whole volume and its masks
 
 
 def median_spacing(folders: Sequence[RawFolder]) -> tuple[float, ...]:
@@ -49,6 +52,8 @@ def prepare(folder: RawFolder, out, spacing: Sequence[float] | None = None, *,
     InputError: on the first case that is not usable; those before it stay prepared.
   """
   spacing = tuple(map(float, spacing)) if spacing else median_spacing([folder])
+  if not all(np.isfinite(s) and s > 0 for s in spacing):
+    raise InputError("spacing", f"{spacing} is no spacing", "give positive numbers", usage=True)
   ids = [case.id for case in folder.cases]
   if len(set(ids)) < len(ids):
     doubled = next(i for i in ids if ids.count(i) > 1)
@@ -56,24 +61,44 @@ def prepare(folder: RawFolder, out, spacing: Sequence[float] | None = None, *,
   out = epath.Path(out)
   out.mkdir(parents=True, exist_ok=True)
 
+  with _alone(out):
+    cases = _prepare_cases(folder, out, spacing, progress)
+    table = ClassTable.create(folder.classes, no_mirror=folder.no_mirror,
+                              capacity=max(64, len(folder.classes)))
+    return store_lib.write_manifest(out, modality=folder.modality, spacing=spacing, table=table,
+                                    cases=cases)
+
+
+@contextlib.contextmanager
+def _alone(out: epath.Path) -> Iterator[None]:
+  """Keeps other processes from preparing into the same folder, as runs started together would.
+
+  A process that dies lets go. A bucket has no locks.
+  """
+  if "://" in str(out):
+    yield
+    return
+  with open(out / ".lock", "w") as stream:
+    fcntl.flock(stream, fcntl.LOCK_EX)
+    yield
+
+
+def _prepare_cases(folder: RawFolder, out, spacing, progress: bool) -> list[store_lib.Case]:
   # Threads suffice: decompression, resampling and compression release the interpreter's lock.
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
     jobs = [pool.submit(_prepare_case, case, out, folder.modality, spacing)
             for case in folder.cases]
-    try:
-      cases = [job.result() for job in
-               tqdm.tqdm(jobs, desc=f"preparing {folder.root.name}", disable=not progress)]
-    except BaseException:
-      pool.shutdown(cancel_futures=True)
-      raise
-  table = ClassTable.create(folder.classes, no_mirror=folder.no_mirror,
-                            capacity=max(64, len(folder.classes)))
-  return store_lib.write_manifest(out, modality=folder.modality, spacing=spacing, table=table,
-                                  cases=cases)
+    with tqdm.tqdm(jobs, desc=f"preparing {folder.root.name}", disable=not progress) as bar:
+      try:
+        return [job.result() for job in bar]
+      except BaseException:
+        pool.shutdown(cancel_futures=True)
+        raise
 
 
 def _prepare_case(case: RawCase, out, modality: str, spacing) -> store_lib.Case:
-  source = f"{case.digest()}:{VERSION}:{','.join(f'{s:g}' for s in spacing)}"
+  source = ":".join([case.digest(), modality, str(VERSION), str(store_lib.VERSION),
+                     ",".join(f"{s:g}" for s in spacing)])
   done = store_lib.finished_case(out, case.id, source)
   if done is not None:
     return done

@@ -47,7 +47,7 @@ class RawCase:
   def digest(self) -> str:
     """SHA-256 of both files and of how they are read."""
     parts = [_file_digest(self.image), _file_digest(self.label), self.id, self.dataset, self.split,
-             json.dumps(self.annotation.to_json(), sort_keys=True)]
+             json.dumps(self.annotation.to_json())]  # unsorted: the order of classes counts
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -73,14 +73,17 @@ class RawFolder:
     return tuple(dict.fromkeys(name for case in self.cases for name in case.annotation.classes))
 
 
-def read_json(path: Path):
-  """A JSON file, or an error that names it."""
+def read_json(path: Path) -> dict:
+  """A JSON file that holds an object, or an error that names it."""
   try:
-    return json.loads(path.read_text())
+    tree = json.loads(path.read_text())
   except OSError as error:
     raise InputError(path, f"cannot be read ({error.strerror})", "check the path") from error
   except ValueError as error:
     raise InputError(path, f"is not valid JSON ({error})", "correct the file") from error
+  if not isinstance(tree, dict):
+    raise InputError(path, "holds no JSON object", "it should begin with {")
+  return tree
 
 
 def _file_digest(path: Path) -> str:

@@ -58,15 +58,16 @@ def open_stores(root, spacing: Sequence[float] | None = None, cache=None, *,
   found = find(root)
   raw = [f for f in found if isinstance(f, RawFolder)]
   stores = [f for f in found if not isinstance(f, RawFolder)]
-  if raw and not spacing:
+  _check_modality(found)
+  if not spacing:
     spacing = stores[0].spacing if stores else prepare_lib.median_spacing(raw)
+  _check_spacing(stores, spacing)
   for folder in raw:
     key = _key(folder, spacing)
     out = epath.Path(cache or cache_folder()) / f"{folder.root.name}-{key[:16]}"
     finished = (out / store_lib.MANIFEST).exists()
     stores.append(store_lib.Store.open(out) if finished else
                   prepare_lib.prepare(folder, out, spacing, progress=progress))
-  _check_alike(stores, spacing)
   return stores
 
 
@@ -77,7 +78,8 @@ def cache_folder() -> Path:
 
 
 def _here(path: epath.Path):
-  if (path / store_lib.MANIFEST).exists():
+  # One that is not finished is no reason to train without it: opening it says so.
+  if (path / store_lib.MANIFEST).exists() or any((path / "cases").glob("*/image/zarr.json")):
     return store_lib.Store.open(path)
   if "://" in str(path):
     return None
@@ -94,16 +96,19 @@ def _key(folder: RawFolder, spacing) -> str:
   return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _check_alike(stores, spacing) -> None:
-  first = stores[0]
-  wanted = tuple(spacing or first.spacing)
-  for other in stores:
+def _check_modality(found) -> None:
+  first = found[0]
+  for other in found:
     if other.modality != first.modality:
       raise InputError(other.root, f"modality {other.modality}, but {first.root} is "
                        f"{first.modality}", "train one network per modality")
-    close = len(other.spacing) == len(wanted) and all(
-        abs(a - b) <= 1e-3 * b for a, b in zip(other.spacing, wanted, strict=True))
+
+
+def _check_spacing(stores, wanted) -> None:
+  for store in stores:
+    close = len(store.spacing) == len(wanted) and all(
+        abs(a - b) <= 1e-3 * b for a, b in zip(store.spacing, wanted, strict=True))
     if not close:
       text = ",".join(f"{s:g}" for s in wanted)
-      raise InputError(other.root, f"spacing {other.spacing} where {wanted} is wanted",
+      raise InputError(store.root, f"spacing {store.spacing} where {tuple(wanted)} is wanted",
                        f"prepare all datasets with the same --spacing={text}")

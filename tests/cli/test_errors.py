@@ -1,0 +1,209 @@
+"""Bad input gets one line with file, reason and cure, and the right exit code; nothing is lost."""
+
+import gzip
+import json
+from pathlib import Path
+import shutil
+
+import numpy as np
+import pytest
+from tiny import AFFINE
+from tiny import overrides
+from tiny import write_datasets
+
+from condseg_jax.cli import evaluate
+from condseg_jax.cli import predict
+from condseg_jax.cli import prepare
+from condseg_jax.cli import train
+from condseg_jax.formats.nifti import write_nifti
+from condseg_jax.geometry import Volume
+
+BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  return write_datasets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(root):
+  workdir = root / "run"
+  arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
+  assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={workdir}", *arguments]) == 0
+  return workdir
+
+
+@pytest.fixture
+def says(capsys):
+  """Runs a command that must fail, and returns its one line."""
+  def fails(command, code, *arguments):
+    capsys.readouterr()
+    name = command.__name__.rpartition(".")[2]
+    assert command.main([f"condseg-{name}", *map(str, arguments)]) == code
+    lines = [line for line in capsys.readouterr().err.splitlines()
+             if line.startswith(f"condseg-{name}: ")]
+    assert len(lines) == 1 and lines[0].endswith(")"), lines
+    return lines[0]
+  return fails
+
+
+def image(path, array=None, affine=AFFINE):
+  array = np.zeros((8, 20, 18), np.int16) if array is None else array
+  write_nifti(path, Volume(array, affine))
+  return path
+
+
+def prediction(says, code, run, path, output, *more):
+  return says(predict, code, f"--workdir={run}", f"--input={path}", f"--output={output}", *more)
+
+
+def test_wrong_usage(says, run, tmp_path):
+  assert "--workdir: is missing" in says(predict, 2)
+  assert "nonsense" in says(predict, 2, "--nonsense=1")
+  assert "extra: is not a flag" in says(prepare, 2, "extra")
+  assert "missing.py" in says(train, 2, "--config=missing.py", f"--workdir={tmp_path}")
+  (tmp_path / "broken.py").write_text("def get_config(:")
+  assert "broken.py" in says(train, 2, f"--config={tmp_path / 'broken.py'}", "--workdir=w")
+  assert "data.root" in says(train, 2, f"--config={BASE}", f"--workdir={tmp_path / 'new'}")
+
+
+def test_images_that_cannot_be_read(says, run, tmp_path):
+  out = tmp_path / "out"
+  assert "does not exist" in prediction(says, 1, run, tmp_path / "no.nii.gz", out)
+  (tmp_path / "text.nii.gz").write_text("hello")
+  assert "text.nii.gz" in prediction(says, 1, run, tmp_path / "text.nii.gz", out)
+  whole = image(tmp_path / "whole.nii.gz",
+                np.random.default_rng(0).integers(0, 99, (30, 30, 30)).astype(np.int16))
+  (tmp_path / "cut.nii.gz").write_bytes(whole.read_bytes()[:2000])
+  assert "cut.nii.gz" in prediction(says, 1, run, tmp_path / "cut.nii.gz", out)
+  nan = np.zeros((8, 9, 10), np.float32)
+  nan[1, 2, 3] = np.nan
+  path = image(tmp_path / "nan.nii.gz", nan)
+  assert "nan.nii.gz" in prediction(says, 1, run, path, out)
+  assert not list(out.glob("*.nii.gz"))
+
+
+def four_dimensional(path):
+  import nibabel
+  nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 3), np.int16), AFFINE), path)
+  return path
+
+
+def test_four_dimensions_are_named(says, run, tmp_path):
+  line = prediction(says, 1, run, four_dimensional(tmp_path / "four.nii.gz"), tmp_path / "out")
+  assert "4-D" in line and "3 volumes" in line
+
+
+def test_a_picture_where_a_volume_is_needed(says, run, tmp_path):
+  from condseg_jax.formats.png import write_png
+  write_png(tmp_path / "a.png", np.zeros((20, 20), np.uint8))
+  line = prediction(says, 1, run, tmp_path / "a.png", tmp_path / "out")
+  assert "a.png" in line and "2 axes" in line
+
+
+def test_empty_folder(says, run, tmp_path):
+  (tmp_path / "empty").mkdir()
+  assert "holds no image" in prediction(says, 1, run, tmp_path / "empty", tmp_path / "out")
+
+
+def test_unknown_class_and_preset(says, run, tmp_path):
+  path = image(tmp_path / "a.nii.gz")
+  line = prediction(says, 2, run, path, tmp_path / "out", "--classes=heart")
+  assert "'heart'" in line and "ball, box" in line
+  assert "preset" in prediction(says, 2, run, path, tmp_path / "out", "--preset=none")
+
+
+def test_no_checkpoint(says, tmp_path):
+  path = image(tmp_path / "a.nii.gz")
+  assert "no checkpoint" in prediction(says, 1, tmp_path / "norun", path, tmp_path / "out")
+  assert not (tmp_path / "norun").exists(), "reading must not make a folder"
+
+
+def test_damaged_checkpoint(says, run, tmp_path):
+  broken = tmp_path / "broken"
+  shutil.copytree(run, broken)
+  for file in (broken / "checkpoints").rglob("*"):
+    if file.is_file() and "state" in str(file) and file.stat().st_size > 200:
+      file.write_bytes(file.read_bytes()[:100])
+  line = prediction(says, 1, broken, image(tmp_path / "a.nii.gz"), tmp_path / "out")
+  assert "damaged" in line
+
+
+def test_one_bad_case_does_not_stop_the_others(run, tmp_path, capsys):
+  folder = tmp_path / "in"
+  folder.mkdir()
+  image(folder / "good.nii.gz")
+  (folder / "bad.nii.gz").write_bytes(gzip.compress(b"no image"))
+  code = predict.main(["condseg-predict", f"--workdir={run}", f"--input={folder}",
+                       f"--output={tmp_path / 'out'}"])
+  assert code == 1
+  assert (tmp_path / "out" / "good.nii.gz").exists()
+  assert (tmp_path / "out" / "good_overlay.png").exists()
+  assert "failed: " in (err := capsys.readouterr().err) and "bad.nii.gz" in err
+
+
+def test_input_is_never_overwritten(says, run, tmp_path):
+  path = image(tmp_path / "a.nii.gz")
+  before = path.read_bytes()
+  assert "folder of the images" in prediction(says, 2, run, path, tmp_path)
+  assert path.read_bytes() == before
+
+
+def copy_of(root, tmp_path):
+  """A dataset of one's own to spoil."""
+  folder = tmp_path / "ball"
+  shutil.copytree(root / "train" / "ball", folder)
+  return folder
+
+
+def preparation(says, folder, tmp_path, *more):
+  return says(prepare, 1, "--format=msd", f"--source={folder}", f"--out={tmp_path / 'out'}", *more)
+
+
+def test_labels_that_do_not_fit(says, root, tmp_path):
+  folder = copy_of(root, tmp_path)
+  label = folder / "labelsTr" / "case_00.nii.gz"
+  write_nifti(label, Volume(np.zeros((8, 20, 17), np.uint8), AFFINE), label=True)
+  line = preparation(says, folder, tmp_path)
+  assert "case_00.nii.gz" in line and "shape" in line
+  moved = AFFINE.copy()
+  moved[0, 3] += 5
+  write_nifti(label, Volume(np.zeros((8, 20, 18), np.uint8), moved), label=True)
+  assert "case_00.nii.gz" in preparation(says, folder, tmp_path)
+  write_nifti(label, Volume(np.full((8, 20, 18), 7, np.uint8), AFFINE), label=True)
+  assert "unknown label value 7" in preparation(says, folder, tmp_path)
+  # What was prepared before the bad case is kept, and no manifest pretends to be complete.
+  assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_folder_that_is_no_dataset(says, root, tmp_path):
+  assert "dataset.json" in preparation(says, tmp_path, tmp_path)
+  folder = copy_of(root, tmp_path)
+  (folder / "dataset.json").write_text("{")
+  assert "not valid JSON" in preparation(says, folder, tmp_path)
+  assert "spleen" in says(prepare, 2, "--format=msd", f"--source={root / 'test'}",
+                          f"--out={tmp_path / 'o'}", "--keep=spleen")
+
+
+def test_evaluation_of_what_has_no_common_class(says, root, run, tmp_path):
+  folder = copy_of(root, tmp_path)
+  tree = json.loads((folder / "dataset.json").read_text())
+  tree["labels"]["1"] = "heart"
+  (folder / "dataset.json").write_text(json.dumps(tree))
+  line = says(evaluate, 1, f"--workdir={run}", f"--data={folder}", f"--out={tmp_path / 'scores'}")
+  assert "annotates no class of this network" in line
+  assert "does not exist" in says(evaluate, 1, f"--workdir={run}", f"--data={tmp_path / 'no'}",
+                                  f"--out={tmp_path / 'scores'}")
+
+
+def test_evaluation_writes_its_tables(root, run, tmp_path, capsys):
+  out = tmp_path / "scores"
+  assert evaluate.main(["condseg-evaluate", f"--workdir={run}", f"--data={root / 'test'}",
+                        f"--out={out}"]) == 0
+  summary = json.loads((out / "summary.json").read_text())
+  assert set(summary["classes"]) == {"ball", "box"}
+  assert {"mean", "ci95", "n"} <= set(summary["classes"]["ball"]["dice"])
+  assert (out / "cases.csv").read_text().count("\n") == 1 + 2 * 2
+  assert {p.name for p in out.glob("*.png")} == {"median.png", "worst.png"}
+  assert "mean Dice" in capsys.readouterr().out
