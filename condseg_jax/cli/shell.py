@@ -98,4 +98,6 @@ def _fail(program: str, message: str, code: int) -> int:
 
 
 def _line(error: BaseException) -> str:
-  return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+  """An error as one line: of a longer one the first line and the last, which names the cause."""
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+  return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"

@@ -25,7 +25,9 @@ def _define(values: flags.FlagValues) -> None:
   # Configs import each other as `configs.NAME`, wherever the program was started.
   for argument in sys.argv:
     if argument.startswith("--config="):
-      path = argument.partition("=")[2].rpartition(":")[0] or argument.partition("=")[2]
+      path = argument.partition("=")[2].partition(".py:")[0].removesuffix(".py") + ".py"
+      if not os.path.exists(path):
+        raise InputError(path, "does not exist", "name a file with get_config()", usage=True)
       sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(path))))
   config_flags.DEFINE_config_file("config", None, "File with get_config(); fields are set with "
                                   "--config.FIELD=VALUE.", flag_values=values)

@@ -176,8 +176,9 @@ def test_digest_follows_content_and_annotation(tmp_path):
         (root / folder / f"{i}.nii.gz").write_text(folder + i)
     return {c.id: c.digest() for c in read_msd(root, keep).cases}
 
-  plain = digests(tmp_path / "one" / "x") if (tmp_path / "one").mkdir() is None else None
-  (tmp_path / "two").mkdir()
+  for parent in ("one", "two"):
+    (tmp_path / parent).mkdir()
+  plain = digests(tmp_path / "one" / "x")
   assert digests(tmp_path / "two" / "x") == plain and len(set(plain.values())) == 4
   different = [digests(tmp_path / "two" / "x", keep=["anterior"]),
                digests(tmp_path / "two" / "x", keep=["anterior", "posterior"][::-1]),
