@@ -104,7 +104,8 @@ class ClassTable:
       capacity: the number of classes that the code range is divided for.
 
     Raises:
-      InputError: on doubled, empty or too many names, or a preset that names an unknown class.
+      InputError: on doubled, empty or too many names, a preset that is empty or names an unknown
+        class, or an axis that is none.
     """
     names = tuple(normal_name(name) for name in names)
     _check_names(names, capacity)
@@ -116,8 +117,16 @@ class ClassTable:
         for i, (name, code) in enumerate(zip(names, codes, strict=True)))
     presets = {key: tuple(normal_name(n) for n in group) for key, group in (presets or {}).items()}
     for key, group in presets.items():
-      for name in set(group) - set(names):
-        raise InputError(f"preset {key}", f"unknown class {name!r}", f"classes: {_join(names)}")
+      if not group:
+        raise InputError(f"preset {key!r}", "names no class", f"classes: {_join(names)}",
+                         usage=True)
+      for name in sorted(set(group) - set(names)):
+        raise InputError(f"preset {key!r}", f"unknown class {name!r}", f"classes: {_join(names)}",
+                         usage=True)
+    for name, axes in no_mirror.items():
+      for axis in sorted(set(axes) - set("DHW")):
+        raise InputError(f"no_mirror of {name!r}", f"unknown axis {axis!r}", "axes: D, H, W",
+                         usage=True)
     return cls(classes, presets, capacity)
 
   def __len__(self) -> int:

@@ -61,8 +61,9 @@ def terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array) -> Terms:
   safe = jnp.where(count > 0, denominator, 1.0)
   dice = jnp.where(count > 0, 1 - numerator / safe, 0.0)
 
-  # -t log σ(z) - (1 - t) log σ(-z) = softplus(z) - t z
-  cross_entropy = (jax.nn.softplus(logits) - target * logits) * labelled
+  # -t log σ(z) - (1 - t) log σ(-z): softplus(-z) where t = 1, softplus(z) where t = 0. The shorter
+  # softplus(z) - t z would cancel where a prediction is sure and right.
+  cross_entropy = jax.nn.softplus(jnp.where(target > 0, -logits, logits)) * labelled
   bce = cross_entropy.sum(1) / jnp.maximum(count, 1.0)
   return Terms(dice, bce)
 

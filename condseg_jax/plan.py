@@ -43,6 +43,9 @@ class Plan:
     if len(self.spacing) != len(self.subvolume):
       raise InputError("plan", f"spacing {self.spacing} and subvolume {self.subvolume} differ in "
                        "their number of axes", "give both D H W, or both H W", usage=True)
+    if min(self.spacing, default=0) <= 0 or min(self.subvolume, default=0) < 1:
+      raise InputError("plan", f"spacing {self.spacing} and subvolume {self.subvolume} must be "
+                       "positive", "correct the config", usage=True)
 
   @classmethod
   def pooled(cls, modality: str, spacing: Sequence[float], subvolume: Sequence[int],
@@ -65,7 +68,8 @@ class Plan:
                        "normalise by", "check the labels and the classes kept")
     values = np.concatenate(samples)
     weights = np.concatenate([np.full(len(s), 1 / len(s)) for s in samples])
-    order = np.argsort(values)
+    # Among equal values the weight decides, so that the order of the cases does not.
+    order = np.lexsort((weights, values))
     values, weights = values[order], weights[order]
     rank = (np.cumsum(weights) - weights / 2) / weights.sum()
     low, high = np.interp([0.005, 0.995], rank, values)

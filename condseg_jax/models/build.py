@@ -31,11 +31,13 @@ def build_model(model: Mapping, conditioning: Mapping, codes: Sequence[float]) -
   dtype = settings.pop("dtype", "float32")
   if dtype not in _DTYPES:
     raise InputError(f"dtype {dtype!r}", "is not known", f"one of {', '.join(_DTYPES)}", usage=True)
-  settings["strides"] = tuple(tuple(int(s) for s in level) for level in settings["strides"])
-  settings["depth"] = tuple(int(n) for n in settings["depth"])
-  network = DenseUNet(codes=tuple(float(c) for c in codes), dtype=_DTYPES[dtype], **settings)
   try:
+    settings["strides"] = tuple(tuple(int(s) for s in level) for level in settings["strides"])
+    settings["depth"] = tuple(int(n) for n in settings["depth"])
+    network = DenseUNet(codes=tuple(float(c) for c in codes), dtype=_DTYPES[dtype], **settings)
     network.check()
-  except ValueError as error:
+  except KeyError as error:
+    raise InputError("model", f"lacks {error}", "correct the config", usage=True) from error
+  except (TypeError, ValueError) as error:
     raise InputError("model", str(error), "correct the config", usage=True) from error
   return network

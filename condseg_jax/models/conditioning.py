@@ -73,7 +73,8 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
 
   conv(v ⊙ 1)(x) = Σ_t [x + t inside] Σ_e v_e k(t, e): inside, a bias per class; at the border, less
   of the window lies in the image. The indicator is a product over axes, so the sum is taken one
-  axis after the other, and the channels themselves never exist. Exact, gradients included.
+  axis after the other, and the channels themselves never exist. Exact, gradients included. The
+  products ask for full float32: an accelerator's default would round the class codes.
 
   Args:
     vector_BE: the channels' values for each sample.
@@ -83,9 +84,11 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
   Returns:
     float32 [B, *shape, O].
   """
-  out = jnp.tensordot(vector_BE, kernel, axes=((1,), (kernel.ndim - 2,)))  # [B, *window, O]
+  exact = jax.lax.Precision.HIGHEST
+  out = jnp.tensordot(vector_BE, kernel, axes=((1,), (kernel.ndim - 2,)),
+                      precision=exact)  # [B, *window, O]
   for axis, (size, taps) in enumerate(zip(shape, kernel.shape[:-2], strict=True), start=1):
     position = np.arange(size)[:, None] + np.arange(taps)[None, :] - taps // 2
     inside = jnp.asarray((position >= 0) & (position < size), jnp.float32)
-    out = jnp.moveaxis(jnp.tensordot(inside, out, axes=((1,), (axis,))), 0, axis)
+    out = jnp.moveaxis(jnp.tensordot(inside, out, axes=((1,), (axis,)), precision=exact), 0, axis)
   return out

@@ -123,12 +123,22 @@ class DenseUNet(nn.Module):
                        "must be two levels or more, and one stride less than levels")
     if {len(level) for level in self.strides} not in ({2}, {3}):
       raise ValueError(f"strides {self.strides}: each has 2 axes, or each has 3")
+    sizes = (self.channels, self.growth, self.embedding_size, *(s for level in self.strides for s in level))
+    if min(sizes) < 1 or min(self.depth) < 0:
+      raise ValueError("channels, growth, embedding_size and strides must be 1 or more, depth 0 or "
+                       "more")
     for value, name, known in ((self.position, "position", conditioning.POSITIONS),
                                (self.mechanism, "mechanism", conditioning.MECHANISMS),
                                (self.norm, "norm", layers.NORMS),
                                (self.activation, "activation", tuple(layers.ACTIVATIONS))):
       if value not in known:
         raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+    if self.from_level is not None:
+      if self.position != "decoder":
+        raise ValueError(f"from_level has no effect where position is {self.position!r}")
+      if not 0 <= self.from_level <= len(self.depth) - 2:
+        raise ValueError(f"from_level {self.from_level} is not one of the decoder's levels, 0 to "
+                         f"{len(self.depth) - 2}")
 
   def setup(self):
     self.check()
@@ -138,7 +148,8 @@ class DenseUNet(nn.Module):
     self.up = [layers.Upsample(self._width(level), self.strides[level], self.dtype)
                for level in range(levels - 1)]
     self.merge = [self._block(level) for level in range(levels - 1)]
-    self.head = layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=self.dtype)
+    # In float32: rounded to bfloat16, the scores of two classes would often tie.
+    self.head = layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)
     if self.position != "none":
       self.class_vector = conditioning.ClassVector(self.mechanism, self.codes, self.embedding_size)
 
@@ -194,7 +205,7 @@ class DenseUNet(nn.Module):
     x, skips = features.x, list(features.skips)
     while skips:
       x = self._merge(x, skips, vector)
-    return self.head(x)[..., 0].astype(jnp.float32)
+    return self.head(x)[..., 0]
 
   def __call__(self, image_BDHWC: jax.Array, class_id_B: jax.Array) -> jax.Array:
     """Logits of one class per sample, float32 [B, *shape]."""
@@ -208,10 +219,7 @@ class DenseUNet(nn.Module):
 
   def _conditioned_levels(self) -> int:
     """How many decoder levels, finest first, belong to `decode`."""
-    last = len(self.depth) - 2
-    if self.position != "decoder" or self.from_level is None:
-      return last + 1
-    return min(self.from_level, last) + 1
+    return len(self.depth) - 1 if self.from_level is None else self.from_level + 1
 
   def _width(self, level: int) -> int:
     return self.channels * (level + 1)
