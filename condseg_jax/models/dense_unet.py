@@ -123,7 +123,8 @@ class DenseUNet(nn.Module):
                        "must be two levels or more, and one stride less than levels")
     if {len(level) for level in self.strides} not in ({2}, {3}):
       raise ValueError(f"strides {self.strides}: each has 2 axes, or each has 3")
-    sizes = (self.channels, self.growth, self.embedding_size, *(s for level in self.strides for s in level))
+    sizes = [self.channels, self.growth, self.embedding_size]
+    sizes += [stride for level in self.strides for stride in level]
     if min(sizes) < 1 or min(self.depth) < 0:
       raise ValueError("channels, growth, embedding_size and strides must be 1 or more, depth 0 or "
                        "more")

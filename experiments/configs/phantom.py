@@ -5,6 +5,10 @@ The embedded default, run by tools/quickstart.sh:
   condseg-prepare --format=phantom --out=DATA
   condseg-train --config=experiments/configs/phantom.py --config.data.root=DATA/train --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA/test --out=SCORES
+
+The class is named by a learned vector: in so few steps the hash values of liver and spleen, 0.12
+apart, are not told apart (mean Dice 0.26 after 250 steps against 0.74, everything else equal, on an
+earlier and noisier version of the phantoms).
 """
 
 from configs import base
@@ -12,12 +16,14 @@ from configs import base
 
 def get_config():
   config = base.get_config()
-  config.data.subvolume = (32, 64, 64)
+  config.data.subvolume = (24, 48, 48)
+  config.data.batch_size = 3
+  config.data.hold_out = 0.0  # minutes are short; nothing is chosen by score
   config.data.classes = ("liver", "spleen", "pancreas")
   config.data.presets = {"abdomen": ("liver", "spleen", "pancreas")}
-  config.data.batch_size = 3
-  config.model.channels = 8
-  config.model.growth = 8
-  config.train.steps = 300
-  config.train.eval_every = 150
+  config.augment.probability = 0.3
+  config.model.update(channels=8, growth=8)
+  config.conditioning.mechanism = "embedding"
+  config.optimizer.learning_rate = 5e-3
+  config.train.update(steps=350, eval_every=175)
   return config

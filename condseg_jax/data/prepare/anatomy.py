@@ -182,13 +182,13 @@ def _hollow(c, cavity, depth, content, gas_y, wall_mm):
 def _organs(c: _Canvas, cavity: np.ndarray):
   """Spleen, liver, kidneys, great vessels and pancreas, from back to front."""
   grow = lambda radii: np.asarray(radii) * c.rng.uniform(0.9, 1.12, 3)  # noqa: E731
-  inside = cavity - c.rng.uniform(0.5, 4)  # fat between the organs and the wall
+  inside = cavity - c.rng.uniform(1.5, 6)  # fat between the organs and the wall
   centre, radii = c.near((94, 36, 30), 4), grow((30, 44, 46))
-  spleen = c.blob(centre, radii, c.rng.normal((0.0, 0.2), 0.12), rough=3)
+  spleen = c.blob(centre, radii, c.rng.normal((0.0, 0.2), 0.1), rough=2.5)
   c.paint("spleen", np.minimum(spleen, inside) > 0)
   slope = c.z + 66 - c.rng.uniform(0.36, 0.56) * (c.x + 108) + c.field(45, 4)
-  right = c.blob(c.near((-66, 4, 16), 4), grow((64, 82, 70)), rough=3)
-  left = c.blob(c.near((6, -46, 34), 5), grow((60, 34, 30)), rough=3)
+  right = c.blob(c.near((-66, 4, 16), 4), grow((64, 82, 70)), rough=2.5)
+  left = c.blob(c.near((6, -46, 34), 5), grow((60, 34, 30)), rough=2.5)
   liver = np.minimum(np.minimum(np.maximum(right, left), inside), slope)
   c.paint("liver", liver > 0)
   veins = [(-20, 16, 62, 5), (-50, 4, 48, 5), (-76, -14, 24, 4)]
@@ -206,7 +206,7 @@ def _organs(c: _Canvas, cavity: np.ndarray):
     c.paint("fat", c.blob((x - side * 20, y - 8, z), (13, 11, 20), lean) > 0)
   pancreas = [(-38, -8, -38, 15), (-34, -20, -16, 17), (-10, -32, -4, 12), (18, -24, 4, 12),
               (46, -4, 12, 13), (74, 17, 22, 11)]
-  pancreas = np.minimum(c.tube(pancreas, 2.5, rough=1), inside)
+  pancreas = np.minimum(c.tube(pancreas, 2, rough=1), inside)
   c.paint("fat", (pancreas > -c.rng.uniform(3, 7)) & ~np.isin(c.tissue, _SOLID))
   c.paint("pancreas", pancreas > 0)
   vessels = ([(8, 26, -150, 10), (8, 24, -20, 11), (6, 28, 100, 12)],  # aorta

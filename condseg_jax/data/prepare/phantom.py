@@ -57,11 +57,11 @@ class Profile:
 
 
 PROFILES = {
-  "liver": Profile(8.0, 0.7, 0.75, 1.0, 1.0, 1.0, 0.0, "RAS", circle=True),
-  "spleen": Profile(16.0, 0.3, 0.5, 0.92, 0.93, 0.97, 6.0, "LPS", couch=True),
-  "pancreas": Profile(12.0, 0.5, 0.6, 1.07, 1.06, 1.0, -5.0, "LPS"),
-  "left_kidney": Profile(20.0, 0.6, 0.65, 0.95, 1.02, 1.0, -9.0, "RAS", circle=True, couch=True),
-  "right_kidney": Profile(6.0, 0.9, 0.9, 1.1, 0.97, 1.0, 10.0, "RAS", couch=True),
+  "liver": Profile(7.0, 0.7, 0.75, 1.0, 1.0, 1.0, 0.0, "RAS", circle=True),
+  "spleen": Profile(14.0, 0.3, 0.5, 0.92, 0.93, 0.97, 6.0, "LPS", couch=True),
+  "pancreas": Profile(10.0, 0.5, 0.6, 1.07, 1.06, 1.0, -5.0, "LPS"),
+  "left_kidney": Profile(18.0, 0.6, 0.65, 0.95, 1.02, 1.0, -9.0, "RAS", circle=True, couch=True),
+  "right_kidney": Profile(5.0, 0.9, 0.9, 1.1, 0.97, 1.0, 10.0, "RAS", couch=True),
 }
 
 
@@ -155,7 +155,7 @@ def write_abdomen(
   *,
   organs: Sequence[str] = ("liver", "spleen", "pancreas"),
   size: str = "standard",
-  cases_per_organ: int = 24,
+  cases_per_organ: int = 32,
   test_cases_per_profile: int = 6,
   seed: int = 0,
 ) -> None:
