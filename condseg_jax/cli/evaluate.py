@@ -66,7 +66,7 @@ def _work(values: flags.FlagValues) -> int:
     volume, truth = next(case for case in cases if case.id == case_id).read()
     label = predictor.predict(volume, fusion=values.fusion).label
     pictures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
-                             f"{kind} case: {case_id}", truth)
+                             f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
   print(tables.format_table(summary))
   print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
         f"cases of the split {split!r}\nresults: {out}")

@@ -90,7 +90,8 @@ def _write(output: Path, source: Path, stem: str, volume, prediction, predictor,
   if values.picture:
     from condseg_jax.evaluate.pictures import draw_prediction
     picture = output / f"{stem}_overlay.png"
-    draw_prediction(picture, volume, prediction.label, predictor.table, stem)
+    draw_prediction(picture, volume, prediction.label, predictor.table, stem,
+                    modality=predictor.plan.modality)
     written.append(picture)
   return "  ".join(map(str, written))
 

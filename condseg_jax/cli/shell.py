@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 
+import absl.logging
 from absl import flags
 
 from condseg_jax.errors import InputError
@@ -90,6 +91,7 @@ def _talk() -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
+  absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of what is as it should be
 
 
 def _fail(program: str, message: str, code: int) -> int:

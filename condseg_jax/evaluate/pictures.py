@@ -8,9 +8,11 @@ from condseg_jax.classes import ClassTable, label_map
 from condseg_jax.evaluate.figures import overlay_figure
 from condseg_jax.geometry import Volume, to_canonical
 
+ABDOMEN_HU = (-160.0, 240.0)
+
 
 def draw_prediction(path, volume: Volume, label: Volume, table: ClassTable, title: str,
-                    truth: Mapping[str, np.ndarray] | None = None) -> None:
+                    truth: Mapping[str, np.ndarray] | None = None, *, modality: str) -> None:
   """Draws a label map over its image, and the truth beside it where there is one.
 
   Args:
@@ -20,13 +22,14 @@ def draw_prediction(path, volume: Volume, label: Volume, table: ClassTable, titl
     table: names and colours.
     title: above the picture.
     truth: annotated class → three-valued mask on the same grid.
+    modality: of the plan; CT is drawn in the window in which radiologists read an abdomen.
   """
   drawn_truth = None
-  if truth is not None:
-    known = {name: mask for name, mask in truth.items() if name in table.names}
-    masks = np.stack(list(known.values()))
-    drawn_truth = label_map(masks, [table.index(name) for name in known])
+  known = {name: mask for name, mask in (truth or {}).items() if name in table.names}
+  if known:
+    drawn_truth = label_map(np.stack(list(known.values())), [table.index(name) for name in known])
     drawn_truth = to_canonical(Volume(drawn_truth, volume.affine)).array
   image = to_canonical(volume)
+  window = ABDOMEN_HU if modality == "ct" else None
   overlay_figure(path, image.array, to_canonical(label).array, drawn_truth, table.names,
-                 table.colors, image.spacing, title)
+                 table.colors, image.spacing, title, window=window)

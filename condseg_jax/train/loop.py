@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 import logging
-import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +22,8 @@ from condseg_jax.predictor import Predictor
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.checkpoint import ModelRecord
+from condseg_jax.train.clock import Clock
+from condseg_jax.train.clock import Interrupt
 from condseg_jax.train.optimizer import make_optimizer
 from condseg_jax.train.optimizer import make_schedule
 from condseg_jax.train.record import Record
@@ -257,67 +257,3 @@ def _describe(training, held_out, table, plan, state, settings) -> None:
   log.info("%d cases held out for tuning; %d steps on %d %s device(s)",
                sum(len(d.cases) for d in held_out), settings["steps"], jax.device_count(),
                jax.default_backend())
-
-
-class Clock:
-  """Steps per second and time left, without what was spent on compiling and evaluating."""
-
-  def __init__(self, first: int, steps: int):
-    self._first, self._steps, self._started = first, steps, None
-
-  def rate(self, done: int) -> float:
-    """Mean steps per second, from the second log on; NaN before."""
-    if self._started is None:
-      self._first, self._started = done, time.monotonic()
-      return float("nan")
-    return (done - self._first) / max(time.monotonic() - self._started, 1e-9)
-
-  def left(self, done: int) -> str:
-    """For people."""
-    if self._started is None or done == self._first:
-      return ""
-    rate = self.rate(done)
-    minutes, seconds = divmod(round((self._steps - done) / rate), 60)
-    return f"{rate:.2f} steps/s  {minutes}:{seconds:02d} left"
-
-  def paused(self):
-    """Context whose time does not count."""
-    return _Pause(self)
-
-  def shift(self, seconds: float) -> None:
-    if self._started is not None:
-      self._started += seconds
-
-
-class _Pause:
-
-  def __init__(self, clock: Clock):
-    self._clock = clock
-
-  def __enter__(self):
-    self._from = time.monotonic()
-
-  def __exit__(self, *_):
-    self._clock.shift(time.monotonic() - self._from)
-
-
-class Interrupt:
-  """Turns SIGTERM into a question that the loop asks after every step."""
-
-  def __enter__(self):
-    self._caught = False
-    self._before = signal.signal(signal.SIGTERM, self._catch)
-    return self
-
-  def __exit__(self, *_):
-    signal.signal(signal.SIGTERM, self._before)
-
-  def _catch(self, *_):
-    self._caught = True
-
-  def everywhere(self) -> bool:
-    """Whether to stop; with several processes, all of them after the same step."""
-    if jax.process_count() == 1:
-      return self._caught
-    from jax.experimental import multihost_utils
-    return bool(multihost_utils.process_allgather(np.array(self._caught)).any())

@@ -43,7 +43,8 @@ class Record:
     with (self._folder / "metrics.jsonl").open("a") as stream:
       stream.write(json.dumps(line) + "\n")
     for key, value in values.items():
-      self._events.add_scalar(key, value, step)
+      if math.isfinite(value):
+        self._events.add_scalar(key, value, step)
 
   def finish(self, status: str, values: Mapping) -> None:
     """Writes run.json: `running`, `finished`, `interrupted` or `failed`, and the last values."""

@@ -59,7 +59,7 @@ def test_stop_and_resume_is_bit_for_bit_the_same(root, tmp_path):
     return len(calls) == 3
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr("condseg_jax.train.loop.Interrupt.everywhere", stop)
+    patch.setattr("condseg_jax.train.clock.Interrupt.everywhere", stop)
     assert main(half) == 0
   run = json.loads((tmp_path / "parts" / "run.json").read_text())
   assert (run["status"], run["step"]) == ("interrupted", 3)
