@@ -8,9 +8,12 @@ only, tuning uses the held-out tenth of the training cases.
   condseg-train --config=experiments/configs/hippocampus.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
-Measured on 2 CPU cores with `--config.train.steps=600` and the augmentation of base, 7 minutes:
-Dice on the 40 cases of `val` 0.854 anterior, 0.841 posterior, mean 0.847. The steps below, meant to
-pass 0.86, were not run yet.
+Measured on 2 CPU cores, other work beside it: 12 minutes. Dice on the 40 cases of `val`, mean [95 %
+interval]: anterior 0.883 [0.875, 0.890], posterior 0.871 [0.863, 0.878], mean 0.877. Held-out
+training cases, each on its one class: 0.862.
+
+The class is named by a learned vector. With the hash value, the learning rate and augmentation of
+base and 600 steps: 0.847 on `val`.
 """
 
 from configs import base
@@ -21,7 +24,9 @@ def get_config():
   config.data.spacing = (1.0, 1.0, 1.0)
   config.data.subvolume = (40, 56, 40)
   config.data.no_mirror = {"anterior": ("H",), "posterior": ("H",)}
+  config.augment.update(probability=0.3, rotate=10.0, zoom=0.1)
   config.model.update(channels=8, growth=8)
-  config.augment.update(rotate=10.0, zoom=0.1)
-  config.train.update(steps=1_100, eval_every=550)
+  config.conditioning.mechanism = "embedding"
+  config.optimizer.learning_rate = 5e-3
+  config.train.update(steps=1_000, eval_every=250)
   return config
