@@ -1,5 +1,7 @@
 """Names to codes, datasets to masks, and what says nothing."""
 
+import json
+
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,6 +13,7 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.classes import distinct_codes
 from condseg_jax.classes import hash_code
 from condseg_jax.classes import jenkins_hash
+from condseg_jax.classes import label_map
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.errors import InputError
 
@@ -58,7 +61,7 @@ def test_codes_are_read_back_and_never_computed_again():
   table = ClassTable.create(["liver", "left kidney"], presets={"both": ["Liver", "left kidney"]},
                             no_mirror={"left kidney": ["W"]}, colors={"liver": [1, 2, 3]})
   tree = table.to_json()
-  assert ClassTable.from_json(tree) == table
+  assert ClassTable.from_json(json.loads(json.dumps(tree))) == table
   tree["classes"][0]["code"] = 0.125
   assert ClassTable.from_json(tree).codes[0] == np.float32(0.125)
 
@@ -79,6 +82,29 @@ def test_choosing_classes():
 def test_names_that_make_no_table(names):
   with pytest.raises(InputError):
     ClassTable.create(names)
+
+
+@pytest.mark.parametrize("settings", [
+    dict(presets={"abdomen": ["liver", "heart"]}), dict(presets={"nothing": []}),
+    dict(no_mirror={"liver": ["w"]}), dict(no_mirror={"liver": ["X"]})])
+def test_settings_that_would_have_no_effect_are_errors(settings):
+  with pytest.raises(InputError) as error:
+    ClassTable.create(["liver", "spleen"], **settings)
+  assert error.value.usage
+
+
+def test_names_ignore_case_wherever_they_come_from():
+  table = ClassTable.create([" Liver", "SPLEEN"], presets={"both": ["LIVER", "Spleen"]},
+                            colors={"LIVER": (1, 2, 3)}, no_mirror={"Spleen": ("W",)})
+  assert table.names == ("liver", "spleen") and table.index("sPLEEN ") == 1
+  assert table.colors[0] == (1, 2, 3) and table.classes[1].no_mirror == ("W",)
+  assert table.codes[0] == np.float32(hash_code("liver"))
+
+
+def test_every_class_has_a_colour_of_its_own():
+  table = ClassTable.create([f"class {i}" for i in range(64)])
+  assert len(set(table.colors)) == 64
+  assert all(0 <= x <= 255 for color in table.colors for x in color)
 
 
 def test_beta_is_one_for_annotated_classes_only():
@@ -112,3 +138,18 @@ def test_keeping_a_class_that_is_no_label():
   with pytest.raises(InputError) as error:
     Annotation.create({0: "background", 1: "liver"}, keep=["spleen"])
   assert error.value.usage and "liver" in str(error.value)
+
+
+def test_background_itself_may_be_void():
+  annotation = Annotation.create({0: "background", 1: "road", 2: "car"}, void=[0, 2])
+  assert annotation.classes == ("road",)
+  masks = annotation.masks(np.array([0, 1, 2]))
+  np.testing.assert_array_equal(masks, [[UNLABELLED, 1, UNLABELLED]])
+
+
+def test_masks_as_one_label_map():
+  """A voxel is unlabelled where no mask knows it; the later class is drawn over the earlier."""
+  masks = np.array([[0, 1, 1, 255, 255, 255], [0, 0, 1, 1, 0, 255]], np.uint8)
+  drawn = label_map(masks, [4, 2])
+  np.testing.assert_array_equal(drawn, [0, 5, 3, 3, 0, UNLABELLED])
+  assert drawn.dtype == np.uint8

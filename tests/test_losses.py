@@ -1,5 +1,9 @@
 """The objective against its closed forms, and who does not count."""
 
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +50,18 @@ def test_a_perfect_prediction_costs_nothing():
   np.testing.assert_allclose(bce, 0, atol=1e-5)
 
 
+def test_a_disjoint_prediction_costs_one():
+  mask = mask_with(6)
+  dice, _ = terms(*batch(np.where(mask == 1, 1e-7, 1 - 1e-7).reshape(SHAPE), mask))
+  np.testing.assert_allclose(dice, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("p, expected", [(1e-7, 0), (1 - 1e-7, 1)])
+def test_an_empty_target_is_right_or_wrong_to_the_same_measure(p, expected):
+  dice, _ = terms(*batch(p, mask_with(0, 4)))
+  np.testing.assert_allclose(dice, expected, atol=1e-5)
+
+
 def test_an_empty_target_is_scored_on_its_complement():
   p = 0.3
   dice, _ = terms(*batch(p, mask_with(0, 4)))
@@ -82,6 +98,70 @@ def test_unlabelled_voxels_say_nothing(hidden, positives):
   plain, spoilt = (jax.value_and_grad(loss)(z) for z in (logits, spoilt))
   np.testing.assert_array_equal(plain[0], spoilt[0])
   np.testing.assert_array_equal(plain[1], spoilt[1])
+
+
+LOSS_AND_GRADIENT = jax.jit(jax.value_and_grad(
+    lambda logits, mask: sum(t.sum() for t in terms(logits, mask))))
+
+
+@settings(deadline=None, max_examples=25)
+@given(mask=hnp.arrays(np.uint8, (2, *SHAPE, 1), elements=st.sampled_from([0, 1, UNLABELLED])),
+       hidden=st.sampled_from([np.inf, -np.inf, np.nan, 1e30, -88.0]), seed=st.integers(0, 99))
+def test_unlabelled_voxels_of_any_mask_say_nothing(mask, hidden, seed):
+  """Neither their logits nor what is hidden there changes a value or a gradient."""
+  logits = np.random.default_rng(seed).normal(0, 3, mask.shape).astype(np.float32)
+  unlabelled = mask == UNLABELLED
+  value, gradient = LOSS_AND_GRADIENT(logits, mask)
+  spoilt = LOSS_AND_GRADIENT(np.where(unlabelled, np.float32(hidden), logits), mask)
+  np.testing.assert_array_equal(spoilt[0], value)
+  np.testing.assert_array_equal(spoilt[1], gradient)
+  gradient = np.asarray(gradient)
+  assert np.isfinite(gradient).all() and np.all(gradient[unlabelled] == 0)
+  assert np.all(gradient[~unlabelled] != 0)
+
+
+def test_dice_agrees_with_optax_where_there_is_a_target():
+  logits, mask, *_ = random_batch()
+  labelled = np.asarray(mask) != UNLABELLED
+  for b in range(4):
+    for n in range(2):
+      here = labelled[b, ..., n]
+      assert (mask[b, ..., n] == 1).any()
+      oracle = optax.losses.binary_dice_loss(
+          logits[b, ..., n][here][None], jnp.asarray(mask[b, ..., n][here] == 1, jnp.float32)[None],
+          smooth=0.0, apply_sigmoid=True)
+      np.testing.assert_allclose(terms(logits, mask).dice[b, n], oracle, rtol=1e-5)
+
+
+@pytest.mark.parametrize("z", [20.0, 80.0, 1e4, 1e30])
+def test_sure_predictions_keep_their_values_and_gradients(z):
+  """Right: log(1 + exp(-z)) with gradient ∓σ(-z), not 0; wrong: z, with gradient ∓1."""
+  mask = jnp.array([1, 0, 1, 0], jnp.uint8).reshape(1, 4, 1)
+  for sign, size, slope in ((1, np.log1p(np.exp(-z)), 1 / (1 + np.exp(min(z, 700)))), (-1, z, 1)):
+    logits = sign * jnp.array([z, -z, z, -z], jnp.float32).reshape(1, 4, 1)
+    value, gradient = jax.value_and_grad(lambda x: terms(x, mask).bce.sum())(logits)
+    np.testing.assert_allclose(value, size, rtol=1e-5, atol=1e-37)
+    np.testing.assert_allclose(4 * gradient.reshape(-1), slope * np.array([-1, 1, -1, 1]),
+                               rtol=1e-5, atol=1e-37)
+    dice, gradient = jax.value_and_grad(lambda x: terms(x, mask).dice.sum())(logits)
+    np.testing.assert_allclose(dice, (1 - sign) / 2, atol=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+def test_a_term_belongs_to_its_sample_and_its_class():
+  logits, mask, *_ = random_batch()
+  whole = terms(logits, mask)
+  assert whole.dice.shape == whole.bce.shape == (4, 2)
+  for b, n in ((0, 1), (3, 0)):
+    alone = terms(logits[b:b + 1, ..., n:n + 1], mask[b:b + 1, ..., n:n + 1])
+    np.testing.assert_allclose([alone.dice[0, 0], alone.bce[0, 0]],
+                               [whole.dice[b, n], whole.bce[b, n]], rtol=1e-6)
+
+
+def test_images_have_no_depth():
+  logits, mask, *_ = random_batch()
+  flat = terms(logits.reshape(4, 6, 4, 2), mask.reshape(4, 6, 4, 2))
+  np.testing.assert_array_equal(flat.dice, terms(logits, mask).dice)
 
 
 def test_cross_entropy_agrees_with_optax():
@@ -137,3 +217,23 @@ def test_no_beta_no_gradient():
     assert np.all(gradient[b, ..., n] == 0)
   for b, n in np.argwhere(~silent):
     assert np.any(gradient[b, ..., n] != 0)
+
+
+def test_alpha_weighs_the_gradient_of_its_class_alone():
+  logits, mask, ids, _ = random_batch()
+  beta = jnp.ones_like(ids, jnp.float32)
+
+  def gradient(alpha_K):
+    return np.asarray(jax.grad(lambda z: objective(terms(z, mask), ids, beta, alpha_K,
+                                                   bce_weight=0.7, global_batch=4))(logits))
+
+  plain, weighted = gradient(jnp.ones(3)), gradient(jnp.array([1.0, 5.0, 0.0]))
+  for b, n in np.ndindex(4, 2):
+    factor = (1, 5, 0)[int(ids[b, n])]
+    np.testing.assert_allclose(weighted[b, ..., n], factor * plain[b, ..., n], rtol=1e-5)
+
+
+def test_without_cross_entropy_it_is_the_dice_of_the_paper():
+  logits, mask, ids, beta = random_batch()
+  loss = objective(terms(logits, mask), ids, beta, jnp.ones(3), bce_weight=0.0, global_batch=4)
+  np.testing.assert_allclose(loss, (terms(logits, mask).dice * beta).sum() / 4, rtol=1e-6)

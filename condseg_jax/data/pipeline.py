@@ -96,21 +96,23 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
   weights = list(weights) or [1.0] * len(training)
   _check(training, table, weights, batch_size, batch_class, classes_per_image, process_count)
   part = slice(process_index, None, process_count)
-  local = batch_size // process_count
 
   def stream(number, dataset, names):
     cases = grain.MapDataset.source(dataset.cases).seed(seed + 7919 * number).shuffle().repeat()
     return cases.random_map(_Cutter(dataset.store, names, table, plan, classes_per_image))
 
+  def batched(samples):
+    numbered = samples.map_with_index(_number(batch_size))[part]
+    # There is no remainder, but rounding up overflows: the stream is as long as an integer allows.
+    return numbered.batch(batch_size // process_count, drop_remainder=True)
+
   if batch_class == "mixed":
     streams = [stream(i, d, d.annotated) for i, d in enumerate(training)]
-    samples = grain.MapDataset.mix(streams, weights).map_with_index(_number(batch_size))
-    stepped = samples[part].batch(local)
+    stepped = batched(grain.MapDataset.mix(streams, weights))
   else:
     pairs = [(d, name, w / len(d.annotated)) for d, w in zip(training, weights, strict=True)
              for name in d.annotated]
-    streams = [stream(i, d, (name,)).map_with_index(_number(batch_size))[part].batch(local)
-               for i, (d, name, _) in enumerate(pairs)]
+    streams = [batched(stream(i, d, (name,))) for i, (d, name, _) in enumerate(pairs)]
     stepped = grain.MapDataset.mix(streams, [w for _, _, w in pairs])
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   return iter(stepped[start_step:].to_iter_dataset(options))

@@ -16,6 +16,8 @@ def get_config():
   config.data.hold_out = 0.0
   config.augment.update(rotate=5.0, zoom=0.3, shift=0.15, scale=0.3, offset=0.3, gamma=0.3,
                         noise=0.05, mirror=("W",))
+  config.conditioning.mechanism = "embedding"
+  config.optimizer.learning_rate = 5e-3
   config.model.strides = ((2, 2),) * 4
   config.model.depth = (1, 2, 2, 2, 2)
   config.train.update(steps=1_500, eval_every=500)

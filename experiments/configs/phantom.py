@@ -17,13 +17,13 @@ from configs import base
 def get_config():
   config = base.get_config()
   config.data.subvolume = (24, 48, 48)
-  config.data.batch_size = 3
+  config.data.batch_size = 2
   config.data.hold_out = 0.0  # minutes are short; nothing is chosen by score
   config.data.classes = ("liver", "spleen", "pancreas")
   config.data.presets = {"abdomen": ("liver", "spleen", "pancreas")}
-  config.augment.probability = 0.3
+  config.augment.probability = 0.2
   config.model.update(channels=8, growth=8)
   config.conditioning.mechanism = "embedding"
   config.optimizer.learning_rate = 5e-3
-  config.train.update(steps=350, eval_every=175)
+  config.train.update(steps=460, eval_every=230)
   return config

@@ -1,0 +1,274 @@
+"""The network: what is computed once, where the class enters, and that it stays."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from condseg_jax.models import layers
+from condseg_jax.models.conditioning import MECHANISMS
+from condseg_jax.models.dense_unet import class_logits
+from condseg_jax.models.dense_unet import DenseUNet
+
+CODES = (0.7, -0.5, 0.1)
+POSITIONS = ("input", "encoder", "decoder")
+# Nothing is jitted below: many nets share their few operations, each of which is compiled once.
+FLAT = dict(codes=CODES, strides=((2, 2),), depth=(1, 1), channels=4, growth=4)
+DEEP = dict(codes=CODES, strides=((2, 2), (2, 2)), depth=(1, 2, 1), channels=4, growth=2)
+
+
+def normal(seed, *shape):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+IMAGE = normal(0, 2, 48, 48, 1)
+
+
+@functools.cache
+def network(**settings):
+  """A flat network at initialisation and its variables."""
+  model = DenseUNet(**(FLAT | settings))
+  return model, model.init(jax.random.key(0), IMAGE, jnp.zeros(2, jnp.int32))
+
+
+def run(model, variables, image, *class_ids):
+  return model.apply(variables, image, jnp.array(class_ids, jnp.int32))
+
+
+def abstract(model, image_shape, classes=1):
+  """Shapes of the variables, of the features of `encode` and of `class_logits`."""
+  image, ids = jnp.zeros(image_shape), jnp.zeros((image_shape[0], classes), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), image, ids[:, 0])
+  features = jax.eval_shape(functools.partial(model.apply, method=model.encode), variables, image,
+                            ids[:, 0])
+  logits = jax.eval_shape(functools.partial(class_logits, model), variables, image, ids)
+  return variables["params"], features, logits
+
+
+def paths_of(params, part):
+  """The modules that hold parameters of the name `part`, as "merge_0/join"."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  keys = ([k.key for k in path] for path, _ in leaves)
+  return {"/".join(k[:k.index(part)]) for k in keys if part in k}
+
+
+def convolution_work(function, *args):
+  """Multiplications of all convolutions that a function is lowered to."""
+  def visit(jaxpr):
+    for eqn in jaxpr.eqns:
+      if eqn.primitive.name == "conv_general_dilated":
+        # Every output voxel of every output channel meets the kernel of that channel.
+        kernel = eqn.invars[1].aval
+        outputs = eqn.params["dimension_numbers"].rhs_spec[0]
+        yield eqn.outvars[0].aval.size * kernel.size // kernel.shape[outputs]
+      for value in eqn.params.values():
+        if hasattr(value, "eqns"):
+          yield from visit(value)
+        elif hasattr(value, "jaxpr"):
+          yield from visit(value.jaxpr)
+  return sum(visit(jax.make_jaxpr(function)(*args).jaxpr))
+
+
+# --- the class enters, and stays -------------------------------------------------------------
+@pytest.mark.parametrize("norm, position, mechanism",
+                         list(itertools.product(layers.NORMS, POSITIONS, MECHANISMS)))
+def test_two_classes_differ_inside_the_image_at_initialisation(norm, position, mechanism):
+  """A condition in front of an instance norm is erased, up to what zero padding gives away: in
+  such nets the difference was 0.008 to 0.1 and falls with the size of the image (to 8e-5), while
+  these differ by 0.19 to 0.6 at any size. The border is left out, where padding lets even an erased
+  condition shine through."""
+  model, variables = network(norm=norm, position=position, mechanism=mechanism)
+  reach = 5  # of zero padding: 1 each in the stem and block 0, 2 from the coarse block, 1 in merge
+  a, b = (np.asarray(run(model, variables, IMAGE, k, k))[:, reach:-reach, reach:-reach]
+          for k in (0, 1))
+  assert np.abs(a - b).mean() > 0.12
+  # Not one offset for the whole image either: the class says where, not only how much.
+  assert np.std(a - b) > 0.01
+
+
+def test_position_none_ignores_the_class():
+  model, variables = network(position="none")
+  np.testing.assert_array_equal(run(model, variables, IMAGE, 0, 0),
+                                run(model, variables, IMAGE, 1, 2))
+  assert not paths_of(variables["params"], "condition")
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_class_ids_of_one_batch_equal_separate_runs(position):
+  model, variables = network(position=position)
+  together = run(model, variables, IMAGE, 2, 1)
+  for b, class_id in enumerate((2, 1)):
+    alone = run(model, variables, IMAGE, class_id, class_id)[b]
+    np.testing.assert_allclose(together[b], alone, atol=1e-5)
+
+
+def test_where_the_condition_has_parameters():
+  """Every decoder layer; every encoder layer below the finest level; the first layer."""
+  def conditioned(**settings):
+    return paths_of(abstract(DenseUNet(**(DEEP | settings)), (1, 4, 8, 1))[0], "condition")
+
+  assert conditioned(position="none") == set()
+  assert conditioned(position="input") == {"stem"}
+  assert conditioned(position="encoder") == {
+      "down_1/layer_0", "down_1/layer_1", "down_1/join", "down_2/layer_0", "down_2/join"}
+  finest = {"merge_0/layer_0", "merge_0/join"}
+  coarser = {"merge_1/layer_0", "merge_1/layer_1", "merge_1/join"}
+  assert conditioned(position="decoder") == finest | coarser
+  assert conditioned(position="decoder", from_level=1) == finest | coarser
+  assert conditioned(position="decoder", from_level=0) == finest
+
+
+def test_cond_enc_lets_its_skips_leave_before_the_concatenation():
+  model, variables = network(position="encoder")
+  a, b = (model.apply(variables, IMAGE, jnp.full(2, k), method=model.encode) for k in (0, 1))
+  np.testing.assert_array_equal(a.skips[0], b.skips[0])
+  assert np.abs(a.x - b.x).mean() > 0.05
+
+
+def test_cond_2nd_is_seen_by_every_skip():
+  model, variables = network(position="input")
+  a, b = (model.apply(variables, IMAGE, jnp.full(2, k), method=model.encode) for k in (0, 1))
+  assert np.abs(a.skips[0] - b.skips[0]).mean() > 0.05
+
+
+def test_coarser_decoder_levels_that_see_no_class_belong_to_encode():
+  model = DenseUNet(**DEEP, from_level=0)
+  image = jnp.zeros((1, 8, 16, 1))
+  features, variables = jax.eval_shape(lambda: model.init_with_output(
+      jax.random.key(0), image, method=model.encode))  # no class is asked for
+  # x waits at level 1, with the finest skip left.
+  assert features.x.shape == (1, 4, 8, 8) and [s.shape for s in features.skips] == [(1, 8, 16, 4)]
+  assert set(variables["params"]) == {"stem", "down_0", "down_1", "down_2", "up_1", "merge_1"}
+
+
+def test_codes_that_bfloat16_would_blur_give_different_logits():
+  """Codes 1/1024 apart are one number in bfloat16; with codes in float32 the logits still tell."""
+  codes = (0.7, 0.7 + 1 / 1024, 0.7)
+  assert jnp.bfloat16(codes[0]) == jnp.bfloat16(codes[1])
+  model, variables = network(codes=codes, dtype=jnp.bfloat16)
+  a, b, c = (run(model, variables, IMAGE, k, k) for k in range(3))
+  assert np.any(a != b)
+  np.testing.assert_array_equal(a, c)
+
+
+# --- encode once -----------------------------------------------------------------------------
+@pytest.mark.parametrize("position", ("none", *POSITIONS))
+def test_classes_at_once_equal_single_passes(position):
+  model, variables = network(position=position)
+  ids = jnp.array([[0, 2, 1], [1, 1, 0]])
+  found = class_logits(model, variables, IMAGE, ids)
+  for n in range(3):
+    np.testing.assert_allclose(found[..., n], model.apply(variables, IMAGE, ids[:, n]), atol=1e-5)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_encode_then_decode_is_the_network(position):
+  model, variables = network(position=position)
+  ids = jnp.array([0, 1])
+  features = model.apply(variables, IMAGE, ids, method=model.encode)
+  np.testing.assert_array_equal(model.apply(variables, features, ids, method=model.decode),
+                                model.apply(variables, IMAGE, ids))
+
+
+@pytest.mark.parametrize("from_level", [None, 0])
+def test_the_encoder_is_computed_once_whatever_the_number_of_classes(from_level):
+  """The convolutions' work is a + n · b, and a holds the whole encoder and the skips' part."""
+  model = DenseUNet(**(DEEP | dict(channels=8)), from_level=from_level)
+  image = jnp.zeros((1, 16, 16, 1))
+  variables = jax.eval_shape(model.init, jax.random.key(0), image, jnp.zeros(1, jnp.int32))
+
+  def work(classes):
+    ids = jnp.zeros((1, classes), jnp.int32)
+    return convolution_work(functools.partial(class_logits, model), variables, image, ids)
+
+  encode = convolution_work(lambda v: model.apply(v, image, method=model.encode), variables)
+  one, two, seven = work(1), work(2), work(7)
+  per_class = two - one
+  assert seven == one + 6 * per_class
+  once = one - per_class
+  assert encode > 0 and per_class > 0
+  assert once > encode  # the decoder's share of the skips comes on top
+
+
+def test_an_encoder_that_sees_the_class_runs_for_each():
+  """The search above would notice: with cond-2nd the encoder's work grows with the classes."""
+  work = {}
+  for position in ("input", "decoder"):
+    model = DenseUNet(**DEEP, position=position)
+    image = jnp.zeros((1, 16, 16, 1))
+    variables = jax.eval_shape(model.init, jax.random.key(0), image, jnp.zeros(1, jnp.int32))
+    counts = [convolution_work(functools.partial(class_logits, model), variables, image,
+                               jnp.zeros((1, n), jnp.int32)) for n in (1, 2)]
+    work[position] = counts[1] - counts[0]
+  assert work["input"] > 1.5 * work["decoder"]
+
+
+# --- shapes and numbers ----------------------------------------------------------------------
+@pytest.mark.parametrize("strides, shape, shapes", [
+    (((2, 2), (2, 2)), (8, 12), [(8, 12), (4, 6), (2, 3)]),
+    (((2, 2, 2), (2, 2, 2)), (8, 8, 4), [(8, 8, 4), (4, 4, 2), (2, 2, 1)]),
+    (((1, 2, 2), (2, 2, 2)), (4, 8, 8), [(4, 8, 8), (4, 4, 4), (2, 2, 2)]),
+    (((1, 3, 2), (2, 1, 2)), (2, 6, 8), [(2, 6, 8), (2, 2, 4), (1, 2, 2)])])
+def test_shapes_in_2d_and_3d(strides, shape, shapes):
+  model = DenseUNet(codes=CODES, strides=strides, depth=(1, 2, 1), channels=4, growth=2)
+  assert model.ndim == len(shape)
+  assert model.stride == tuple(n // m for n, m in zip(shapes[0], shapes[-1], strict=True))
+  _, features, logits = abstract(model, (2, *shape, 3), classes=5)
+  found = [*(s.shape for s in features.skips), features.x.shape]
+  # Features in proportion to depth.
+  assert found == [(2, *s, 4 * (level + 1)) for level, s in enumerate(shapes)]
+  assert logits.shape == (2, *shape, 5) and logits.dtype == jnp.float32
+
+
+def test_the_paper_s_network_reaches_an_8x8x1_bottleneck():
+  model = DenseUNet(codes=CODES, strides=((2, 2, 2),) * 5, depth=(1,) * 6, channels=2, growth=2)
+  features, _ = jax.eval_shape(lambda: model.init_with_output(
+      jax.random.key(0), jnp.zeros((1, 32, 256, 256, 1)), method=model.encode))
+  assert features.x.shape == (1, 1, 8, 8, 12)
+
+
+@pytest.mark.parametrize("norm", layers.NORMS)
+def test_a_sample_does_not_depend_on_its_batch(norm):
+  model, variables = network(norm=norm)
+  spoilt = IMAGE.at[1].mul(100.0)
+  np.testing.assert_allclose(run(model, variables, spoilt, 0, 1)[0],
+                             run(model, variables, IMAGE, 0, 2)[0], atol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_the_rest():
+  model, variables = network(dtype=jnp.bfloat16)
+  params, features, logits = abstract(model, IMAGE.shape)
+  assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.float32)}
+  assert {leaf.dtype for leaf in jax.tree.leaves(features)} == {jnp.dtype(jnp.bfloat16)}
+  assert logits.dtype == jnp.float32
+  found = np.asarray(run(model, variables, IMAGE, 0, 1))
+  # Not computed in bfloat16 and cast: two classes would often tie.
+  assert np.any(found != found.astype(jnp.bfloat16).astype(np.float32))
+  exact, same = network()
+  expected = np.asarray(run(exact, same, IMAGE, 0, 1))
+  assert 0 < np.abs(found - expected).mean() < 0.05 * expected.std()
+
+
+def test_a_decoder_of_the_paper_concatenates_constant_channels():
+  """Without normalisation the decoder is, literally, conv over [up, skip, constant] per layer."""
+  model, variables = network(norm="none", activation="relu")
+  variables = jax.tree.map(lambda p: p + 0.05 * normal(p.size, *p.shape), variables)
+  params, ids = variables["params"], jnp.array([1, 2])
+  features = model.apply(variables, IMAGE, method=model.encode)
+  skip = features.skips[0]
+  constant = jnp.asarray(CODES)[ids].reshape(2, 1, 1, 1) * jnp.ones((1, 48, 48, 1))
+
+  def layer(x, p):
+    kernel = jnp.concatenate([p["conv"]["kernel"], p["condition"]["kernel"]], axis=2)
+    y = layers.convolve_native(jnp.concatenate([x, skip, constant], -1), kernel)
+    return jax.nn.relu(y + jnp.broadcast_to(p["conv"]["bias"], y.shape))
+
+  up = layers.Upsample(4, (2, 2)).apply({"params": params["up_0"]}, features.x)
+  merge, head = params["merge_0"], params["head"]
+  dense = jnp.concatenate([up, layer(up, merge["layer_0"])], -1)
+  out = layers.convolve_native(layer(dense, merge["join"]), head["kernel"])[..., 0]
+  expected = out + head["bias"].reshape(1, 1, 1)
+  np.testing.assert_allclose(run(model, variables, IMAGE, 1, 2), expected, atol=1e-5)
