@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.classes import normal_name
 from condseg_jax.data import pipeline
 from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.prepare import sources
@@ -158,7 +159,7 @@ def class_table(training: Sequence[pipeline.Dataset], stores: Sequence[Store],
                 data: Mapping) -> ClassTable:
   """The classes that the training data annotates, ordered by the config or by appearance."""
   present = dict.fromkeys(name for d in training for name in d.annotated)
-  names = [str(n).lower() for n in data["classes"]] or list(present)
+  names = [normal_name(n) for n in data["classes"]] or list(present)
   for name in names:
     if name not in present:
       raise InputError(f"class {name!r}", "is annotated in no training dataset",
@@ -168,8 +169,12 @@ def class_table(training: Sequence[pipeline.Dataset], stores: Sequence[Store],
       raise InputError("data.classes", f"lacks {name!r}, which a dataset annotates",
                        "add it, or leave data.classes empty", usage=True)
   refused = {c.name: c.no_mirror for s in stores for c in s.table.classes}
-  refused |= {k: tuple(v) for k, v in data["no_mirror"].items()}
   refused = {k: v for k, v in refused.items() if k in names}
+  for name, axes in data["no_mirror"].items():
+    if normal_name(name) not in names:
+      raise InputError(f"data.no_mirror.{name}", "is no class of the training data",
+                       f"classes: {', '.join(names)}", usage=True)
+    refused[normal_name(name)] = tuple(axes)
   return ClassTable.create(names, presets=data["presets"], no_mirror=refused,
                            capacity=max(64, len(names)))
 

@@ -11,14 +11,14 @@ from configs import base
 
 def get_config():
   config = base.get_config()
-  config.data.subvolume = (192, 256)
-  config.data.batch_size = 8
+  config.data.subvolume = (176, 240)
+  config.data.batch_size = 4
   config.data.hold_out = 0.0
   config.augment.update(rotate=5.0, zoom=0.3, shift=0.15, scale=0.3, offset=0.3, gamma=0.3,
                         noise=0.05, mirror=("W",))
   config.conditioning.mechanism = "embedding"
   config.optimizer.learning_rate = 5e-3
   config.model.strides = ((2, 2),) * 4
-  config.model.depth = (1, 2, 2, 2, 2)
-  config.train.update(steps=1_500, eval_every=500)
+  config.model.update(depth=(1, 1, 2, 2, 2), channels=8, growth=8)
+  config.train.update(steps=1_000, eval_every=500)
   return config
