@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 
-import absl.logging
 from absl import flags
 
 from condseg_jax.errors import InputError
@@ -45,6 +44,9 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     return _fail(program, f"{_line(error)} (see {program} --help)", 2)
   except InputError as error:
     return _fail(program, str(error), 2 if error.usage else 1)
+  except BrokenPipeError:  # the reader of the output has gone, as in `… --help | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
   except OSError as error:
     subject = error.filename or "system"
     return _fail(program, f"{subject}: {error.strerror or _line(error)} (check path, permissions "
@@ -91,7 +93,8 @@ def _talk() -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-  absl.logging.set_verbosity(absl.logging.ERROR)  # orbax warns of what is as it should be
+  # orbax warns of what is as it should be, and absl's own threshold follows flags not used here.
+  logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _fail(program: str, message: str, code: int) -> int:
