@@ -20,6 +20,7 @@ from etils import epath
 import numpy as np
 import tensorstore as ts
 
+from condseg_jax.atomic import write_text
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import POSITIVE
 from condseg_jax.errors import InputError
@@ -187,7 +188,7 @@ def write_case(root, case_id: str, image: np.ndarray, masks: np.ndarray, *, data
       foreground={n: _positions(m, rng) for n, m in zip(annotated, positive, strict=True)},
       intensities=tuple(float(f"{v:.6g}") for v in sample), sha256=digest.hexdigest(),
       source=source)
-  _write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
+  write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
   return case
 
 
@@ -209,7 +210,7 @@ def write_manifest(root, *, modality: str, spacing: Sequence[float], table: Clas
   cases = sorted(cases, key=lambda c: c.id)
   tree = {"version": VERSION, "modality": modality, "spacing": [float(s) for s in spacing],
           "table": table.to_json(), "cases": [dataclasses.asdict(c) for c in cases]}
-  _write_text(epath.Path(root) / MANIFEST, json.dumps(tree, indent=1))
+  write_text(epath.Path(root) / MANIFEST, json.dumps(tree, indent=1))
   return Store.open(root)
 
 
@@ -217,13 +218,6 @@ def _positions(mask, rng) -> tuple[tuple[int, ...], ...]:
   flat = np.flatnonzero(mask)
   flat = rng.choice(flat, min(FOREGROUND_POSITIONS, flat.size), replace=False)
   return tuple(map(tuple, np.stack(np.unravel_index(np.sort(flat), mask.shape), -1).tolist()))
-
-
-def _write_text(path: epath.Path, text: str) -> None:
-  """Whole or not at all: a file of another name is renamed."""
-  partial = path.parent / f".{path.name}.partial"
-  partial.write_text(text)
-  partial.replace(path)
 
 
 def _kvstore(path: epath.Path) -> str | dict:

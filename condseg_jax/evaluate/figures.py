@@ -1,13 +1,13 @@
 """Pictures of one case: the prediction beside the truth."""
 
 import os
-import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
+from condseg_jax.atomic import replacing
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.evaluate.scores import CaseScore, nan_mean
 
@@ -249,10 +249,5 @@ def _label(value: int, class_names: Sequence[str]) -> str:
 
 
 def _save(path: str | os.PathLike, figure) -> None:
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{os.getpid()}.{path.name}")
-  try:
+  with replacing(path) as temporary:
     figure.savefig(temporary, dpi=150, facecolor=_PAPER)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

@@ -5,9 +5,9 @@ import io
 import json
 import math
 import os
-import pathlib
 from collections.abc import Iterable, Mapping
 
+from condseg_jax.atomic import write_text
 from condseg_jax.evaluate.scores import CaseScore
 
 _NO_VALUE = "–"
@@ -16,7 +16,7 @@ _NO_VALUE = "–"
 def write_summary(path: str | os.PathLike, summary: Mapping) -> None:
   """Write a summary as JSON. A nan (no value) becomes null, never 0."""
   text = json.dumps(_without_nan(summary), indent=2, ensure_ascii=False, allow_nan=False)
-  _write_text(path, text + "\n")
+  write_text(path, text + "\n")
 
 
 def write_cases(path: str | os.PathLike, rows: Iterable[CaseScore]) -> None:
@@ -30,7 +30,7 @@ def write_cases(path: str | os.PathLike, rows: Iterable[CaseScore]) -> None:
     values = (row.metrics.get(key, math.nan) for key in keys)
     writer.writerow([row.case, row.class_name,
                      *("" if math.isnan(value) else f"{value:.10g}" for value in values)])
-  _write_text(path, text.getvalue())
+  write_text(path, text.getvalue())
 
 
 def format_table(summary: Mapping, *, distance_unit: str = "") -> str:
@@ -97,13 +97,3 @@ def _without_nan(value):
   if isinstance(value, (list, tuple)):
     return [_without_nan(item) for item in value]
   return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write_text(path: str | os.PathLike, text: str) -> None:
-  path = pathlib.Path(path)
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  try:
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import uuid
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
+from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Geometry, Volume, check_affine, corner_distance
 
@@ -128,7 +128,7 @@ def write_nifti(
     InputError: a volume that NIfTI or a label map cannot hold; a path that cannot be written.
   """
   path = Path(path)
-  suffix = _suffix(path)
+  _suffix(path)
   if volume.ndim != 3 or volume.array.ndim != 3:
     reason = f"NIfTI holds one value per voxel of a 3-D grid, not shape {volume.array.shape}"
     raise InputError(path, reason, "write 2-D images as PNG and channels as separate files")
@@ -143,17 +143,8 @@ def write_nifti(
     values = names if isinstance(names, Mapping) else {n: i for i, n in enumerate(names, 1)}
     text = json.dumps({"labels": {str(name): int(value) for name, value in values.items()}})
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", text.encode()))
-  # The ending stays, because nibabel compresses by it.
-  temporary = path.with_name(f".{uuid.uuid4().hex}{suffix}")
-  try:
+  with replacing(path) as temporary:
     nibabel.save(image, temporary)
-    os.replace(temporary, path)
-  except OSError as error:
-    reason = f"cannot be written: {error.strerror or error}"
-    raise InputError(path, reason, "choose an existing folder with free space") from error
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink()
 
 
 def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:

@@ -1,15 +1,14 @@
 """PNG pictures and label pictures to and from 2-D `Volume`s."""
 
-import contextlib
 import os
 import struct
-import uuid
 import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
 
@@ -95,13 +94,5 @@ def write_png(path: str | os.PathLike, array: np.ndarray) -> None:
     raise InputError(path, f"values from {low} to {high}", f"scale them to 0 to {top}")
   wide = array.ndim == 2 and (array.dtype == np.uint16 or high > 255)
   picture = Image.fromarray(np.ascontiguousarray(array, np.uint16 if wide else np.uint8))
-  temporary = path.with_name(f".{uuid.uuid4().hex}.png")
-  try:
+  with replacing(path) as temporary:
     picture.save(temporary, format="PNG")
-    os.replace(temporary, path)
-  except OSError as error:
-    reason = f"cannot be written: {error.strerror or error}"
-    raise InputError(path, reason, "choose an existing folder with free space") from error
-  finally:
-    with contextlib.suppress(OSError):
-      temporary.unlink()

@@ -11,6 +11,8 @@ from etils import epath
 import jax
 import tensorboardX
 
+from condseg_jax.atomic import write_text
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "numpy",
             "scipy", "nibabel")
 
@@ -51,9 +53,7 @@ class Record:
     if not self._writes:
       return
     self._run |= {"status": status, "seconds": round(time.time() - self._started, 2), **values}
-    partial = self._folder / ".run.json.partial"
-    partial.write_text(json.dumps(self._run, indent=1))
-    partial.replace(self._folder / "run.json")
+    write_text(self._folder / "run.json", json.dumps(self._run, indent=1))
     self._events.flush()
 
 
@@ -62,9 +62,7 @@ def trim_metrics(workdir, step: int) -> None:
   path = epath.Path(workdir) / "metrics.jsonl"
   if jax.process_index() == 0 and path.exists():
     lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-    partial = path.parent / ".metrics.jsonl.partial"
-    partial.write_text("".join(line + "\n" for line in lines))
-    partial.replace(path)
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def versions() -> dict[str, str]:

@@ -145,7 +145,7 @@ def test_a_half_written_case_does_not_exist(killed_at, rewritten, tmp_path, monk
       return function(path, *args)
     return wrapper
 
-  for name in ("_write_array", "_write_text"):
+  for name in ("_write_array", "write_text"):
     monkeypatch.setattr(store_lib, name, killed(getattr(store_lib, name)))
   with pytest.raises(KeyboardInterrupt):
     write(tmp_path, image, masks, source="after")

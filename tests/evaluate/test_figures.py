@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from condseg_jax.errors import InputError
 from condseg_jax.evaluate import figures
 from condseg_jax.evaluate.scores import CaseScore
 
@@ -188,6 +189,6 @@ def test_a_failed_picture_leaves_nothing(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError("disk full")
   monkeypatch.setattr("os.replace", fail)
-  with pytest.raises(OSError, match="full"):
+  with pytest.raises(InputError, match="disk full"):
     draw(tmp_path, *volume()[:1], volume()[1], volume()[1], (1, 1, 1))
   assert not list(tmp_path.iterdir())

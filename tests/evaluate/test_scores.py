@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from condseg_jax import metrics
+from condseg_jax.errors import InputError
 from condseg_jax.evaluate import tables
 from condseg_jax.evaluate.intervals import bootstrap_ci
 from condseg_jax.evaluate.scores import CaseScore, summarise
@@ -207,7 +208,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
   def fail(*_):
     raise OSError("disk full")
   monkeypatch.setattr("os.replace", fail)
-  with pytest.raises(OSError, match="full"):
+  with pytest.raises(InputError, match="disk full"):
     tables.write_summary(path, {"mean_dice": 0.6})
   assert json.loads(path.read_text()) == {"mean_dice": 0.5}
   assert [p.name for p in tmp_path.iterdir()] == ["summary.json"]

@@ -7,7 +7,6 @@ fails on the test cases, which show every organ under every scanner.
 
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from condseg_jax.atomic import write_text
 from condseg_jax.data.prepare.anatomy import ORGANS
 from condseg_jax.data.prepare.anatomy import TISSUE_ID
 from condseg_jax.data.prepare.anatomy import TISSUES
@@ -208,6 +208,4 @@ def _write_msd(folder, cases, organs, size, seed, split):
     "labels": {str(i): name for i, name in enumerate(("background", *organs))},
     "numTraining": len(listed), "numTest": 0, "training": listed, "test": [],
   }
-  temporary = folder / f".{uuid.uuid4().hex}.json"
-  temporary.write_text(json.dumps(index, indent=1) + "\n")
-  os.replace(temporary, folder / "dataset.json")
+  write_text(folder / "dataset.json", json.dumps(index, indent=1) + "\n")

@@ -8,13 +8,13 @@ layout.
 
 import json
 import os
-import uuid
 import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from condseg_jax.atomic import write_text
 from condseg_jax.data.prepare.random_field import smooth_field
 from condseg_jax.data.prepare.street_scene import AHEAD
 from condseg_jax.data.prepare.street_scene import BLOCK_M
@@ -147,6 +147,5 @@ def write_street(
         image, label = draw_frame(split, sequence, frame, shape_HW=shape_HW, seed=seed)
         write_png(out / split / name, image)
         write_png(out / (split + "annot") / name, label)
-  temporary = out / f".{uuid.uuid4().hex}.json"
-  temporary.write_text(json.dumps({"ignore": VOID, "classes": list(CLASSES)}, indent=1) + "\n")
-  os.replace(temporary, out / "classes.json")
+  index = {"ignore": VOID, "classes": list(CLASSES)}
+  write_text(out / "classes.json", json.dumps(index, indent=1) + "\n")
