@@ -1,9 +1,15 @@
 """CamVid street scenes (240×180, 11 classes) as eleven single-class datasets, 2-D.
 
-Training frames are dealt to the classes in blocks of six consecutive frames, round-robin.
+Training frames are dealt to the classes in blocks of six consecutive frames, round-robin, so that
+each class has about 33 frames, and every batch holds one frame of each.
 
   condseg-train --config=experiments/configs/camvid.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
+
+Measured on 2 CPU cores with other work beside it, 11 minutes: mean IoU over the 101 frames of `val`,
+intersections and unions summed over them, 0.256 (road 0.848, sky 0.879, pavement 0.452, building
+0.323, car 0.242, tree 0.070, the five thin and rare classes 0). It has far from converged: on an
+accelerator give it --config.train.steps=20000, which was not run here.
 """
 
 from configs import base
@@ -11,14 +17,13 @@ from configs import base
 
 def get_config():
   config = base.get_config()
-  config.data.subvolume = (176, 240)
-  config.data.batch_size = 4
+  config.data.subvolume = (96, 128)
+  config.data.batch_size = 11
   config.data.hold_out = 0.0
-  config.augment.update(rotate=5.0, zoom=0.3, shift=0.15, scale=0.3, offset=0.3, gamma=0.3,
-                        noise=0.05, mirror=("W",))
+  config.augment.update(probability=0.3, rotate=5.0, zoom=0.3, shift=0.15, scale=0.3, offset=0.3,
+                        gamma=0.3, noise=0.05, mirror=("W",))
+  config.model.update(strides=((2, 2),) * 4, depth=(1, 1, 2, 2, 2))
   config.conditioning.mechanism = "embedding"
-  config.optimizer.learning_rate = 5e-3
-  config.model.strides = ((2, 2),) * 4
-  config.model.update(depth=(1, 1, 2, 2, 2), channels=8, growth=8)
-  config.train.update(steps=1_000, eval_every=500)
+  config.optimizer.learning_rate = 3e-3
+  config.train.update(steps=900, eval_every=450)
   return config

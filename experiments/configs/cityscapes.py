@@ -13,8 +13,7 @@ def get_config():
   config = camvid.get_config()
   config.data.spacing = (2.0, 2.0)  # 2048×1024 to 1024×512
   config.data.subvolume = (512, 512)
-  config.model.strides = ((2, 2),) * 5
-  config.model.update(depth=(1, 2, 2, 2, 2, 2), channels=16, growth=16)
-  config.model.dtype = "bfloat16"
+  config.data.batch_size = 16
+  config.model.update(strides=((2, 2),) * 5, depth=(1, 2, 2, 2, 2, 2), dtype="bfloat16")
   config.train.update(steps=40_000, log_every=50, eval_every=4_000)
   return config
