@@ -6,7 +6,7 @@ each class has about 33 frames, and every batch holds one frame of each.
   condseg-train --config=experiments/configs/camvid.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
-Measured on 2 CPU cores with other work beside it, 11 minutes: mean IoU over the 101 frames of `val`,
+Measured on 2 CPU cores, other work beside it, 11 minutes: mean IoU over the 101 frames of `val`,
 intersections and unions summed over them, 0.256 (road 0.848, sky 0.879, pavement 0.452, building
 0.323, car 0.242, tree 0.070, the five thin and rare classes 0). It has far from converged: on an
 accelerator give it --config.train.steps=20000, which was not run here.
