@@ -115,7 +115,8 @@ class ClassTable:
     classes = tuple(
         SegClass(name, code, colors.get(name, _hue(i)), no_mirror.get(name, ()))
         for i, (name, code) in enumerate(zip(names, codes, strict=True)))
-    presets = {key: tuple(normal_name(n) for n in group) for key, group in (presets or {}).items()}
+    presets = {normal_name(key): tuple(normal_name(n) for n in group)
+               for key, group in (presets or {}).items()}
     for key, group in presets.items():
       if not group:
         raise InputError(f"preset {key!r}", "names no class", f"classes: {_join(names)}",
@@ -156,10 +157,10 @@ class ClassTable:
   def select(self, names: Sequence[str] = (), preset: str = "") -> tuple[int, ...]:
     """Ids of the named classes, or of a preset, or of the whole table when neither is given."""
     if preset:
-      if preset not in self.presets:
+      if normal_name(preset) not in self.presets:
         known = _join(self.presets) or "none in this table"
         raise InputError(f"preset {preset!r}", "is not known", f"presets: {known}", usage=True)
-      names = (*names, *self.presets[preset])
+      names = (*names, *self.presets[normal_name(preset)])
     return tuple(dict.fromkeys(self.index(n) for n in names)) or tuple(range(len(self)))
 
   def beta(self, annotated: Sequence[str]) -> np.ndarray:

@@ -71,6 +71,7 @@ def test_choosing_classes():
   assert table.select() == (0, 1, 2)
   assert table.select(["SPLEEN ", "spleen"]) == (1,)
   assert table.select(preset="two") == (2, 0)
+  assert table.select(preset="TWO") == (2, 0)
   for wrong in (dict(names=["heart"]), dict(preset="all")):
     with pytest.raises(InputError) as error:
       table.select(**wrong)

@@ -104,7 +104,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
       weights=data["weights"], batch_class=data["batch_class"],
       classes_per_image=data["classes_per_image"], process_index=jax.process_index(),
       process_count=jax.process_count())
-  writer = Record(workdir, config)
+  writer = Record(workdir, config, resumed=last is not None)
   clock = Clock(first, settings["steps"])
   since_log, results, status = [], {}, "finished"
 
@@ -235,6 +235,11 @@ def _check_resume(resume: str, last: int | None, workdir) -> None:
 
 
 def _check_same_model(recorded: ModelRecord, config: Mapping, workdir) -> None:
+  subvolume = tuple(config["data"]["subvolume"])
+  if subvolume != recorded.plan.subvolume:
+    raise InputError(workdir, f"was started with subvolumes of {recorded.plan.subvolume}, the "
+                     f"config asks for {subvolume}",
+                     "choose another --workdir, or the data.subvolume it was started with")
   for part in ("model", "conditioning"):
     if recorded.config[part] != config[part]:
       keys = sorted(k for k in {*recorded.config[part], *config[part]}

@@ -23,11 +23,13 @@ class Record:
   Args:
     workdir: of the run.
     config: as plain containers.
+    resumed: the seconds of the sessions before this one count too.
   """
 
-  def __init__(self, workdir, config: Mapping):
+  def __init__(self, workdir, config: Mapping, *, resumed: bool = False):
     self._writes = jax.process_index() == 0
     self._folder = epath.Path(workdir)
+    self._before = _seconds(self._folder / "run.json") if resumed else 0.0
     self._started = time.time()
     self._run = {"config": config, "versions": versions(), "devices": devices()}
     self._events = None
@@ -52,9 +54,18 @@ class Record:
     """Writes run.json: `running`, `finished`, `interrupted` or `failed`, and the last values."""
     if not self._writes:
       return
-    self._run |= {"status": status, "seconds": round(time.time() - self._started, 2), **values}
+    seconds = round(self._before + time.time() - self._started, 2)
+    self._run |= {"status": status, "seconds": seconds, **values}
     write_text(self._folder / "run.json", json.dumps(self._run, indent=1))
     self._events.flush()
+
+
+def _seconds(path: epath.Path) -> float:
+  """What a run took so far, 0 where its record is missing or damaged."""
+  try:
+    return float(json.loads(path.read_text())["seconds"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return 0.0
 
 
 def trim_metrics(workdir, step: int) -> None:

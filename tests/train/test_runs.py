@@ -63,7 +63,9 @@ def test_stop_and_resume_is_bit_for_bit_the_same(root, tmp_path):
     assert main(half) == 0
   run = json.loads((tmp_path / "parts" / "run.json").read_text())
   assert (run["status"], run["step"]) == ("interrupted", 3)
+  (tmp_path / "parts" / "run.json").write_text(json.dumps(run | {"seconds": 1e6}))
   assert main([*half, "--resume=must"]) == 0
+  assert json.loads((tmp_path / "parts" / "run.json").read_text())["seconds"] > 1e6
   assert max(differences(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))) == 0.0
 
   def losses(name):
@@ -92,6 +94,8 @@ def test_nothing_written_is_lost(root, tmp_path, capsys):
   assert main([*arguments(root, tmp_path / "b"), "--resume=never"]) == 1
   assert main(arguments(root, tmp_path / "b", **{"model.channels": 16})) == 1
   assert "another model (model.channels differs)" in capsys.readouterr().err
+  assert main(arguments(root, tmp_path / "b", **{"data.subvolume": "(8,8,16)"})) == 1
+  assert "was started with subvolumes of (8, 16, 16)" in capsys.readouterr().err
   assert max(before) == 0 and json.loads((tmp_path / "b" / "run.json").read_text())["step"] == 6
 
 
