@@ -157,10 +157,11 @@ class ClassTable:
   def select(self, names: Sequence[str] = (), preset: str = "") -> tuple[int, ...]:
     """Ids of the named classes, or of a preset, or of the whole table when neither is given."""
     if preset:
-      if normal_name(preset) not in self.presets:
+      group = self.presets.get(normal_name(preset))
+      if group is None:
         known = _join(self.presets) or "none in this table"
         raise InputError(f"preset {preset!r}", "is not known", f"presets: {known}", usage=True)
-      names = (*names, *self.presets[normal_name(preset)])
+      names = (*names, *group)
     return tuple(dict.fromkeys(self.index(n) for n in names)) or tuple(range(len(self)))
 
   def beta(self, annotated: Sequence[str]) -> np.ndarray:
@@ -177,7 +178,8 @@ class ClassTable:
   def from_json(cls, tree: Mapping) -> "ClassTable":
     classes = tuple(SegClass(c["name"], float(c["code"]), tuple(c["color"]), tuple(c["no_mirror"]))
                     for c in tree["classes"])
-    return cls(classes, {k: tuple(v) for k, v in tree["presets"].items()}, int(tree["capacity"]))
+    presets = {normal_name(k): tuple(v) for k, v in tree["presets"].items()}
+    return cls(classes, presets, int(tree["capacity"]))
 
 
 @dataclasses.dataclass(frozen=True)

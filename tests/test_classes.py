@@ -72,6 +72,9 @@ def test_choosing_classes():
   assert table.select(["SPLEEN ", "spleen"]) == (1,)
   assert table.select(preset="two") == (2, 0)
   assert table.select(preset="TWO") == (2, 0)
+  # A table that was stored with capitals answers all the same.
+  stored = table.to_json() | {"presets": {"Two": ["pancreas", "liver"]}}
+  assert ClassTable.from_json(stored).select(preset="two") == (2, 0)
   for wrong in (dict(names=["heart"]), dict(preset="all")):
     with pytest.raises(InputError) as error:
       table.select(**wrong)

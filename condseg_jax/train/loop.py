@@ -71,6 +71,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   else:
     table, plan = recorded.table, recorded.plan
     _check_same_model(recorded, config, workdir)
+    _check_same_plan(plan, stores[0], data["subvolume"], workdir)
   record = ModelRecord(config, table, plan)
 
   # --- network and step -----------------------------------------------------------------------
@@ -235,17 +236,24 @@ def _check_resume(resume: str, last: int | None, workdir) -> None:
 
 
 def _check_same_model(recorded: ModelRecord, config: Mapping, workdir) -> None:
-  subvolume = tuple(config["data"]["subvolume"])
-  if subvolume != recorded.plan.subvolume:
-    raise InputError(workdir, f"was started with subvolumes of {recorded.plan.subvolume}, the "
-                     f"config asks for {subvolume}",
-                     "choose another --workdir, or the data.subvolume it was started with")
   for part in ("model", "conditioning"):
     if recorded.config[part] != config[part]:
       keys = sorted(k for k in {*recorded.config[part], *config[part]}
                     if recorded.config[part].get(k) != config[part].get(k))
       raise InputError(workdir, f"holds a run of another model ({part}.{keys[0]} differs)",
                        "choose another --workdir, or the config that it was started with")
+
+
+def _check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir) -> None:
+  """What the network sees must not change under it; the intensity statistics stay as recorded."""
+  now = {"modality": store.modality, "spacing": store.spacing, "subvolume": tuple(subvolume)}
+  for name, value in now.items():
+    before = getattr(plan, name)
+    same = len(before) == len(value) and (
+        np.allclose(before, value, rtol=1e-3) if name == "spacing" else before == value)
+    if not same:
+      raise InputError(workdir, f"was started with {name} {before}, now it is {value}",
+                       "choose another --workdir, or the data and settings it was started with")
 
 
 def _check_subvolume(plan: Plan, model) -> None:

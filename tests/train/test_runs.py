@@ -63,9 +63,7 @@ def test_stop_and_resume_is_bit_for_bit_the_same(root, tmp_path):
     assert main(half) == 0
   run = json.loads((tmp_path / "parts" / "run.json").read_text())
   assert (run["status"], run["step"]) == ("interrupted", 3)
-  (tmp_path / "parts" / "run.json").write_text(json.dumps(run | {"seconds": 1e6}))
   assert main([*half, "--resume=must"]) == 0
-  assert json.loads((tmp_path / "parts" / "run.json").read_text())["seconds"] > 1e6
   assert max(differences(parameters(tmp_path / "whole"), parameters(tmp_path / "parts"))) == 0.0
 
   def losses(name):
@@ -77,7 +75,7 @@ def test_stop_and_resume_is_bit_for_bit_the_same(root, tmp_path):
 def test_records(root, tmp_path):
   assert main(arguments(root, tmp_path)) == 0
   run = json.loads((tmp_path / "run.json").read_text())
-  assert run["status"] == "finished" and run["skipped_steps"] == 0 and run["seconds"] > 0
+  assert run["status"] == "finished" and run["skipped_steps"] == 0
   assert run["devices"]["devices"] == 2 and "jax" in run["versions"]
   assert list((tmp_path / "tensorboard").iterdir())
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -95,7 +93,9 @@ def test_nothing_written_is_lost(root, tmp_path, capsys):
   assert main(arguments(root, tmp_path / "b", **{"model.channels": 16})) == 1
   assert "another model (model.channels differs)" in capsys.readouterr().err
   assert main(arguments(root, tmp_path / "b", **{"data.subvolume": "(8,8,16)"})) == 1
-  assert "was started with subvolumes of (8, 16, 16)" in capsys.readouterr().err
+  assert "was started with subvolume (8, 16, 16), now" in capsys.readouterr().err
+  assert main(arguments(root, tmp_path / "b", **{"data.spacing": "(2.0,1.0,2.0)"})) == 1
+  assert "was started with spacing (2.0, 1.0, 1.0), now" in capsys.readouterr().err
   assert max(before) == 0 and json.loads((tmp_path / "b" / "run.json").read_text())["step"] == 6
 
 
