@@ -5,6 +5,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from condseg_jax import losses
@@ -39,18 +40,20 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     Both give the same state. The metrics are arrays: `loss`, `gradient_norm`, `skipped` and, per
     class, the sum of soft Dice over the annotated decodes `dice_K` and their number `count_K`.
   """
-  alpha_K = jnp.asarray(alpha_K, jnp.float32)
-  may_not_mirror = jnp.asarray(may_not_mirror, bool)
+  # Numpy until they are traced: an array on the device would be fetched for every compilation, a
+  # transfer that the loop forbids.
+  alpha_K = np.asarray(alpha_K, np.float32)
+  may_not_mirror = np.asarray(may_not_mirror, bool)
 
   def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    batch = augment(batch, key, augmentation, spacing, may_not_mirror)
+    batch = augment(batch, key, augmentation, spacing, jnp.asarray(may_not_mirror))
 
     def loss_function(params):
       logits = class_logits(model, {"params": params}, batch.image, batch.class_id)
       per_sample = losses.terms(logits, batch.mask)
-      loss = losses.objective(per_sample, batch.class_id, batch.beta, alpha_K,
+      loss = losses.objective(per_sample, batch.class_id, batch.beta, jnp.asarray(alpha_K),
                               bce_weight=bce_weight,
                               global_batch=batch.image.shape[0] * devices)
       return loss, per_sample.dice

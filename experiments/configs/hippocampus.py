@@ -12,6 +12,9 @@ Measured on 2 CPU cores, other work beside it: 12 minutes. Dice on the 40 cases 
 interval]: anterior 0.883 [0.875, 0.890], posterior 0.871 [0.863, 0.878], mean 0.877. Held-out
 training cases, each on its one class: 0.862.
 
+On one H100: 79 seconds, preparation and compilation counted, 90 steps/s. Anterior 0.877 [0.867,
+0.886], posterior 0.861 [0.854, 0.869], mean 0.869; its convolutions round to TF32.
+
 The class is named by a learned vector. With the hash value, the learning rate and augmentation of
 base and 600 steps: 0.847 on `val`.
 """

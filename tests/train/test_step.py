@@ -137,3 +137,12 @@ def test_gradient_clipping_bounds_the_update(model, params):
   change = jax.tree.map(lambda a, b: a - b, state.params, params)
   assert float(metrics["gradient_norm"]) > 1e-3
   np.testing.assert_allclose(float(optax.tree.norm(change)), 1e-3, rtol=1e-3)
+
+
+def test_the_step_holds_no_array_of_the_device(model, params):
+  # The compiler fetches such a constant from an accelerator, where the loop forbids transfers; on
+  # CPU the fetch costs nothing, so that only this shows it.
+  optimizer = optax.adam(0.1)
+  step = make_step(model, optimizer, AUGMENTATION)
+  constants = jax.make_jaxpr(step)(new_state(params, optimizer), make_batch()).consts
+  assert not [c for c in constants if isinstance(c, jax.Array)]
