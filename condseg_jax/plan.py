@@ -101,6 +101,11 @@ class Plan:
     return cls(**{**tree, "spacing": tuple(tree["spacing"]), "subvolume": tuple(tree["subvolume"])})
 
 
+def same_spacing(a: Sequence[float], b: Sequence[float]) -> bool:
+  """Whether two spacings are one, but for what headers and decimals round away."""
+  return len(a) == len(b) and bool(np.allclose(a, b, rtol=1e-3, atol=0))
+
+
 def pooled_spacing(spacings: Sequence[Sequence[float]]) -> tuple[float, ...]:
   """The median spacing of a training set, axis by axis."""
   return tuple(float(s) for s in np.median(np.asarray(spacings, np.float64), axis=0))

@@ -11,6 +11,7 @@ import pytest
 from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
 from condseg_jax.plan import pooled_spacing
+from condseg_jax.plan import same_spacing
 
 SPACING, SUBVOLUME = (2.5, 1.0, 1.0), (16, 32, 32)
 
@@ -130,3 +131,9 @@ def test_settings_that_make_no_plan(modality, spacing, subvolume):
 def test_spacing_is_the_median_axis_by_axis():
   assert pooled_spacing([(5, 1, 0.7), (1, 2, 0.8), (3, 9, 0.9)]) == (3, 2, 0.8)
   assert pooled_spacing([(1.0, 2.0), (2.0, 4.0)]) == (1.5, 3)
+
+
+def test_spacings_are_one_but_for_rounding():
+  assert same_spacing((3.0, 0.8, 0.8), (3.0, 0.8, 0.80001))
+  assert not same_spacing((3.0, 0.8, 0.8), (3.0, 0.8, 0.81))
+  assert not same_spacing((1.0, 1.0), (1.0, 1.0, 1.0))

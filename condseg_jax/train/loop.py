@@ -19,6 +19,7 @@ from condseg_jax.evaluate.run import evaluate
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.models.build import build_model
 from condseg_jax.plan import Plan
+from condseg_jax.plan import same_spacing
 from condseg_jax.predictor import Predictor
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
@@ -127,7 +128,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
           values["steps_per_second"] = clock.rate(done)
           writer.scalars(done, values)
           log.info("step %d/%d  loss %.4f  dice %.3f  %s", done, settings["steps"],
-                       values["loss"], values["mean_dice"], clock.left(done))
+                   values["loss"], values["mean_dice"], clock.left(done))
           since_log = []
 
         score = None
@@ -249,9 +250,7 @@ def _check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir
   now = {"modality": store.modality, "spacing": store.spacing, "subvolume": tuple(subvolume)}
   for name, value in now.items():
     before = getattr(plan, name)
-    same = len(before) == len(value) and (
-        np.allclose(before, value, rtol=1e-3) if name == "spacing" else before == value)
-    if not same:
+    if before != value and not (name == "spacing" and same_spacing(before, value)):
       raise InputError(workdir, f"was started with {name} {before}, now it is {value}",
                        "choose another --workdir, or the data and settings it was started with")
 
@@ -268,10 +267,10 @@ def _check_subvolume(plan: Plan, model) -> None:
 def _describe(training, held_out, table, plan, state, settings) -> None:
   count = sum(x.size for x in jax.tree.leaves(state.params))
   log.info("%d classes (%s), %d parameters, subvolume %s, spacing %s", len(table),
-               ", ".join(table.names), count, plan.subvolume,
-               tuple(round(s, 3) for s in plan.spacing))
+           ", ".join(table.names), count, plan.subvolume,
+           tuple(round(s, 3) for s in plan.spacing))
   for d in training:
     log.info("dataset %s: %d cases annotate %s", d.name, len(d.cases), ", ".join(d.annotated))
   log.info("%d cases held out for tuning; %d steps on %d %s device(s)",
-               sum(len(d.cases) for d in held_out), settings["steps"], jax.device_count(),
-               jax.default_backend())
+           sum(len(d.cases) for d in held_out), settings["steps"], jax.device_count(),
+           jax.default_backend())

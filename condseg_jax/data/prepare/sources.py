@@ -13,6 +13,7 @@ from condseg_jax.data.prepare import msd
 from condseg_jax.data.prepare import prepare as prepare_lib
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.errors import InputError
+from condseg_jax.plan import same_spacing
 
 FORMATS = {"msd": (msd.matches, msd.read_msd), "camvid": (camvid.matches, camvid.read_camvid)}
 
@@ -106,9 +107,7 @@ def _check_modality(found) -> None:
 
 def _check_spacing(stores, wanted) -> None:
   for store in stores:
-    close = len(store.spacing) == len(wanted) and all(
-        abs(a - b) <= 1e-3 * b for a, b in zip(store.spacing, wanted, strict=True))
-    if not close:
+    if not same_spacing(store.spacing, wanted):
       text = ",".join(f"{s:g}" for s in wanted)
       raise InputError(store.root, f"spacing {store.spacing} where {tuple(wanted)} is wanted",
                        f"prepare all datasets with the same --spacing={text}")
