@@ -59,6 +59,7 @@ class Checkpoints:
 
   def save(self, state: TrainState, record: ModelRecord, mean_dice: float | None) -> None:
     """Starts to save; the arrays may be changed once this returns."""
+    state = jax.tree.map(_owned_by_all, state)
     args = ocp.args.Composite(state=ocp.args.StandardSave(state),
                               model=ocp.args.JsonSave(record.to_json()))
     metrics = None if mean_dice is None else {"mean_dice": float(mean_dice)}
@@ -134,3 +135,10 @@ class Checkpoints:
 
 def _line(error: Exception) -> str:
   return str(error).strip().splitlines()[0][:160] if str(error).strip() else repr(error)
+
+
+def _owned_by_all(array: jax.Array) -> jax.Array:
+  """What pmap made for this process alone, as its copy of an array that all processes own."""
+  if jax.process_count() == 1 or not array.is_fully_addressable:
+    return array
+  return ocp.utils.fully_replicated_host_local_array_to_global_array(array)

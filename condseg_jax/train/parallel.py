@@ -70,15 +70,19 @@ def jit_driver(train_step: TrainStep) -> Driver:
 
 
 def pmap_driver(train_step: TrainStep) -> Driver:
-  """One copy of the step per device, with explicit sums over them; the state is not replicated."""
+  """One copy of the step per device, with explicit sums over them."""
   step = jax.pmap(functools.partial(train_step, axis_name=AXIS), AXIS, in_axes=(None, 0),
                   out_axes=(None, None))
-  devices = jax.local_device_count()
+  devices = jax.local_devices()
+  mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+  split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
 
   def place_batch(batch: Batch) -> Batch:
-    return jax.tree.map(lambda x: x.reshape(devices, x.shape[0] // devices, *x.shape[1:]), batch)
+    parts = jax.tree.map(
+        lambda x: x.reshape(len(devices), x.shape[0] // len(devices), *x.shape[1:]), batch)
+    return jax.device_put(parts, split)
 
-  return Driver(lambda state: state, place_batch, step)
+  return Driver(lambda state: jax.device_put(state, whole), place_batch, step)
 
 
 DRIVERS = {"jit": jit_driver, "pmap": pmap_driver}

@@ -47,11 +47,13 @@ def environment(devices=2):
   return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
 
 
-def test_stop_and_resume_is_bit_for_bit_the_same(root, tmp_path):
+@pytest.mark.parametrize("driver", ["jit", "pmap"])
+def test_stop_and_resume_is_bit_for_bit_the_same(driver, root, tmp_path):
   """6 steps in one go equal 3, a new process's worth of objects, and 3 more."""
-  assert main(arguments(root, tmp_path / "whole")) == 0
+  changes = {"train.driver": driver, "train.steps": 6}
+  assert main(arguments(root, tmp_path / "whole", **changes)) == 0
   # The schedule must know the length of the whole run, so the first half is cut by a signal.
-  half = arguments(root, tmp_path / "parts", **{"train.steps": 6})
+  half = arguments(root, tmp_path / "parts", **changes)
   calls = []
 
   def stop(*_):
@@ -116,22 +118,33 @@ def test_sigterm_saves_and_exits_cleanly(root, tmp_path):
   assert Checkpoints(tmp_path, read_only=True).last_step == run["step"]
 
 
+CLUSTER = {"data.hold_out": 0.0, "optimizer.name": "sgd", "train.eval_every": 6}
+
+
+@pytest.fixture(scope="module")
+def one_process(root, tmp_path_factory):
+  """The parameters that one process with two devices learns, by jit."""
+  workdir = tmp_path_factory.mktemp("one")
+  assert main(arguments(root, workdir, **CLUSTER)) == 0
+  return parameters(workdir)
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(root, tmp_path):
-  """A real cluster of two processes with one device each, against one process with two."""
-  changes = {"data.hold_out": 0.0, "optimizer.name": "sgd", "train.eval_every": 6}
-  assert main(arguments(root, tmp_path / "one", **changes)) == 0
+@pytest.mark.parametrize("driver", ["jit", "pmap"])
+def test_two_processes_equal_one(driver, root, tmp_path, one_process):
+  """A real cluster of two processes with one device each."""
+  changes = CLUSTER | {"train.driver": driver}
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
   processes = [
       subprocess.Popen(
           [sys.executable, "-m", "condseg_jax.cli.train",
-           *arguments(root, tmp_path / "two", **changes)[1:], "--distributed",
+           *arguments(root, tmp_path, **changes)[1:], "--distributed",
            f"--coordinator=localhost:{port}", "--processes=2", f"--process_id={i}"],
           env=environment(1), stderr=subprocess.PIPE, text=True) for i in range(2)]
   errors = [p.communicate(timeout=180)[1] for p in processes]
   assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)
-  run = json.loads((tmp_path / "two" / "run.json").read_text())
+  run = json.loads((tmp_path / "run.json").read_text())
   assert run["devices"]["processes"] == 2 and run["devices"]["devices"] == 2
-  assert max(differences(parameters(tmp_path / "one"), parameters(tmp_path / "two"))) < 1e-5
+  assert max(differences(one_process, parameters(tmp_path))) < 1e-5
