@@ -16,6 +16,6 @@ def __getattr__(name: str):
     from condseg_jax.predictor import load
     return load
   if name == "read":
-    from condseg_jax.formats.files import read_image
-    return read_image
+    from condseg_jax.formats.files import read_volume
+    return read_volume
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ distinction is declared here and everything else (masks, β, losses, scores) der
 from collections.abc import Mapping, Sequence
 import dataclasses
 import colorsys
+import re
 
 import numpy as np
 
@@ -225,6 +226,28 @@ class Annotation:
     """The annotated classes."""
     return tuple(self.values)
 
+  def keep(self, names: Sequence[str]) -> "Annotation":
+    """The same label values with only some classes annotated, those of `names` it has."""
+    return dataclasses.replace(self, values={n: self.values[n] for n in names if n in self.values})
+
+  def check(self, label: np.ndarray, subject="label") -> None:
+    """Raises InputError, about `subject`, for a label map with an undeclared value."""
+    present: set[int] = set()
+    for part in label if label.ndim > 2 else [label]:  # a sort of the whole would take long
+      present.update(np.unique(part).tolist())
+    unknown = sorted(present - set(self.known))
+    if unknown:
+      raise InputError(subject, f"unknown label value {unknown[0]}",
+                       f"declared values: {_join(self.known)}; name it in the dataset's labels",
+                       kind="mask_0_255" if present <= {0, 255} else "unknown_value")
+
+  def mask(self, label: np.ndarray, name: str) -> np.ndarray:
+    """A label map, or a part of it, as the three-valued mask of one annotated class, uint8."""
+    mask = np.isin(label, self.values[name]).astype(np.uint8)
+    if self.void:
+      mask[np.isin(label, self.void)] = UNLABELLED
+    return mask
+
   def masks(self, label: np.ndarray, subject="label") -> np.ndarray:
     """A label map as one three-valued mask per annotated class.
 
@@ -238,15 +261,10 @@ class Annotation:
     Raises:
       InputError: the map holds a value that the dataset does not declare.
     """
-    present = np.unique(label)
-    unknown = sorted(set(present.tolist()) - set(self.known))
-    if unknown:
-      raise InputError(subject, f"unknown label value {unknown[0]}",
-                       f"declared values: {_join(self.known)}; name it in the dataset's labels")
-    masks = np.zeros((len(self.values), *label.shape), np.uint8)
-    for mask, values in zip(masks, self.values.values(), strict=True):
-      mask[np.isin(label, values)] = POSITIVE
-      mask[np.isin(label, self.void)] = UNLABELLED
+    self.check(label, subject)
+    masks = np.empty((len(self.values), *label.shape), np.uint8)
+    for mask, name in zip(masks, self.classes, strict=True):
+      mask[...] = self.mask(label, name)
     return masks
 
   def to_json(self) -> dict:
@@ -265,6 +283,12 @@ def label_map(masks_KS: np.ndarray, ids: Sequence[int]) -> np.ndarray:
   for mask, i in zip(masks_KS, ids, strict=True):
     out[mask == POSITIVE] = i + 1
   return out
+
+
+def sides(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+  """Classes whose name says left or right: mirrored along W they would be the other one."""
+  return {normal_name(name): ("W",) for name in names
+          if {"left", "right"} & set(re.split(r"[^a-z]+", normal_name(name)))}
 
 
 def normal_name(name: str) -> str:

@@ -178,37 +178,63 @@ def corner_distance(a: Geometry, b: Geometry) -> float:
   return float(np.linalg.norm(homogeneous @ (a.affine - b.affine).T, axis=1).max())
 
 
-def check_same_grid(image_path, image: Volume, label_path, label: Volume) -> Volume:
-  """Checks that a label belongs to an image, voxel by voxel, and puts it on the image's affine.
+def match_grid(image_path, image: Geometry, label_path, label: Volume) -> Volume:
+  """Puts a label on the grid of its image, voxel by voxel, or says why they do not belong together.
 
-  Taking over the affine matters for oblique volumes near 45 degrees: a difference in the last
-  digit could otherwise send image and label to different canonical axes.
+  A label stored along other axes, as NIfTI labels of DICOM images often are, is permuted and
+  flipped by geometry; nothing is interpolated. The affine is taken over from the image, which
+  matters for oblique volumes near 45 degrees: a difference in the last digit could otherwise send
+  image and label to different canonical axes.
 
   Args:
     image_path, label_path: named in the error.
-    image, label: volumes as read, in file axis order.
+    image: grid of the image in file axis order.
+    label: as read, in file axis order.
 
   Returns:
-    The label with the affine of the image.
+    The label on the grid of the image.
 
   Raises:
     InputError: other shape, or corners more than 0.1 mm (half a voxel, if that is less) apart.
       A smaller difference that rounding does not explain is only warned of.
   """
   cure = f"resample the label onto the grid of {image_path}"
-  if image.geometry.shape != label.geometry.shape:
-    reason = f"shape {label.geometry.shape}, but the image has {image.geometry.shape}"
-    raise InputError(label_path, reason, cure)
-  distance = corner_distance(image.geometry, label.geometry)
-  if distance > min(MAX_CORNER_MM, 0.5 * min(image.spacing)):
-    reason = f"lies up to {distance:.3g} mm away from the image"
-    codes = axcodes(image.affine), axcodes(label.affine)
-    if codes[0] != codes[1]:
-      reason += f" (axes {'/'.join(codes[1])}, image {'/'.join(codes[0])})"
-    raise InputError(label_path, reason, cure)
+  turned = turn_to(image, label)
+  if image.shape != turned.geometry.shape:
+    reason = f"shape {label.geometry.shape}, but the image has {image.shape}"
+    raise InputError(label_path, reason, cure, kind="shape")
+  distance = _apart(image, turned.geometry)
+  if distance > tolerance(image):
+    raise InputError(label_path, f"lies up to {distance:.3g} mm away from the image", cure,
+                     kind="affine")
   if distance > QUIET_CORNER_MM:
     warnings.warn(f"{label_path}: lies {distance:.2g} mm away from {image_path}", stacklevel=2)
-  return Volume(label.array, image.affine)
+  return Volume(turned.array, image.affine)
+
+
+def turn_to(image: Geometry, label: Volume) -> Volume:
+  """A label along the axes of its image, unless it fits as it is."""
+  if _apart(image, label.geometry) <= tolerance(image) or not image.ndim == label.ndim == 3:
+    return label
+  change = orientations.ornt_transform(_orientation(label.affine), _orientation(image.affine))
+  return Volume(orientations.apply_orientation(label.array, change),
+                label.affine @ orientations.inv_ornt_aff(change, label.geometry.shape))
+
+
+def shear(affine: np.ndarray) -> float:
+  """The largest angle in degrees by which two axes of an affine miss being perpendicular."""
+  unit = affine[:-1, :-1] / np.linalg.norm(affine[:-1, :-1], axis=0)
+  cosines = np.abs(unit.T @ unit - np.eye(len(unit))).max()
+  return float(np.degrees(np.arcsin(min(1.0, cosines))))
+
+
+def tolerance(image: Geometry) -> float:
+  """How far a label's corners may lie from the image's, in mm."""
+  return min(MAX_CORNER_MM, 0.5 * min(image.spacing))
+
+
+def _apart(a: Geometry, b: Geometry) -> float:
+  return corner_distance(a, b) if a.shape == b.shape else float("inf")
 
 
 def _frozen(affine: np.ndarray) -> np.ndarray:

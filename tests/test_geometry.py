@@ -6,12 +6,14 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+from nibabel import orientations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats import files
 from condseg_jax.formats import nifti
 from condseg_jax.geometry import (
   Geometry,
@@ -19,7 +21,7 @@ from condseg_jax.geometry import (
   axcodes,
   canonical_geometry,
   check_affine,
-  check_same_grid,
+  match_grid,
   corner_distance,
   from_canonical,
   to_canonical,
@@ -258,28 +260,40 @@ def test_image_and_label_must_lie_on_one_grid():
   image = numbered(axis_affine((0, 1, 2), (-1, 1, 1)))
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    label = check_same_grid("i.nii", image, "l.nii", shifted(image, 1e-5))
+    label = match_grid("i.nii", image.geometry, "l.nii", shifted(image, 1e-5))
   assert label.affine.tobytes() == image.affine.tobytes()
   with pytest.warns(UserWarning, match="l.nii"):
-    check_same_grid("i.nii", image, "l.nii", shifted(image, 0.05))
+    match_grid("i.nii", image.geometry, "l.nii", shifted(image, 0.05))
   with pytest.raises(InputError, match="0.2 mm") as caught:
-    check_same_grid("i.nii", image, "l.nii", shifted(image, 0.2))
+    match_grid("i.nii", image.geometry, "l.nii", shifted(image, 0.2))
   assert caught.value.subject == "l.nii" and "i.nii" in caught.value.cure
 
 
 def test_a_label_of_another_shape_or_orientation_is_refused():
   image = numbered(axis_affine((0, 1, 2), (1, 1, 1)))
   with pytest.raises(InputError, match="shape"):
-    check_same_grid("i", image, "l", Volume(image.array[:-1], image.affine))
+    match_grid("i", image.geometry, "l", Volume(image.array[:-1], image.affine))
   flipped = Volume(image.array, axis_affine((0, 1, 2), (1, -1, 1)))
-  with pytest.raises(InputError, match="axes R/P/S, image R/A/S"):
-    check_same_grid("i", image, "l", flipped)
+  with pytest.raises(InputError, match="mm away"):
+    match_grid("i", image.geometry, "l", flipped)
+
+
+@pytest.mark.parametrize("codes", ["LPS", "SPL", "RAS", "PIR"])
+def test_a_label_stored_along_other_axes_is_turned_by_geometry(codes):
+  image = numbered(axis_affine((0, 1, 2), (1, 1, 1)))
+  change = orientations.ornt_transform(orientations.io_orientation(image.affine),
+                                       orientations.axcodes2ornt(codes))
+  other = Volume(orientations.apply_orientation(image.array, change),
+                 image.affine @ orientations.inv_ornt_aff(change, image.array.shape))
+  label = match_grid("i", image.geometry, "l", other)
+  np.testing.assert_array_equal(label.array, image.array)
+  np.testing.assert_array_equal(label.affine, image.affine)
 
 
 def test_half_a_voxel_is_too_much_for_small_voxels():
   image = Volume(np.zeros((4, 4, 4)), np.diag([0.02, 0.02, 0.02, 1.0]))
   with pytest.raises(InputError):
-    check_same_grid("i", image, "l", shifted(image, 0.05))
+    match_grid("i", image.geometry, "l", shifted(image, 0.05))
 
 
 @pytest.mark.skipif(not DATA, reason="CONDSEG_TEST_DATA is not set")
@@ -299,7 +313,7 @@ def test_real_volumes_go_to_canonical_and_back():
 
 @pytest.mark.skipif(not DATA, reason="CONDSEG_TEST_DATA is not set")
 def test_the_liver_lies_on_the_right_of_the_patient_and_above_the_colon():
-  label = to_canonical(nifti.read_label(Path(DATA) / "ct_sample/ct_labels.nii.gz"))
+  label = to_canonical(files.read_label(Path(DATA) / "ct_sample/ct_labels.nii.gz"))
   centre = {v: np.argwhere(label.array == v).mean(axis=0) for v in (1, 2, 3, 5, 20)}
   assert centre[5][2] < centre[1][2]  # liver right of spleen: smaller index towards L
   assert centre[2][2] < centre[3][2]  # right kidney right of the left one

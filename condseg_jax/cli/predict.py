@@ -54,7 +54,7 @@ def _work(values: flags.FlagValues) -> int:
   for path, stem in zip(tqdm.tqdm(images, desc="predicting", disable=len(images) < 2), stems,
                         strict=True):
     try:
-      volume = files.read_image(path)
+      volume = files.read_volume(path)
       try:
         prediction = predictor.predict(volume, values.classes, values.preset, fusion=values.fusion,
                                        threshold=values.threshold, step=values.step)

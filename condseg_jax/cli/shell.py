@@ -14,7 +14,8 @@ from condseg_jax.errors import InputError
 
 
 def run(doc: str, define: Callable[[flags.FlagValues], None],
-        work: Callable[[flags.FlagValues], int | None], argv: Sequence[str] | None = None) -> int:
+        work: Callable[..., int | None], argv: Sequence[str] | None = None, *,
+        positional: str = "") -> int:
   """Runs a command and returns its exit code.
 
   Args:
@@ -23,6 +24,8 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
       in one process.
     work: the command; InputError becomes one line and exit code 1 or 2.
     argv: program name and arguments; those of the process by default.
+    positional: name of the one argument that is no flag, for a command that takes one: `work` gets
+      it as its second argument.
   """
   argv = list(sys.argv if argv is None else argv)
   program = os.path.basename(argv[0]).removesuffix(".py")
@@ -37,9 +40,12 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     if values.help:
       print(f"{doc.strip()}\n\nFlags:\n{values.main_module_help() or _help(values)}")
       return 0
-    if rest:
-      raise InputError(rest[0], "is not a flag", f"see {program} --help", usage=True)
-    return work(values) or 0
+    arguments = rest[:1] if positional else []
+    if positional and not rest:
+      raise InputError(positional, "is missing", f"see {program} --help", usage=True)
+    for extra in rest[len(arguments):]:
+      raise InputError(extra, "is not a flag", f"see {program} --help", usage=True)
+    return work(values, *arguments) or 0
   except flags.Error as error:
     return _fail(program, f"{_line(error)} (see {program} --help)", 2)
   except InputError as error:

@@ -66,7 +66,7 @@ def labelled_cases(root, split: str = "") -> tuple[list[LabelledCase], str]:
 def _raw(case: RawCase, case_id: str) -> LabelledCase:
   def read():
     volume, masks = case.read()
-    return volume, dict(zip(case.annotation.classes, masks, strict=True))
+    return volume, dict(zip(case.classes, masks, strict=True))
   return LabelledCase(case_id, read)
 
 

@@ -1,46 +1,88 @@
-"""A file in, a volume out, whatever its format; the format follows from the name."""
+"""A file or a DICOM folder in, a volume out, whatever its format; the format follows from the name.
 
-from collections.abc import Mapping
+The table `READERS` is the one list of formats.
+"""
+
+from collections.abc import Callable, Mapping
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats import dicom
 from condseg_jax.formats import nifti
-from condseg_jax.formats import png
+from condseg_jax.formats import picture
+from condseg_jax.formats import sitk
+from condseg_jax.formats.voxels import Header
+from condseg_jax.formats.voxels import to_labels
+from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 
-SUFFIXES = (".nii", ".nii.gz", ".png")
+
+class _Reader(NamedTuple):
+  volume: Callable[[Path], Volume]
+  header: Callable[[Path], Header]
+  members: Callable[[Path], list[Path]] = lambda path: [path]
 
 
-def read_image(path: str | os.PathLike) -> Volume:
-  """An image in the axis order of its file: 3-D from NIfTI, 2-D from PNG.
+def _picture_header(path: Path) -> Header:
+  shape = picture.picture_shape(path)
+  return Header(Geometry(shape, np.eye(3)), 4 * shape[0] * shape[1])
+
+
+_NIFTI = _Reader(nifti.read_nifti, nifti.read_nifti_header)
+_SITK = _Reader(sitk.read_sitk, sitk.read_sitk_header, sitk.sitk_members)
+_PICTURE = _Reader(picture.read_picture, _picture_header)
+READERS = {".nii": _NIFTI, ".nii.gz": _NIFTI, **dict.fromkeys(sitk.SUFFIXES, _SITK),
+           **dict.fromkeys(picture.FORMATS, _PICTURE)}
+
+
+def read_volume(path: str | os.PathLike, series: str = "") -> Volume:
+  """An image in the axis order of its file.
+
+  Args:
+    path: NIfTI, MetaImage, NRRD, or the folder of a DICOM series, all 3-D; PNG, TIFF or JPEG, 2-D.
+    series: SeriesInstanceUID, where a DICOM folder holds several.
 
   Raises:
-    InputError: the file cannot be read, or its geometry is not usable.
+    InputError: the file cannot be read, or does not say where its voxels lie.
   """
-  return png.read_png(path) if _is_png(path) else nifti.read_nifti(path)
+  if Path(path).is_dir():
+    return dicom.read_series(path, series)
+  return _reader(path).volume(Path(path))
 
 
 def read_label(path: str | os.PathLike) -> Volume:
-  """A label map of an integer dtype, in the axis order of its file.
+  """A label map of an unsigned integer dtype, in the axis order of its file.
 
   Raises:
-    InputError: as `read_image`; also fractional or negative values, or a colour picture.
+    InputError: as `read_volume`; also fractional or negative values, a colour picture, or one
+      whose compression invents values.
   """
-  if not _is_png(path):
-    return nifti.read_label(path)
-  label = png.read_png(path)
-  if label.array.ndim > label.ndim:
-    raise InputError(path, "is a colour picture where labels are expected",
-                     "store the class numbers, as grey values or palette indices")
-  return label
+  if _suffix(path) in (".jpg", ".jpeg"):
+    raise InputError(path, "is a JPEG, which does not keep label values", "store labels as PNG")
+  return to_labels(path, read_volume(path))
+
+
+def read_header(path: str | os.PathLike, series: str = "") -> Header:
+  """Geometry, and the memory that reading takes, from headers alone; see `read_volume`."""
+  if Path(path).is_dir():
+    return dicom.read_series_header(path, series)
+  return _reader(path).header(Path(path))
+
+
+def members(path: str | os.PathLike, series: str = "") -> list[Path]:
+  """The files that an image consists of."""
+  if Path(path).is_dir():
+    return dicom.series_members(path, series)
+  return _reader(path).members(Path(path))
 
 
 def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
                 names: Mapping[str, int]) -> None:
-  """Writes a label map; the file appears whole or not at all.
+  """Writes a label map, NIfTI or PNG; the file appears whole or not at all.
 
   Args:
     path: its name decides the format.
@@ -48,8 +90,8 @@ def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
     affine: of the file.
     names: class → value, kept in the file where the format has a place for it.
   """
-  if _is_png(path):
-    png.write_png(path, label)
+  if _suffix(path) == ".png":
+    picture.write_png(path, label)
   else:
     nifti.write_nifti(path, Volume(label, affine), label=True, names=names)
 
@@ -57,14 +99,16 @@ def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
 def stem(path: str | os.PathLike) -> str:
   """The file's name without its format."""
   name = Path(path).name
-  for suffix in sorted(SUFFIXES, key=len, reverse=True):
-    if name.lower().endswith(suffix):
-      return name[:-len(suffix)]
-  return name
+  return name[:len(name) - len(_suffix(path))]
+
+
+def is_image(path: str | os.PathLike) -> bool:
+  """Whether a name is that of a format read here; hidden files are none."""
+  return bool(_suffix(path)) and not Path(path).name.startswith(".")
 
 
 def list_images(path: str | os.PathLike) -> list[Path]:
-  """The image files that a path names: itself, or those of the folder, in order.
+  """The images that a path names: itself, those of the folder, or the folder as a DICOM series.
 
   Raises:
     InputError: nothing there, or no image in the folder.
@@ -74,17 +118,25 @@ def list_images(path: str | os.PathLike) -> list[Path]:
     raise InputError(path, "does not exist", "check the path")
   if not path.is_dir():
     return [path]
-  found = sorted(p for p in path.iterdir()
-                 if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
-  if not found:
-    raise InputError(path, "holds no image", f"expected files named {', '.join(SUFFIXES)}")
-  return found
+  found = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
+  if found:
+    return found
+  if dicom.holds_dicom(path):
+    return [path]
+  raise InputError(path, "holds no image", f"expected files named {', '.join(READERS)}, or DICOM")
 
 
-def _is_png(path) -> bool:
+def _suffix(path) -> str:
+  name = Path(path).name.lower()
+  return max((s for s in READERS if name.endswith(s)), key=len, default="")
+
+
+def _reader(path) -> _Reader:
   path = Path(path)
-  name = path.name.lower()
-  if not name.endswith(SUFFIXES):
+  suffix = _suffix(path)
+  if not suffix and not path.exists():
+    raise InputError(path, "does not exist", "check the path")
+  if not suffix:
     raise InputError(path, "is not a format this program reads",
-                     f"convert it to one of {', '.join(SUFFIXES)}")
-  return name.endswith(".png")
+                     f"convert it to one of {', '.join(READERS)}; name DICOM by its folder")
+  return READERS[suffix]

@@ -22,12 +22,12 @@ from nibabel.wrapstruct import WrapStructError
 
 from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
+from condseg_jax.formats.voxels import Header, check_finite, planes
 from condseg_jax.geometry import Geometry, Volume, check_affine, corner_distance
 
 LABEL_INTENT = 1002
 MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 MAX_GZIP_RATIO = 1100  # deflate cannot exceed 1032:1; a header that asks for more is broken
-INTEGRAL_TOLERANCE = 1e-4  # what a float32 scl_slope costs a label value
 QFORM_TOLERANCE = 0.1  # voxels by which a qform may miss the affine at a corner
 AGAIN = "copy or download it again"
 
@@ -47,47 +47,21 @@ def read_nifti(path: str | os.PathLike) -> Volume:
       orientation; NaN or Inf.
   """
   array, geometry = _read_voxels(Path(path))
-  finite = sum(np.count_nonzero(np.isfinite(plane)) for plane in _planes(array))
-  if finite < array.size:
-    reason = f"{array.size - finite} of {array.size} voxels are NaN or Inf"
-    raise InputError(path, reason, "replace them, e.g. by the value of air")
+  check_finite(path, array)
   return Volume(array, geometry.affine)
 
 
-def read_label(path: str | os.PathLike) -> Volume:
-  """Reads a label map: like `read_nifti`, but of the smallest unsigned dtype that holds it.
-
-  Raises:
-    InputError: as `read_nifti`; also negative values, and values that are no integers (labels
-      stored as floating-point numbers are fine while every value is integral).
-  """
-  volume = read_nifti(path)
-  array = volume.array
-  low, high = array.min(), array.max()
-  if low < -INTEGRAL_TOLERANCE or high >= 2**32:
-    value = low if low < 0 else high
-    raise InputError(path, f"label map with the value {value:g}", "number the classes from 1")
-  labels = np.empty(array.shape, np.min_scalar_type(int(round(high))), order="F")
-  for plane, out in zip(_planes(array), _planes(labels), strict=True):
-    if array.dtype.kind == "f":
-      rounded = np.rint(plane)
-      fractional = np.abs(plane - rounded) > INTEGRAL_TOLERANCE
-      if fractional.any():
-        reason = f"label map with the fractional value {plane[fractional][0]:g}"
-        raise InputError(path, reason, "threshold it, or resample with nearest neighbour")
-      plane = rounded
-    out[...] = plane
-  return Volume(labels, volume.affine)
-
-
-def read_geometry(path: str | os.PathLike) -> Geometry:
+def read_nifti_header(path: str | os.PathLike) -> Header:
   """Shape and affine of a NIfTI file from its header alone; no voxel is read.
 
   Raises:
     InputError: as `read_nifti`, as far as the header tells.
   """
   with _opened(Path(path)) as (image, _):
-    return _checked_geometry(Path(path), image.header)
+    geometry = _checked_geometry(Path(path), image.header)
+    scaled = (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0)
+    itemsize = image.header.get_data_dtype().itemsize + 4 * scaled
+  return Header(geometry, math.prod(geometry.shape) * itemsize)
 
 
 def read_names(path: str | os.PathLike) -> dict[str, int]:
@@ -169,7 +143,7 @@ def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
     return raw.astype(native, copy=False), geometry
   scaled = np.empty(raw.shape, np.float32, order="F")
   with np.errstate(over="ignore"):  # the count of Inf tells
-    for plane, out in zip(_planes(raw), _planes(scaled), strict=True):
+    for plane, out in zip(planes(raw), planes(scaled), strict=True):
       out[...] = plane * np.float64(slope) + inter
   return scaled, geometry
 
@@ -198,12 +172,12 @@ def _opened(path: Path) -> Iterator[tuple]:
   except InputError:
     raise
   except (zlib.error, gzip.BadGzipFile) as error:
-    raise InputError(path, f"gzip data is damaged ({error})", AGAIN) from error
+    raise InputError(path, f"gzip data is damaged ({error})", AGAIN, kind="truncated") from error
   except (HeaderDataError, WrapStructError, ValueError, KeyError) as error:
     raise InputError(path, f"header is broken: {error}", AGAIN) from error
   except (EOFError, OSError) as error:
     if getattr(error, "errno", None) is None:  # nibabel got fewer bytes than the header says
-      raise InputError(path, "is truncated", AGAIN) from error
+      raise InputError(path, "is truncated", AGAIN, kind="truncated") from error
     raise InputError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
 
 
@@ -222,7 +196,7 @@ def _image_class(path: Path, stream) -> type:
   header = kind.header_class.from_fileobj(stream, check=False)
   if header["sform_code"] == 0 and header["qform_code"] == 0:
     reason = "sform_code and qform_code are 0: the file does not say where its voxels lie"
-    raise InputError(path, reason, "set the affine, or convert the original again")
+    raise InputError(path, reason, "set the affine, or convert the original again", kind="affine")
   pixdim = header["pixdim"][1:4]
   if header["sform_code"] == 0 and not np.all((pixdim > 0) & np.isfinite(pixdim)):
     raise InputError(path, f"spacing {pixdim.tolist()} mm", "set pixdim to the voxel size")
@@ -236,10 +210,11 @@ def _checked_geometry(path: Path, header) -> Geometry:
   if len(shape) > 3:
     count = math.prod(shape[3:])
     cure = "split it first and name one volume, e.g. with fslsplit or nibabel.four_to_three"
-    raise InputError(path, f"{len(shape)}-D, {count} volumes of shape {shape[:3]}", cure)
+    raise InputError(path, f"{len(shape)}-D, {count} volumes of shape {shape[:3]}", cure,
+                     kind="4-D")
   if len(shape) < 3:
     cure = "store a slice as (x, y, 1) with its affine, a plain picture as PNG"
-    raise InputError(path, f"{len(shape)}-D, shape {shape}", cure)
+    raise InputError(path, f"{len(shape)}-D, shape {shape}", cure, kind="2-D")
   if min(shape) < 1:
     raise InputError(path, f"no voxels: shape {shape}", AGAIN)
   affine = header.get_best_affine()
@@ -281,11 +256,6 @@ def _image_array(path: Path, array: np.ndarray) -> np.ndarray:
   if kind == "f" or array.dtype.name == "bfloat16":
     return array.astype(np.float32)
   raise InputError(path, f"voxels of type {array.dtype}", "convert them to numbers")
-
-
-def _planes(array: np.ndarray) -> Iterator[np.ndarray]:
-  """The slices of the last axis, contiguous as NIfTI stores them: bounds the working memory."""
-  return (array[..., index] for index in range(array.shape[-1]))
 
 
 def _suffix(path: Path) -> str:

@@ -9,6 +9,7 @@ that changes is one pass, for any number of axes; channels ride along as trailin
 import numpy as np
 from scipy import ndimage
 
+from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 
 SAME_SPACING = 1e-3  # relative difference below which resampling would only blur
@@ -33,9 +34,8 @@ def resample_image(volume: Volume, spacing: tuple[float, ...], order: int = 1) -
   Raises:
     ValueError: spacing of the wrong length or not positive; another order.
   """
-  shape = resampled_shape(volume, spacing)
-  array = _interpolate(volume.array, shape, order)
-  return Volume(array, _resampled_affine(volume, shape))
+  grid = resampled_geometry(volume.geometry, spacing)
+  return Volume(_interpolate(volume.array, grid.shape, order), grid.affine)
 
 
 def resample_labels(volume: Volume, spacing: tuple[float, ...]) -> Volume:
@@ -53,8 +53,8 @@ def resample_labels(volume: Volume, spacing: tuple[float, ...]) -> Volume:
   Raises:
     ValueError: spacing of the wrong length or not positive; floats, negative or larger values.
   """
-  shape = resampled_shape(volume, spacing)
-  return Volume(_majority(volume.array, shape), _resampled_affine(volume, shape))
+  grid = resampled_geometry(volume.geometry, spacing)
+  return Volume(resample_to(volume.array, grid.shape, 0), grid.affine)
 
 
 def resample_to(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
@@ -71,18 +71,47 @@ def resample_to(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.nda
   shape = tuple(int(size) for size in shape)
   if min(shape) < 1 or array.ndim < len(shape):
     raise ValueError(f"cannot resample an array of shape {array.shape} to {shape}")
-  return _majority(array, shape) if order == 0 else _interpolate(array, shape, order)
+  if order == 0:
+    return _majority(array, shape, _passes(array.shape, shape))
+  return _interpolate(array, shape, order)
 
 
-def resampled_shape(volume: Volume, spacing: tuple[float, ...]) -> tuple[int, ...]:
-  """Spatial shape that `resample_image` and `resample_labels` give at a spacing in mm."""
-  if len(spacing) != volume.ndim or not all(np.isfinite(s) and s > 0 for s in spacing):
-    raise ValueError(f"spacing {spacing} for {volume.ndim} axes; give one positive mm value each")
+def source_rows(old: tuple[int, ...], new: tuple[int, ...], rows: slice) -> slice:
+  """The rows of an array of shape `old` that some rows of its resampling to `new` depend on."""
+  if old[0] == new[0]:
+    return rows
+  low, high, _ = linear_taps(old[0], new[0])
+  return slice(int(low[rows][0]), int(high[rows][-1]) + 1)
+
+
+def resampled_rows(part: np.ndarray, shape: tuple[int, ...], order: int, rows: slice,
+                   old: tuple[int, ...]) -> np.ndarray:
+  """Some rows of `resample_to(array, shape, order)`, in the memory of those rows.
+
+  Args:
+    part: `array[source_rows(old, shape, rows)]`.
+    shape: the wanted spatial shape of the whole.
+    order: 0 for labels, 1 linear.
+    rows: of the result, start and stop given.
+    old: spatial shape of the whole `array`.
+  """
+  passes = _passes(old, shape)
+  if 0 in passes:
+    low, high, weight = (taps[rows] for taps in passes[0])
+    passes[0] = low - low[0], high - low[0], weight
+  shape = (rows.stop - rows.start, *shape[1:])
+  return _majority(part, shape, passes) if order == 0 else _linear(part, passes)
+
+
+def resampled_geometry(geometry: Geometry, spacing: tuple[float, ...]) -> Geometry:
+  """The grid that `resample_image` and `resample_labels` give at a spacing in mm."""
+  if len(spacing) != geometry.ndim or not all(np.isfinite(s) and s > 0 for s in spacing):
+    raise ValueError(f"spacing {spacing} for {geometry.ndim} axes; give one positive mm value each")
   shape = []
-  for size, old, new in zip(volume.geometry.shape, volume.spacing, spacing, strict=True):
+  for size, old, new in zip(geometry.shape, geometry.spacing, spacing, strict=True):
     same = abs(new / old - 1.0) <= SAME_SPACING
     shape.append(size if same else max(1, int(np.floor(size * old / new + 0.5))))
-  return tuple(shape)
+  return Geometry(tuple(shape), _resampled_affine(geometry, tuple(shape)))
 
 
 def linear_taps(size_in: int, size_out: int) -> AxisTaps:
@@ -100,32 +129,39 @@ def _positions(size_in: int, size_out: int) -> np.ndarray:
   return (np.arange(size_out) + 0.5) * (size_in / size_out) - 0.5
 
 
-def _resampled_affine(volume: Volume, shape: tuple[int, ...]) -> np.ndarray:
-  if shape == volume.geometry.shape:
-    return volume.affine
-  affine = volume.affine.copy()
-  affine[:-1, :-1] *= np.array(volume.geometry.shape) / np.array(shape)
+def _resampled_affine(geometry: Geometry, shape: tuple[int, ...]) -> np.ndarray:
+  if shape == geometry.shape:
+    return geometry.affine
+  affine = geometry.affine.copy()
+  affine[:-1, :-1] *= np.array(geometry.shape) / np.array(shape)
   # The face at index -1/2 stays: A'(-1/2) = A(-1/2).
-  affine[:-1, -1] += 0.5 * (affine - volume.affine)[:-1, :-1].sum(axis=1)
+  affine[:-1, -1] += 0.5 * (affine - geometry.affine)[:-1, :-1].sum(axis=1)
   return affine
 
 
 def _interpolate(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
-  if order not in (1, 3):
+  if order == 1:
+    return _linear(array, _passes(array.shape, shape))
+  if order != 3:
     raise ValueError(f"order {order}; choose 1 (linear) or 3 (cubic)")
   array = np.ascontiguousarray(array, dtype=np.float32)
-  for axis in _axes_by_growth(array.shape, shape):
-    if order == 1:
-      array = _linear_pass(array, axis, linear_taps(array.shape[axis], shape[axis]))
-    else:
-      array = _cubic_pass(array, axis, shape[axis])
+  for axis in _passes(array.shape, shape):
+    array = _cubic_pass(array, axis, shape[axis])
   return array
 
 
-def _axes_by_growth(old: tuple[int, ...], new: tuple[int, ...]) -> list[int]:
-  """Axes that change, shrinking ones first so that later passes see fewer voxels."""
+def _passes(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, AxisTaps]:
+  """Taps of the axes that change, shrinking ones first so that later passes see fewer voxels."""
   changing = (axis for axis, size in enumerate(new) if size != old[axis])
-  return sorted(changing, key=lambda axis: new[axis] / old[axis])
+  return {axis: linear_taps(old[axis], new[axis])
+          for axis in sorted(changing, key=lambda axis: new[axis] / old[axis])}
+
+
+def _linear(array: np.ndarray, passes: dict[int, AxisTaps]) -> np.ndarray:
+  array = np.ascontiguousarray(array, dtype=np.float32)
+  for axis, taps in passes.items():
+    array = _linear_pass(array, axis, taps)
+  return array
 
 
 def _linear_pass(array: np.ndarray, axis: int, taps: AxisTaps) -> np.ndarray:
@@ -157,12 +193,13 @@ def _cubic_pass(array: np.ndarray, axis: int, size: int) -> np.ndarray:
   return out
 
 
-def _majority(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _majority(array: np.ndarray, shape: tuple[int, ...],
+              passes: dict[int, AxisTaps]) -> np.ndarray:
   """Argmax over values of the linearly interpolated indicator, each inside its own box."""
   array = np.asarray(array)
   if array.ndim != len(shape) or array.dtype.kind not in "biu":
     raise ValueError(f"labels of shape {array.shape}, {array.dtype}: need {len(shape)}-D integers")
-  if array.shape == shape:
+  if not passes:
     return array
   if array.min() < 0 or array.max() > 65535:
     raise ValueError(f"labels from {array.min()} to {array.max()}; allowed are 0 to 65535")
@@ -170,7 +207,7 @@ def _majority(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
   boxes = [(value, box) for value, box in enumerate(ndimage.find_objects(labels), 1) if box]
   if not labels.all():
     boxes.insert(0, (0, tuple(slice(0, size) for size in array.shape)))
-  taps = [linear_taps(*sizes) for sizes in zip(array.shape, shape, strict=True)]
+  taps = [passes.get(axis) or linear_taps(size, size) for axis, size in enumerate(array.shape)]
   out = np.zeros(shape, array.dtype)
   best = np.zeros(shape, np.float32)
   for value, box in boxes:  # ascending, so that >= gives ties to the larger value
@@ -179,7 +216,7 @@ def _majority(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
       continue  # a thin structure between two output centres
     score = (labels[tuple(source for source, _, _ in cropped)] == value).astype(np.float32)
     target = tuple(target for _, target, _ in cropped)
-    for axis in _axes_by_growth(array.shape, shape):
+    for axis in passes:
       score = _linear_pass(score, axis, cropped[axis][2])
     wins = score >= best[target]
     best[target][wins] = score[wins]

@@ -96,7 +96,7 @@ def test_four_dimensions_are_named(says, run, tmp_path):
 
 
 def test_a_picture_where_a_volume_is_needed(says, run, tmp_path):
-  from condseg_jax.formats.png import write_png
+  from condseg_jax.formats.picture import write_png
   write_png(tmp_path / "a.png", np.zeros((20, 20), np.uint8))
   line = prediction(says, 1, run, tmp_path / "a.png", tmp_path / "out")
   assert "a.png" in line and "2 axes" in line

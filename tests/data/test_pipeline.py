@@ -9,14 +9,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+from stored import write_arrays
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.data import pipeline
-from condseg_jax.data import store as store_lib
 from condseg_jax.data.pipeline import batches
 from condseg_jax.data.pipeline import datasets
 from condseg_jax.data.pipeline import hold_out
 from condseg_jax.data.pipeline import read_box
+from condseg_jax.data.write import write_manifest
 from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
 
@@ -43,10 +44,10 @@ def write_store(root, contents, shape=SHAPE, modality="ct"):
         corner = [rng.integers(0, n - 2) for n in shape]
         mask[tuple(slice(c, c + 3) for c in corner)] = 1
       masks[:, -1, :2] = 255
-      cases.append(store_lib.write_case(
+      cases.append(write_arrays(
           root, f"case_{number}", coded(number, shape), masks, dataset=dataset, split="train",
           annotated=names, affine=np.eye(len(shape) + 1), source=""))
-  return store_lib.write_manifest(root, modality=modality, spacing=(1.0,) * len(shape),
+  return write_manifest(root, modality=modality, spacing=(1.0,) * len(shape),
                                   table=TABLE, cases=cases)
 
 
@@ -294,10 +295,10 @@ def test_foreground_is_sampled_more_often(many, monkeypatch):
 
 
 def test_a_case_without_the_class_is_cut_anywhere(tmp_path):
-  case = store_lib.write_case(
+  case = write_arrays(
       tmp_path, "case_0", coded(0, SHAPE), np.zeros((1, *SHAPE), np.uint8), dataset="a",
       split="train", annotated=("liver",), affine=np.eye(4), source="")
-  store = store_lib.write_manifest(tmp_path, modality="ct", spacing=(1, 1, 1), table=TABLE,
+  store = write_manifest(tmp_path, modality="ct", spacing=(1, 1, 1), table=TABLE,
                                    cases=[case])
   taken = samples(take(5, datasets([store]), TABLE, PLAN))
   assert all(s.beta == 1 and (s.mask == 0).all() for s in taken)
@@ -325,9 +326,9 @@ def test_pictures(tmp_path):
   rng = np.random.default_rng(0)
   picture = rng.integers(0, 256, (30, 41, 3)).astype(np.uint8)
   mask = rng.choice([0, 1, 255], (1, 30, 41)).astype(np.uint8)
-  case = store_lib.write_case(tmp_path, "x", picture, mask, dataset="a", split="train",
+  case = write_arrays(tmp_path, "x", picture, mask, dataset="a", split="train",
                               annotated=("liver",), affine=np.eye(3), source="")
-  store = store_lib.write_manifest(tmp_path, modality="rgb", spacing=(1, 1), table=TABLE,
+  store = write_manifest(tmp_path, modality="rgb", spacing=(1, 1), table=TABLE,
                                    cases=[case])
   plan = Plan("rgb", (1.0, 1.0), (30, 41))
   batch, = take(1, datasets([store]), TABLE, plan)

@@ -11,16 +11,18 @@ from nibabel import orientations
 import numpy as np
 import pytest
 
-from condseg_jax.data import store as store_lib
+from condseg_jax.data import write as write_lib
 from condseg_jax.data.prepare import prepare as prepare_lib
-from condseg_jax.data.prepare.camvid import read_camvid
-from condseg_jax.data.prepare.msd import read_msd
+from condseg_jax.data.prepare.carve import carve_frames
+from condseg_jax.data.prepare.layouts.camvid import read_camvid
+from condseg_jax.data.prepare.layouts.msd import read_msd
 from condseg_jax.data.prepare.prepare import median_spacing
 from condseg_jax.data.prepare.prepare import prepare
+from condseg_jax.data.prepare.raw import keep_classes
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import write_nifti
-from condseg_jax.formats.png import write_png
+from condseg_jax.formats.picture import write_png
 from condseg_jax.geometry import axcodes
 from condseg_jax.geometry import Volume
 
@@ -75,7 +77,7 @@ def write(root, cases=None, modality="CT", labels=LABELS, ending=".nii"):
 
 
 def made(root, out, spacing=None, keep=()):
-  return prepare(read_msd(root, keep), out, spacing, progress=False)
+  return prepare(keep_classes(read_msd(root), keep), out, spacing, progress=False)
 
 
 def digests(store):
@@ -95,7 +97,7 @@ def test_voxels_stay_where_they_are_in_the_world(codes, tmp_path):
   box.array[3:9, 4:10, 2:6] = 1
   root = write(tmp_path / "raw", {"a": (turned(image, codes), turned(box, codes))}, "MRI")
   wanted = (1.25, 1.0, 0.8)
-  store = made(root, tmp_path / "out", wanted)
+  store = made(root, tmp_path / "out", wanted, ["anterior"])
   case, = store.cases
   volume = store.read_volume(case)
   assert axcodes(volume.affine) == ("S", "P", "L") and store.spacing == wanted
@@ -164,6 +166,13 @@ def test_unlabelled_voxels_stay_unlabelled(tmp_path):
     assert set(np.unique(masks)) == {0, 1, 255}
     np.testing.assert_array_equal(masks[0] == 255, masks[1] == 255)
     assert (masks[0] == 255).mean() == pytest.approx(2 / 12, abs=share)
+
+
+def test_a_label_stored_along_other_axes_lies_where_it_should(tmp_path):
+  image, label = example()
+  first = made(write(tmp_path / "raw", {"a": (image, label)}), tmp_path / "out")
+  second = made(write(tmp_path / "turned", {"a": (image, turned(label, "LPS"))}), tmp_path / "two")
+  assert digests(first) == digests(second)
 
 
 @pytest.mark.parametrize("keep", ["Anterior", "anterior", "ANTERIOR"])
@@ -237,16 +246,16 @@ def test_a_killed_run_is_resumed(again, tmp_path, monkeypatch):
   expected = made(root, tmp_path / "afresh", (3.0, 3.0, 3.0))
   if again:
     made(root, out)  # a finished store at another spacing was there before
-  calls, inner = [], store_lib._write_array
+  calls, inner = [], write_lib._create
 
   def killed(path, *args):
     if path.name == "masks":
       calls.append(path)
       if len(calls) == 3:
         raise KeyboardInterrupt
-    inner(path, *args)
+    return inner(path, *args)
 
-  monkeypatch.setattr(store_lib, "_write_array", killed)
+  monkeypatch.setattr(write_lib, "_create", killed)
   with pytest.raises(KeyboardInterrupt):
     made(root, out, (3.0, 3.0, 3.0))
   monkeypatch.undo()
@@ -289,9 +298,6 @@ def harm(root, kind):
     case "affine":
       write_nifti(label_path, Volume(label.array, AFFINE + np.eye(4, k=3)), label=True)
       return label_path, "mm away"
-    case "flipped":
-      write_nifti(label_path, turned(label, "LPS"), label=True)
-      return label_path, "mm away"
     case "unknown value":
       label.array[0, 0, 0] = 7
       write_nifti(label_path, label, label=True)
@@ -322,7 +328,7 @@ def harm(root, kind):
 
 
 @pytest.mark.parametrize("kind", [
-    "shape", "affine", "flipped", "unknown value", "fraction", "nan", "truncated", "cut inside",
+    "shape", "affine", "unknown value", "fraction", "nan", "truncated", "cut inside",
     "4-D", "no image", "no label"])
 def test_a_bad_file_is_named_and_nothing_is_lost(kind, tmp_path):
   root, out = write(tmp_path / "raw", ending=".nii.gz"), tmp_path / "out"
@@ -371,7 +377,7 @@ def pictures(root, image):
 
 def test_pictures(tmp_path):
   image = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
-  folder = read_camvid(pictures(tmp_path / "raw", image), 2)
+  folder = carve_frames(read_camvid(pictures(tmp_path / "raw", image)), 2)
   assert median_spacing([folder]) == (1.0, 1.0)
   store = prepare(folder, tmp_path / "out", progress=False)
   assert (store.modality, store.spacing) == ("rgb", (1.0, 1.0))
@@ -412,4 +418,4 @@ def test_the_number_of_workers_has_a_bound(tmp_path, monkeypatch):
   monkeypatch.setattr(prepare_lib.os, "cpu_count", lambda: 64)
   monkeypatch.setattr(prepare_lib.concurrent.futures, "ThreadPoolExecutor", pool)
   made(write(tmp_path / "raw"), tmp_path / "out")
-  assert seen == [8]
+  assert seen == [16, 8]

@@ -14,7 +14,7 @@ from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import write_nifti
-from condseg_jax.formats.png import write_png
+from condseg_jax.formats.picture import write_png
 from condseg_jax.geometry import Volume
 
 

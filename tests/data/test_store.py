@@ -9,9 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
+from stored import write_arrays
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.data import store as store_lib
+from condseg_jax.data import write as write_lib
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 
@@ -38,12 +40,12 @@ def arrays(kind, seed=0):
 def write(root, image, masks, case_id="case", **changes):
   values = {"dataset": "abdomen", "split": "train", "annotated": NAMES[:len(masks)],
             "affine": AFFINE_3D if masks.ndim == 4 else np.eye(3), "source": "from"}
-  return store_lib.write_case(root, case_id, image, masks, **(values | changes))
+  return write_arrays(root, case_id, image, masks, **(values | changes))
 
 
 def finish(root, *cases):
   spacing = (1.0,) * len(cases[0].shape)
-  return store_lib.write_manifest(root, modality="ct", spacing=spacing,
+  return write_lib.write_manifest(root, modality="ct", spacing=spacing,
                                   table=ClassTable.create(NAMES), cases=cases)
 
 
@@ -145,18 +147,18 @@ def test_a_half_written_case_does_not_exist(killed_at, rewritten, tmp_path, monk
       return function(path, *args)
     return wrapper
 
-  for name in ("_write_array", "write_text"):
-    monkeypatch.setattr(store_lib, name, killed(getattr(store_lib, name)))
+  for name in ("_create", "write_text"):
+    monkeypatch.setattr(write_lib, name, killed(getattr(write_lib, name)))
   with pytest.raises(KeyboardInterrupt):
     write(tmp_path, image, masks, source="after")
   monkeypatch.undo()
 
   for source in ("before", "after"):
-    assert store_lib.finished_case(tmp_path, "case", source) is None
+    assert write_lib.finished_case(tmp_path, "case", source) is None
   with pytest.raises(InputError, match="manifest.json"):
     Store.open(tmp_path)
   written = write(tmp_path, image, masks, source="after")
-  assert store_lib.finished_case(tmp_path, "case", "after") == written
+  assert write_lib.finished_case(tmp_path, "case", "after") == written
   np.testing.assert_array_equal(finish(tmp_path, written).read_image(written), image)
 
 
@@ -171,23 +173,23 @@ def test_a_kill_while_an_old_case_is_removed_leaves_no_record_of_it(tmp_path, mo
   with pytest.raises(KeyboardInterrupt):
     write(tmp_path, image + 1, masks, source="other")
   assert (tmp_path / "cases/case/image").exists()
-  assert store_lib.finished_case(tmp_path, "case", "from") is None
+  assert write_lib.finished_case(tmp_path, "case", "from") is None
 
 
 def test_without_case_json_a_case_is_not_finished(tmp_path):
   written = write(tmp_path, *arrays("mr"))
-  assert store_lib.finished_case(tmp_path, "case", "from") == written
-  assert store_lib.finished_case(tmp_path, "case", "elsewhere") is None
-  assert store_lib.finished_case(tmp_path, "other", "from") is None
+  assert write_lib.finished_case(tmp_path, "case", "from") == written
+  assert write_lib.finished_case(tmp_path, "case", "elsewhere") is None
+  assert write_lib.finished_case(tmp_path, "other", "from") is None
   (tmp_path / "cases/case/case.json").unlink()
-  assert store_lib.finished_case(tmp_path, "case", "from") is None
+  assert write_lib.finished_case(tmp_path, "case", "from") is None
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"id": "case"}', '{"foreground": []}', ""])
 def test_a_case_whose_record_is_damaged_is_prepared_again(text, tmp_path):
   write(tmp_path, *arrays("mr"))
   (tmp_path / "cases/case/case.json").write_text(text)
-  assert store_lib.finished_case(tmp_path, "case", "from") is None
+  assert write_lib.finished_case(tmp_path, "case", "from") is None
 
 
 def test_a_store_opens_only_once_it_has_its_manifest(tmp_path):

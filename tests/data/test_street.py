@@ -9,7 +9,7 @@ import pytest
 from condseg_jax.data.prepare import street
 from condseg_jax.data.prepare.street_scene import BLOCK_M
 from condseg_jax.data.prepare.street_scene import Camera
-from condseg_jax.formats.png import read_png
+from condseg_jax.formats.picture import read_picture
 
 TRAIN, VAL, FRAMES = 2, 3, 5
 
@@ -38,7 +38,7 @@ def test_layout(written):
     names = [f"{q:02d}_{f:05d}.png" for q in range(sequences) for f in range(FRAMES)]
     for folder in (split, split + "annot"):
       assert sorted(p.name for p in (written / folder).iterdir()) == names
-  image, label = (read_png(written / d / "00_00003.png").array for d in ("train", "trainannot"))
+  image, label = (read_picture(written / d / "00_00003.png").array for d in ("train", "trainannot"))
   assert image.shape == (96, 128, 3) and label.shape == (96, 128)
   drawn_image, drawn_label = street.draw_frame("train", 0, 3)
   np.testing.assert_array_equal(image, drawn_image)

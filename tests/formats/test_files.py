@@ -7,7 +7,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.formats.nifti import read_names
 from condseg_jax.formats.nifti import write_nifti
-from condseg_jax.formats.png import write_png
+from condseg_jax.formats.picture import write_png
 from condseg_jax.geometry import Volume
 
 AFFINE = np.array([[2.0, 0, 0, 5], [0, 1, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
@@ -18,7 +18,7 @@ LABEL = np.arange(24, dtype=np.uint8).reshape(2, 3, 4) % 3
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "A.NII.GZ", "a.b.nii"])
 def test_nifti_by_name(name, tmp_path):
   write_nifti(tmp_path / name, Volume(IMAGE, AFFINE))
-  volume = files.read_image(str(tmp_path / name))
+  volume = files.read_volume(str(tmp_path / name))
   np.testing.assert_array_equal(volume.array, IMAGE)
   np.testing.assert_array_equal(volume.affine, AFFINE)
 
@@ -27,7 +27,7 @@ def test_nifti_by_name(name, tmp_path):
 def test_png_by_name(name, tmp_path):
   picture = np.arange(36, dtype=np.uint8).reshape(3, 4, 3)
   write_png(tmp_path / name, picture)
-  volume = files.read_image(tmp_path / name)
+  volume = files.read_volume(tmp_path / name)
   np.testing.assert_array_equal(volume.array, picture)
   assert volume.ndim == 2
 
@@ -54,7 +54,7 @@ def test_labels_past_255_stay_apart(tmp_path):
 
 def test_a_label_of_fractions_is_refused(tmp_path):
   write_nifti(tmp_path / "a.nii", Volume(LABEL * np.float32(0.5), AFFINE))
-  files.read_image(tmp_path / "a.nii")
+  files.read_volume(tmp_path / "a.nii")
   with pytest.raises(InputError, match="fraction"):
     files.read_label(tmp_path / "a.nii")
 
@@ -69,7 +69,7 @@ def test_a_label_of_colours_is_refused(tmp_path):
 @pytest.mark.parametrize("name", ["a.jpg", "a.nrrd", "a.nii.bz2", "a", "nii", "a.gz"])
 def test_other_formats_are_refused_by_name(name, tmp_path):
   (tmp_path / name).write_bytes(b"x")
-  for act in (files.read_image, files.read_label,
+  for act in (files.read_volume, files.read_label,
               lambda path: files.write_label(path, LABEL, AFFINE, {})):
     with pytest.raises(InputError, match="format") as caught:
       act(tmp_path / name)
@@ -79,7 +79,7 @@ def test_other_formats_are_refused_by_name(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.png", "a.nii", "a.nii.gz"])
 def test_a_missing_file_is_named(name, tmp_path):
-  for read in (files.read_image, files.read_label):
+  for read in (files.read_volume, files.read_label):
     with pytest.raises(InputError, match=name):
       read(tmp_path / name)
 

@@ -12,9 +12,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats.files import read_label
 from condseg_jax.formats.nifti import (
-  read_geometry,
-  read_label,
+  read_nifti_header,
   read_names,
   read_nifti,
   write_nifti,
@@ -62,7 +62,7 @@ def test_round_trip_keeps_values_dtype_and_affine(tmp_path, name, dtype):
   assert again.array.dtype == np.dtype(dtype)
   np.testing.assert_array_equal(again.array, volume.array)
   np.testing.assert_array_equal(again.affine, AFFINE)
-  geometry = read_geometry(tmp_path / name)
+  geometry = read_nifti_header(tmp_path / name).geometry
   assert geometry.shape == SHAPE
   np.testing.assert_array_equal(geometry.affine, AFFINE)
   compressed = (tmp_path / name).read_bytes()[:2] == b"\x1f\x8b"
@@ -243,7 +243,7 @@ def test_big_endian_files_become_native(tmp_path, dtype):
 def test_nifti_2_is_read(tmp_path):
   nibabel.save(nibabel.Nifti2Image(ramp(), AFFINE), tmp_path / "a.nii")
   np.testing.assert_array_equal(read_nifti(tmp_path / "a.nii").array, ramp())
-  assert read_geometry(tmp_path / "a.nii").shape == SHAPE
+  assert read_nifti_header(tmp_path / "a.nii").geometry.shape == SHAPE
 
 
 def test_a_dimension_past_32767_is_written_as_nifti_2(tmp_path):
@@ -255,12 +255,12 @@ def test_a_dimension_past_32767_is_written_as_nifti_2(tmp_path):
 def test_trailing_dimensions_of_one_are_dropped_and_single_slices_kept(tmp_path):
   saved(tmp_path / "a.nii", ramp().reshape(*SHAPE, 1, 1))
   np.testing.assert_array_equal(read_nifti(tmp_path / "a.nii").array, ramp())
-  assert read_geometry(tmp_path / "a.nii").shape == SHAPE
+  assert read_nifti_header(tmp_path / "a.nii").geometry.shape == SHAPE
   saved(tmp_path / "b.nii", ramp(shape=(3, 4, 1)))
   assert read_nifti(tmp_path / "b.nii").array.shape == (3, 4, 1)
 
 
-@pytest.mark.parametrize("read", [read_nifti, read_label, read_geometry])
+@pytest.mark.parametrize("read", [read_nifti, read_label, read_nifti_header])
 @pytest.mark.parametrize(("shape", "reason"), [
   ((3, 4, 5, 2), "4-D, 2 volumes"), ((3, 4, 5, 1, 3), "5-D, 3 volumes"), ((3, 4), "2-D")])
 def test_other_dimensions_are_refused(tmp_path, read, shape, reason):
@@ -309,7 +309,7 @@ def test_labels_rescaled_by_their_header_are_still_labels(tmp_path):
   np.testing.assert_array_equal(read_label(path).array, ramp() % 2)
 
 
-@pytest.mark.parametrize("read", [read_nifti, read_geometry])
+@pytest.mark.parametrize("read", [read_nifti, read_nifti_header])
 def test_a_file_without_orientation_is_refused(tmp_path, read):
   path = patched(saved(tmp_path / "a.nii", ramp()), qform_code=0, sform_code=0)
   with pytest.raises(InputError, match="does not say where"):
@@ -343,10 +343,10 @@ def test_world_units_become_millimetres(tmp_path, unit, factor):
   path = patched(saved(tmp_path / "a.nii", ramp()), xyzt_units=unit)
   expected = np.diag([factor, factor, factor, 1.0]) @ AFFINE
   np.testing.assert_allclose(read_nifti(path).affine, expected)
-  np.testing.assert_allclose(read_geometry(path).affine, expected)
+  np.testing.assert_allclose(read_nifti_header(path).geometry.affine, expected)
 
 
-@pytest.mark.parametrize("read", [read_nifti, read_label, read_geometry, read_names])
+@pytest.mark.parametrize("read", [read_nifti, read_label, read_nifti_header, read_names])
 def test_files_that_are_no_nifti_say_why(tmp_path, read):
   whole = saved(tmp_path / "whole.nii.gz", ramp()).read_bytes()
   cases = {"empty.nii": (b"", "empty"), "empty.nii.gz": (b"", "empty"),
@@ -382,7 +382,7 @@ def test_truncated_voxels_are_noticed(tmp_path, name):
   (tmp_path / name).write_bytes(data[: len(data) * 3 // 4])
   with pytest.raises(InputError, match="truncated"):
     read_nifti(tmp_path / name)
-  assert read_geometry(tmp_path / name).shape == (16, 16, 16)
+  assert read_nifti_header(tmp_path / name).geometry.shape == (16, 16, 16)
 
 
 def test_one_wrong_bit_in_the_stored_voxels_is_noticed(tmp_path):
@@ -433,7 +433,7 @@ def test_real_files_come_back_as_they_were(tmp_path):
   for path in [*sorted((root / "hippocampus/imagesTr").glob("*.nii.gz"))[:5],
                root / "ct_sample/ct.nii.gz", label]:
     volume = read_nifti(path)
-    assert corner_distance(read_geometry(path), volume.geometry) == 0.0
+    assert corner_distance(read_nifti_header(path).geometry, volume.geometry) == 0.0
     np.testing.assert_array_equal(volume.array, np.asanyarray(nibabel.load(path).dataobj))
     write_nifti(tmp_path / "copy.nii.gz", volume, label=path == label)
     again = read_nifti(tmp_path / "copy.nii.gz")

@@ -10,13 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
+from condseg_jax.formats import files
 from condseg_jax.formats import nifti
 from condseg_jax.formats.resample import (
   linear_taps,
   resample_image,
   resample_labels,
   resample_to,
-  resampled_shape,
+  resampled_geometry,
+  resampled_rows,
+  source_rows,
 )
 from condseg_jax.geometry import Volume, from_canonical, to_canonical
 
@@ -51,7 +54,7 @@ def test_the_field_of_view_stays_where_it_is(shape, spacing):
   image, labels = resample_image(volume, spacing), resample_labels(volume, spacing)
   np.testing.assert_allclose(faces(image), faces(volume), atol=1e-9)
   np.testing.assert_array_equal(labels.affine, image.affine)
-  assert labels.array.shape == image.array.shape == resampled_shape(volume, spacing)
+  assert labels.array.shape == image.array.shape == resampled_geometry(volume.geometry, spacing).shape
   for n, old, new, m in zip(shape, volume.spacing, spacing, image.array.shape, strict=True):
     assert m >= 1 and (abs(m - n * old / new) <= 0.5 + 2e-3 * n or m == 1)
 
@@ -265,7 +268,7 @@ def test_refining_twofold_and_going_back_changes_no_label():
 def test_a_real_ct_survives_a_detour_over_another_spacing():
   root = Path(DATA) / "ct_sample"
   image = to_canonical(nifti.read_nifti(root / "ct.nii.gz"))
-  labels = to_canonical(nifti.read_label(root / "ct_labels.nii.gz"))
+  labels = to_canonical(files.read_label(root / "ct_labels.nii.gz"))
   spacing = (2.0, 2.5, 2.5)
   fine = resample_image(image, spacing)
   assert image.array.min() <= fine.array.min() and fine.array.max() <= image.array.max()

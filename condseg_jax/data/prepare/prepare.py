@@ -11,20 +11,20 @@ import numpy as np
 import tqdm
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.classes import sides
 from condseg_jax.data import store as store_lib
-from condseg_jax.data.prepare.raw import RawCase
+from condseg_jax.data.prepare.case import Memory
+from condseg_jax.data.prepare.case import prepare_case
 from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.write import write_manifest
 from condseg_jax.errors import InputError
-from condseg_jax.formats import nifti
-from condseg_jax.formats import resample
+from condseg_jax.formats import files
 from condseg_jax.geometry import canonical_geometry
-from condseg_jax.geometry import to_canonical
-from condseg_jax.geometry import Volume
 from condseg_jax.plan import pooled_spacing
 
-# Raise it when prepared arrays change, so that stores made before are not taken for current ones.
-VERSION = 1
-WORKERS = 8  # at most; each holds a whole volume and its masks
+WORKERS = 8  # cases at a time, at most
+SLAB_WORKERS = 16  # threads that resample and compress, at most; each needs some 50 MB
+MEMORY_SHARE = 2.0  # all cases at work read at most so many times the largest volume
 
 
 def median_spacing(folders: Sequence[RawFolder]) -> tuple[float, ...]:
@@ -33,7 +33,7 @@ def median_spacing(folders: Sequence[RawFolder]) -> tuple[float, ...]:
     return (1.0, 1.0)
   training = [c for f in folders for c in f.cases if c.split == "train"]
   training = training or [c for f in folders for c in f.cases]
-  return pooled_spacing([canonical_geometry(nifti.read_geometry(c.image)).spacing
+  return pooled_spacing([canonical_geometry(files.read_header(c.image, c.series).geometry).spacing
                          for c in training])
 
 
@@ -63,10 +63,12 @@ def prepare(folder: RawFolder, out, spacing: Sequence[float] | None = None, *,
 
   with _alone(out):
     cases = _prepare_cases(folder, out, spacing, progress)
-    table = ClassTable.create(folder.classes, no_mirror=folder.no_mirror,
+    _check_positives(folder, cases)
+    no_mirror = sides(folder.classes) | dict(folder.no_mirror)
+    table = ClassTable.create(folder.classes, no_mirror=no_mirror,
                               capacity=max(64, len(folder.classes)))
-    return store_lib.write_manifest(out, modality=folder.modality, spacing=spacing, table=table,
-                                    cases=cases)
+    return write_manifest(out, modality=folder.modality, spacing=spacing, table=table,
+                          cases=cases, recipe=folder.recipe)
 
 
 @contextlib.contextmanager
@@ -85,44 +87,26 @@ def _alone(out: epath.Path) -> Iterator[None]:
 
 def _prepare_cases(folder: RawFolder, out, spacing, progress: bool) -> list[store_lib.Case]:
   # Threads suffice: decompression, resampling and compression release the interpreter's lock.
-  with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-    jobs = [pool.submit(_prepare_case, case, out, folder.modality, spacing)
+  cores = os.cpu_count() or 1
+  memory = Memory(MEMORY_SHARE)
+  with (concurrent.futures.ThreadPoolExecutor(min(SLAB_WORKERS, cores)) as slab_pool,
+        concurrent.futures.ThreadPoolExecutor(min(WORKERS, cores)) as case_pool):
+    jobs = [case_pool.submit(prepare_case, case, folder, out, spacing, memory, slab_pool)
             for case in folder.cases]
     with tqdm.tqdm(jobs, desc=f"preparing {folder.root.name}", disable=not progress) as bar:
       try:
         return [job.result() for job in bar]
       except BaseException:
-        pool.shutdown(cancel_futures=True)
+        case_pool.shutdown(cancel_futures=True)
         raise
 
 
-def _prepare_case(case: RawCase, out, modality: str, spacing) -> store_lib.Case:
-  source = ":".join([case.digest(), modality, str(VERSION), str(store_lib.VERSION),
-                     ",".join(f"{s:g}" for s in spacing)])
-  done = store_lib.finished_case(out, case.id, source)
-  if done is not None:
-    return done
-  native, masks = case.read()
-  if native.ndim != len(spacing):
-    raise InputError(case.image, f"has {native.ndim} axes, the target spacing {len(spacing)}",
-                     "give one spacing per axis")
-  image = resample.resample_image(to_canonical(native), spacing)
-  masks = [resample.resample_labels(to_canonical(Volume(mask, native.affine)), spacing).array
-           for mask in masks]
-  array = image.array if image.array.ndim > image.ndim else image.array[..., None]
-  channels = 3 if modality == "rgb" else 1
-  if array.shape[-1] != channels:
-    raise InputError(case.image, f"{array.shape[-1]} channels where {modality} has {channels}",
-                     "convert the image")
-  return store_lib.write_case(
-      out, case.id, _compact(array, modality), np.stack(masks), dataset=case.dataset,
-      split=case.split, annotated=case.annotation.classes, affine=image.affine, source=source)
-
-
-def _compact(array: np.ndarray, modality: str) -> np.ndarray:
-  """The smallest dtype that loses nothing worth having: whole HU, 8-bit colours."""
-  if modality == "rgb":
-    return np.clip(np.rint(array), 0, 255).astype(np.uint8)
-  if modality == "ct":
-    return np.clip(np.rint(array), -32768, 32767).astype(np.int16)
-  return array.astype(np.float32)
+def _check_positives(folder: RawFolder, cases: Sequence[store_lib.Case]) -> None:
+  """A class that is annotated in training cases and shows in none cannot be learned."""
+  training = [case for case in cases if case.split == "train"]
+  for name in folder.classes:
+    with_class = [case for case in training if name in case.annotated]
+    if with_class and not any(case.positives[name] for case in with_class):
+      raise InputError(folder.root, f"class {name!r} has no positive voxel in the "
+                       f"{len(with_class)} training cases that annotate it",
+                       "check its label value, or leave the class out with --keep")

@@ -1,21 +1,62 @@
 """Data as a user names it, a prepared store or raw folders, to open stores."""
 
+from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 import hashlib
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 from etils import epath
 
 from condseg_jax.data import store as store_lib
-from condseg_jax.data.prepare import camvid
-from condseg_jax.data.prepare import msd
 from condseg_jax.data.prepare import prepare as prepare_lib
+from condseg_jax.data.prepare.carve import carve_frames
+from condseg_jax.data.prepare.layouts import camvid
+from condseg_jax.data.prepare.layouts import cityscapes
+from condseg_jax.data.prepare.layouts import description
+from condseg_jax.data.prepare.layouts import folder as plain
+from condseg_jax.data.prepare.layouts import msd
+from condseg_jax.data.prepare.layouts import nnunet
+from condseg_jax.data.prepare.layouts import totalsegmentator
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.errors import InputError
 from condseg_jax.plan import same_spacing
 
-FORMATS = {"msd": (msd.matches, msd.read_msd), "camvid": (camvid.matches, camvid.read_camvid)}
+
+class Layout(NamedTuple):
+  """A layout of raw datasets.
+
+  Attributes:
+    read: folder (or file of a description) → what is there.
+    matches: whether a folder looks like it.
+    frames: a fully labelled set of frames, which training takes as single-class datasets.
+  """
+
+  read: Callable[..., RawFolder]
+  matches: Callable[[Path], bool] | None = None
+  frames: bool = False
+
+
+# What a folder can be. Those without `matches` are read only when they are named.
+FORMATS = {
+    "msd": Layout(msd.read_msd, msd.matches),
+    "nnunet": Layout(nnunet.read_nnunet, nnunet.matches),
+    "totalsegmentator": Layout(totalsegmentator.read_totalsegmentator, totalsegmentator.matches),
+    "camvid": Layout(camvid.read_camvid, camvid.matches, frames=True),
+    "cityscapes": Layout(cityscapes.read_cityscapes, cityscapes.matches, frames=True),
+    "folder": Layout(plain.read_folder),
+    "description": Layout(description.read_description),
+    **{name: Layout(functools.partial(description.read_known, name))
+       for name in description.KNOWN},
+}
+
+
+def reader(name: str, modality: str = "") -> Callable[[Path], RawFolder]:
+  """The importer of a format; `modality` is told to those that cannot know it."""
+  read = FORMATS[name].read
+  return functools.partial(read, modality=modality) if name == "folder" else read
 
 
 def find(root) -> list[store_lib.Store | RawFolder]:
@@ -29,14 +70,16 @@ def find(root) -> list[store_lib.Store | RawFolder]:
     raise InputError(root or "data.root", "does not exist" if str(root) else "is not set",
                      "name a prepared store or a raw dataset, e.g. --config.data.root=DIR",
                      usage=not str(root))
-  found = _here(path)
+  found = at(path)
   if found is not None:
     return [found]
   inside = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-  found = [f for f in map(_here, inside) if f is not None]
+  found = [f for f in map(at, inside) if f is not None]
   if not found:
+    known = [name for name, layout in FORMATS.items() if layout.matches is not None]
     raise InputError(root, "holds neither a prepared store nor a raw dataset",
-                     f"expected manifest.json, or a layout of {', '.join(FORMATS)}")
+                     f"expected manifest.json, or a layout of {', '.join(known)}; prepare others "
+                     "with condseg-prepare")
   return found
 
 
@@ -78,15 +121,21 @@ def cache_folder() -> Path:
   return Path(base) / "condseg_jax" / "prepared"
 
 
-def _here(path: epath.Path):
+def at(path: epath.Path) -> store_lib.Store | RawFolder | None:
+  """What a path itself is; None where it is neither a store nor of a layout known by its looks.
+
+  Raises:
+    InputError: it is one, and unusable.
+  """
   # One that is not finished is no reason to train without it: opening it says so.
   if (path / store_lib.MANIFEST).exists() or any((path / "cases").glob("*/image/zarr.json")):
     return store_lib.Store.open(path)
   if "://" in str(path):
     return None
-  for matches, read in FORMATS.values():
-    if matches(Path(path)):
-      return read(Path(path))
+  for layout in FORMATS.values():
+    if layout.matches is not None and layout.matches(Path(path)):
+      folder = layout.read(Path(path))
+      return carve_frames(folder) if layout.frames else folder
   return None
 
 

@@ -26,7 +26,7 @@ from condseg_jax.data.prepare.street_scene import VOID
 from condseg_jax.data.prepare.street_scene import Camera
 from condseg_jax.data.prepare.street_scene import block_of_street
 from condseg_jax.data.prepare.street_scene import car
-from condseg_jax.formats.png import write_png
+from condseg_jax.formats.picture import write_png
 
 
 def _ground(cam, rng, road, wall, sunny):

@@ -8,33 +8,33 @@
 """
 
 import collections
-from collections.abc import Sequence
 import os
 from pathlib import Path
 
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
+from condseg_jax.data.prepare.layouts import nnunet
+from condseg_jax.data.prepare.layouts.declared import modality_of
+from condseg_jax.data.prepare.layouts.declared import void_values
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.prepare.raw import RawLabel
 from condseg_jax.data.prepare.raw import read_json
+from condseg_jax.data.prepare.splits import patient_of
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
-
-_MODALITIES = {"ct": "ct", "mri": "mr", "mr": "mr", "t1": "mr", "t2": "mr"}
 
 
 def matches(root: Path) -> bool:
   """Whether a folder looks like this layout."""
-  return (root / "dataset.json").exists()
+  return (root / "dataset.json").exists() and not nnunet.matches(root)
 
 
-def read_msd(root, keep: Sequence[str] = ()) -> RawFolder:
+def read_msd(root) -> RawFolder:
   """The labelled cases of a folder.
 
   Args:
     root: the folder with `dataset.json`.
-    keep: the classes to keep annotated, whatever their case: carves a single-class dataset out of
-      a multi-class one. Empty keeps all.
 
   Raises:
     InputError: no or damaged `dataset.json`, more than one channel, an id that `splits.json` names
@@ -55,31 +55,29 @@ def read_msd(root, keep: Sequence[str] = ()) -> RawFolder:
   if len(pairs) < len(entries):
     raise InputError(path, "names two training cases alike", "give every image its own name")
 
-  # nnU-Net's name for voxels that nobody annotated.
-  void = [value for value, name in labels.items() if normal_name(name) == "ignore"]
+  annotation = Annotation.create(labels, void=void_values(labels))
   cases = []
-  for dataset, split, ids, kept in _groups(root, pairs, labels, keep):
-    annotation = Annotation.create(labels, keep=kept, void=void)
-    cases += [RawCase(i, *pairs[i], dataset, split, annotation) for i in ids]
-  return RawFolder(root, _modality(path, tree), tuple(cases))
+  for dataset, split, ids, kept in _groups(root, pairs, labels):
+    said = annotation.keep([normal_name(name) for name in kept]) if kept else annotation
+    cases += [RawCase(i, pairs[i][0], (RawLabel(pairs[i][1], said),), dataset, split,
+                      patient_of(i)) for i in ids]
+  return RawFolder(root, modality_of(path, tree), tuple(cases))
 
 
-def _groups(root, pairs, labels, keep):
+def _groups(root, pairs, labels):
   """(dataset, split, case ids, classes kept) of every group of cases."""
   splits_path = root / "splits.json"
   if not splits_path.exists():
-    return [(root.name, "train", list(pairs), keep)]
+    return [(root.name, "train", list(pairs), ())]
   splits = read_json(splits_path)
   groups = []
   for split in ("train", "val", "test"):
     members = splits.get(split, [])
     if isinstance(members, dict):
       _check_known(splits_path, members, labels)
-      wanted = {normal_name(n) for n in keep} or {normal_name(n) for n in members}
-      groups += [(normal_name(name), split, ids, [name]) for name, ids in members.items()
-                 if normal_name(name) in wanted]
+      groups += [(normal_name(name), split, ids, [name]) for name, ids in members.items()]
     elif members:
-      groups.append((root.name, split, members, keep))
+      groups.append((root.name, split, members, ()))
   for _, _, ids, _ in groups:
     for case_id in ids:
       if case_id not in pairs:
@@ -115,17 +113,3 @@ def _labels(path: Path, tree) -> dict[int, str]:
   except (TypeError, ValueError) as error:
     raise InputError(path, f'"labels" is not value → name ({error})',
                      'write {"0": "background", "1": "liver", …}') from error
-
-
-def _modality(path: Path, tree) -> str:
-  channels = tree.get("modality") or tree.get("channel_names") or {}
-  if not isinstance(channels, dict):
-    raise InputError(path, f"modality {channels!r}", 'write {"0": "CT"}')
-  if len(channels) != 1:
-    raise InputError(path, f"{len(channels)} channels", "give images of one channel, and name it "
-                     'in "modality": {"0": "CT"}')
-  name = str(next(iter(channels.values()))).strip().lower()
-  if name not in _MODALITIES:
-    raise InputError(path, f"modality {name!r} is not known",
-                     f"one of {', '.join(sorted(_MODALITIES))}")
-  return _MODALITIES[name]

@@ -1,4 +1,4 @@
-"""Importer of the CamVid layout of street scenes, single-class datasets included.
+"""Importer of the CamVid layout of street scenes.
 
     DIR/classes.json    {"classes": [names in the order of their label values], "ignore": value}
     DIR/train/*.png     colour images; DIR/trainannot/*.png their label pictures
@@ -12,11 +12,11 @@ from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.prepare.raw import RawLabel
 from condseg_jax.data.prepare.raw import read_json
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 
-BLOCK = 6
 # A street scene upside down is none; left and right it may be mirrored.
 NO_MIRROR = ("H",)
 
@@ -26,15 +26,8 @@ def matches(root: Path) -> bool:
   return (root / "classes.json").exists() and (root / "trainannot").is_dir()
 
 
-def read_camvid(root, block: int = BLOCK) -> RawFolder:
-  """The labelled frames of a folder.
-
-  Args:
-    root: the folder with `classes.json`.
-    block: training frames are dealt to the classes in blocks of this many consecutive frames,
-      round-robin: a block's dataset annotates its one class, whatever the frames show. Neighbouring
-      frames are near duplicates, so smaller pieces would let two datasets share a view. 0 leaves
-      every frame annotated with every class.
+def read_camvid(root) -> RawFolder:
+  """The labelled frames of a folder, each annotated with every class.
 
   Raises:
     InputError: damaged `classes.json`, a picture without label, or no pictures.
@@ -55,15 +48,12 @@ def read_camvid(root, block: int = BLOCK) -> RawFolder:
   for split in ("train", "val", "test"):
     if not (root / split).is_dir():
       continue
-    for i, image in enumerate(files.list_images(root / split)):
+    for image in files.list_images(root / split):
       label = root / f"{split}annot" / image.name
       if not label.exists():
         raise InputError(image, "has no label picture", f"expected {label}")
-      dataset, annotation = root.name, everything
-      if split == "train" and block:
-        dataset = names[i // block % len(names)]
-        annotation = Annotation({dataset: values[dataset]}, (ignore,), known)
-      cases.append(RawCase(files.stem(image), image, label, dataset, split, annotation))
+      cases.append(RawCase(files.stem(image), image, (RawLabel(label, everything),), root.name,
+                           split))
   if not cases:
     raise InputError(root, "holds no pictures", "expected train/*.png and trainannot/*.png")
   return RawFolder(root, "rgb", tuple(cases), {name: NO_MIRROR for name in names})

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from condseg_jax.errors import InputError
-from condseg_jax.formats.png import read_png, write_png
+from condseg_jax.formats.picture import read_picture, write_png
 
 DATA = os.environ.get("CONDSEG_TEST_DATA")
 RNG = np.random.default_rng(0)
@@ -18,7 +18,7 @@ RNG = np.random.default_rng(0)
 def test_eight_bit_pictures_come_back(tmp_path, shape):
   array = RNG.integers(0, 256, shape).astype(np.uint8)
   write_png(tmp_path / "a.png", array)
-  volume = read_png(tmp_path / "a.png")
+  volume = read_picture(tmp_path / "a.png")
   assert volume.array.dtype == np.uint8 and volume.array.flags.writeable
   np.testing.assert_array_equal(volume.array, array)
   np.testing.assert_array_equal(volume.affine, np.eye(3))
@@ -29,7 +29,7 @@ def test_eight_bit_pictures_come_back(tmp_path, shape):
 def test_sixteen_bit_grey_comes_back(tmp_path):
   array = RNG.integers(0, 65536, (5, 7)).astype(np.uint16)
   write_png(tmp_path / "a.png", array)
-  volume = read_png(tmp_path / "a.png")
+  volume = read_picture(tmp_path / "a.png")
   assert volume.array.dtype == np.uint16
   np.testing.assert_array_equal(volume.array, array)
 
@@ -43,7 +43,7 @@ def test_sixteen_bit_grey_comes_back(tmp_path):
 ])
 def test_other_integers_take_the_depth_they_need(tmp_path, array, dtype):
   write_png(tmp_path / "a.png", array)
-  volume = read_png(tmp_path / "a.png")
+  volume = read_picture(tmp_path / "a.png")
   assert volume.array.dtype == dtype
   np.testing.assert_array_equal(volume.array, array)
 
@@ -65,7 +65,7 @@ def test_palette_pictures_give_indices(tmp_path, colors):
   picture = Image.frombytes("P", (20, 10), index.tobytes())
   picture.putpalette([value for i in range(colors) for value in (255 - i, i, 77)])
   picture.save(tmp_path / "a.png")  # Pillow stores 1, 2, 4 or 8 bits per pixel here
-  np.testing.assert_array_equal(read_png(tmp_path / "a.png").array, index)
+  np.testing.assert_array_equal(read_picture(tmp_path / "a.png").array, index)
 
 
 def test_a_palette_with_transparency_still_gives_indices(tmp_path):
@@ -73,7 +73,7 @@ def test_a_palette_with_transparency_still_gives_indices(tmp_path):
   picture = Image.frombytes("P", (4, 3), index.tobytes())
   picture.putpalette(list(range(36)))
   picture.save(tmp_path / "a.png", transparency=0)
-  np.testing.assert_array_equal(read_png(tmp_path / "a.png").array, index)
+  np.testing.assert_array_equal(read_picture(tmp_path / "a.png").array, index)
 
 
 @pytest.mark.parametrize("channels", [2, 4])
@@ -81,13 +81,13 @@ def test_alpha_is_dropped_and_colour_kept(tmp_path, channels):
   array = RNG.integers(0, 256, (5, 7, channels)).astype(np.uint8)
   Image.fromarray(array).save(tmp_path / "a.png")
   expected = array[..., 0] if channels == 2 else array[..., :3]
-  np.testing.assert_array_equal(read_png(tmp_path / "a.png").array, expected)
+  np.testing.assert_array_equal(read_picture(tmp_path / "a.png").array, expected)
 
 
 def test_one_bit_pictures_are_zero_and_one(tmp_path):
   array = RNG.integers(0, 2, (5, 7)).astype(bool)
   Image.fromarray(array).save(tmp_path / "a.png")
-  volume = read_png(tmp_path / "a.png")
+  volume = read_picture(tmp_path / "a.png")
   assert volume.array.dtype == np.uint8
   np.testing.assert_array_equal(volume.array, array)
 
@@ -99,14 +99,14 @@ def test_sixteen_bit_colour_is_refused_instead_of_halved(tmp_path):
     data[25] = color
     (tmp_path / "b.png").write_bytes(data)
     with pytest.raises(InputError, match="16 bits"):
-      read_png(tmp_path / "b.png")
+      read_picture(tmp_path / "b.png")
 
 
 def test_animations_are_refused(tmp_path):
   frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (0, 200)]
   frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
   with pytest.raises(InputError, match="2 frames"):
-    read_png(tmp_path / "a.png")
+    read_picture(tmp_path / "a.png")
 
 
 def test_files_that_are_no_png_say_why(tmp_path):
@@ -120,19 +120,19 @@ def test_files_that_are_no_png_say_why(tmp_path):
     path = tmp_path / f"{name}.png"
     path.write_bytes(content)
     with pytest.raises(InputError, match=reason) as caught:
-      read_png(path)
+      read_picture(path)
     assert caught.value.subject == str(path) and caught.value.cure
   with pytest.raises(InputError, match="does not exist"):
-    read_png(tmp_path / "missing.png")
+    read_picture(tmp_path / "missing.png")
   with pytest.raises(InputError, match="folder"):
-    read_png(tmp_path)
+    read_picture(tmp_path)
 
 
 def test_a_picture_too_large_to_decode_is_an_input_error(tmp_path, monkeypatch):
   write_png(tmp_path / "a.png", np.zeros((40, 40), np.uint8))
   monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
   with pytest.raises(InputError, match="too large"):
-    read_png(tmp_path / "a.png")
+    read_picture(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
@@ -166,8 +166,8 @@ def test_an_unusable_target_is_an_input_error(tmp_path):
 def test_street_scenes_and_their_labels():
   root = Path(DATA) / "camvid"
   for path in sorted((root / "train").glob("*.png"))[:3]:
-    image = read_png(path)
-    label = read_png(root / "trainannot" / path.name)
+    image = read_picture(path)
+    label = read_picture(root / "trainannot" / path.name)
     assert image.array.shape == (180, 240, 3) and image.array.dtype == np.uint8
     assert label.array.shape == (180, 240) and label.array.dtype == np.uint8
     assert label.array.max() <= 11

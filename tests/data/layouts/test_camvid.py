@@ -9,7 +9,7 @@ import pytest
 from condseg_jax.data.prepare.camvid import matches
 from condseg_jax.data.prepare.camvid import read_camvid
 from condseg_jax.errors import InputError
-from condseg_jax.formats.png import write_png
+from condseg_jax.formats.picture import write_png
 
 NAMES = ["sky", "road", "car"]
 VOID = 3

@@ -1,0 +1,240 @@
+"""Reads everything under a folder and collects all that is wrong with it."""
+
+import collections
+from collections.abc import Callable, Iterable, Sequence
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+from pathlib import Path
+
+from etils import epath
+import numpy as np
+import tqdm
+
+from condseg_jax.classes import POSITIVE
+from condseg_jax.data.prepare import sources
+from condseg_jax.data.prepare.findings import ERROR
+from condseg_jax.data.prepare.findings import Finding
+from condseg_jax.data.prepare.findings import WARNING
+from condseg_jax.data.prepare.raw import RawCase
+from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.prepare.raw import RawLabel
+from condseg_jax.data.prepare.verify_store import check_store
+from condseg_jax.data.prepare.verify_store import is_store
+from condseg_jax.errors import InputError
+from condseg_jax.formats import files
+from condseg_jax.formats.voxels import to_labels
+from condseg_jax.geometry import corner_distance
+from condseg_jax.geometry import match_grid
+from condseg_jax.geometry import QUIET_CORNER_MM
+from condseg_jax.geometry import shear
+from condseg_jax.geometry import tolerance
+from condseg_jax.geometry import turn_to
+from condseg_jax.geometry import Volume
+
+WORKERS = 4  # cases at a time; each is in memory with its labels
+MAX_SHEAR_DEGREES = 0.1
+FEW = 4  # with fewer cases nothing can be called an outlier
+SPACING_FACTOR = 4.0  # from the median of the dataset, along any axis
+INTENSITY_SPREAD = 8.0  # in robust standard deviations
+INTENSITY_HU = 150.0  # and at least so far from the median
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What is remembered of a case once it was read.
+
+  Attributes:
+    folder, case: where it comes from.
+    digest: of its voxels; "" where they could not be read.
+    spacing: along the axes of the file.
+    positives: class → number of positive voxels, of the labels that could be read.
+    intensity: mean of the image where some class is; NaN where none is.
+  """
+
+  folder: RawFolder
+  case: RawCase
+  digest: str = ""
+  spacing: tuple[float, ...] = ()
+  positives: dict[str, int] = dataclasses.field(default_factory=dict)
+  intensity: float = float("nan")
+
+
+def verify(root, read: Callable[[Path], RawFolder] | None = None, *,
+           progress: bool = True) -> tuple[list[Finding], int]:
+  """Checks raw datasets and prepared stores.
+
+  Args:
+    root: a store, a raw dataset, or a folder of these.
+    read: importer for a layout that is not known by its looks.
+    progress: show a progress bar.
+
+  Returns:
+    All findings, and how many cases were read.
+
+  Raises:
+    InputError: nothing there that could be checked.
+  """
+  findings, folders, count = [], [], 0
+  for path in _datasets(epath.Path(root), read):
+    if is_store(path):
+      found, cases = check_store(path, progress=progress)
+      findings, count = findings + found, count + cases
+      continue
+    try:
+      folders.append(read(Path(path)) if read else sources.at(path))
+    except InputError as error:
+      findings.append(Finding.of(error))
+  jobs = [(folder, case) for folder in folders for case in folder.cases]
+  facts = []
+  with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+    results = pool.map(lambda job: _examined(*job), jobs)
+    for fact, found in tqdm.tqdm(results, total=len(jobs), desc="verifying",
+                                 disable=not progress or not jobs):
+      facts.append(fact)
+      findings += found
+  for folder in folders:
+    mine = [fact for fact in facts if fact.folder is folder]
+    findings += [*_classes(folder, mine), *_outliers(mine)]
+  return findings + list(_leaks(facts)), count + len(jobs)
+
+
+def _datasets(root: epath.Path, read) -> list[epath.Path]:
+  """The folders to check: the path itself, or those in it that are something."""
+  if not root.exists():
+    raise InputError(root, "does not exist", "check the path")
+
+  def usable(path):
+    try:
+      return is_store(path) or sources.at(path) is not None
+    except InputError:
+      return True
+  if read or usable(root):
+    return [root]
+  found = [p for p in sorted(root.iterdir()) if p.is_dir() and usable(p)] if root.is_dir() else []
+  if not found:
+    raise InputError(root, "holds neither a prepared store nor a raw dataset",
+                     "name the dataset, and its layout with --format")
+  return found
+
+
+def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
+  try:
+    image = files.read_volume(case.image, case.series)
+  except InputError as error:
+    return Facts(folder, case), [Finding.of(error)]
+  findings = []
+  angle = shear(image.affine)
+  if angle > MAX_SHEAR_DEGREES:
+    findings.append(Finding(WARNING, "direction", str(case.image),
+                            f"its axes miss the right angle by {angle:.2g} degrees",
+                            "resample it onto perpendicular axes, e.g. with dcm2niix"))
+  positives, union = {}, np.zeros(image.geometry.shape, bool)
+  for label in case.labels:
+    found, volume = _label(case, image, label)
+    findings += found
+    if volume is not None:
+      for name in label.annotation.classes:
+        mask = label.annotation.mask(volume.array, name) == POSITIVE
+        positives[name] = int(np.count_nonzero(mask))
+        union |= mask
+  array = image.array if image.array.ndim == image.ndim else image.array.mean(-1)
+  intensity = float(array[union].mean(dtype=np.float64)) if union.any() else float("nan")
+  if array.min() == array.max():
+    findings.append(Finding(WARNING, "constant_image", str(case.image),
+                            f"every voxel is {array.flat[0]:g}", "convert the original again"))
+  digest = hashlib.sha256(str((image.array.dtype, image.array.shape)).encode())
+  digest.update(np.ascontiguousarray(image.array.T))
+  return Facts(folder, case, digest.hexdigest(), image.spacing, positives, intensity), findings
+
+
+def _label(case: RawCase, image: Volume, label: RawLabel) -> tuple[list[Finding], Volume | None]:
+  """What is wrong with a label map, and the map if it can be used."""
+  findings = []
+  try:
+    stored = files.read_volume(label.path)
+    volume = to_labels(label.path, stored)
+    if stored.array.dtype.kind == "f":
+      findings.append(Finding(WARNING, "float_label", str(label.path),
+                              f"labels stored as {stored.array.dtype}", "store them as uint8"))
+    turned = turn_to(image.geometry, volume)
+    if turned.geometry.shape == image.geometry.shape:
+      distance = corner_distance(image.geometry, turned.geometry)
+      if QUIET_CORNER_MM < distance <= tolerance(image.geometry):
+        findings.append(Finding(WARNING, "affine", str(label.path),
+                                f"lies {distance:.2g} mm away from the image",
+                                "copy the affine of the image, if it is the right one"))
+        turned = Volume(turned.array, image.affine)
+    volume = match_grid(case.image, image.geometry, label.path, turned)
+    label.annotation.check(volume.array, label.path)
+  except InputError as error:
+    return [*findings, _told(error)], None
+  return findings, volume
+
+
+def _told(error: InputError) -> Finding:
+  if error.kind == "mask_0_255":
+    return Finding(ERROR, error.kind, error.subject, "is a mask of 0 and 255, but 255 is no "
+                   "declared label value", "declare 255 as the class's value, or store 0 and 1")
+  return Finding.of(error)
+
+
+def _classes(folder: RawFolder, facts: Sequence[Facts]) -> Iterable[Finding]:
+  """Classes that no case shows, and masks without a voxel of theirs."""
+  for name in folder.classes:
+    read = [fact for fact in facts if name in fact.positives]
+    empty = [fact for fact in read if not fact.positives[name]]
+    if read and len(empty) == len(read):
+      yield Finding(ERROR, "class_nowhere", str(folder.root),
+                    f"no case has a voxel of the class {name!r}",
+                    "correct its label value, or leave it out with --keep")
+    elif empty:
+      ids = ", ".join(fact.case.id for fact in empty)
+      yield Finding(WARNING, "empty_mask", str(folder.root),
+                    f"{len(empty)} of {len(read)} masks of {name!r} are empty: {ids}",
+                    "check that the class is really absent there")
+
+
+def _outliers(facts: Sequence[Facts]) -> Iterable[Finding]:
+  read = [fact for fact in facts if fact.spacing]
+  axes = collections.Counter(len(fact.spacing) for fact in read).most_common(1)
+  for fact in read:
+    if len(fact.spacing) != axes[0][0]:
+      yield Finding(ERROR, f"{len(fact.spacing)}-D", str(fact.case.image),
+                    f"has {len(fact.spacing)} axes, the others {axes[0][0]}", "leave it out")
+  read = [fact for fact in read if len(fact.spacing) == axes[0][0]]
+  if len(read) >= FEW:
+    usual = np.median([fact.spacing for fact in read], axis=0)
+    for fact in read:
+      if np.abs(np.log(np.divide(fact.spacing, usual))).max() > np.log(SPACING_FACTOR):
+        told = " x ".join(f"{s:g}" for s in fact.spacing)
+        yield Finding(WARNING, "spacing_outlier", str(fact.case.image),
+                      f"spacing {told} mm, usual {' x '.join(f'{s:g}' for s in usual)} mm",
+                      "check the voxel size in its header")
+  # Only CT has a unit.
+  known = [f for f in read if np.isfinite(f.intensity) and f.folder.modality == "ct"]
+  if len(known) >= FEW:
+    values = np.array([fact.intensity for fact in known])
+    middle = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - middle))
+    for fact in known:
+      if abs(fact.intensity - middle) > max(INTENSITY_HU, INTENSITY_SPREAD * spread):
+        yield Finding(WARNING, "intensity_outlier", str(fact.case.image),
+                      f"mean {fact.intensity:.0f} HU where classes are, usual {middle:.0f} HU",
+                      "check that it is stored in HU (rescale slope and intercept)")
+
+
+def _leaks(facts: Sequence[Facts]) -> Iterable[Finding]:
+  """Images that are in more than one split: scores on them would flatter."""
+  same = collections.defaultdict(list)
+  for fact in facts:
+    if fact.digest:
+      same[fact.digest].append(fact)
+  for group in same.values():
+    first = group[0]
+    others = [fact for fact in group if fact.case.split != first.case.split]
+    if others:
+      yield Finding(ERROR, "duplicate", str(others[0].case.image),
+                    f"has the same voxels as {first.case.image} in the split {first.case.split}, "
+                    f"and is in {others[0].case.split}", "remove one of them")
