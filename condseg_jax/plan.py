@@ -4,7 +4,7 @@ Spacing and intensity statistics are pooled over the whole training set. Nothing
 the dataset or the class: it would tell the network the class, and a new image has no dataset.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from condseg_jax.errors import InputError
 
 MODALITIES = ("ct", "mr", "rgb")
+MIN_FEATURES = 4  # voxels that every axis keeps at the coarsest level
+MAX_LEVELS = 5  # poolings, as in the paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,3 +111,58 @@ def same_spacing(a: Sequence[float], b: Sequence[float]) -> bool:
 def pooled_spacing(spacings: Sequence[Sequence[float]]) -> tuple[float, ...]:
   """The median spacing of a training set, axis by axis."""
   return tuple(float(s) for s in np.median(np.asarray(spacings, np.float64), axis=0))
+
+
+def pooling_strides(shape: Sequence[int], spacing: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+  """Strides of the levels of a network for inputs of a shape, finest first.
+
+  An axis is halved while half of it keeps `MIN_FEATURES` voxels and its spacing is less than twice
+  the finest: an anisotropic volume becomes isotropic before all axes are halved together (after
+  Isensee et al., nnU-Net, 2021). At least one level, at most `MAX_LEVELS`.
+  """
+  shape, spacing = list(shape), list(spacing)
+  strides = []
+  while len(strides) < MAX_LEVELS:
+    wide = [axis for axis, size in enumerate(shape) if size >= 2 * MIN_FEATURES]
+    finest = min((spacing[axis] for axis in wide), default=0)
+    halved = [axis for axis in wide if spacing[axis] < 2 * finest]
+    if not halved:
+      break
+    strides.append(tuple(2 if axis in halved else 1 for axis in range(len(shape))))
+    for axis in halved:
+      shape[axis], spacing[axis] = -(-shape[axis] // 2), 2 * spacing[axis]
+  return tuple(strides) or (tuple(2 if size > 1 else 1 for size in shape),)
+
+
+def fit_subvolume(
+    shape: Sequence[int], spacing: Sequence[float],
+    cost: Callable[[tuple[int, ...], tuple[tuple[int, ...], ...]], float],
+    budget: float) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+  """The largest subvolume that fits into a budget, and the strides that go with it.
+
+  It begins with the usual shape of the images; the axis that is longest in mm is shortened until
+  the budget suffices, so that the rest grows isotropic.
+
+  Args:
+    shape: median shape of the prepared images.
+    spacing: of their voxels.
+    cost: (subvolume, strides) → bytes.
+    budget: in bytes.
+
+  Raises:
+    InputError: the smallest subvolume does not fit.
+  """
+  shape = [int(round(size)) for size in shape]
+  while True:
+    strides = pooling_strides(shape, spacing)
+    unit = np.prod(strides, axis=0)
+    subvolume = tuple(int(-(-size // u) * u) for size, u in zip(shape, unit, strict=True))
+    if cost(subvolume, strides) <= budget:
+      return subvolume, strides
+    longest = sorted(range(len(shape)), key=lambda axis: -subvolume[axis] * spacing[axis])
+    axis = next((a for a in longest if subvolume[a] > max(unit[a], MIN_FEATURES)), None)
+    if axis is None:
+      raise InputError("data.memory_gb", f"{budget / 1e9:g} GB do not hold a subvolume of "
+                       f"{subvolume}", "give more memory, a smaller batch or fewer channels",
+                       usage=True)
+    shape[axis] = subvolume[axis] - int(unit[axis])

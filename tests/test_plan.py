@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from condseg_jax.errors import InputError
+from condseg_jax.plan import fit_subvolume
+from condseg_jax.plan import MIN_FEATURES
 from condseg_jax.plan import Plan
+from condseg_jax.plan import pooling_strides
 from condseg_jax.plan import pooled_spacing
 from condseg_jax.plan import same_spacing
 
@@ -137,3 +140,46 @@ def test_spacings_are_one_but_for_rounding():
   assert same_spacing((3.0, 0.8, 0.8), (3.0, 0.8, 0.80001))
   assert not same_spacing((3.0, 0.8, 0.8), (3.0, 0.8, 0.81))
   assert not same_spacing((1.0, 1.0), (1.0, 1.0, 1.0))
+
+
+# --- fitting ------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("shape", "spacing", "expected"), [
+    ((64, 64, 64), (1.0, 1.0, 1.0), ((2, 2, 2),) * 4),
+    ((32, 256, 256), (2.5, 0.8, 0.8), ((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2), (1, 2, 2))),
+    ((4, 32, 32), (5.0, 1.0, 1.0), ((1, 2, 2),) * 3),
+    ((512, 512), (1.0, 1.0), ((2, 2),) * 5),
+    ((7, 7, 7), (1.0, 1.0, 1.0), ((2, 2, 2),)),
+    ((1, 40, 40), (1.0, 1.0, 1.0), ((1, 2, 2),) * 3),
+])
+def test_axes_are_halved_while_they_are_fine_and_long_enough(shape, spacing, expected):
+  assert pooling_strides(shape, spacing) == expected
+
+
+def voxels(subvolume, strides):
+  return float(np.prod(subvolume))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(8, 400), st.floats(0.3, 6)), min_size=2, max_size=3),
+       st.floats(3, 7))
+def test_the_subvolume_fits_its_budget_and_its_strides(axes, digits):
+  shape, spacing = zip(*axes, strict=True)
+  subvolume, strides = fit_subvolume(shape, spacing, voxels, 10**digits)
+  unit = np.prod(strides, axis=0)
+  assert voxels(subvolume, strides) <= 10**digits
+  assert not np.any(np.mod(subvolume, unit)) and min(subvolume) >= MIN_FEATURES
+  assert all(size < n + u for size, n, u in zip(subvolume, shape, unit, strict=True))
+
+
+def test_more_memory_is_used_and_all_of_the_image_at_last():
+  sizes = [voxels(*fit_subvolume((100, 200, 200), (2.0, 1.0, 1.0), voxels, budget))
+           for budget in (1e4, 1e5, 1e6, 1e9)]
+  assert sizes == sorted(sizes) and sizes[0] > 1e4 / 4 and sizes[-1] >= 100 * 200 * 200
+  subvolume, _ = fit_subvolume((100, 200, 200), (2.0, 1.0, 1.0), voxels, 1e6)
+  extent = np.multiply(subvolume, (2.0, 1.0, 1.0))
+  assert extent.max() / extent.min() < 1.5
+
+
+def test_a_budget_too_small_for_anything():
+  with pytest.raises(InputError, match="memory_gb"):
+    fit_subvolume((64, 64, 64), (1.0, 1.0, 1.0), voxels, 10)

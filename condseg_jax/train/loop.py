@@ -28,6 +28,9 @@ from condseg_jax.train.clock import Clock
 from condseg_jax.train.clock import Interrupt
 from condseg_jax.train.optimizer import make_optimizer
 from condseg_jax.train.optimizer import make_schedule
+from condseg_jax.train.planning import make_plan
+from condseg_jax.train.planning import plan_record
+from condseg_jax.train.planning import recorded_plan
 from condseg_jax.train.record import Record
 from condseg_jax.train.record import trim_metrics
 from condseg_jax.train.state import TrainState
@@ -67,13 +70,13 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   training, held_out = [p[0] for p in parts], [p[1] for p in parts if p[1].cases]
   if recorded is None:
     table = class_table(training, stores, data)
-    foreground = [c.intensities for d in training for c in d.cases]
-    plan = Plan.pooled(stores[0].modality, stores[0].spacing, data["subvolume"], foreground)
+    config, plan = make_plan(config, training, table)
   else:
     table, plan = recorded.table, recorded.plan
+    config = recorded_plan(config, recorded.config)
     _check_same_model(recorded, config, workdir)
-    _check_same_plan(plan, stores[0], data["subvolume"], workdir)
-  record = ModelRecord(config, table, plan)
+    _check_same_plan(plan, stores[0], config["data"]["subvolume"], workdir)
+  data, record = config["data"], ModelRecord(config, table, plan)
 
   # --- network and step -----------------------------------------------------------------------
   settings = config["train"]
@@ -107,6 +110,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
       classes_per_image=data["classes_per_image"], process_index=jax.process_index(),
       process_count=jax.process_count())
   writer = Record(workdir, config, resumed=last is not None)
+  writer.plan(plan_record(config, training, table, plan))
   clock = Clock(first, settings["steps"])
   since_log, results, status = [], {}, "finished"
 

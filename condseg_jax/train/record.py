@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: metrics.jsonl, TensorBoard events, run.json."""
+"""What a run leaves behind for people: metrics.jsonl, TensorBoard events, run.json, plan.json."""
 
 from collections.abc import Mapping
 import importlib.metadata
@@ -37,6 +37,11 @@ class Record:
       self._folder.mkdir(parents=True, exist_ok=True)
       self._events = tensorboardX.SummaryWriter(str(self._folder / "tensorboard"))
       self.finish("running", {})
+
+  def plan(self, tree: Mapping) -> None:
+    """Writes plan.json: how images become input, and the training set that this was drawn from."""
+    if self._writes:
+      write_text(self._folder / "plan.json", json.dumps(tree, indent=1))
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
     """One line in metrics.jsonl and one point per value in TensorBoard; NaN is null."""

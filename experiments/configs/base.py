@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
       root="",
       cache="",  # where raw data is prepared; the user's cache folder when empty
       spacing=(),  # D H W in mm; the median of the training cases when empty
+      plan="config",  # or auto: subvolume and model.strides as the data and memory_gb allow
+      memory_gb=8.0,  # for a step on one device, with plan auto
       subvolume=(32, 64, 64),  # D H W in voxels: the network's input and the window of prediction
       batch_size=2,  # over all devices
       batch_class="mixed",  # or single: one class per batch, as in the paper

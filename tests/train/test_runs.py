@@ -15,6 +15,7 @@ import pytest
 from tiny import overrides
 from tiny import write_datasets
 
+import condseg_jax
 from condseg_jax.cli.train import main
 from condseg_jax.train.checkpoint import Checkpoints
 
@@ -148,3 +149,26 @@ def test_two_processes_equal_one(driver, root, tmp_path, one_process):
   run = json.loads((tmp_path / "run.json").read_text())
   assert run["devices"]["processes"] == 2 and run["devices"]["devices"] == 2
   assert max(differences(one_process, parameters(tmp_path))) < 1e-5
+
+
+def test_the_automatic_plan_trains_resumes_and_predicts(root, tmp_path):
+  """Subvolume and strides follow from data and memory, and stay when the run goes on."""
+  changes = {"data.plan": "auto", "data.memory_gb": 0.05, "model.strides": None,
+             "model.depth": None, "data.subvolume": None, "train.steps": 2}
+  assert main(arguments(root, tmp_path / "run", **changes)) == 0
+  tree = json.loads((tmp_path / "run" / "plan.json").read_text())
+  assert 0 < tree["memory_gb"] <= 0.05 and set(tree["datasets"]) == {"ball", "box"}
+  checkpoints = Checkpoints(tmp_path / "run", read_only=True)
+  record = checkpoints.read_record(2)
+  checkpoints.close()
+  assert list(record.plan.subvolume) == tree["plan"]["subvolume"]
+  assert [list(s) for s in record.config["model"]["strides"]] == tree["strides"]
+  assert len(record.config["model"]["depth"]) == len(tree["strides"]) + 1
+  # More memory now: what was decided stays decided.
+  changes |= {"data.memory_gb": 50.0, "train.steps": 3}
+  assert main(arguments(root, tmp_path / "run", **changes)) == 0
+  assert json.loads((tmp_path / "run" / "plan.json").read_text())["plan"] == tree["plan"]
+  image = next((root / "test" / "imagesTr").glob("*.nii.gz"))
+  volume = condseg_jax.read(image)
+  label = condseg_jax.load(tmp_path / "run").predict(volume).label
+  assert label.array.shape == volume.array.shape

@@ -68,10 +68,7 @@ def prepare_case(case: RawCase, folder: RawFolder, out, spacing, memory: Memory,
   Raises:
     InputError: the case is not usable.
   """
-  alterations = folder.alterations if case.split == "train" else ()
-  source = ":".join([case.digest(), folder.modality, str(VERSION), str(store_lib.VERSION),
-                     ",".join(f"{s:g}" for s in spacing),
-                     json.dumps([[type(a).__name__, dataclasses.asdict(a)] for a in alterations])])
+  alterations, source = _alterations(case, folder), source_of(case, folder, spacing)
   done = finished_case(out, case.id, source)
   if done is not None:
     return done
@@ -105,6 +102,17 @@ def prepare_case(case: RawCase, folder: RawFolder, out, spacing, memory: Memory,
   facts = CaseFacts(case.id, case.dataset, case.split, case.classes, canonical, source)
   return write_case(out, facts, grid, image(), masks(), channels=channels,
                     dtype=DTYPES[folder.modality], pool=pool)
+
+
+def source_of(case: RawCase, folder: RawFolder, spacing) -> str:
+  """What a prepared case depends on: its files, and the way they are prepared."""
+  changes = [[type(a).__name__, dataclasses.asdict(a)] for a in _alterations(case, folder)]
+  return ":".join([case.digest(), folder.modality, str(VERSION), str(store_lib.VERSION),
+                   ",".join(f"{s:g}" for s in spacing), json.dumps(changes)])
+
+
+def _alterations(case: RawCase, folder: RawFolder):
+  return folder.alterations if case.split == "train" else ()
 
 
 def _image_rows(array: np.ndarray, shape, rows: slice, modality: str) -> np.ndarray:

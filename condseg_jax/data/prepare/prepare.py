@@ -4,15 +4,18 @@ from collections.abc import Iterator, Sequence
 import concurrent.futures
 import contextlib
 import fcntl
+import json
 import os
 
 from etils import epath
 import numpy as np
 import tqdm
 
+from condseg_jax.atomic import write_text
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import sides
 from condseg_jax.data import store as store_lib
+from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.prepare.case import Memory
 from condseg_jax.data.prepare.case import prepare_case
 from condseg_jax.data.prepare.raw import RawFolder
@@ -67,6 +70,7 @@ def prepare(folder: RawFolder, out, spacing: Sequence[float] | None = None, *,
     no_mirror = sides(folder.classes) | dict(folder.no_mirror)
     table = ClassTable.create(folder.classes, no_mirror=no_mirror,
                               capacity=max(64, len(folder.classes)))
+    write_text(out / "fingerprint.json", json.dumps(fingerprint(cases), indent=1))
     return write_manifest(out, modality=folder.modality, spacing=spacing, table=table,
                           cases=cases, recipe=folder.recipe)
 

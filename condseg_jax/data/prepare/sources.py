@@ -13,6 +13,7 @@ from etils import epath
 from condseg_jax.data import store as store_lib
 from condseg_jax.data.prepare import prepare as prepare_lib
 from condseg_jax.data.prepare.carve import carve_frames
+from condseg_jax.data.prepare.case import source_of
 from condseg_jax.data.prepare.layouts import camvid
 from condseg_jax.data.prepare.layouts import cityscapes
 from condseg_jax.data.prepare.layouts import description
@@ -141,8 +142,7 @@ def at(path: epath.Path) -> store_lib.Store | RawFolder | None:
 
 def _key(folder: RawFolder, spacing) -> str:
   """Digest of all that the prepared store depends on."""
-  parts = [case.digest() for case in folder.cases]
-  parts.append(f"{prepare_lib.VERSION} {store_lib.VERSION} {folder.modality} {tuple(spacing)}")
+  parts = [source_of(case, folder, spacing) for case in folder.cases]
   return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

@@ -1,0 +1,56 @@
+"""What a training set is like: sizes, spacings and intensities, of each dataset and of all."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from condseg_jax.data.store import Case
+
+PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
+
+
+def fingerprint(cases: Iterable[Case]) -> dict:
+  """The fingerprint of the training cases (of all cases where none is for training), for JSON.
+
+  Returns:
+    {"datasets": {name: summary}, "pooled": summary}, where a summary holds the number of cases, the
+    classes they annotate, minimum, median and maximum of native and prepared shape and of native
+    spacing (D H W), and the percentiles, mean and sd of the intensities of positive voxels; every
+    case weighs the same there, and None stands for no positive voxel.
+  """
+  cases = list(cases)
+  cases = [case for case in cases if case.split == "train"] or cases
+  datasets: dict[str, list[Case]] = {}
+  for case in cases:
+    datasets.setdefault(case.dataset, []).append(case)
+  return {"datasets": {name: _summary(some) for name, some in datasets.items()},
+          "pooled": _summary(cases)}
+
+
+def _summary(cases: Sequence[Case]) -> dict:
+  return {
+      "cases": len(cases),
+      "annotated": list(dict.fromkeys(name for case in cases for name in case.annotated)),
+      "native_shape": _spread([case.native_shape for case in cases]),
+      "native_spacing": _spread([case.native_spacing for case in cases]),
+      "shape": _spread([case.shape for case in cases]),
+      "intensity": _intensity([case.intensities for case in cases if case.intensities]),
+  }
+
+
+def _spread(rows: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+  values = np.asarray(rows, np.float64)
+  return {"min": values.min(0).tolist(), "median": np.median(values, axis=0).tolist(),
+          "max": values.max(0).tolist()}
+
+
+def _intensity(samples: Sequence[Sequence[float]]) -> dict[str, float] | None:
+  if not samples:
+    return None
+  values = np.concatenate([np.asarray(s, np.float64) for s in samples])
+  weights = np.concatenate([np.full(len(s), 1 / len(s)) for s in samples])
+  mean = float(np.average(values, weights=weights))
+  sd = float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
+  points = np.percentile(values, PERCENTILES, method="inverted_cdf", weights=weights)
+  return {**{f"p{p:g}": float(x) for p, x in zip(PERCENTILES, points, strict=True)},
+          "mean": mean, "sd": sd}

@@ -1,0 +1,75 @@
+"""The plan of a run: as the config says, or fitted to the data and to a memory budget."""
+
+from collections.abc import Mapping, Sequence
+import copy
+
+import jax
+import numpy as np
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.data.fingerprint import fingerprint
+from condseg_jax.data.pipeline import Dataset
+from condseg_jax.errors import InputError
+from condseg_jax.models.build import build_model
+from condseg_jax.models.memory import training_bytes
+from condseg_jax.plan import fit_subvolume
+from condseg_jax.plan import Plan
+
+PLANS = ("config", "auto")
+
+
+def make_plan(config: Mapping, training: Sequence[Dataset],
+              table: ClassTable) -> tuple[Mapping, Plan]:
+  """The plan of a new run, and its config with what the plan decided.
+
+  With `data.plan` = `auto`, subvolume and strides are the largest that fit into `data.memory_gb` on
+  one device, and the last entry of `model.depth` holds for all coarser levels. Spacing and
+  intensities are pooled over all datasets in either case.
+  """
+  config = copy.deepcopy(dict(config))
+  data, store = config["data"], training[0].store
+  cases = [case for dataset in training for case in dataset.cases]
+  if data["plan"] not in PLANS:
+    raise InputError("data.plan", f"{data['plan']!r} is unknown", f"one of {', '.join(PLANS)}",
+                     usage=True)
+  if data["plan"] == "auto":
+    shape = np.median([case.shape for case in cases], axis=0)
+    data["subvolume"], strides = fit_subvolume(
+        shape, store.spacing, lambda *wanted: _bytes(config, table, store.modality, *wanted),
+        data["memory_gb"] * 1e9)
+    config["model"] = with_strides(config["model"], strides)
+  foreground = [case.intensities for case in cases]
+  return config, Plan.pooled(store.modality, store.spacing, data["subvolume"], foreground)
+
+
+def recorded_plan(config: Mapping, recorded: Mapping) -> Mapping:
+  """The config of a run that goes on: what `auto` decided when it began, it keeps."""
+  config = copy.deepcopy(dict(config))
+  if config["data"]["plan"] == "auto" == recorded["data"].get("plan"):
+    config["data"]["subvolume"] = tuple(recorded["data"]["subvolume"])
+    config["model"] = with_strides(config["model"], recorded["model"]["strides"])
+  return config
+
+
+def plan_record(config: Mapping, training: Sequence[Dataset], table: ClassTable,
+                plan: Plan) -> dict:
+  """The plan with what it rests on, for JSON."""
+  cases = [case for dataset in training for case in dataset.cases]
+  strides = config["model"]["strides"]
+  estimate = _bytes(config, table, plan.modality, plan.subvolume, strides)
+  return {"plan": plan.to_json(), "strides": [list(s) for s in strides],
+          "memory_gb": estimate / 1e9, "device": jax.default_backend(), **fingerprint(cases)}
+
+
+def with_strides(model: Mapping, strides: Sequence[Sequence[int]]) -> dict:
+  """Settings of a model with other strides; the depth of its last level holds for all beyond."""
+  depth = list(model["depth"])
+  depth = [depth[min(level, len(depth) - 1)] for level in range(len(strides) + 1)]
+  return {**model, "strides": [list(s) for s in strides], "depth": depth}
+
+
+def _bytes(config: Mapping, table: ClassTable, modality: str, subvolume, strides) -> int:
+  data = config["data"]
+  model = build_model(with_strides(config["model"], strides), config["conditioning"], table.codes)
+  return training_bytes(model, subvolume, 3 if modality == "rgb" else 1,
+                        -(-data["batch_size"] // jax.device_count()), data["classes_per_image"])
