@@ -54,7 +54,8 @@ def test_the_field_of_view_stays_where_it_is(shape, spacing):
   image, labels = resample_image(volume, spacing), resample_labels(volume, spacing)
   np.testing.assert_allclose(faces(image), faces(volume), atol=1e-9)
   np.testing.assert_array_equal(labels.affine, image.affine)
-  assert labels.array.shape == image.array.shape == resampled_geometry(volume.geometry, spacing).shape
+  grid = resampled_geometry(volume.geometry, spacing)
+  assert labels.array.shape == image.array.shape == grid.shape
   for n, old, new, m in zip(shape, volume.spacing, spacing, image.array.shape, strict=True):
     assert m >= 1 and (abs(m - n * old / new) <= 0.5 + 2e-3 * n or m == 1)
 
@@ -276,3 +277,17 @@ def test_a_real_ct_survives_a_detour_over_another_spacing():
   back = resample_to(resample_labels(labels, spacing).array, labels.array.shape, 0)
   liver, again = labels.array == 5, back == 5
   assert 2 * np.sum(liver & again) / (liver.sum() + again.sum()) > 0.97
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.tuples(*[st.integers(1, 12)] * 3), st.tuples(*[st.integers(1, 15)] * 3), st.data())
+def test_rows_are_those_of_the_whole(old, new, data):
+  """In the same digits, of images and of labels, from the rows of the input alone."""
+  start = data.draw(st.integers(0, new[0] - 1))
+  rows = slice(start, data.draw(st.integers(start + 1, new[0])))
+  source = source_rows(old, new, rows)
+  image = RNG.normal(size=old).astype(np.float32)
+  label = RNG.choice([0, 1, 255], old).astype(np.uint8)
+  for array, order in ((image, 1), (label, 0)):
+    part = resampled_rows(array[source], new, order, rows, old)
+    np.testing.assert_array_equal(part, resample_to(array, new, order)[rows])

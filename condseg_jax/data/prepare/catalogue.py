@@ -1,0 +1,88 @@
+"""Public datasets: where they are, how their archive is recognised, and which format they have.
+
+No publisher of the open archives gives a SHA-256; the MD5 values are those published with them. An
+MD5 shows a broken transfer, not a forger: whoever has a SHA-256 can demand it with --sha256, and
+that of what arrived is written beside the data.
+"""
+
+import dataclasses
+
+_MSD = "https://msd-for-monai.s3-us-west-2.amazonaws.com/{}.tar"
+_MSD_LICENCE = "CC BY-SA 4.0, http://medicaldecathlon.com"
+_GB = 10**9
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """An archive that anybody may download.
+
+  Attributes:
+    url: https; its last part is the archive's name.
+    digest: `md5:` or `sha256:` and the hexadecimal value, as published.
+    licence: and where it stands.
+    format: for `condseg-prepare --format`.
+    folder: in the archive, that the dataset is in; "" for the archive itself.
+    unpacked: bytes that it may unpack to, at most.
+  """
+
+  url: str
+  digest: str
+  licence: str
+  format: str
+  folder: str = ""
+  unpacked: int = 100 * _GB
+
+
+@dataclasses.dataclass(frozen=True)
+class Licensed:
+  """A dataset behind a form, which people fetch themselves.
+
+  Attributes:
+    page: where to ask for it.
+    expected: what its folder should hold.
+    format: for `condseg-prepare --format`.
+  """
+
+  page: str
+  expected: str
+  format: str
+
+
+# MD5 values: https://github.com/Project-MONAI/MONAI/blob/dev/monai/apps/datasets.py
+_MSD_MD5 = {
+    "Task01_BrainTumour": "240a19d752f0d9e9101544901065d872",
+    "Task02_Heart": "06ee59366e1e5124267b774dbd654057",
+    "Task03_Liver": "a90ec6c4aa7f6a3d087205e23d4e6397",
+    "Task04_Hippocampus": "9d24dba78a72977dbd1d2e110310f31b",
+    "Task05_Prostate": "35138f08b1efaef89d7424d2bcc928db",
+    "Task06_Lung": "8afd997733c7fc0432f71255ba4e52dc",
+    "Task07_Pancreas": "4f7080cfca169fa8066d17ce6eb061e4",
+    "Task08_HepaticVessel": "641d79e80ec66453921d997fbf12a29c",
+    "Task09_Spleen": "410d4a301da4e5b2f6f86ec3ddba524e",
+    "Task10_Colon": "bad7a188931dc2f6acf72b08eb6202d0",
+}
+
+DATASETS: dict[str, Archive | Licensed] = {
+    **{f"msd_{name.partition('_')[2].lower()}": Archive(
+        _MSD.format(name), f"md5:{md5}", _MSD_LICENCE, "msd", name)
+       for name, md5 in _MSD_MD5.items()},
+    "totalsegmentator": Archive(
+        "https://zenodo.org/records/10047292/files/Totalsegmentator_dataset_v201.zip",
+        "md5:fe250e5718e0a3b5df4c4ea9d58a62fe",  # as the record of Zenodo gives it
+        "CC BY 4.0, https://zenodo.org/records/10047292", "totalsegmentator"),
+    "sliver07": Licensed(
+        "https://sliver07.grand-challenge.org",
+        "liver-orig001.mhd … liver-orig020.mhd and liver-seg001.mhd …, each with its .raw, in any "
+        "sub-folders", "sliver07"),
+    "nih_pancreas": Licensed(
+        "https://www.cancerimagingarchive.net/collection/pancreas-ct",
+        "PANCREAS_0001/ … with the DICOM slices, and label0001.nii.gz …, in any sub-folders",
+        "nih_pancreas"),
+    "btcv": Licensed(
+        "https://www.synapse.org/Synapse:syn3193805",
+        "img0001.nii.gz … and label0001.nii.gz …, in any sub-folders (RawData/Training)", "btcv"),
+    "cityscapes": Licensed(
+        "https://www.cityscapes-dataset.com",
+        "leftImg8bit/{train,val}/CITY/*.png and gtFine/{train,val}/CITY/*_gtFine_labelIds.png",
+        "cityscapes"),
+}
