@@ -8,6 +8,7 @@ tilt, several frames in one file.
 Standard: DICOM PS3.3, C.7.6.2 (Image Plane).
 """
 
+import functools
 import os
 import re
 from pathlib import Path
@@ -167,11 +168,18 @@ def _chosen(folder: Path, slices: list[_Slice], series: str) -> list[_Slice]:
 
 
 def _scanned(folder: Path) -> list[_Slice]:
+  """The images under a folder; remembered while its files stay, for a header costs milliseconds."""
   if not folder.is_dir():
     raise InputError(folder, "does not exist" if not folder.exists() else "is not a folder",
                      "name the folder of a DICOM series")
+  stats = ((path, path.stat()) for path in _files(folder))
+  return _scanned_files(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
+
+
+@functools.lru_cache(maxsize=4096)
+def _scanned_files(stamps: tuple[tuple[Path, int, int], ...]) -> list[_Slice]:
   slices = []
-  for path in _files(folder):
+  for path, _, _ in stamps:
     reader = _reader(path)
     try:
       reader.ReadImageInformation()

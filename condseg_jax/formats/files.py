@@ -90,7 +90,11 @@ def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
     affine: of the file.
     names: class → value, kept in the file where the format has a place for it.
   """
-  if _suffix(path) == ".png":
+  suffix = _suffix(path)
+  if suffix not in (".png", ".nii", ".nii.gz"):
+    raise InputError(path, "is not a format that labels are written in",
+                     "name it .nii.gz, or .png for a picture")
+  if suffix == ".png":
     picture.write_png(path, label)
   else:
     nifti.write_nifti(path, Volume(label, affine), label=True, names=names)

@@ -1,5 +1,6 @@
 """One door to all formats: the name decides."""
 
+from dicom_files import write_series
 import numpy as np
 import pytest
 
@@ -66,7 +67,7 @@ def test_a_label_of_colours_is_refused(tmp_path):
   assert caught.value.subject == str(tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.nrrd", "a.nii.bz2", "a", "nii", "a.gz"])
+@pytest.mark.parametrize("name", ["a.bmp", "a.mat", "a.nii.bz2", "a", "nii", "a.gz"])
 def test_other_formats_are_refused_by_name(name, tmp_path):
   (tmp_path / name).write_bytes(b"x")
   for act in (files.read_volume, files.read_label,
@@ -103,3 +104,25 @@ def test_no_images(tmp_path):
     files.list_images(tmp_path / "nowhere")
   with pytest.raises(InputError, match="holds no image"):
     files.list_images(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.nrrd", "a.tif"])
+def test_labels_are_not_written_in_every_format(name, tmp_path):
+  with pytest.raises(InputError, match="format"):
+    files.write_label(tmp_path / name, LABEL, AFFINE, {})
+
+
+def test_a_folder_of_dicom_is_one_image(tmp_path):
+  write_series(tmp_path / "scan", IMAGE, np.diag([-1.0, -1, 2, 1]))
+  assert files.list_images(tmp_path / "scan") == [tmp_path / "scan"]
+  assert files.stem(tmp_path / "scan") == "scan"
+  np.testing.assert_array_equal(files.read_volume(tmp_path / "scan").array, IMAGE)
+
+
+def test_members_and_headers_of_plain_files(tmp_path):
+  write_nifti(tmp_path / "a.nii.gz", Volume(IMAGE, AFFINE))
+  write_png(tmp_path / "a.png", LABEL[0])
+  for name, shape in (("a.nii.gz", IMAGE.shape), ("a.png", LABEL[0].shape)):
+    assert files.members(tmp_path / name) == [tmp_path / name]
+    header = files.read_header(tmp_path / name)
+    assert header.geometry.shape == shape and header.peak_bytes >= np.prod(shape)

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from condseg_jax.errors import InputError
-from condseg_jax.formats.picture import read_picture, write_png
+from condseg_jax.formats.files import read_label
+from condseg_jax.formats.picture import picture_shape, read_picture, write_png
 
 DATA = os.environ.get("CONDSEG_TEST_DATA")
 RNG = np.random.default_rng(0)
@@ -171,3 +172,53 @@ def test_street_scenes_and_their_labels():
     assert image.array.shape == (180, 240, 3) and image.array.dtype == np.uint8
     assert label.array.shape == (180, 240) and label.array.dtype == np.uint8
     assert label.array.max() <= 11
+
+
+# --- TIFF and JPEG ------------------------------------------------------------------------------
+@pytest.mark.parametrize(("array", "dtype"), [
+  (RNG.integers(0, 256, (5, 7)).astype(np.uint8), np.uint8),
+  (RNG.integers(0, 65536, (5, 7)).astype(np.uint16), np.uint16),
+  (RNG.normal(size=(5, 7)).astype(np.float32), np.float32),
+  (RNG.integers(0, 256, (5, 7, 3)).astype(np.uint8), np.uint8),
+])
+@pytest.mark.parametrize("name", ["a.tif", "A.TIFF"])
+def test_tiff_comes_back(tmp_path, array, dtype, name):
+  Image.fromarray(array).save(tmp_path / name, format="TIFF")
+  volume = read_picture(tmp_path / name)
+  assert volume.array.dtype == dtype
+  np.testing.assert_array_equal(volume.array, array)
+  assert picture_shape(tmp_path / name) == (5, 7)
+
+
+def test_jpeg_is_an_image_and_no_label(tmp_path):
+  array = np.full((16, 24, 3), (200, 100, 50), np.uint8)
+  Image.fromarray(array).save(tmp_path / "a.jpg", quality=95)
+  assert np.abs(read_picture(tmp_path / "a.jpg").array - array.astype(int)).max() < 8
+  with pytest.raises(InputError, match="does not keep label values"):
+    read_label(tmp_path / "a.jpg")
+
+
+def test_tiff_of_several_pages_or_other_colours_is_refused(tmp_path):
+  pages = [Image.fromarray(np.full((4, 4), i, np.uint8)) for i in range(3)]
+  pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+  with pytest.raises(InputError, match="3 frames"):
+    read_picture(tmp_path / "pages.tif")
+  Image.new("CMYK", (4, 4)).save(tmp_path / "cmyk.tif")
+  with pytest.raises(InputError, match="CMYK"):
+    read_picture(tmp_path / "cmyk.tif")
+
+
+def test_tiff_with_nan_is_refused(tmp_path):
+  Image.fromarray(np.array([[0, np.nan]], np.float32)).save(tmp_path / "a.tif")
+  with pytest.raises(InputError, match="NaN"):
+    read_picture(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.tif", "a.jpg"])
+@pytest.mark.parametrize("content", [b"", b"text", None])
+def test_damaged_tiff_and_jpeg(tmp_path, name, content):
+  Image.fromarray(RNG.integers(0, 256, (64, 64)).astype(np.uint8)).save(tmp_path / name)
+  data = (tmp_path / name).read_bytes()
+  (tmp_path / name).write_bytes(data[:len(data) // 2] if content is None else content)
+  with pytest.raises(InputError):
+    read_picture(tmp_path / name)

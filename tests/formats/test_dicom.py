@@ -1,0 +1,159 @@
+"""DICOM: slices in the order of their places, and no volume from what is no regular stack."""
+
+from dicom_files import write_series
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy.spatial.transform import Rotation
+
+from condseg_jax.errors import InputError
+from condseg_jax.formats import files
+from condseg_jax.formats.dicom import read_series
+from condseg_jax.formats.dicom import read_series_header
+from condseg_jax.geometry import match_grid
+
+VOXELS = np.random.default_rng(0).integers(-1000, 1500, (6, 5, 4))
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = np.diag([-0.8, -0.7, 2.5])
+AFFINE[:3, 3] = (20, 30, -100)
+
+
+def oblique():
+  affine = AFFINE.copy()
+  affine[:3, :3] = Rotation.from_euler("xyz", [20, -30, 10], degrees=True).as_matrix() @ affine[:3,
+                                                                                              :3]
+  return affine
+
+
+@pytest.mark.parametrize("affine", [AFFINE, oblique()], ids=["axial", "oblique"])
+def test_slices_are_ordered_by_position(affine, tmp_path):
+  write_series(tmp_path, VOXELS, affine, order=[2, 0, 3, 1])
+  volume = read_series(tmp_path)
+  np.testing.assert_array_equal(volume.array, VOXELS)
+  np.testing.assert_allclose(volume.affine, affine, atol=1e-4)
+  header = read_series_header(tmp_path)
+  assert header.geometry.shape == VOXELS.shape
+  np.testing.assert_array_equal(header.geometry.affine, volume.affine)
+  assert files.read_volume(tmp_path).array.shape == VOXELS.shape
+
+
+def test_the_series_reader_of_simpleitk_agrees(tmp_path):
+  paths = write_series(tmp_path, VOXELS, AFFINE, order=[3, 2, 1, 0])
+  reader = sitk.ImageSeriesReader()
+  reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path)))
+  image = reader.Execute()
+  volume = read_series(tmp_path)
+  np.testing.assert_array_equal(volume.array, sitk.GetArrayFromImage(image).transpose(2, 1, 0))
+  np.testing.assert_allclose(volume.affine[:3, 3] * (-1, -1, 1), image.GetOrigin(), atol=1e-4)
+  assert set(files.members(tmp_path)) == set(paths)
+
+
+def test_one_of_several_series_is_chosen_by_its_id(tmp_path):
+  write_series(tmp_path / "a", VOXELS, AFFINE, uid="1.2.1")
+  write_series(tmp_path / "b", VOXELS[:, :, :2] + 1, AFFINE, uid="1.2.2")
+  (tmp_path / "a" / "notes.txt").write_text("not DICOM")
+  with pytest.raises(InputError, match=r"2 series.*1\.2\.1 \(a series, 4 slices\); 1\.2\.2"):
+    read_series(tmp_path)
+  np.testing.assert_array_equal(read_series(tmp_path, "1.2.2").array, VOXELS[:, :, :2] + 1)
+  with pytest.raises(InputError, match="no series 9"):
+    read_series(tmp_path, "9")
+
+
+def test_one_slice_has_its_own_thickness(tmp_path):
+  write_series(tmp_path, VOXELS[:, :, :1], AFFINE)
+  assert read_series(tmp_path).spacing == pytest.approx((0.8, 0.7, 2.5))
+
+
+def shifted(k, mm, across=0.0):
+  return {k: {"0020|0032": f"-20\\{-30 + across:g}\\{-100 + 2.5 * k + mm:g}"}}
+
+
+def tilted():
+  tags = {}
+  for k in range(4):
+    tags |= shifted(k, 0.0, across=0.5 * k)
+  return tags
+
+
+REFUSED = {
+    "varying distance": (shifted(3, 0.6), "3.1 mm after"),
+    "one place": (shifted(2, -2.5), "one place"),
+    "tilt": (tilted(), "gantry tilt of 11.3 degrees"),
+    "orientation": ({1: {"0020|0037": "0\\1\\0\\1\\0\\0"}}, "another orientation"),
+    "no position": ({1: {"0020|0032": ""}}, "ImagePositionPatient"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_no_regular_stack_is_refused(kind, tmp_path):
+  tags, told = REFUSED[kind]
+  write_series(tmp_path, VOXELS, AFFINE, tags=tags)
+  for read in (read_series, read_series_header):
+    with pytest.raises(InputError, match=told):
+      read(tmp_path)
+
+
+def test_a_missing_slice(tmp_path):
+  write_series(tmp_path, np.concatenate([VOXELS] * 2, axis=2), AFFINE)[2].unlink()
+  with pytest.raises(InputError, match="a slice is missing"):
+    read_series(tmp_path)
+
+
+def test_a_slice_of_another_size(tmp_path):
+  paths = write_series(tmp_path, VOXELS, AFFINE)
+  other = write_series(tmp_path / "other", VOXELS[:4], AFFINE)
+  other[1].replace(paths[1])
+  with pytest.raises(InputError, match=r"\(4, 5\) where others have \(6, 5\)"):
+    read_series(tmp_path)
+
+
+@pytest.mark.parametrize("part", [0.3, 0.95])
+def test_a_damaged_slice_is_named(part, tmp_path):
+  path = write_series(tmp_path, np.tile(VOXELS, (20, 20, 1)), AFFINE)[1]
+  path.write_bytes(path.read_bytes()[:int(part * path.stat().st_size)])
+  with pytest.raises(InputError) as caught:
+    read_series(tmp_path)
+  assert caught.value.subject == str(path) and caught.value.kind == "truncated"
+
+
+def test_nothing_there(tmp_path):
+  for path in (tmp_path, tmp_path / "missing"):
+    with pytest.raises(InputError):
+      read_series(path)
+  (tmp_path / "a.txt").write_text("text")
+  with pytest.raises(InputError, match="holds no DICOM image"):
+    read_series(tmp_path)
+  with pytest.raises(InputError, match="not a folder"):
+    read_series(tmp_path / "a.txt")
+
+
+def test_what_is_read_again_is_what_is_there_now(tmp_path):
+  """The headers of a folder are remembered only while its files stay."""
+  write_series(tmp_path, VOXELS, AFFINE)
+  read_series_header(tmp_path)
+  write_series(tmp_path, np.concatenate([VOXELS] * 2, axis=2), AFFINE)
+  assert read_series_header(tmp_path).geometry.shape == (6, 5, 8)
+
+
+# --- the real series ----------------------------------------------------------------------------
+def test_a_real_series_and_its_label_agree_by_geometry(real_data):
+  """Compressed as JPEG 2000; the label's y axis runs the other way."""
+  root = real_data / "ct_sample"
+  image = files.read_volume(root / "ct_dicom")
+  assert image.array.shape == (512, 512, 20) and image.array.dtype.kind in "if"
+  assert image.spacing == pytest.approx((0.9765625, 0.9765625, 2.0))
+  stored = files.read_label(root / "ct_dicom_labels.nii.gz")
+  label = match_grid("image", image.geometry, "label", stored)
+  assert (label.array != stored.array).any()
+
+  liver = image.array[label.array == 5]
+  assert 20 < liver.mean() < 250 and (liver < -200).mean() < 0.01
+  by_index = image.array[stored.array == 5]
+  assert by_index.std() > 2 * liver.std()
+
+  # SimpleITK puts the label onto the image by geometry, too.
+  reader = sitk.ImageSeriesReader()
+  reader.SetFileNames([str(p) for p in files.members(root / "ct_dicom")])
+  reference = sitk.Resample(sitk.ReadImage(str(root / "ct_dicom_labels.nii.gz")), reader.Execute(),
+                            sitk.Transform(), sitk.sitkNearestNeighbor)
+  np.testing.assert_array_equal(sitk.GetArrayFromImage(reference).transpose(2, 1, 0), label.array)

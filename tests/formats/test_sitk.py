@@ -1,0 +1,165 @@
+"""MetaImage and NRRD: the same voxels in the same places as NIfTI, and nothing assumed."""
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from condseg_jax.errors import InputError
+from condseg_jax.formats import files
+from condseg_jax.formats.nifti import read_nifti
+
+VOXELS = np.random.default_rng(0).integers(-500, 500, (4, 5, 6)).astype(np.int16)
+META = """ObjectType = Image
+NDims = 3
+BinaryData = True
+BinaryDataByteOrderMSB = False
+CompressedData = False
+TransformMatrix = 1 0 0 0 1 0 0 0 1
+Offset = 1 2 3
+ElementSpacing = 0.5 0.6 2
+DimSize = 6 5 4
+ElementType = MET_SHORT
+ElementDataFile = a.raw
+"""
+NRRD = """NRRD0004
+type: short
+dimension: 3
+space: left-posterior-superior
+sizes: 6 5 4
+space directions: (0.5,0,0) (0,0.6,0) (0,0,2)
+kinds: domain domain domain
+endian: little
+encoding: raw
+space origin: (1,2,3)
+"""
+
+
+def image(voxels=VOXELS):
+  """Anisotropic, turned, off the origin."""
+  out = sitk.GetImageFromArray(voxels)
+  out.SetSpacing([0.7, 0.8, 2.5])
+  out.SetOrigin([10.0, -20.0, 30.0])
+  turn = sitk.Euler3DTransform()
+  turn.SetRotation(0.1, -0.2, 0.3)
+  out.SetDirection(turn.GetMatrix())
+  return out
+
+
+def meta(folder, **changes):
+  """A header by hand; a change to None leaves the field out."""
+  fields = dict(line.split(" = ") for line in META.splitlines())
+  fields.update(changes)
+  text = "".join(f"{k} = {v}\n" for k, v in fields.items() if v is not None)
+  (folder / "a.mhd").write_text(text)
+  (folder / "a.raw").write_bytes(VOXELS.tobytes())
+  return folder / "a.mhd"
+
+
+def nrrd(folder, without="", text=NRRD):
+  lines = [line for line in text.splitlines() if not without or not line.startswith(without)]
+  (folder / "a.nrrd").write_bytes("\n".join([*lines, "", ""]).encode() + VOXELS.tobytes())
+  return folder / "a.nrrd"
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd", "a.nhdr", "A.MHA"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_as_simpleitk_writes_it_to_nifti(name, compressed, tmp_path):
+  sitk.WriteImage(image(), str(tmp_path / name), compressed)
+  sitk.WriteImage(image(), str(tmp_path / "a.nii"))
+  volume, reference = files.read_volume(tmp_path / name), read_nifti(tmp_path / "a.nii")
+  np.testing.assert_array_equal(volume.array, reference.array)
+  assert volume.array.dtype == np.int16
+  np.testing.assert_allclose(volume.affine, reference.affine, atol=1e-4)
+  header = files.read_header(tmp_path / name)
+  assert header.geometry.shape == volume.array.shape
+  np.testing.assert_array_equal(header.geometry.affine, volume.affine)
+  assert header.peak_bytes >= 2 * volume.array.nbytes
+  expected = {tmp_path / name} | set(tmp_path.glob("a.*raw*"))
+  assert set(files.members(tmp_path / name)) == expected
+
+
+@pytest.mark.parametrize("write", [meta, nrrd])
+def test_headers_by_hand(write, tmp_path):
+  volume = files.read_volume(write(tmp_path))
+  np.testing.assert_array_equal(volume.array, VOXELS.transpose(2, 1, 0))
+  np.testing.assert_allclose(volume.affine, [[-0.5, 0, 0, -1], [0, -0.6, 0, -2], [0, 0, 2, 3],
+                                             [0, 0, 0, 1]])
+
+
+def test_a_label_keeps_its_values(tmp_path):
+  label = (VOXELS > 0).astype(np.uint8)
+  sitk.WriteImage(image(label), str(tmp_path / "l.nrrd"))
+  np.testing.assert_array_equal(files.read_label(tmp_path / "l.nrrd").array,
+                                label.transpose(2, 1, 0))
+
+
+@pytest.mark.parametrize("field", ["TransformMatrix", "Offset", "ElementSpacing"])
+def test_a_missing_geometry_is_never_assumed_in_metaimage(field, tmp_path):
+  path = meta(tmp_path, **{field: None})
+  for read in (files.read_volume, files.read_header):
+    with pytest.raises(InputError, match=f"no {field}") as caught:
+      read(path)
+    assert caught.value.kind == "affine" and field in caught.value.cure
+
+
+@pytest.mark.parametrize("field", ["space:", "space directions", "space origin"])
+def test_a_missing_geometry_is_never_assumed_in_nrrd(field, tmp_path):
+  with pytest.raises(InputError, match="where its voxels lie") as caught:
+    files.read_volume(nrrd(tmp_path, field))
+  assert caught.value.kind == "affine"
+
+
+@pytest.mark.parametrize(("changes", "told", "kind"), [
+    ({"ElementDataFile": "../a.raw"}, "not in one file beside", "unreadable"),
+    ({"ElementDataFile": "/etc/passwd"}, "not in one file beside", "unreadable"),
+    ({"ElementDataFile": "LIST"}, "not in one file beside", "unreadable"),
+    ({"ElementDataFile": "b.raw"}, "b.raw, is missing", "unreadable"),
+    ({"DimSize": "6 5 5"}, "truncated: a.raw has 240 of 300 bytes", "truncated"),
+    ({"NDims": 4, "DimSize": "6 5 2 2"}, "4-D", "4-D"),
+    ({"NDims": 2, "DimSize": "6 5"}, "2-D", "2-D"),
+    ({"DimSize": "6 5"}, "size", "unreadable"),
+    ({"ElementNumberOfChannels": 2, "DimSize": "3 5 4", "ElementDataFile": "a.raw"},
+     "2 numbers per voxel", "unreadable"),
+    ({"ElementSpacing": "0.5 0 2"}, "zero|spacing|broken", "unreadable"),
+])
+def test_what_is_refused(changes, told, kind, tmp_path):
+  if "ElementNumberOfChannels" in changes:
+    changes = {"ElementDataFile": None, **changes}  # the data file comes last
+    text = META.replace("ElementDataFile", "ElementNumberOfChannels = 2\nElementDataFile")
+    (tmp_path / "a.raw").write_bytes(VOXELS.tobytes())
+    (tmp_path / "a.mhd").write_text(text.replace("6 5 4", "3 5 4"))
+    path = tmp_path / "a.mhd"
+  else:
+    path = meta(tmp_path, **changes)
+  with pytest.raises(InputError, match=told) as caught:
+    files.read_volume(path)
+  assert caught.value.kind == kind and caught.value.cure
+
+
+@pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"NDims = 3\n", b"NRRD0004\ndimension: 3\n"])
+def test_files_that_are_none(name, content, tmp_path):
+  (tmp_path / name).write_bytes(content)
+  for read in (files.read_volume, files.read_header):
+    with pytest.raises(InputError):
+      read(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.nrrd"])
+@pytest.mark.parametrize("compressed", [False, True])
+def test_truncated(name, compressed, tmp_path):
+  sitk.WriteImage(image(np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16)),
+                  str(tmp_path / name), compressed)
+  data = (tmp_path / name).read_bytes()
+  (tmp_path / name).write_bytes(data[:len(data) // 2])
+  with pytest.raises(InputError):
+    files.read_volume(tmp_path / name)
+
+
+def test_nan(tmp_path):
+  voxels = VOXELS.astype(np.float32)
+  voxels[1, 2, 3] = np.nan
+  sitk.WriteImage(image(voxels), str(tmp_path / "a.mha"))
+  with pytest.raises(InputError, match="1 of 120 voxels") as caught:
+    files.read_volume(tmp_path / "a.mha")
+  assert caught.value.kind == "not_finite"
