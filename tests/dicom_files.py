@@ -8,7 +8,7 @@ import SimpleITK as sitk
 
 def write_series(folder: Path, voxels_xyz: np.ndarray, affine: np.ndarray, *, uid="1.2.840.1",
                  order=None, tags=None) -> list[Path]:
-  """Writes int16 voxels as slices, stored with slope 1 and intercept -1024.
+  """Writes whole HU as slices, stored as unsigned numbers with an intercept of -1024.
 
   Args:
     voxels_xyz: columns, rows, slices.
@@ -22,8 +22,8 @@ def write_series(folder: Path, voxels_xyz: np.ndarray, affine: np.ndarray, *, ui
   axes = lps[:3, :3] / spacing
   paths = []
   for k in range(voxels_xyz.shape[2]):
-    image = sitk.GetImageFromArray((voxels_xyz[:, :, k].T + 1024).astype(np.uint16)[None])
-    image.SetSpacing([float(spacing[0]), float(spacing[1]), 1.0])
+    image = sitk.GetImageFromArray(voxels_xyz[:, :, k].T.astype(np.int16)[None])
+    image.SetSpacing(spacing.tolist())
     position = lps[:3, 3] + k * lps[:3, 2]
     values = {"0008|0060": "CT", "0008|103e": "a series", "0020|000e": uid,
               "0020|0032": "\\".join(f"{x:.6f}" for x in position),

@@ -67,7 +67,8 @@ def read_series(folder: str | os.PathLike, series: str = "") -> Volume:
   array = np.empty(geometry.shape, np.result_type(*(s.dtype for s in slices)), order="F")
   for index, one in enumerate(slices):
     try:
-      array[..., index] = sitk.GetArrayViewFromImage(_reader(one.path).Execute())[0].T
+      image = _reader(one.path).Execute()  # named: the view is of its memory
+      array[..., index] = sitk.GetArrayViewFromImage(image)[0].T
     except RuntimeError as error:
       raise InputError(one.path, f"cannot be read ({last_line(error)})", AGAIN,
                        kind="truncated") from error

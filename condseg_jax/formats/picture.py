@@ -54,8 +54,8 @@ def read_picture(path: str | os.PathLike) -> Volume:
   except InputError:
     raise
   except Image.UnidentifiedImageError as error:
-    raise InputError(path, f"is not a {kind} file", "convert it, or name it by its format"
-                     ) from error
+    told = "is damaged" if kind == "PNG" else f"is not a {kind} file, or is damaged"
+    raise InputError(path, told, "name it by its format, or copy it again") from error
   except (SyntaxError, ValueError, zlib.error, struct.error, EOFError, KeyError) as error:
     raise InputError(path, f"is damaged ({error})", AGAIN) from error
   except Image.DecompressionBombError as error:

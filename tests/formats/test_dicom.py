@@ -80,7 +80,6 @@ REFUSED = {
     "one place": (shifted(2, -2.5), "one place"),
     "tilt": (tilted(), "gantry tilt of 11.3 degrees"),
     "orientation": ({1: {"0020|0037": "0\\1\\0\\1\\0\\0"}}, "another orientation"),
-    "no position": ({1: {"0020|0032": ""}}, "ImagePositionPatient"),
 }
 
 
@@ -91,6 +90,16 @@ def test_what_is_no_regular_stack_is_refused(kind, tmp_path):
   for read in (read_series, read_series_header):
     with pytest.raises(InputError, match=told):
       read(tmp_path)
+
+
+def test_a_slice_that_does_not_say_where_it_lies(tmp_path):
+  path = write_series(tmp_path, VOXELS, AFFINE)[1]
+  data = path.read_bytes()
+  assert data.count(b"\x20\x00\x32\x00") == 1
+  path.write_bytes(data.replace(b"\x20\x00\x32\x00", b"\x20\x00\x31\x00"))
+  with pytest.raises(InputError, match="ImagePositionPatient") as caught:
+    read_series(tmp_path)
+  assert caught.value.kind == "affine" and caught.value.subject == str(path)
 
 
 def test_a_missing_slice(tmp_path):

@@ -356,7 +356,7 @@ def test_files_that_are_no_nifti_say_why(tmp_path, read):
            "other.nii.gz": (gzip.compress(b"hello " * 200), "not a NIfTI file"),
            "cut.nii.gz": (whole[:40], "truncated"),
            "noise.nii.gz": (whole[:30] + b"\xff" * 30 + whole[60:], "damaged"),
-           "scan.mha": (b"ObjectType = Image", "not named .nii")}
+           "scan.mha": (b"ObjectType = Image", "not named .nii|not a MetaImage")}
   for name, (content, reason) in cases.items():
     (tmp_path / name).write_bytes(content)
     with pytest.raises(InputError, match=reason) as caught:

@@ -64,7 +64,8 @@ def nrrd(folder, without="", text=NRRD):
 @pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd", "a.nhdr", "A.MHA"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_as_simpleitk_writes_it_to_nifti(name, compressed, tmp_path):
-  sitk.WriteImage(image(), str(tmp_path / name), compressed)
+  sitk.WriteImage(image(), str(tmp_path / name.lower()), compressed)
+  (tmp_path / name.lower()).rename(tmp_path / name)
   sitk.WriteImage(image(), str(tmp_path / "a.nii"))
   volume, reference = files.read_volume(tmp_path / name), read_nifti(tmp_path / "a.nii")
   np.testing.assert_array_equal(volume.array, reference.array)
