@@ -38,4 +38,4 @@ def replacing(path: str | os.PathLike) -> Iterator[epath.Path]:
 def write_text(path: str | os.PathLike, text: str) -> None:
   """Writes a text file; see `replacing`."""
   with replacing(path) as temporary:
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8")

@@ -25,7 +25,7 @@ def configs_on_path(monkeypatch):
 
 def load(path: Path) -> dict:
   scope = {"__name__": path.stem}
-  exec(compile(path.read_text(), path, "exec"), scope)
+  exec(compile(path.read_text(encoding="utf-8"), path, "exec"), scope)
   assert scope["__doc__"], f"{path.name} has no lab note"
   return plain_config(scope["get_config"]())
 

@@ -36,7 +36,7 @@ def imports(path: Path) -> set[str]:
   """Modules of the package that a file imports, at any depth."""
   known = {name for name, _ in modules()}
   found = set()
-  for node in ast.walk(ast.parse(path.read_text())):
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
     names = []
     if isinstance(node, ast.ImportFrom) and node.module:
       names = [f"{node.module}.{alias.name}" for alias in node.names] + [node.module]
@@ -71,13 +71,14 @@ def test_no_circles():
 
 
 def test_only_one_file_imports_orbax():
-  users = [name for name, path in modules() for node in ast.walk(ast.parse(path.read_text()))
+  users = [name for name, path in modules()
+           for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
            if isinstance(node, ast.Import | ast.ImportFrom) and "orbax" in ast.unparse(node)]
   assert set(users) == {"train.checkpoint"}
 
 
 def test_the_front_door_is_lazy():
   """The package imports nothing before it is used: --help must not wait for jax."""
-  tree = ast.parse((ROOT / "__init__.py").read_text())
+  tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
   top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
   assert top == []

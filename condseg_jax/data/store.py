@@ -108,7 +108,7 @@ class Store:
       raise InputError(root, "is not a prepared dataset: it holds no manifest.json",
                        "make one with condseg-prepare; it resumes where it stopped")
     try:
-      tree = json.loads((root / MANIFEST).read_text())
+      tree = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
       version = tree["version"]
       if version != VERSION:
         raise InputError(root, f"prepared in format {version}, this program reads {VERSION}",

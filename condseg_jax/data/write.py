@@ -129,7 +129,7 @@ def finished_case(root, case_id: str, source: str) -> Case | None:
   if not path.exists():
     return None
   try:
-    case = Case.from_json(json.loads(path.read_text()))
+    case = Case.from_json(json.loads(path.read_text(encoding="utf-8")))
   except (ValueError, KeyError, TypeError, AttributeError):
     return None  # damaged, or of another version
   return case if case.source == source else None

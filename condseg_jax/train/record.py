@@ -49,7 +49,7 @@ class Record:
       return
     values = {key: float(value) for key, value in values.items()}
     line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
-    with (self._folder / "metrics.jsonl").open("a") as stream:
+    with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
       stream.write(json.dumps(line) + "\n")
     for key, value in values.items():
       if math.isfinite(value):
@@ -68,7 +68,7 @@ class Record:
 def _seconds(path: epath.Path) -> float:
   """What a run took so far, 0 where its record is missing or damaged."""
   try:
-    return float(json.loads(path.read_text())["seconds"])
+    return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
   except (OSError, ValueError, KeyError, TypeError):
     return 0.0
 
@@ -77,7 +77,8 @@ def trim_metrics(workdir, step: int) -> None:
   """Drops the lines of metrics.jsonl after a step: a resumed run writes them again."""
   path = epath.Path(workdir) / "metrics.jsonl"
   if jax.process_index() == 0 and path.exists():
-    lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if json.loads(line)["step"] <= step]
     write_text(path, "".join(line + "\n" for line in lines))
 
 

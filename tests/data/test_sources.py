@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from condseg_jax.data.prepare import sources
-from condseg_jax.data.prepare.msd import read_msd
+from condseg_jax.data.prepare.layouts.msd import read_msd
 from condseg_jax.data.prepare.prepare import prepare
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.store import Store

@@ -87,7 +87,8 @@ def test_a_missing_file_is_named(name, tmp_path):
 
 @pytest.mark.parametrize(("name", "stem"), [
     ("x/case_1.nii.gz", "case_1"), ("case_1.nii", "case_1"), ("a.b.png", "a.b"),
-    ("A.NII.GZ", "A"), ("a.nii.png", "a.nii"), ("plain", "plain"), ("a.jpg", "a"), ("a.xyz", "a.xyz")])
+    ("A.NII.GZ", "A"), ("a.nii.png", "a.nii"), ("plain", "plain"), ("a.jpg", "a"),
+    ("a.xyz", "a.xyz")])
 def test_stem(name, stem):
   assert files.stem(name) == stem
 

@@ -126,7 +126,7 @@ def _remember(part: Path, response) -> None:
 
 def _version_of(part: Path) -> str:
   try:
-    return str(json.loads(_note(part).read_text())["version"])
+    return str(json.loads(_note(part).read_text(encoding="utf-8"))["version"])
   except (OSError, ValueError, KeyError, TypeError):
     return ""
 

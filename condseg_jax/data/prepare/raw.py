@@ -159,7 +159,7 @@ def annotate_only(case: RawCase, names: Sequence[str]) -> RawCase:
 def read_json(path: Path) -> dict:
   """A JSON file that holds an object, or an error that names it."""
   try:
-    tree = json.loads(path.read_text())
+    tree = json.loads(path.read_text(encoding="utf-8"))
   except OSError as error:
     raise InputError(path, f"cannot be read ({error.strerror})", "check the path") from error
   except ValueError as error:

@@ -44,7 +44,7 @@ def check_store(root: epath.Path, *, progress: bool = True) -> tuple[list[Findin
   for case_id in sorted(set(folders) | set(listed or ())):
     folder = root / "cases" / case_id
     try:
-      case = Case.from_json(json.loads((folder / "case.json").read_text()))
+      case = Case.from_json(json.loads((folder / "case.json").read_text(encoding="utf-8")))
     except FileNotFoundError:
       findings.append(Finding(ERROR, "unfinished", str(folder), "holds no case.json: it was not "
                               "written to its end", AGAIN))

@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from condseg_jax.data.prepare.camvid import matches
-from condseg_jax.data.prepare.camvid import read_camvid
+from condseg_jax.data.prepare.carve import carve_frames
+from condseg_jax.data.prepare.layouts.camvid import matches
+from condseg_jax.data.prepare.layouts.camvid import read_camvid
 from condseg_jax.errors import InputError
 from condseg_jax.formats.picture import write_png
 
@@ -31,37 +32,37 @@ def write(root, train=13, val=2, label=LABEL, **changes):
 
 
 def deal(folder):
-  return [(c.dataset, c.annotation.classes) for c in folder.cases if c.split == "train"]
+  return [(c.dataset, c.classes) for c in folder.cases if c.split == "train"]
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 6, 20])
 def test_blocks_are_dealt_round_robin(block, tmp_path):
-  folder = read_camvid(write(tmp_path / "x"), block)
+  folder = carve_frames(read_camvid(write(tmp_path / "x")), block)
   expected = [NAMES[(i // block) % 3] for i in range(13)]
   assert deal(folder) == [(name, (name,)) for name in expected]
   assert [c.id for c in folder.cases][:13] == [f"train_{i:03d}" for i in range(13)]
 
 
 def test_the_block_is_six_frames(tmp_path):
-  folder = read_camvid(write(tmp_path / "x"))
+  folder = carve_frames(read_camvid(write(tmp_path / "x")))
   assert [name for name, _ in deal(folder)] == ["sky"] * 6 + ["road"] * 6 + ["car"]
 
 
 def test_validation_is_annotated_in_full(tmp_path):
-  folder = read_camvid(write(tmp_path / "x"))
-  assert [(c.id, c.dataset, c.annotation.classes) for c in folder.cases if c.split == "val"] == [
+  folder = carve_frames(read_camvid(write(tmp_path / "x")))
+  assert [(c.id, c.dataset, c.classes) for c in folder.cases if c.split == "val"] == [
       (f"val_00{i}", "x", tuple(NAMES)) for i in range(2)]
   assert folder.modality == "rgb" and set(folder.classes) == set(NAMES)
 
 
 def test_without_blocks_all_is_annotated(tmp_path):
-  folder = read_camvid(write(tmp_path / "x"), block=0)
+  folder = read_camvid(write(tmp_path / "x"))
   assert deal(folder) == [("x", tuple(NAMES))] * 13
   assert folder.classes == tuple(NAMES)
 
 
 def test_class_0_is_a_class_and_void_is_unlabelled(tmp_path):
-  folder = read_camvid(write(tmp_path / "x"))
+  folder = carve_frames(read_camvid(write(tmp_path / "x")))
   cases = {c.id: c for c in folder.cases}
   image, masks = cases["val_001"].read()
   assert (image.array == 1).all() and image.ndim == 2
@@ -75,13 +76,13 @@ def test_class_0_is_a_class_and_void_is_unlabelled(tmp_path):
 
 def test_void_may_have_any_value(tmp_path):
   label = np.where(LABEL == VOID, 255, LABEL).astype(np.uint8)
-  folder = read_camvid(write(tmp_path / "x", label=label, ignore=255), 0)
+  folder = read_camvid(write(tmp_path / "x", label=label, ignore=255))
   _, masks = folder.cases[0].read()
   np.testing.assert_array_equal(masks[1], np.where(label == 255, 255, label == 1))
 
 
 def test_names_have_one_spelling(tmp_path):
-  folder = read_camvid(write(tmp_path / "x", classes=["Sky", " Road ", "CAR"]))
+  folder = carve_frames(read_camvid(write(tmp_path / "x", classes=["Sky", " Road ", "CAR"])))
   assert set(folder.classes) == set(folder.no_mirror) == set(NAMES)
   assert {name for name, _ in deal(folder)} == set(NAMES)
 
@@ -138,7 +139,7 @@ def test_a_wrong_label_is_named(label, reason, tmp_path):
 
 
 def test_real_camvid(real_data):
-  folder = read_camvid(real_data / "camvid")
+  folder = carve_frames(read_camvid(real_data / "camvid"))
   tree = json.loads((real_data / "camvid" / "classes.json").read_text())
   names = tree["classes"]
   assert len({c.id for c in folder.cases}) == 367 + 101

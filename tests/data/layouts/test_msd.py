@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from condseg_jax.data.prepare.msd import matches
-from condseg_jax.data.prepare.msd import read_msd
+from condseg_jax.data.prepare.layouts.msd import matches
+from condseg_jax.data.prepare.layouts.msd import read_msd
+from condseg_jax.data.prepare.raw import keep_classes
 from condseg_jax.errors import InputError
 
 LABELS = {"0": "background", "1": "Anterior", "2": "Posterior"}
@@ -25,7 +26,7 @@ def describe(root, ids=("a", "b", "c", "d"), splits=None, **changes):
 
 
 def summary(folder):
-  return [(c.id, c.dataset, c.split, c.annotation.classes) for c in folder.cases]
+  return [(c.id, c.dataset, c.split, c.classes) for c in folder.cases]
 
 
 def test_without_splits_all_is_training(tmp_path):
@@ -36,7 +37,7 @@ def test_without_splits_all_is_training(tmp_path):
   assert summary(folder) == [(i, "Task04", "train", both) for i in "abcd"]
   assert folder.classes == both and folder.modality == "mr" and not folder.no_mirror
   assert folder.cases[0].image == root / "imagesTr/a.nii.gz"
-  assert folder.cases[0].label == root / "labelsTr/a.nii.gz"
+  assert folder.cases[0].labels[0].path == root / "labelsTr/a.nii.gz"
 
 
 def test_the_folder_has_a_name_wherever_it_is_seen_from(tmp_path, monkeypatch):
@@ -62,32 +63,32 @@ def test_splits_per_class(tmp_path):
       ("a", "anterior", "train", ("anterior",)), ("b", "anterior", "train", ("anterior",)),
       ("c", "posterior", "train", ("posterior",)), ("d", "x", "val", ("anterior", "posterior"))]
   label = np.array([0, 1, 2])
-  masks = {c.id: c.annotation.masks(label).tolist() for c in folder.cases}
+  masks = {c.id: c.labels[0].annotation.masks(label).tolist() for c in folder.cases}
   assert masks == {"a": [[0, 1, 0]], "b": [[0, 1, 0]], "c": [[0, 0, 1]],
                    "d": [[0, 1, 0], [0, 0, 1]]}
 
 
 @pytest.mark.parametrize("keep", [["Anterior"], ["anterior"], [" ANTERIOR "]])
 def test_keep_carves_a_single_class(keep, tmp_path):
-  folder = read_msd(describe(tmp_path / "x"), keep)
+  folder = keep_classes(keep_classes(read_msd(describe(tmp_path / "x"))), keep)
   assert summary(folder) == [(i, "x", "train", ("anterior",)) for i in "abcd"]
   # The value of a class not kept is known, and a negative of the kept one.
-  assert folder.cases[0].annotation.masks(np.array([0, 1, 2])).tolist() == [[0, 1, 0]]
+  assert folder.cases[0].labels[0].annotation.masks(np.array([0, 1, 2])).tolist() == [[0, 1, 0]]
 
 
 def test_keep_with_splits(tmp_path):
   splits = {"train": {"anterior": ["a", "b"], "posterior": ["c"]}, "val": ["d"]}
-  folder = read_msd(describe(tmp_path / "x", splits=splits), ["Posterior"])
+  folder = keep_classes(read_msd(describe(tmp_path / "x", splits=splits)), ["Posterior"])
   assert summary(folder) == [("c", "posterior", "train", ("posterior",)),
                              ("d", "x", "val", ("posterior",))]
   splits = {"train": ["a", "b"], "val": ["d"]}
-  folder = read_msd(describe(tmp_path / "x", splits=splits), ["Posterior"])
-  assert {c.annotation.classes for c in folder.cases} == {("posterior",)}
+  folder = keep_classes(read_msd(describe(tmp_path / "x", splits=splits)), ["Posterior"])
+  assert {c.classes for c in folder.cases} == {("posterior",)}
 
 
 def test_keep_of_an_unknown_class(tmp_path):
   with pytest.raises(InputError, match="liver.*anterior, posterior"):
-    read_msd(describe(tmp_path / "x"), ["liver"])
+    keep_classes(read_msd(describe(tmp_path / "x")), ["liver"])
 
 
 @pytest.mark.parametrize("labels", [
@@ -97,7 +98,7 @@ def test_keep_of_an_unknown_class(tmp_path):
 def test_labels_in_either_direction(labels, tmp_path):
   folder = read_msd(describe(tmp_path / "x", labels=labels))
   assert folder.classes == ("anterior", "posterior")
-  masks = folder.cases[0].annotation.masks(np.array([0, 1, 2]))
+  masks = folder.cases[0].labels[0].annotation.masks(np.array([0, 1, 2]))
   assert masks.tolist() == [[0, 1, 0], [0, 0, 1]]
 
 
@@ -106,7 +107,7 @@ def test_labels_in_either_direction(labels, tmp_path):
 def test_a_label_called_ignore_is_unlabelled(labels, tmp_path):
   folder = read_msd(describe(tmp_path / "x", labels=labels))
   assert folder.classes == ("liver",)
-  assert folder.cases[0].annotation.masks(np.array([0, 1, 2])).tolist() == [[0, 1, 255]]
+  assert folder.cases[0].labels[0].annotation.masks(np.array([0, 1, 2])).tolist() == [[0, 1, 255]]
 
 
 @pytest.mark.parametrize(("channels", "modality"), [
@@ -174,7 +175,7 @@ def test_digest_follows_content_and_annotation(tmp_path):
       (root / folder).mkdir(parents=True, exist_ok=True)
       for i in "abcd":
         (root / folder / f"{i}.nii.gz").write_text(folder + i)
-    return {c.id: c.digest() for c in read_msd(root, keep).cases}
+    return {c.id: c.digest() for c in keep_classes(read_msd(root), keep).cases}
 
   for parent in ("one", "two"):
     (tmp_path / parent).mkdir()
@@ -198,7 +199,7 @@ def test_real_hippocampus(real_data):
   folder = read_msd(real_data / "hippocampus")
   count = {}
   for case in folder.cases:
-    key = case.split, case.dataset, case.annotation.classes
+    key = case.split, case.dataset, case.classes
     count[key] = count.get(key, 0) + 1
   assert count == {("train", "anterior", ("anterior",)): 80,
                    ("train", "posterior", ("posterior",)): 80,

@@ -191,7 +191,7 @@ def _check(tree: Mapping, subject) -> None:
 
 def _yaml(path: Path):
   try:
-    return yaml.safe_load(path.read_text())
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
   except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
     line = " ".join(str(error).split())
     raise InputError(path, f"is not valid YAML ({line})", "correct the file") from error
