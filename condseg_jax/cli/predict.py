@@ -23,7 +23,10 @@ def main(argv=None) -> int:
 def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("workdir", "", "Folder of the training run.", flag_values=values)
   flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
-  flags.DEFINE_string("input", "", "An image, or a folder of images.", flag_values=values)
+  flags.DEFINE_string("input", "", "An image, a folder of images, or the folder of a DICOM series.",
+                      flag_values=values)
+  flags.DEFINE_string("series", "", "SeriesInstanceUID, where a DICOM folder holds several.",
+                      flag_values=values)
   flags.DEFINE_string("output", "", "Folder for the masks.", flag_values=values)
   flags.DEFINE_list("classes", [], "Classes to look for; all when empty.", flag_values=values)
   flags.DEFINE_string("preset", "", "A named group of classes.", flag_values=values)
@@ -54,7 +57,7 @@ def _work(values: flags.FlagValues) -> int:
   for path, stem in zip(tqdm.tqdm(images, desc="predicting", disable=len(images) < 2), stems,
                         strict=True):
     try:
-      volume = files.read_volume(path)
+      volume = files.read_volume(path, values.series)
       try:
         prediction = predictor.predict(volume, values.classes, values.preset, fusion=values.fusion,
                                        threshold=values.threshold, step=values.step)

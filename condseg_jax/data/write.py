@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import re
@@ -91,18 +92,19 @@ def write_case(root, facts: CaseFacts, grid: Geometry, image: contextlib.Abstrac
   chunk = chunk_shape(grid.ndim)
   images = _create(folder / "image", (*grid.shape, channels), dtype, (*chunk, channels))
   with image as rows_of:
-    parts = list(pool.map(lambda rows: _write_image(images, rows, rows_of), slabs(grid.shape)))
+    parts = list(pool.map(functools.partial(_write_image, images, rows_of), slabs(grid.shape)))
+  del rows_of  # and the image with it
   mean, sd = _moments([p[1:] for p in parts])
   image_digests, mask_digests, samples = [p[0] for p in parts], [], {}
 
   stored = _create(folder / "masks", (len(facts.annotated), *grid.shape), np.uint8, (1, *chunk))
   for number, (name, rows_of) in enumerate(masks):
-    def one(rows, target=stored[number], name=name, rows_of=rows_of):
-      rng = _generator(facts.id, name, rows.start)
-      return _write_mask(target, images, rows, rows_of, rng)
-    parts = list(pool.map(one, slabs(grid.shape)))
+    parts = list(pool.map(
+        functools.partial(_write_mask, stored[number], images, rows_of, f"{facts.id}/{name}"),
+        slabs(grid.shape)))
     mask_digests += [digest for digest, _ in parts]
     samples[name] = _merged([sample for _, sample in parts], _generator(facts.id, name))
+    del rows_of  # and the label map with them, before the next is read
   if tuple(samples) != facts.annotated:
     raise ValueError(f"masks of {tuple(samples)} for the classes {facts.annotated}")
 
@@ -146,7 +148,7 @@ def write_manifest(root, *, modality: str, spacing: Sequence[float], table: Clas
   return Store.open(root)
 
 
-def _write_image(target: ts.TensorStore, rows: slice, rows_of: Rows):
+def _write_image(target: ts.TensorStore, rows_of: Rows, rows: slice):
   """Writes a slab; its digest, count, mean and sum of squared deviations."""
   part = np.ascontiguousarray(rows_of(rows))
   target[rows].write(part).result()
@@ -164,19 +166,34 @@ def _moments(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
   return mean, float(np.sqrt(spread / count.sum()))
 
 
-def _write_mask(target: ts.TensorStore, images: ts.TensorStore, rows: slice, rows_of: Rows,
-                rng: np.random.Generator) -> tuple[str, Sample]:
+def _write_mask(target: ts.TensorStore, images: ts.TensorStore, rows_of: Rows, key: str,
+                rows: slice) -> tuple[str, Sample]:
+  """Writes a slab; its digest, and a sample of its positive voxels drawn by `key`."""
+  rng = _generator(key, rows.start)
   part = np.ascontiguousarray(rows_of(rows))
   target[rows].write(part).result()
-  flat = np.flatnonzero(part == POSITIVE)
-  count = flat.size
+  counts = [int(np.count_nonzero(plane == POSITIVE)) for plane in part]
+  count = sum(counts)
   index, intensity = np.zeros((0, part.ndim), np.int64), np.zeros(0)
   if count:
-    flat = rng.choice(flat, min(INTENSITY_SAMPLE, count), replace=False)
-    place = np.unravel_index(flat, part.shape)
+    rank = rng.choice(count, min(INTENSITY_SAMPLE, count), replace=False)
+    place = tuple(_located(part, counts, rank).T)
     intensity = images[rows].read().result()[place].mean(axis=-1, dtype=np.float64)
     index = np.stack(place, -1) + [rows.start, *[0] * (part.ndim - 1)]
   return hashlib.sha256(part).hexdigest(), Sample(count, index, intensity)
+
+
+def _located(part: np.ndarray, counts: Sequence[int], rank: np.ndarray) -> np.ndarray:
+  """Indices [n, axes] of the positive voxels of given ranks; of one plane at a time."""
+  index = np.zeros((len(rank), part.ndim), np.int64)
+  ends = np.cumsum(counts)
+  planes = np.searchsorted(ends, rank, side="right")
+  for plane in np.unique(planes):
+    mine = planes == plane
+    flat = np.flatnonzero(part[plane] == POSITIVE)[rank[mine] - (ends[plane] - counts[plane])]
+    index[mine, 0] = plane
+    index[mine, 1:] = np.stack(np.unravel_index(flat, part.shape[1:]), -1)
+  return index
 
 
 def _merged(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:

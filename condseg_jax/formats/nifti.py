@@ -28,6 +28,7 @@ from condseg_jax.geometry import Geometry, Volume, check_affine, corner_distance
 LABEL_INTENT = 1002
 MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 MAX_GZIP_RATIO = 1100  # deflate cannot exceed 1032:1; a header that asks for more is broken
+BLOCK = 1 << 22
 QFORM_TOLERANCE = 0.1  # voxels by which a qform may miss the affine at a corner
 AGAIN = "copy or download it again"
 
@@ -133,7 +134,10 @@ def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
     ratio = MAX_GZIP_RATIO if isinstance(stream, gzip.GzipFile) else 1
     if math.prod(geometry.shape) * dtype.itemsize > path.stat().st_size * ratio:
       raise EOFError  # before memory is asked for
-    raw = image.dataobj.get_unscaled().reshape(geometry.shape, order="F")
+    # nibabel would hold a gzipped file twice.
+    raw = np.empty(geometry.shape, dtype, order="F")
+    stream.seek(image.dataobj.offset)
+    _fill(stream, memoryview(raw.reshape(-1, order="F")).cast("B"))
     while stream.read(2**20):  # only at its end does gzip compare the checksum
       pass
     # The header has forgotten them: nibabel hands the scaling over to the array.
@@ -146,6 +150,14 @@ def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
     for plane, out in zip(planes(raw), planes(scaled), strict=True):
       out[...] = plane * np.float64(slope) + inter
   return scaled, geometry
+
+
+def _fill(stream, target: memoryview) -> None:
+  for start in range(0, len(target), BLOCK):
+    part = stream.read(min(BLOCK, len(target) - start))
+    if len(part) < min(BLOCK, len(target) - start):
+      raise EOFError
+    target[start:start + len(part)] = part
 
 
 @contextlib.contextmanager

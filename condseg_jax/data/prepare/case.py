@@ -28,7 +28,7 @@ from condseg_jax.geometry import Volume
 VERSION = 2
 DTYPES = {"ct": np.int16, "mr": np.float32, "rgb": np.uint8}
 LIMITS = {"ct": (-32768, 32767), "rgb": (0, 255)}
-PIECE = 1 << 21  # voxels resampled at once by a thread
+PIECE = 1 << 18  # voxels resampled at once by a thread: a slice of a CT
 
 
 class Memory:
@@ -93,11 +93,12 @@ def prepare_case(case: RawCase, folder: RawFolder, out, spacing, memory: Memory,
 
   def masks() -> Iterator[tuple[str, Rows]]:
     for label in case.labels:
-      with memory.take(header.peak_bytes):
+      with memory.take(files.read_header(label.path).peak_bytes):
         volume = to_canonical(label.read(case.image, native))
         for name in label.annotation.classes:
           rows_of = _mask_rows(volume, grid, label.annotation, name)
           yield name, _altered(rows_of, grid, alterations, f"{case.id}/{name}")
+        del volume, rows_of
 
   facts = CaseFacts(case.id, case.dataset, case.split, case.classes, canonical, source)
   return write_case(out, facts, grid, image(), masks(), channels=channels,

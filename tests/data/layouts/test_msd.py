@@ -70,7 +70,7 @@ def test_splits_per_class(tmp_path):
 
 @pytest.mark.parametrize("keep", [["Anterior"], ["anterior"], [" ANTERIOR "]])
 def test_keep_carves_a_single_class(keep, tmp_path):
-  folder = keep_classes(keep_classes(read_msd(describe(tmp_path / "x"))), keep)
+  folder = keep_classes(read_msd(describe(tmp_path / "x")), keep)
   assert summary(folder) == [(i, "x", "train", ("anterior",)) for i in "abcd"]
   # The value of a class not kept is known, and a negative of the kept one.
   assert folder.cases[0].labels[0].annotation.masks(np.array([0, 1, 2])).tolist() == [[0, 1, 0]]

@@ -34,6 +34,7 @@ from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.prepare.raw import RawLabel
 from condseg_jax.data.prepare.splits import patient_of
 from condseg_jax.errors import InputError
+from condseg_jax.formats import files
 from condseg_jax.plan import MODALITIES
 
 KEYS = ("modality", "root", "images", "labels", "classes", "annotated", "void", "splits", "patient",
@@ -127,13 +128,13 @@ def _labels(root: Path, known, tree, subject) -> list[tuple[dict[str, Path], Ann
 
 
 def _paths(root: Path) -> list[str]:
-  """Everything under a folder, as paths relative to it, in order."""
+  """The images and folders under a folder, as paths relative to it, in order."""
   found = []
   for parent, folders, names in os.walk(root):
     folders[:] = sorted(name for name in folders if not name.startswith("."))
     inside = os.path.relpath(parent, root)
     found += [name if inside == "." else f"{Path(inside).as_posix()}/{name}"
-              for name in sorted([*folders, *names]) if not name.startswith(".")]
+              for name in sorted([*folders, *filter(files.is_image, names)])]
   return found
 
 

@@ -72,8 +72,6 @@ def _named(folder: Path) -> dict[str, Path]:
   for path in sorted(folder.iterdir()):
     if path.name.startswith(".") or not (path.is_dir() or files.is_image(path)):
       continue
-    if path.suffix.lower() == ".raw":
-      continue
     case_id = files.stem(path)
     if case_id in found:
       raise InputError(path, f"is a second {case_id!r} beside {found[case_id].name}",

@@ -1,0 +1,25 @@
+"""The benchmark runs to its end and writes what it promises; its figures are not judged here."""
+
+import json
+
+import pytest
+
+from tools.benchmark import __main__ as command
+from tools.benchmark import reading
+
+
+@pytest.mark.slow
+def test_the_input_suite(tmp_path, monkeypatch):
+  for name, value in {"SHAPE": (70, 66, 40), "SUBVOLUME": (8, 32, 32), "READS": 5, "ROUNDS": 2,
+                      "COPIES": 3}.items():
+    monkeypatch.setattr(reading, name, value)
+  assert command.main(["input", f"--json={tmp_path / 'f.json'}", f"--data={tmp_path / 'd'}"]) == 0
+  tree = json.loads((tmp_path / "f.json").read_text())
+  assert tree["device"] and tree["versions"]["jax"]
+  assert len(tree["rows"]) == 4
+  for row in tree["rows"]:
+    assert row["name"] and row["ours"] > 0
+    if row["peer"] is None:
+      assert row["ratio"] is None and row["peak_bytes"] >= 0
+    else:
+      assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])

@@ -1,0 +1,139 @@
+"""Preparing a large CT, and reading random subvolumes of it."""
+
+import dataclasses
+import json
+from pathlib import Path
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+from scipy import ndimage
+import tensorstore as ts
+
+from condseg_jax.data.store import Store
+from condseg_jax.formats.nifti import write_nifti
+from condseg_jax.geometry import Volume
+
+SHAPE = (512, 512, 300)  # x y z
+SPACING = (0.8, 0.8, 1.0)
+SUBVOLUME = (32, 256, 256)  # D H W
+CASES = 2
+COPIES = 24
+READS = 200  # a round
+ROUNDS = 5
+# Runs a command and tells its peak of memory, and that of one which only imports.
+CHILD = """
+import json, resource, sys, time
+from condseg_jax.cli import prepare
+from condseg_jax.data.prepare import damage, prepare as _, scribbles
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+start = time.perf_counter()
+code = prepare.main(["condseg-prepare", *sys.argv[1:]])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([code, time.perf_counter() - start, (peak - before) * 1024]))
+"""
+
+
+def run(folder: Path) -> list[dict]:
+  """The rows of the suite."""
+  raw = folder / "raw"
+  if not (raw / "dataset.json").exists():
+    make(raw)
+  rows = [preparing(raw, folder / "same", (1.0, 0.8, 0.8), "at its own spacing"),
+          preparing(raw, folder / "finer", (1.0, 1.0, 1.0), "resampled to 1 mm")]
+  return [*rows, *subvolumes(folder / "same")]
+
+
+def make(raw: Path) -> None:
+  """CTs of a body with a smooth texture and noise, and a large and a small organ."""
+  for part in ("imagesTr", "labelsTr"):
+    (raw / part).mkdir(parents=True, exist_ok=True)
+  axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij",
+                     sparse=True)
+  body = axes[0] ** 2 / 0.7 + axes[1] ** 2 / 0.4 + 0 * axes[2] < 1
+  training = []
+  for number in range(CASES):
+    rng = np.random.default_rng(number)
+    coarse = rng.normal(0, 40, [n // 10 for n in SHAPE]).astype(np.float32)
+    image = ndimage.zoom(coarse, [n / (n // 10) for n in SHAPE], order=1)
+    image += rng.normal(0, 12, SHAPE).astype(np.float32)
+    image = np.where(body, image + 40, -1000).astype(np.int16)
+    label = np.zeros(SHAPE, np.uint8)
+    for value, centre, radius in ((1, -0.3, 0.35), (2, 0.4, 0.12)):
+      label[sum((a - c) ** 2 for a, c in zip(axes, (centre, 0, 0), strict=True)) < radius**2
+            ] = value
+    affine = np.diag([-SPACING[0], -SPACING[1], SPACING[2], 1.0])
+    name = f"ct_{number}.nii.gz"
+    write_nifti(raw / "imagesTr" / name, Volume(image, affine))
+    write_nifti(raw / "labelsTr" / name, Volume(label, affine), label=True)
+    training.append({"image": f"imagesTr/{name}", "label": f"labelsTr/{name}"})
+  (raw / "dataset.json").write_text(json.dumps(
+      {"modality": {"0": "CT"}, "labels": {"1": "liver", "2": "kidney"}, "training": training}))
+
+
+def preparing(raw: Path, out: Path, spacing, name: str) -> dict:
+  """Seconds, and memory above that of the imports, in volumes of int16 as stored."""
+  text = ",".join(map(str, spacing))
+  done = subprocess.run([sys.executable, "-c", CHILD, "--format=msd", f"--source={raw}",
+                         f"--out={out}", f"--spacing={text}"], capture_output=True, text=True,
+                        check=True)
+  code, seconds, peak = json.loads(done.stdout.splitlines()[-1])
+  assert code == 0, done.stderr
+  volume = 2 * int(np.prod(SHAPE))
+  return {"name": f"prepare {CASES} CTs, {name}", "ours": seconds, "peer": None, "ratio": None,
+          "unit": "s", "peak_bytes": peak, "peak_volumes": peak / volume}
+
+
+def subvolumes(root: Path) -> list[dict]:
+  """Random subvolumes a second: ours, and a bare loop over TensorStore, one after the other.
+
+  The cases are copied until they are many times our cache, whose hits would flatter; the peer has
+  none. The disk is warm.
+  """
+  store = Store.open(root)
+  for number in range(COPIES):
+    copy = root / "cases" / f"copy_{number}"
+    if not copy.exists():
+      shutil.copytree(root / "cases" / store.cases[number % CASES].id, copy)
+  cases = [dataclasses.replace(store.cases[0], id=f"copy_{i}") for i in range(COPIES)]
+
+  def bare(case, name):
+    path = str(store.root / "cases" / case.id / name) + "/"
+    return ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": path}},
+                   read=True).result()
+  images, masks = ([bare(case, name) for case in cases] for name in ("image", "masks"))
+  ways = {
+      "image": (lambda i, box: store.read_image(cases[i], box),
+                lambda i, box: images[i][box].read().result()),
+      "image and mask": (
+          lambda i, box: (store.read_image(cases[i], box),
+                          store.read_masks(cases[i], ["liver"], box)),
+          lambda i, box: (images[i][box].read().result(),
+                          masks[i][(slice(0, 1), *box)].read().result())),
+  }
+  rows = []
+  for name, pair in ways.items():
+    rates = ([], [])
+    for turn in range(ROUNDS + 1):
+      for way, found in zip(pair, rates, strict=True):
+        rate = _rate(way, cases[0].shape, turn)
+        if turn:  # the first round warms the disk
+          found.append(rate)
+    ours, peer = map(statistics.median, rates)
+    rows.append({"name": f"random 256x256x32 subvolumes, {name}", "ours": ours, "peer": peer,
+                 "ratio": ours / peer, "unit": "1/s"})
+  return rows
+
+
+def _rate(way, shape, seed: int) -> float:
+  rng = np.random.default_rng(seed)
+  starts = [[rng.integers(0, n - m + 1) for n, m in zip(shape, SUBVOLUME, strict=True)]
+            for _ in range(READS)]
+  begin = time.perf_counter()
+  for number, start in enumerate(starts):
+    box = tuple(slice(int(s), int(s) + m) for s, m in zip(start, SUBVOLUME, strict=True))
+    way(number % COPIES, box)
+  return READS / (time.perf_counter() - begin)
