@@ -192,6 +192,17 @@ def test_nothing_to_verify(arguments, tmp_path, monkeypatch, capsys):
 
 
 # --- prepared stores ----------------------------------------------------------------------------
+def test_a_leak_between_two_stores(tmp_path):
+  root = write(tmp_path / "one", ["a", "b"])
+  prepare(read_msd(root), tmp_path / "all" / "one", progress=False)
+  prepare(read_msd(write(tmp_path / "two", ["c", "d", "e"], val=["d"])), tmp_path / "all" / "two",
+          progress=False)
+  # Images are drawn alike by number: b equals d.
+  findings, count = verify(tmp_path / "all", progress=False)
+  assert found(findings) == [("duplicate", "error")] and count == 5
+  assert findings[0].file.endswith("two/cases/d")
+
+
 @pytest.mark.parametrize("harm", ["chunk", "swapped", "record", "no record", "manifest", "stray"])
 def test_a_damaged_store(harm, tmp_path):
   root, out = write(tmp_path / "raw", ["a", "b", "c"]), tmp_path / "out"

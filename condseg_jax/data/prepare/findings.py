@@ -1,8 +1,10 @@
 """What is found wrong with data: one record for each defect, and how it is shown."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import os
+from typing import NamedTuple
 
 from condseg_jax.errors import InputError
 
@@ -31,6 +33,50 @@ class Finding:
   def of(cls, error: InputError) -> "Finding":
     """What reading a file failed with."""
     return cls(ERROR, error.kind, error.subject, error.reason, error.cure)
+
+
+class Seen(NamedTuple):
+  """An image that was read: the digest of its voxels, its split, and where it lies."""
+
+  digest: str
+  split: str
+  file: str
+
+
+def class_findings(root, positives: Mapping[str, Mapping[str, int]]) -> list[Finding]:
+  """Classes that no case shows, and masks without a voxel of theirs.
+
+  Args:
+    root: the dataset.
+    positives: class → id of each case that annotates it → number of its positive voxels.
+  """
+  findings = []
+  for name, cases in positives.items():
+    empty = [case_id for case_id, count in cases.items() if not count]
+    if cases and len(empty) == len(cases):
+      findings.append(Finding(ERROR, "class_nowhere", str(root),
+                              f"no case has a voxel of the class {name!r}",
+                              "correct its label value, or leave it out with --keep"))
+    elif empty:
+      findings.append(Finding(WARNING, "empty_mask", str(root), f"{len(empty)} of {len(cases)} "
+                              f"masks of {name!r} are empty: {', '.join(empty)}",
+                              "check that the class is really absent there"))
+  return findings
+
+
+def leak_findings(seen: Iterable[Seen]) -> list[Finding]:
+  """Images that are in more than one split, which would flatter the scores."""
+  same = collections.defaultdict(list)
+  for one in seen:
+    same[one.digest].append(one)
+  findings = []
+  for first, *others in same.values():
+    other = next((one for one in others if one.split != first.split), None)
+    if other:
+      findings.append(Finding(ERROR, "duplicate", other.file,
+                              f"is in {other.split}, with the same voxels as {first.file} in "
+                              f"{first.split}", "remove one of them"))
+  return findings
 
 
 def table(findings: Sequence[Finding], root) -> str:

@@ -14,8 +14,11 @@ import tqdm
 
 from condseg_jax.classes import POSITIVE
 from condseg_jax.data.prepare import sources
+from condseg_jax.data.prepare.findings import class_findings
 from condseg_jax.data.prepare.findings import ERROR
 from condseg_jax.data.prepare.findings import Finding
+from condseg_jax.data.prepare.findings import leak_findings
+from condseg_jax.data.prepare.findings import Seen
 from condseg_jax.data.prepare.findings import WARNING
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
@@ -76,17 +79,18 @@ def verify(root, read: Callable[[Path], RawFolder] | None = None, *,
   Raises:
     InputError: nothing there that could be checked.
   """
-  findings, folders, count = [], [], 0
+  findings, folders, seen = [], [], []
   for path in _datasets(epath.Path(root), read):
     if is_store(path):
       found, cases = check_store(path, progress=progress)
-      findings, count = findings + found, count + cases
+      findings, seen = findings + found, seen + cases
       continue
     try:
       folders.append(read(Path(path)) if read else sources.at(path))
     except InputError as error:
       findings.append(Finding.of(error))
   jobs = [(folder, case) for folder in folders for case in folder.cases]
+  count = len(seen) + len(jobs)
   facts = []
   with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
     results = pool.map(lambda job: _examined(*job), jobs)
@@ -96,8 +100,12 @@ def verify(root, read: Callable[[Path], RawFolder] | None = None, *,
       findings += found
   for folder in folders:
     mine = [fact for fact in facts if fact.folder is folder]
-    findings += [*_classes(folder, mine), *_outliers(mine)]
-  return findings + list(_leaks(facts)), count + len(jobs)
+    shown = {name: {fact.case.id: fact.positives[name] for fact in mine if name in fact.positives}
+             for name in folder.classes}
+    findings += [*class_findings(folder.root, shown), *_outliers(mine)]
+  seen += [Seen(fact.digest, fact.case.split, str(fact.case.image))
+           for fact in facts if fact.digest]
+  return findings + leak_findings(seen), count
 
 
 def _datasets(root: epath.Path, read) -> list[epath.Path]:
@@ -180,22 +188,6 @@ def _told(error: InputError) -> Finding:
   return Finding.of(error)
 
 
-def _classes(folder: RawFolder, facts: Sequence[Facts]) -> Iterable[Finding]:
-  """Classes that no case shows, and masks without a voxel of theirs."""
-  for name in folder.classes:
-    read = [fact for fact in facts if name in fact.positives]
-    empty = [fact for fact in read if not fact.positives[name]]
-    if read and len(empty) == len(read):
-      yield Finding(ERROR, "class_nowhere", str(folder.root),
-                    f"no case has a voxel of the class {name!r}",
-                    "correct its label value, or leave it out with --keep")
-    elif empty:
-      ids = ", ".join(fact.case.id for fact in empty)
-      yield Finding(WARNING, "empty_mask", str(folder.root),
-                    f"{len(empty)} of {len(read)} masks of {name!r} are empty: {ids}",
-                    "check that the class is really absent there")
-
-
 def _outliers(facts: Sequence[Facts]) -> Iterable[Finding]:
   read = [fact for fact in facts if fact.spacing]
   axes = collections.Counter(len(fact.spacing) for fact in read).most_common(1)
@@ -223,18 +215,3 @@ def _outliers(facts: Sequence[Facts]) -> Iterable[Finding]:
         yield Finding(WARNING, "intensity_outlier", str(fact.case.image),
                       f"mean {fact.intensity:.0f} HU where classes are, usual {middle:.0f} HU",
                       "check that it is stored in HU (rescale slope and intercept)")
-
-
-def _leaks(facts: Sequence[Facts]) -> Iterable[Finding]:
-  """Images that are in more than one split: scores on them would flatter."""
-  same = collections.defaultdict(list)
-  for fact in facts:
-    if fact.digest:
-      same[fact.digest].append(fact)
-  for group in same.values():
-    first = group[0]
-    others = [fact for fact in group if fact.case.split != first.case.split]
-    if others:
-      yield Finding(ERROR, "duplicate", str(others[0].case.image),
-                    f"has the same voxels as {first.case.image} in the split {first.case.split}, "
-                    f"and is in {others[0].case.split}", "remove one of them")

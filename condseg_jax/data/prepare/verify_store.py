@@ -1,6 +1,5 @@
-"""Checks a prepared store: every case whole, every array as it was written, nothing leaked."""
+"""Checks a prepared store: every case whole, every array as it was written."""
 
-import collections
 import concurrent.futures
 import json
 import os
@@ -9,8 +8,10 @@ from etils import epath
 import tqdm
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.data.prepare.findings import class_findings
 from condseg_jax.data.prepare.findings import ERROR
 from condseg_jax.data.prepare.findings import Finding
+from condseg_jax.data.prepare.findings import Seen
 from condseg_jax.data.prepare.findings import WARNING
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import MANIFEST
@@ -25,8 +26,8 @@ def is_store(path: epath.Path) -> bool:
   return (path / MANIFEST).exists() or (path / "cases").is_dir()
 
 
-def check_store(root: epath.Path, *, progress: bool = True) -> tuple[list[Finding], int]:
-  """All findings of a store, and how many cases were read.
+def check_store(root: epath.Path, *, progress: bool = True) -> tuple[list[Finding], list[Seen]]:
+  """All findings of a store, and the images that were read.
 
   A case without a finding is whole: its record is there, and its arrays have the digests that the
   record gives.
@@ -65,7 +66,11 @@ def check_store(root: epath.Path, *, progress: bool = True) -> tuple[list[Findin
     for found in tqdm.tqdm(results, total=len(cases), desc=f"verifying {root.name}",
                            disable=not progress):
       findings += found
-  return findings + _classes(root, cases) + _leaks(root, cases), len(cases)
+  names = dict.fromkeys(name for case in cases for name in case.annotated)
+  findings += class_findings(root, {name: {case.id: case.positives[name] for case in cases
+                                           if name in case.annotated} for name in names})
+  return findings, [Seen(case.image_sha256, case.split, str(root / "cases" / case.id))
+                    for case in cases]
 
 
 def _arrays(store: Store, case: Case) -> list[Finding]:
@@ -77,30 +82,3 @@ def _arrays(store: Store, case: Case) -> list[Finding]:
   except InputError as error:
     reason = error.reason
   return [Finding(ERROR, "damaged", folder, reason, f"remove the folder, then {AGAIN}")]
-
-
-def _classes(root, cases) -> list[Finding]:
-  findings = []
-  for name in dict.fromkeys(name for case in cases for name in case.annotated):
-    annotated = [case for case in cases if name in case.annotated]
-    empty = [case.id for case in annotated if not case.positives[name]]
-    if len(empty) == len(annotated):
-      findings.append(Finding(ERROR, "class_nowhere", str(root),
-                              f"no case has a voxel of the class {name!r}",
-                              "correct its label value, or leave it out with --keep"))
-    elif empty:
-      findings.append(Finding(WARNING, "empty_mask", str(root), f"{len(empty)} of {len(annotated)} "
-                              f"masks of {name!r} are empty: {', '.join(empty)}",
-                              "check that the class is really absent there"))
-  return findings
-
-
-def _leaks(root, cases) -> list[Finding]:
-  same = collections.defaultdict(list)
-  for case in cases:
-    same[case.image_sha256].append(case)
-  return [Finding(ERROR, "duplicate", str(root / "cases" / other.id),
-                  f"has the same voxels as {group[0].id} in the split {group[0].split}, and is in "
-                  f"{other.split}", "remove one of them")
-          for group in same.values()
-          for other in group[1:] if other.split != group[0].split]
