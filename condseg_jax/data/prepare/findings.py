@@ -84,7 +84,8 @@ def table(findings: Sequence[Finding], root) -> str:
   header = ("", "name", "file", "finding", "cure")
   rows = [(f.severity, f.name, _relative(f.file, root), f.finding, f.cure)
           for f in sorted(findings, key=lambda f: (f.severity, f.name, f.file))]
-  widths = [max(len(row[i]) for row in (header, *rows)) for i in range(4)]
+  # A cell of many ids may run over its column; it does not widen that of all.
+  widths = [min(60, max(len(row[i]) for row in (header, *rows))) for i in range(4)]
   return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)),
                               row[4]]) for row in (header, *rows))
 
