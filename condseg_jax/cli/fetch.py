@@ -51,6 +51,8 @@ def _work(values: flags.FlagValues, name: str) -> int:
   shell.need(values, "out")
   folder = fetch(name, dataset, Path(values.out), sha256=values.sha256)
   print(f"fetched {name} ({dataset.licence}) to {folder}\nthen: {step}{folder}")
+  if dataset.note:
+    print(f"note: {dataset.note}")
   return 0
 
 

@@ -268,6 +268,14 @@ def test_damaged_archives(name, tmp_path):
   assert not (tmp_path / "target").exists() and not list(tmp_path.glob(".target*"))
 
 
+@pytest.mark.parametrize(("members", "expected"), [
+    ({"Top/a": b"1", "Top/b/c": b"2"}, {"a": b"1", "b/c": b"2"}),
+    ({"a": b"1", "b/c": b"2"}, {"a": b"1", "b/c": b"2"})])
+def test_one_top_folder_is_the_dataset(members, expected, tmp_path):
+  unpack(tar(tmp_path / "x.tar", members), tmp_path / "target", limit=10**9)
+  assert tree(tmp_path / "target") == expected
+
+
 def test_litter_of_macos_is_left_out(tmp_path):
   archive = tar(tmp_path / "x.tar", {"Task/a.nii": b"1", "Task/._a.nii": b"2", "__MACOSX/b": b"3"})
   unpack(archive, tmp_path / "target", folder="Task", limit=10**9)

@@ -23,7 +23,7 @@ def unpack(archive: Path, target: Path, *, folder: str = "", limit: int) -> None
   Args:
     archive: .tar, .tar.gz, .tgz or .zip.
     target: does not exist yet.
-    folder: in the archive, that becomes `target`; "" for everything.
+    folder: in the archive, that becomes `target`; "" for everything, or for its one top folder.
     limit: bytes that it may unpack to.
 
   Raises:
@@ -45,7 +45,9 @@ def unpack(archive: Path, target: Path, *, folder: str = "", limit: int) -> None
         raise InputError(archive, "is no archive known here", f"{', '.join(TAR)} or .zip")
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
       raise InputError(archive, f"is damaged ({error})", "download it again") from error
-    source = temporary / folder
+    top = list(temporary.iterdir())
+    alone = not folder and len(top) == 1 and top[0].is_dir()
+    source = top[0] if alone else temporary / folder
     if not source.is_dir():
       raise InputError(archive, f"holds no folder {folder}", AGAIN)
     source.chmod(0o755)
