@@ -372,6 +372,7 @@ def test_a_description(kind, tmp_path):
   folder = read_description(path)
   assert [(c.id, c.split, c.group) for c in folder.cases] == [
       ("p1", "train", "p"), ("p2", "train", "p"), ("q1", "val", "q")]
+  assert {c.dataset for c in folder.cases} == {"mine"}
   assert folder.modality == "mr" and folder.no_mirror == {"left kidney": ("W", "H")}
   image, masks = folder.cases[0].read()
   expected, label = example(ord("1"), (1, 2, 3))

@@ -71,21 +71,23 @@ def read_description(path) -> RawFolder:
   tree = _python(path) if path.suffix == ".py" else _yaml(path)
   if not isinstance(tree, dict):
     raise InputError(path, "does not describe a dataset", "give keys and values, see the README")
-  return read_described(path.parent / str(tree.get("root", "")), tree, path)
+  return read_described(path.parent / str(tree.get("root", "")), tree, path, path.stem)
 
 
 def read_known(name: str, root) -> RawFolder:
   """The cases of one of the `KNOWN` datasets under a folder."""
-  return read_described(Path(os.path.abspath(root)), KNOWN[name], root)
+  root = Path(os.path.abspath(root))
+  return read_described(root, KNOWN[name], root, root.name)
 
 
-def read_described(root: Path, tree: Mapping, subject) -> RawFolder:
+def read_described(root: Path, tree: Mapping, subject, name: str) -> RawFolder:
   """The cases that a description finds under a folder.
 
   Args:
     root: where the patterns begin.
     tree: see the module's docstring.
     subject: named in errors.
+    name: of the dataset.
   """
   _check(tree, subject)
   root = Path(os.path.abspath(root))
@@ -105,7 +107,7 @@ def read_described(root: Path, tree: Mapping, subject) -> RawFolder:
       raise InputError(image, "has no label", f"expected {tree['labels']}, or say unlabelled: skip")
     split = _split(case_id, splits, subject)
     if split:
-      cases.append(RawCase(case_id, image, found, root.name, split,
+      cases.append(RawCase(case_id, image, found, name, split,
                            patient_of(case_id, tree.get("patient") or ""), series.get(case_id, "")))
   if not cases:
     raise InputError(root, f"holds no labelled case like {tree['images']}",
