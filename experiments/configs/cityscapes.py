@@ -1,7 +1,7 @@
 """Cityscapes at half size, 19 classes as single-class datasets, 2-D.
 
-Not run here: needs the data, as PNG pictures in CamVid layout (train/, trainannot/, val/, valannot/
-and classes.json with the 19 train ids in order and 255 as the value to ignore):
+Not run here: needs the data. DATA holds leftImg8bit/ and gtFine/ as downloaded; its training frames
+are dealt to the classes in blocks of six, round-robin within each city:
 
   condseg-train --config=experiments/configs/cityscapes.py --config.data.root=DATA --workdir=RUN
 """

@@ -1,8 +1,11 @@
 """The protocol of Dmitriev & Kaufman (CVPR 2019): liver, pancreas and spleen from three CT sets.
 
-Not run here: needs the data. DATA holds three folders in MSD layout, each annotating one organ,
-such as Sliver07, NIH Pancreas-CT and MSD Task09_Spleen (for the paper's 74 private spleen CTs):
+Not run here: needs the data, Sliver07, NIH Pancreas-CT and, for the paper's 74 private spleen CTs,
+MSD Task09:
 
+  condseg-prepare --format=sliver07 --source=SLIVER07 --spacing=2.5,0.8,0.8 --out=DATA/liver
+  condseg-prepare --format=nih_pancreas --source=NIH --spacing=2.5,0.8,0.8 --out=DATA/pancreas
+  condseg-prepare --format=msd --source=Task09_Spleen --spacing=2.5,0.8,0.8 --out=DATA/spleen
   condseg-train --config=experiments/configs/ct_abdomen.py --config.data.root=DATA --workdir=RUN
 
 From the paper: six levels with an 8×8×1 bottleneck for 256×256×32, hash condition in the decoder,
