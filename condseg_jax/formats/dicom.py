@@ -9,6 +9,7 @@ Standard: DICOM PS3.3, C.7.6.2 (Image Plane).
 """
 
 import functools
+import math
 import os
 import re
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from condseg_jax.errors import InputError
-from condseg_jax.formats.sitk import DTYPES, LPS_TO_RAS, last_line
+from condseg_jax.formats.sitk import check_directions, DTYPES, LPS_TO_RAS, last_line
 from condseg_jax.formats.voxels import Header, check_finite
 from condseg_jax.geometry import Geometry, Volume, check_affine
 
@@ -29,6 +30,7 @@ SLICE_SPACING, SLICE_THICKNESS = "0018|0088", "0018|0050"
 NO_IMAGE = tuple(f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("11.", "88.", "66", "481.", "104."))
 MAX_GAP_ERROR = 0.05  # of the slice distance; a missing slice is an error of 1
 MAX_TILT_DEGREES = 0.5
+MIN_AREA = 0.1  # spanned by the unit vectors of rows and columns: 1 if perpendicular
 AGAIN = "copy or download it again"
 
 
@@ -42,10 +44,12 @@ class _Slice(NamedTuple):
   tags: dict[str, str]
 
   def numbers(self, tag: str) -> tuple[float, ...]:
+    """The finite numbers of a tag; () if it holds anything else."""
     try:
-      return tuple(float(x) for x in self.tags.get(tag, "").split("\\"))
+      values = tuple(float(x) for x in self.tags.get(tag, "").split("\\"))
     except ValueError:
       return ()
+    return values if all(map(math.isfinite, values)) else ()
 
 
 def read_series(folder: str | os.PathLike, series: str = "") -> Volume:
@@ -110,7 +114,15 @@ def _ordered(folder: Path, series: str) -> tuple[list[_Slice], Geometry]:
       raise InputError(one.path, "a slice of another orientation or pixel spacing than the rest of "
                        "the series", "remove it, e.g. a localiser")
   across, down = np.reshape(first.numbers(ORIENTATION), (2, 3))
+  check_directions((across, down), first.path)
+  if min(first.numbers(PIXEL_SPACING)) <= 0:
+    raise InputError(first.path, f"PixelSpacing {first.numbers(PIXEL_SPACING)} mm",
+                     "export the original series again", kind="affine")
   normal = np.cross(across, down)
+  if np.linalg.norm(normal) < MIN_AREA:
+    raise InputError(first.path, "its rows and columns point the same way",
+                     "export the original series again", kind="affine")
+  normal /= np.linalg.norm(normal)
   order = sorted(slices, key=lambda s: float(normal @ s.numbers(POSITION)))
   positions = np.array([s.numbers(POSITION) for s in order])
   step = _step(folder, order, positions, normal)

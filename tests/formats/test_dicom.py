@@ -102,6 +102,24 @@ def test_a_slice_that_does_not_say_where_it_lies(tmp_path):
   assert caught.value.kind == "affine" and caught.value.subject == str(path)
 
 
+@pytest.mark.parametrize(("old", "new", "told", "kind"), [
+    (r"1\0\0\0\1\0 ", r".5\0\0\0\1\0", "lengths 0.5 x 1, not 1", "direction"),
+    (r"1\0\0\0\1\0", r"1\0\0\1\0\0", "point the same way", "affine"),
+    (r".7\.8", r"-7\.8", "PixelSpacing", "affine"), (r".7\.8", r"0 \.8", "PixelSpacing", "affine"),
+    (r"-20\-30", r"inf\-30", "ImagePositionPatient", "affine"),
+])
+def test_slices_whose_place_makes_no_sense(old, new, told, kind, tmp_path):
+  for path in write_series(tmp_path, VOXELS, AFFINE):
+    data = path.read_bytes()
+    assert data.count(old.encode()) == 1
+    assert len(new) == len(old)
+    path.write_bytes(data.replace(old.encode(), new.encode()))
+  for read in (read_series, read_series_header):
+    with pytest.raises(InputError, match=told) as caught:
+      read(tmp_path)
+    assert caught.value.kind == kind
+
+
 def test_a_missing_slice(tmp_path):
   write_series(tmp_path, np.concatenate([VOXELS] * 2, axis=2), AFFINE)[2].unlink()
   with pytest.raises(InputError, match="a slice is missing"):

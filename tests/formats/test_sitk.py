@@ -110,6 +110,30 @@ def test_a_missing_geometry_is_never_assumed_in_nrrd(field, tmp_path):
   assert caught.value.kind == "affine"
 
 
+@pytest.mark.parametrize(("space", "signs"), [
+    ("left-posterior-superior", (-1, -1)), ("RAS", (1, 1)), ("Left-Anterior-Superior", (-1, 1))])
+def test_the_spaces_of_a_patient_in_nrrd(space, signs, tmp_path):
+  text = NRRD.replace("left-posterior-superior", space)
+  affine = files.read_volume(nrrd(tmp_path, text=text)).affine
+  np.testing.assert_allclose(affine[:2, 3], np.multiply(signs, (1, 2)))
+  np.testing.assert_allclose(np.diag(affine)[:2], np.multiply(signs, (0.5, 0.6)))
+
+
+@pytest.mark.parametrize(("old", "new", "told"), [
+    ("left-posterior-superior", "scanner-xyz", "'scanner-xyz'"),
+    ("left-posterior-superior", "3D-right-handed", "'3D-right-handed'"),
+    ("space: left-posterior-superior", "space dimension: 3", "no space"),
+    ("(0.5,0,0)", "none", "not 9 finite"), ("(1,2,3)", "(1,nan,3)", "not 3 finite"),
+    ("endian", 'space units: "cm" "cm" "cm"\nendian', "in cm"),
+])
+def test_a_nrrd_that_names_no_place_in_a_patient(old, new, told, tmp_path):
+  """SimpleITK takes all of these as left, posterior, superior, in mm."""
+  assert old in NRRD
+  with pytest.raises(InputError, match=told) as caught:
+    files.read_volume(nrrd(tmp_path, text=NRRD.replace(old, new)))
+  assert caught.value.kind == "affine"
+
+
 @pytest.mark.parametrize(("changes", "told", "kind"), [
     ({"ElementDataFile": "../a.raw"}, "not in one file beside", "unreadable"),
     ({"ElementDataFile": "/etc/passwd"}, "not in one file beside", "unreadable"),
@@ -121,7 +145,14 @@ def test_a_missing_geometry_is_never_assumed_in_nrrd(field, tmp_path):
     ({"DimSize": "6 5"}, "size", "unreadable"),
     ({"ElementNumberOfChannels": 2, "DimSize": "3 5 4", "ElementDataFile": "a.raw"},
      "2 numbers per voxel", "unreadable"),
-    ({"ElementSpacing": "0.5 0 2"}, "zero|spacing|broken", "unreadable"),
+    ({"ElementSpacing": "0.5 0 2"}, "spacing", "unreadable"),
+    ({"ElementSpacing": "0.5 -1 2"}, "spacing", "unreadable"),
+    ({"ElementSpacing": "0.5 2"}, "'0.5 2', not 3 finite numbers", "affine"),
+    ({"Offset": "1 2"}, "not 3 finite numbers", "affine"),
+    ({"Offset": "1 2 inf"}, "not 3 finite numbers", "affine"),
+    ({"TransformMatrix": "1 0 0 0 1 0"}, "not 9 finite numbers", "affine"),
+    ({"TransformMatrix": "2 0 0 0 1 0 0 0 1"}, "lengths 2 x 1 x 1, not 1", "direction"),
+    ({"DimSize": "0 5 4"}, "size", "unreadable"),
 ])
 def test_what_is_refused(changes, told, kind, tmp_path):
   if "ElementNumberOfChannels" in changes:
@@ -153,8 +184,27 @@ def test_truncated(name, compressed, tmp_path):
                   str(tmp_path / name), compressed)
   data = (tmp_path / name).read_bytes()
   (tmp_path / name).write_bytes(data[:len(data) // 2])
-  with pytest.raises(InputError):
+  with pytest.raises(InputError, match="truncated|cannot be read") as caught:
     files.read_volume(tmp_path / name)
+  assert caught.value.kind == "truncated"
+
+
+@pytest.mark.parametrize("name", ["a.mha", "a.mhd", "a.nrrd", "a.nhdr"])
+@pytest.mark.parametrize("harm", ["a byte in the middle", "the last bytes"])
+def test_compressed_voxels_that_are_damaged(name, harm, tmp_path):
+  """MetaImage's own reader gives half of the voxels wrong, and no error."""
+  voxels = np.random.default_rng(0).integers(0, 999, (20, 20, 20)).astype(np.int16)
+  sitk.WriteImage(image(voxels), str(tmp_path / name), True)
+  path = max(tmp_path.iterdir(), key=lambda p: p.stat().st_size)
+  data = bytearray(path.read_bytes())
+  if harm == "the last bytes":
+    del data[-4:]
+  else:
+    data[len(data) // 2] ^= 255
+  path.write_bytes(data)
+  with pytest.raises(InputError, match="compressed voxels") as caught:
+    files.read_volume(tmp_path / name)
+  assert caught.value.kind == "truncated" and caught.value.subject == str(tmp_path / name)
 
 
 def test_nan(tmp_path):
