@@ -169,6 +169,44 @@ def test_an_unusable_dataset_is_a_finding_and_the_others_are_read(tmp_path):
   assert count == 1 and len(findings) == 1 and "not valid JSON" in findings[0].finding
 
 
+def test_a_missing_label_hides_nothing_else(tmp_path):
+  """Of a layout that pairs files by name; of the other cases everything is read."""
+  root = write(tmp_path / "raw", ["a", "truncated", "c"])
+  spoil(root, "truncated")
+  tree = {"channel_names": {"0": "CT"}, "file_ending": ".nii.gz",
+          "labels": {"background": 0, "liver": 1, "spleen": 2}}
+  (root / "dataset.json").write_text(json.dumps(tree))
+  for path in (root / "imagesTr").iterdir():
+    path.rename(path.with_name(path.name.replace(".nii", "_0000.nii")))
+  (root / "labelsTr" / "a.nii.gz").unlink()
+  findings, count = verify(root, progress=False)
+  assert found(findings) == [("no_label", "error"), ("truncated", "error")] and count == 2
+
+
+def test_classes_without_a_training_case(tmp_path):
+  root = write(tmp_path / "raw", ["a", "b", "c"])
+  splits = {"train": {"liver": ["a", "b"]}, "val": ["c"]}
+  (root / "splits.json").write_text(json.dumps(splits))
+  prepare(read_msd(root), tmp_path / "out", progress=False)
+  for path in (root, tmp_path / "out"):
+    findings, _ = verify(path, progress=False)
+    assert found(findings) == [("class_nowhere", "warning")] and "'spleen'" in findings[0].finding
+  (root / "splits.json").write_text(json.dumps({"test": ["c"]}))
+  assert verify(root, progress=False) == ([], 1)
+  splits["train"]["spleen"] = []
+  (root / "splits.json").write_text(json.dumps(splits))
+  assert found(verify(root, progress=False)[0]) == [("class_nowhere", "error")]
+
+
+def test_a_folder_of_no_known_layout_is_told(tmp_path):
+  write(tmp_path / "all" / "good", ["a"])
+  (tmp_path / "all" / "plain" / "images").mkdir(parents=True)
+  (tmp_path / "all" / ".hidden").mkdir()
+  findings, count = verify(tmp_path / "all", progress=False)
+  assert found(findings) == [("unknown_layout", "warning")] and count == 1
+  assert findings[0].file.endswith("plain")
+
+
 def test_a_picture_among_volumes_and_a_layout_that_is_named(tmp_path):
   for name in "abc":
     image, label = example(ord(name))

@@ -64,6 +64,22 @@ def class_findings(root, positives: Mapping[str, Mapping[str, int]]) -> list[Fin
   return findings
 
 
+def training_findings(root, annotated: Iterable[tuple[str, Sequence[str]]]) -> list[Finding]:
+  """Classes that are annotated, but in no training case; none for a set without training cases.
+
+  Args:
+    root: the dataset.
+    annotated: split and annotated classes of every case.
+  """
+  annotated = list(annotated)
+  learned = {name for split, names in annotated if split == "train" for name in names}
+  others = dict.fromkeys(name for _, names in annotated for name in names if name not in learned)
+  return [Finding(WARNING, "class_nowhere", str(root),
+                  f"no training case annotates the class {name!r}",
+                  "give it training cases; without any it is not learned")
+          for name in others if learned]
+
+
 def leak_findings(seen: Iterable[Seen]) -> list[Finding]:
   """Images that are in more than one split, which would flatter the scores."""
   same = collections.defaultdict(list)
@@ -92,4 +108,4 @@ def table(findings: Sequence[Finding], root) -> str:
 
 def _relative(file: str, root) -> str:
   inside = os.path.relpath(file, root) if os.path.isabs(file) else file
-  return file if inside.startswith("..") else inside
+  return file if inside.startswith(".") else inside

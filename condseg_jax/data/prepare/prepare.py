@@ -19,6 +19,7 @@ from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.prepare.case import Memory
 from condseg_jax.data.prepare.case import prepare_case
 from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.prepare.raw import ready
 from condseg_jax.data.write import write_manifest
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
@@ -56,6 +57,7 @@ def prepare(folder: RawFolder, out, spacing: Sequence[float] | None = None, *,
   Raises:
     InputError: on the first case that is not usable; those before it stay prepared.
   """
+  folder = ready(folder)
   spacing = tuple(map(float, spacing)) if spacing else median_spacing([folder])
   if not all(np.isfinite(s) and s > 0 for s in spacing):
     raise InputError("spacing", f"{spacing} is no spacing", "give positive numbers", usage=True)

@@ -103,6 +103,7 @@ class RawFolder:
     cases: all labelled cases.
     no_mirror: class → axes along which it may not be mirrored.
     alterations: changes of the masks of training cases, in this order.
+    faults: what had to be left out, such as an image without label; preparing raises the first.
     recipe: what was done to the cases since they were found, for the record.
   """
 
@@ -111,6 +112,7 @@ class RawFolder:
   cases: tuple[RawCase, ...]
   no_mirror: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   alterations: tuple[Alteration, ...] = ()
+  faults: tuple[InputError, ...] = ()
   recipe: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
   @property
@@ -124,6 +126,25 @@ class RawFolder:
     told = [{"name": type(a).__name__, **dataclasses.asdict(a)} for a in alterations]
     return dataclasses.replace(self, alterations=alterations,
                                recipe={**self.recipe, "alterations": told})
+
+
+def ready(folder: RawFolder) -> RawFolder:
+  """A folder as it can be prepared: cases of a dataset annotate the same classes.
+
+  Those that annotate others become datasets of their own, numbered in order of appearance.
+
+  Raises:
+    InputError: the first of its faults.
+  """
+  for fault in folder.faults:
+    raise fault
+  kinds: dict[str, list[tuple[str, ...]]] = {}
+  for case in folder.cases:
+    if case.classes not in kinds.setdefault(case.dataset, []):
+      kinds[case.dataset].append(case.classes)
+  cases = (dataclasses.replace(c, dataset=f"{c.dataset} {kinds[c.dataset].index(c.classes) + 1}")
+           if len(kinds[c.dataset]) > 1 else c for c in folder.cases)
+  return dataclasses.replace(folder, cases=tuple(cases))
 
 
 def keep_classes(folder: RawFolder, names: Sequence[str]) -> RawFolder:
@@ -154,6 +175,16 @@ def annotate_only(case: RawCase, names: Sequence[str]) -> RawCase:
   """A case with only those of its classes annotated that are among `names`."""
   labels = (RawLabel(label.path, label.annotation.keep(names)) for label in case.labels)
   return dataclasses.replace(case, labels=tuple(x for x in labels if x.annotation.classes))
+
+
+def no_label(image: Path, expected) -> InputError:
+  """The fault that an image has no label where one is expected."""
+  return InputError(image, "has no label", f"expected {expected}", kind="no_label")
+
+
+def nowhere(subject, name: str, cure: str) -> InputError:
+  """The fault that a dataset names a class and annotates it in no case."""
+  return InputError(subject, f"no case annotates the class {name!r}", cure, kind="class_nowhere")
 
 
 def read_json(path: Path) -> dict:

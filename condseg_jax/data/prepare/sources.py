@@ -22,6 +22,7 @@ from condseg_jax.data.prepare.layouts import msd
 from condseg_jax.data.prepare.layouts import nnunet
 from condseg_jax.data.prepare.layouts import totalsegmentator
 from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.prepare.raw import ready
 from condseg_jax.errors import InputError
 from condseg_jax.plan import same_spacing
 
@@ -98,10 +99,11 @@ def open_stores(root, spacing: Sequence[float] | None = None, cache=None, *,
     progress: show progress bars.
 
   Raises:
-    InputError: nothing usable there, or stores of different modality or spacing.
+    InputError: nothing usable there, a case that is not, or stores of different modality or
+      spacing.
   """
   found = find(root)
-  raw = [f for f in found if isinstance(f, RawFolder)]
+  raw = [ready(f) for f in found if isinstance(f, RawFolder)]
   stores = [f for f in found if not isinstance(f, RawFolder)]
   _check_modality(found)
   if not spacing:

@@ -19,6 +19,7 @@ from condseg_jax.data.prepare.findings import ERROR
 from condseg_jax.data.prepare.findings import Finding
 from condseg_jax.data.prepare.findings import leak_findings
 from condseg_jax.data.prepare.findings import Seen
+from condseg_jax.data.prepare.findings import training_findings
 from condseg_jax.data.prepare.findings import WARNING
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
@@ -79,14 +80,16 @@ def verify(root, read: Callable[[Path], RawFolder] | None = None, *,
   Raises:
     InputError: nothing there that could be checked.
   """
-  findings, folders, seen = [], [], []
-  for path in _datasets(epath.Path(root), read):
+  paths, unknown = _datasets(epath.Path(root), read)
+  findings, folders, seen = [_unknown(path) for path in unknown], [], []
+  for path in paths:
     if is_store(path):
       found, cases = check_store(path, progress=progress)
       findings, seen = findings + found, seen + cases
       continue
     try:
       folders.append(read(Path(path)) if read else sources.at(path))
+      findings += map(Finding.of, folders[-1].faults)
     except InputError as error:
       findings.append(Finding.of(error))
   jobs = [(folder, case) for folder in folders for case in folder.cases]
@@ -102,14 +105,15 @@ def verify(root, read: Callable[[Path], RawFolder] | None = None, *,
     mine = [fact for fact in facts if fact.folder is folder]
     shown = {name: {fact.case.id: fact.positives[name] for fact in mine if name in fact.positives}
              for name in folder.classes}
-    findings += [*class_findings(folder.root, shown), *_outliers(mine)]
+    findings += [*class_findings(folder.root, shown), *_outliers(mine),
+                 *training_findings(folder.root, [(c.split, c.classes) for c in folder.cases])]
   seen += [Seen(fact.digest, fact.case.split, str(fact.case.image))
            for fact in facts if fact.digest]
   return findings + leak_findings(seen), count
 
 
-def _datasets(root: epath.Path, read) -> list[epath.Path]:
-  """The folders to check: the path itself, or those in it that are something."""
+def _datasets(root: epath.Path, read) -> tuple[list[epath.Path], list[epath.Path]]:
+  """The folders to check, the path itself or those in it, and others in it of no known layout."""
   if not root.exists():
     raise InputError(root, "does not exist", "check the path")
 
@@ -119,12 +123,19 @@ def _datasets(root: epath.Path, read) -> list[epath.Path]:
     except InputError:
       return True
   if read or usable(root):
-    return [root]
-  found = [p for p in sorted(root.iterdir()) if p.is_dir() and usable(p)] if root.is_dir() else []
+    return [root], []
+  inside = sorted(root.iterdir()) if root.is_dir() else []
+  inside = [p for p in inside if p.is_dir() and not p.name.startswith(".")]
+  found = [p for p in inside if usable(p)]
   if not found:
     raise InputError(root, "holds neither a prepared store nor a raw dataset",
                      "name the dataset, and its layout with --format")
-  return found
+  return found, [p for p in inside if p not in found]
+
+
+def _unknown(path: epath.Path) -> Finding:
+  return Finding(WARNING, "unknown_layout", str(path), "is neither a prepared store nor a raw "
+                 "dataset known by its looks", "prepare it; training on all passes it over")
 
 
 def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:

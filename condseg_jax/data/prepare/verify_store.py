@@ -12,6 +12,7 @@ from condseg_jax.data.prepare.findings import class_findings
 from condseg_jax.data.prepare.findings import ERROR
 from condseg_jax.data.prepare.findings import Finding
 from condseg_jax.data.prepare.findings import Seen
+from condseg_jax.data.prepare.findings import training_findings
 from condseg_jax.data.prepare.findings import WARNING
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import MANIFEST
@@ -69,6 +70,7 @@ def check_store(root: epath.Path, *, progress: bool = True) -> tuple[list[Findin
   names = dict.fromkeys(name for case in cases for name in case.annotated)
   findings += class_findings(root, {name: {case.id: case.positives[name] for case in cases
                                            if name in case.annotated} for name in names})
+  findings += training_findings(root, [(case.split, case.annotated) for case in cases])
   return findings, [Seen(case.image_sha256, case.split, str(root / "cases" / case.id))
                     for case in cases]
 

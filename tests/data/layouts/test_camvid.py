@@ -106,10 +106,14 @@ def test_the_folder_has_a_name_wherever_it_is_seen_from(tmp_path, monkeypatch):
 def test_a_missing_label_is_named(tmp_path):
   root = write(tmp_path / "x")
   (root / "trainannot" / "train_004.png").unlink()
-  with pytest.raises(InputError, match="no label") as caught:
+  folder = read_camvid(root)
+  fault, = folder.faults
+  assert fault.subject == str(root / "train" / "train_004.png") and fault.kind == "no_label"
+  assert "trainannot" in fault.cure and len(folder.cases) == 14
+  for path in root.glob("*annot/*"):
+    path.unlink()
+  with pytest.raises(InputError, match="no labelled pictures"):
     read_camvid(root)
-  assert caught.value.subject == str(root / "train" / "train_004.png")
-  assert "trainannot" in caught.value.cure
 
 
 @pytest.mark.parametrize("changes", [
@@ -123,7 +127,7 @@ def test_wrong_classes_json_is_named(changes, tmp_path):
 
 def test_no_pictures(tmp_path):
   (tmp_path / "classes.json").write_text(json.dumps({"classes": NAMES, "ignore": VOID}))
-  with pytest.raises(InputError, match="no picture"):
+  with pytest.raises(InputError, match="no labelled picture"):
     read_camvid(tmp_path)
 
 

@@ -9,6 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from condseg_jax.cli import prepare as command
+from condseg_jax.data.pipeline import datasets
 from condseg_jax.data.prepare import sources
 from condseg_jax.data.prepare.carve import carve_frames
 from condseg_jax.data.prepare.layouts import cityscapes
@@ -21,6 +22,7 @@ from condseg_jax.data.prepare.layouts.nnunet import read_nnunet
 from condseg_jax.data.prepare.layouts.totalsegmentator import read_totalsegmentator
 from condseg_jax.data.prepare.prepare import prepare
 from condseg_jax.data.prepare.raw import keep_classes
+from condseg_jax.data.prepare.raw import ready
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.formats.picture import write_png
@@ -110,7 +112,7 @@ def test_nnunet_regions_ignore_and_test_cases(tmp_path):
   assert folder.classes == ("whole", "core")
 
 
-@pytest.mark.parametrize("harm", ["channels", "modality", "label", "labels", "ending", "empty"])
+@pytest.mark.parametrize("harm", ["channels", "modality", "labels", "ending", "empty"])
 def test_nnunet_refused(harm, tmp_path):
   root = write_nnunet(tmp_path / "d")
   tree = json.loads((root / "dataset.json").read_text())
@@ -119,8 +121,6 @@ def test_nnunet_refused(harm, tmp_path):
       tree["channel_names"] = {"0": "T1", "1": "T2"}
     case "modality":
       tree["channel_names"] = {"0": "PET"}
-    case "label":
-      (root / "labelsTr" / "case_a.nii.gz").unlink()
     case "labels":
       tree["labels"] = {"background": 0, "liver": "one"}
     case "ending":
@@ -131,6 +131,17 @@ def test_nnunet_refused(harm, tmp_path):
   with pytest.raises(InputError) as caught:
     read_nnunet(root)
   assert str(root) in caught.value.subject and caught.value.cure
+
+
+def test_nnunet_without_a_label(tmp_path):
+  root = write_nnunet(tmp_path / "d")
+  (root / "labelsTr" / "case_a.nii.gz").unlink()
+  folder = read_nnunet(root)
+  assert [c.id for c in folder.cases] == ["case_b"]
+  with pytest.raises(InputError, match="case_a_0000.nii.gz: has no label"):
+    prepare(folder, tmp_path / "out", progress=False)
+  with pytest.raises(InputError, match="no label"):  # nor does training pass it over
+    sources.open_stores(root, cache=tmp_path / "cache", progress=False)
 
 
 # --- the public datasets that are described -----------------------------------------------------
@@ -223,8 +234,11 @@ def test_totalsegmentator_refused(tmp_path):
   with pytest.raises(InputError, match="CT and MR"):
     read_totalsegmentator(root)
   (root / "s0001" / "mri.nii.gz").unlink()
-  with pytest.raises(InputError, match="lacks its image"):
-    read_totalsegmentator(root)
+  folder = read_totalsegmentator(root)
+  assert [f.kind for f in folder.faults] == ["no_image"] and len(folder.cases) == 2
+  with pytest.raises(InputError, match="no image") as caught:
+    prepare(folder, tmp_path / "out", progress=False)
+  assert caught.value.subject == str(root / "s0001") and not (tmp_path / "out").exists()
   with pytest.raises(InputError, match="holds no case"):
     read_totalsegmentator(tmp_path)
 
@@ -280,9 +294,9 @@ def test_a_class_left_without_a_positive_is_an_error(tmp_path):
 def test_cityscapes_refused(tmp_path):
   root, _, _ = write_cityscapes(tmp_path / "raw")
   next((root / "gtFine" / "train" / "bonn").glob("*")).unlink()
-  with pytest.raises(InputError, match="no label picture"):
-    read_cityscapes(root)
-  with pytest.raises(InputError, match="no frames"):
+  folder = read_cityscapes(root)
+  assert [f.kind for f in folder.faults] == ["no_label"] and len(folder.cases) == 14
+  with pytest.raises(InputError, match="no labelled frames"):
     read_cityscapes(tmp_path)
 
 
@@ -330,12 +344,45 @@ def test_folder_refused(tmp_path):
   with pytest.raises(InputError, match="CT or MR") as caught:
     read_folder(root)
   assert caught.value.usage and "--modality" in caught.value.cure
-  with pytest.raises(InputError, match="no mask"):
+  with pytest.raises(InputError, match="no image with a mask"):
     read_folder(root, "ct")
   nifti(root / "masks" / "a.nii", label, label=True)
   nifti(root / "images" / "a.nii.gz", image)
   with pytest.raises(InputError, match="second 'a'"):
     read_folder(root, "ct")
+
+
+def test_masks_and_images_without_the_other(tmp_path):
+  root = tmp_path / "d"
+  image, label = example(0, (1,))
+  for name in "ab":
+    nifti(root / "images" / f"{name}.nii", image)
+  for name in "bc":
+    nifti(root / "masks" / "liver" / f"{name}.nii", label, label=True)
+  (root / "masks" / "heart").mkdir()
+  folder = read_folder(root, "ct")
+  assert [c.id for c in folder.cases] == ["b"]
+  assert sorted(f.kind for f in folder.faults) == ["class_nowhere", "no_image", "no_label"]
+  with pytest.raises(InputError):
+    prepare(folder, tmp_path / "out", progress=False)
+
+
+def test_cases_that_annotate_different_classes_are_datasets_of_their_own(tmp_path):
+  """One folder may hold the single-class setting: a mask here, another there."""
+  root, expected = tmp_path / "d", {}
+  for name, organs in (("a", ["liver"]), ("b", ["spleen"]), ("c", ["liver"])):
+    image, label = example(ord(name))
+    nifti(root / "images" / f"{name}.nii", image)
+    for organ in organs:
+      mask = label == (1 if organ == "liver" else 2)
+      nifti(root / "masks" / organ / f"{name}.nii", mask.astype(np.uint8), label=True)
+      expected[name] = image, {organ: mask}
+  folder = read_folder(root, "ct")
+  store = check(folder, tmp_path / "out", expected)
+  assert [(d.name, d.annotated, len(d.cases)) for d in datasets([store])] == [
+      ("d 1", ("liver",), 2), ("d 2", ("spleen",), 1)]
+  kept = ready(keep_classes(folder, ["liver"]))
+  assert {c.dataset for c in kept.cases} == {"d"} and ready(ready(folder)) == ready(folder)
 
 
 # --- descriptions -------------------------------------------------------------------------------
@@ -414,6 +461,20 @@ def test_wrong_descriptions(old, new, told, tmp_path):
   with pytest.raises(InputError) as caught:
     read_description(path)
   assert told in str(caught.value) and caught.value.cure and "\n" not in str(caught.value)
+
+
+def test_a_pattern_of_masks_that_finds_nothing_is_a_fault(tmp_path):
+  image, label = example(0, (1,))
+  nifti(tmp_path / "a.nii", image)
+  nifti(tmp_path / "a_liver.nii", label, label=True)
+  text = ('modality: ct\nimages: "{id}.nii"\n'
+          'labels: {liver: "{id}_liver.nii", heart: "{id}_heart.nii"}\n')
+  (tmp_path / "m.yaml").write_text(text + "unlabelled: skip\n")
+  fault, = read_description(tmp_path / "m.yaml").faults
+  assert fault.kind == "class_nowhere" and "'heart'" in fault.reason
+  (tmp_path / "m.yaml").write_text(text + "unlabelled: skip\nannotated: [liver, hart]\n")
+  with pytest.raises(InputError, match="'hart' has no masks"):
+    read_description(tmp_path / "m.yaml")
 
 
 def test_files_that_are_no_description(tmp_path):

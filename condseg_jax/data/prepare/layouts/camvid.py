@@ -10,6 +10,7 @@ from pathlib import Path
 
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
+from condseg_jax.data.prepare.raw import no_label
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.prepare.raw import RawLabel
@@ -30,7 +31,7 @@ def read_camvid(root) -> RawFolder:
   """The labelled frames of a folder, each annotated with every class.
 
   Raises:
-    InputError: damaged `classes.json`, a picture without label, or no pictures.
+    InputError: damaged `classes.json`, or no labelled pictures.
   """
   root = Path(os.path.abspath(root))  # "." has no name
   tree = read_json(root / "classes.json")
@@ -44,16 +45,19 @@ def read_camvid(root) -> RawFolder:
   known = tuple(sorted({*range(len(names)), ignore}))
   everything = Annotation(values, (ignore,), known)
 
-  cases = []
+  cases, faults = [], []
   for split in ("train", "val", "test"):
     if not (root / split).is_dir():
       continue
     for image in files.list_images(root / split):
       label = root / f"{split}annot" / image.name
       if not label.exists():
-        raise InputError(image, "has no label picture", f"expected {label}")
+        faults.append(no_label(image, label))
+        continue
       cases.append(RawCase(files.stem(image), image, (RawLabel(label, everything),), root.name,
                            split))
   if not cases:
-    raise InputError(root, "holds no pictures", "expected train/*.png and trainannot/*.png")
-  return RawFolder(root, "rgb", tuple(cases), {name: NO_MIRROR for name in names})
+    raise InputError(root, "holds no labelled pictures",
+                     "expected train/*.png and trainannot/*.png")
+  return RawFolder(root, "rgb", tuple(cases), {name: NO_MIRROR for name in names},
+                   faults=tuple(faults))

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from condseg_jax.classes import Annotation
+from condseg_jax.data.prepare.raw import no_label
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.prepare.raw import RawLabel
@@ -44,10 +45,10 @@ def read_cityscapes(root) -> RawFolder:
   """The labelled frames, each annotated with every class; its city is its group.
 
   Raises:
-    InputError: no frames, or one without label.
+    InputError: no labelled frames.
   """
   root = Path(os.path.abspath(root))
-  cases = []
+  cases, faults = [], []
   for split in ("train", "val"):
     for image in sorted((root / "leftImg8bit" / split).glob(f"*/*{IMAGE}")):
       city, case_id = image.parent.name, image.name.removesuffix(IMAGE)
@@ -55,9 +56,11 @@ def read_cityscapes(root) -> RawFolder:
       pairs = [(folder / (case_id + ending), said) for ending, said in ANNOTATIONS.items()]
       found = [(path, said) for path, said in pairs if path.exists()]
       if not found:
-        raise InputError(image, "has no label picture",
-                         f"expected {pairs[0][0]}")
+        faults.append(no_label(image, pairs[0][0]))
+        continue
       cases.append(RawCase(case_id, image, (RawLabel(*found[0]),), root.name, split, city))
   if not cases:
-    raise InputError(root, "holds no frames", f"expected leftImg8bit/train/CITY/*{IMAGE}")
-  return RawFolder(root, "rgb", tuple(cases), {name: NO_MIRROR for name in LABEL_IDS})
+    raise InputError(root, "holds no labelled frames", f"expected leftImg8bit/train/CITY/*{IMAGE} "
+                     "and gtFine")
+  return RawFolder(root, "rgb", tuple(cases), {name: NO_MIRROR for name in LABEL_IDS},
+                   faults=tuple(faults))

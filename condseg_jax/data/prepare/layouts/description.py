@@ -29,6 +29,8 @@ import yaml
 
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
+from condseg_jax.data.prepare.raw import no_label
+from condseg_jax.data.prepare.raw import nowhere
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.prepare.raw import RawLabel
@@ -98,22 +100,25 @@ def read_described(root: Path, tree: Mapping, subject, name: str) -> RawFolder:
   labels = _labels(root, known, tree, subject)
   splits = {split: list(map(str, ids)) for split, ids in (tree.get("splits") or {}).items()}
   series = {str(k): str(v) for k, v in (tree.get("series") or {}).items()}
-  cases = []
+  cases, faults = [], []
   for case_id, image in images.items():
     found = tuple(RawLabel(paths[case_id], said) for paths, said in labels if case_id in paths)
     if not found and tree.get("unlabelled") == "skip":
       continue
-    if not found:
-      raise InputError(image, "has no label", f"expected {tree['labels']}, or say unlabelled: skip")
     split = _split(case_id, splits, subject)
-    if split:
+    if split and not found:
+      faults.append(no_label(image, f"{tree['labels']}, or say unlabelled: skip"))
+    elif split:
       cases.append(RawCase(case_id, image, found, name, split,
                            patient_of(case_id, tree.get("patient") or ""), series.get(case_id, "")))
+  shown = {name for case in cases for name in case.classes}
+  faults += [nowhere(subject, name, "correct the pattern of its masks, or leave it out")
+             for _, said in labels for name in said.classes if name not in shown]
   if not cases:
     raise InputError(root, f"holds no labelled case like {tree['images']}",
                      f"check the folder, the patterns and the splits of {subject}")
   no_mirror = {normal_name(k): tuple(v) for k, v in (tree.get("no_mirror") or {}).items()}
-  return RawFolder(root, tree["modality"], tuple(cases), no_mirror)
+  return RawFolder(root, tree["modality"], tuple(cases), no_mirror, faults=tuple(faults))
 
 
 def _labels(root: Path, known, tree, subject) -> list[tuple[dict[str, Path], Annotation]]:
@@ -121,6 +126,10 @@ def _labels(root: Path, known, tree, subject) -> list[tuple[dict[str, Path], Ann
   keep = [normal_name(name) for name in tree.get("annotated") or ()]
   if isinstance(tree["labels"], dict):
     masks = {normal_name(k): v for k, v in tree["labels"].items()}
+    for name in keep:
+      if name not in masks:
+        raise InputError(subject, f"annotated class {name!r} has no masks",
+                         f"labels: {', '.join(masks)}")
     return [(_matching(root, known, pattern, subject),
              Annotation({name: (1,)}, void, tuple(sorted({0, 1, *void}))))
             for name, pattern in masks.items() if not keep or name in keep]

@@ -1,7 +1,8 @@
 """Importer of the plainest layout: images and masks of the same name, side by side.
 
     DIR/images/ID.*                images of any format, or folders of DICOM series
-    DIR/masks/ID.*                 label maps; or masks/CLASS/ID.*, one mask for each class
+    DIR/masks/ID.*                 label maps; or masks/CLASS/ID.*, one mask for each class that is
+                                   annotated in ID
     DIR/classes.json               {"liver": 1, "spleen": 2}; without it the masks are 0 and 1 and
                                    the class has the name of DIR
 """
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
+from condseg_jax.data.prepare.raw import no_label
+from condseg_jax.data.prepare.raw import nowhere
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.prepare.raw import RawLabel
@@ -27,7 +30,7 @@ def read_folder(root, modality: str = "") -> RawFolder:
     modality: `ct` or `mr` for volumes; pictures are `rgb` when it is empty.
 
   Raises:
-    InputError: no images or masks, an image without mask, volumes of unsaid modality.
+    InputError: no images, no masks, volumes of unsaid modality.
   """
   root = Path(os.path.abspath(root))
   for part in ("images", "masks"):
@@ -43,13 +46,21 @@ def read_folder(root, modality: str = "") -> RawFolder:
                        "add --modality=ct or --modality=mr", usage=True)
     modality = "rgb"
   masks = _masks(root)
-  cases = []
+  cases, faults = [], []
   for case_id, image in images.items():
     labels = tuple(RawLabel(paths[case_id], said) for paths, said in masks if case_id in paths)
     if not labels:
-      raise InputError(image, "has no mask", f"expected {root / 'masks' / case_id}.*")
+      faults.append(no_label(image, root / "masks" / f"{case_id}.*"))
+      continue
     cases.append(RawCase(case_id, image, labels, root.name, "train", patient_of(case_id)))
-  return RawFolder(root, modality, tuple(cases))
+  for paths, said in masks:
+    faults += [InputError(paths[i], "has no image", f"expected {root / 'images' / i}.*",
+                          kind="no_image") for i in paths if i not in images]
+    if not paths:
+      faults.append(nowhere(root, ", ".join(said.classes), "put masks into its folder"))
+  if not cases:
+    raise InputError(root, "holds no image with a mask", "give both the same name")
+  return RawFolder(root, modality, tuple(cases), faults=tuple(faults))
 
 
 def _masks(root: Path) -> list[tuple[dict[str, Path], Annotation]]:

@@ -16,6 +16,7 @@ from condseg_jax.classes import normal_name
 from condseg_jax.data.prepare.layouts import nnunet
 from condseg_jax.data.prepare.layouts.declared import modality_of
 from condseg_jax.data.prepare.layouts.declared import void_values
+from condseg_jax.data.prepare.raw import nowhere
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.prepare.raw import RawLabel
@@ -78,7 +79,9 @@ def _groups(root, pairs, labels):
       groups += [(normal_name(name), split, ids, [name]) for name, ids in members.items()]
     elif members:
       groups.append((root.name, split, members, ()))
-  for _, _, ids, _ in groups:
+  for _, split, ids, kept in groups:
+    if kept and not ids:
+      raise nowhere(splits_path, kept[0], f'fill its list in "{split}", or leave the class out')
     for case_id in ids:
       if case_id not in pairs:
         raise InputError(splits_path, f"case {case_id!r} is not in dataset.json",

@@ -15,6 +15,7 @@ from pathlib import Path
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
 from condseg_jax.data.prepare.layouts.declared import modality_of
+from condseg_jax.data.prepare.raw import no_label
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.data.prepare.raw import RawLabel
@@ -35,7 +36,7 @@ def read_nnunet(root) -> RawFolder:
   """The labelled cases of a folder.
 
   Raises:
-    InputError: damaged `dataset.json`, several channels, an image without label.
+    InputError: damaged `dataset.json`, several channels, no labelled case.
   """
   root = Path(os.path.abspath(root))
   path = root / "dataset.json"
@@ -44,7 +45,7 @@ def read_nnunet(root) -> RawFolder:
   if not isinstance(ending, str) or not ending.startswith("."):
     raise InputError(path, 'has no "file_ending"', 'add e.g. "file_ending": ".nii.gz"')
   annotation = _annotation(path, tree)
-  cases = []
+  cases, faults = [], []
   for split, part in (("train", "Tr"), ("test", "Ts")):
     images, labels = f"images{part}", f"labels{part}"
     if not (root / labels).is_dir():
@@ -53,13 +54,14 @@ def read_nnunet(root) -> RawFolder:
       case_id = image.name.removesuffix(CHANNEL + ending)
       label = root / labels / (case_id + ending)
       if not label.exists():
-        raise InputError(image, "has no label", f"expected {label}")
+        faults.append(no_label(image, label))
+        continue
       cases.append(RawCase(case_id, image, (RawLabel(label, annotation),), root.name, split,
                            patient_of(case_id)))
   if not cases:
     raise InputError(root, "holds no labelled case",
                      f"expected imagesTr/ID{CHANNEL}{ending} and labelsTr/ID{ending}")
-  return RawFolder(root, modality_of(path, tree), tuple(cases))
+  return RawFolder(root, modality_of(path, tree), tuple(cases), faults=tuple(faults))
 
 
 def _annotation(path: Path, tree) -> Annotation:

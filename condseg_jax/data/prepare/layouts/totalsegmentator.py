@@ -35,26 +35,27 @@ def read_totalsegmentator(root) -> RawFolder:
   """
   root = Path(os.path.abspath(root))
   splits = _splits(root / "meta.csv")
-  cases, modalities = [], {}
+  cases, faults, modalities = [], [], {}
   for folder in sorted(p.parent for p in root.glob("*/segmentations")):
     images = [folder / name for name in IMAGES if (folder / name).exists()]
     masks = sorted((folder / "segmentations").glob("*.nii.gz"))
     if not images or not masks:
-      raise InputError(folder, "lacks its image or its masks",
-                       "expected ct.nii.gz or mri.nii.gz, and segmentations/*.nii.gz")
+      what = "image" if masks else "label"
+      faults.append(InputError(folder, f"has no {what}", "expected ct.nii.gz or mri.nii.gz, and "
+                               "segmentations/*.nii.gz", kind=f"no_{what}"))
+      continue
     modalities[IMAGES[images[0].name]] = folder
     labels = []
     for mask in masks:
       name = normal_name(mask.name.removesuffix(".nii.gz"))
       labels.append(RawLabel(mask, Annotation({name: (1,)}, (), (0, 1))))
     split = splits.get(folder.name, "train")
-    # Cases of one dataset annotate the same classes.
     cases.append(RawCase(folder.name, images[0], tuple(labels), root.name, split))
   if not cases:
     raise InputError(root, "holds no case", "expected sNNNN/ct.nii.gz and sNNNN/segmentations/")
   if len(modalities) > 1:
     raise InputError(root, "holds CT and MR side by side", "train one network per modality")
-  return RawFolder(root, next(iter(modalities)), tuple(cases))
+  return RawFolder(root, next(iter(modalities)), tuple(cases), faults=tuple(faults))
 
 
 def _splits(path: Path) -> dict[str, str]:
