@@ -12,7 +12,7 @@ EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 
 
 def run(*command):
-  return subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT,
+  return subprocess.run([sys.executable, *command], capture_output=True, encoding="utf-8", cwd=ROOT,
                         timeout=60)
 
 
