@@ -176,7 +176,8 @@ def _chosen(folder: Path, slices: list[_Slice], series: str) -> list[_Slice]:
       raise InputError(folder, f"holds no series {series}", f"it holds {told}")
     return groups[series]
   if len(groups) > 1:
-    raise InputError(folder, f"holds {len(groups)} series", f"name one of them by its id: {told}")
+    raise InputError(folder, f"holds {len(groups)} series", "name one by its id, with --series "
+                     f"or in a description, or keep one alone: {told}")
   return next(iter(groups.values()))
 
 

@@ -183,6 +183,15 @@ def test_a_missing_label_hides_nothing_else(tmp_path):
   assert found(findings) == [("no_label", "error"), ("truncated", "error")] and count == 2
 
 
+def test_the_label_of_an_unreadable_image_is_read(tmp_path):
+  root = write(tmp_path / "raw", ["truncated", "b"])
+  spoil(root, "truncated")
+  write_nifti(root / "labelsTr" / "truncated.nii.gz",
+              Volume(example(0)[1] * np.uint8(4), AFFINE), label=True)
+  findings, _ = verify(root, progress=False)
+  assert found(findings) == [("truncated", "error"), ("unknown_value", "error")]
+
+
 def test_classes_without_a_training_case(tmp_path):
   root = write(tmp_path / "raw", ["a", "b", "c"])
   splits = {"train": {"liver": ["a", "b"]}, "val": ["c"]}

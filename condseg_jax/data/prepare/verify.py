@@ -139,17 +139,11 @@ def _unknown(path: epath.Path) -> Finding:
 
 
 def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
+  findings, positives, image, union = [], {}, None, False
   try:
     image = files.read_volume(case.image, case.series)
   except InputError as error:
-    return Facts(folder, case), [Finding.of(error)]
-  findings = []
-  angle = shear(image.affine)
-  if angle > MAX_SHEAR_DEGREES:
-    findings.append(Finding(WARNING, "direction", str(case.image),
-                            f"its axes miss the right angle by {angle:.2g} degrees",
-                            "resample it onto perpendicular axes, e.g. with dcm2niix"))
-  positives, union = {}, np.zeros(image.geometry.shape, bool)
+    findings.append(Finding.of(error))
   for label in case.labels:
     found, volume = _label(case, image, label)
     findings += found
@@ -157,9 +151,16 @@ def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
       for name in label.annotation.classes:
         mask = label.annotation.mask(volume.array, name) == POSITIVE
         positives[name] = int(np.count_nonzero(mask))
-        union |= mask
+        union |= mask if image is not None else False
+  if image is None:
+    return Facts(folder, case, positives=positives), findings
+  angle = shear(image.affine)
+  if angle > MAX_SHEAR_DEGREES:
+    findings.append(Finding(WARNING, "direction", str(case.image),
+                            f"its axes miss the right angle by {angle:.2g} degrees",
+                            "resample it onto perpendicular axes, e.g. with dcm2niix"))
   array = image.array if image.array.ndim == image.ndim else image.array.mean(-1)
-  intensity = float(array[union].mean(dtype=np.float64)) if union.any() else float("nan")
+  intensity = float(array[union].mean(dtype=np.float64)) if np.any(union) else float("nan")
   if array.min() == array.max():
     findings.append(Finding(WARNING, "constant_image", str(case.image),
                             f"every voxel is {array.flat[0]:g}", "convert the original again"))
@@ -168,8 +169,13 @@ def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
   return Facts(folder, case, digest.hexdigest(), image.spacing, positives, intensity), findings
 
 
-def _label(case: RawCase, image: Volume, label: RawLabel) -> tuple[list[Finding], Volume | None]:
-  """What is wrong with a label map, and the map if it can be used."""
+def _label(case: RawCase, image: Volume | None,
+           label: RawLabel) -> tuple[list[Finding], Volume | None]:
+  """What is wrong with a label map, and the map if it can be used.
+
+  Args:
+    image: None where it cannot be read; the label is looked at nevertheless.
+  """
   findings = []
   try:
     stored = files.read_volume(label.path)
@@ -177,19 +183,24 @@ def _label(case: RawCase, image: Volume, label: RawLabel) -> tuple[list[Finding]
     if stored.array.dtype.kind == "f":
       findings.append(Finding(WARNING, "float_label", str(label.path),
                               f"labels stored as {stored.array.dtype}", "store them as uint8"))
-    turned = turn_to(image.geometry, volume)
-    if turned.geometry.shape == image.geometry.shape:
-      distance = corner_distance(image.geometry, turned.geometry)
+    if image is not None:
+      volume = turn_to(image.geometry, volume)
+      distance = _distance(image, volume)
       if QUIET_CORNER_MM < distance <= tolerance(image.geometry):
         findings.append(Finding(WARNING, "affine", str(label.path),
                                 f"lies {distance:.2g} mm away from the image",
                                 "copy the affine of the image, if it is the right one"))
-        turned = Volume(turned.array, image.affine)
-    volume = match_grid(case.image, image.geometry, label.path, turned)
+        volume = Volume(volume.array, image.affine)
+      volume = match_grid(case.image, image.geometry, label.path, volume)
     label.annotation.check(volume.array, label.path)
   except InputError as error:
     return [*findings, _told(error)], None
   return findings, volume
+
+
+def _distance(image: Volume, label: Volume) -> float:
+  same = image.geometry.shape == label.geometry.shape
+  return corner_distance(image.geometry, label.geometry) if same else float("inf")
 
 
 def _told(error: InputError) -> Finding:
