@@ -23,7 +23,8 @@ def build_model(model: Mapping, conditioning: Mapping, codes: Sequence[float]) -
     InputError: a setting that the network does not have, or a value that it cannot take.
   """
   settings = {**model, **conditioning}
-  known = {f.name for f in dataclasses.fields(DenseUNet)} - {"codes", "parent", "name"}
+  known = {f.name for f in dataclasses.fields(DenseUNet)}
+  known -= {"codes", "partition", "parent", "name"}
   for key in settings:
     if key not in known:
       raise InputError(f"model setting {key!r}", "is not known",

@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from condseg_jax.models import halo
+
 POSITIONS = ("none", "input", "encoder", "decoder")
 MECHANISMS = ("hash", "embedding")
 
@@ -52,11 +54,13 @@ class ConstantChannels(nn.Module):
     features: output channels of the convolution.
     window: its kernel size per axis.
     fan_in_channels: channels of the features that the condition is concatenated to.
+    partition: mesh axis that the first spatial axis is split along, if it is (see `halo`).
   """
 
   features: int
   window: tuple[int, ...]
   fan_in_channels: int
+  partition: str | None = None
 
   @nn.compact
   def __call__(self, vector_BE: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -65,10 +69,11 @@ class ConstantChannels(nn.Module):
     fan_in = math.prod(self.window) * (self.fan_in_channels + size)
     init = nn.initializers.truncated_normal(math.sqrt(2.0 / fan_in))
     kernel = self.param("kernel", init, (*self.window, size, self.features), jnp.float32)
-    return constant_channels(vector_BE, kernel, shape)
+    return constant_channels(vector_BE, kernel, shape, self.partition)
 
 
-def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int, ...],
+                      partition: str | None = None) -> jax.Array:
   """The zero-padded convolution of channels that are constant in space.
 
   conv(v ⊙ 1)(x) = Σ_t [x + t inside] Σ_e v_e k(t, e): inside, a bias per class; at the border, less
@@ -79,7 +84,8 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
   Args:
     vector_BE: the channels' values for each sample.
     kernel: [*window, E, O], the part of the kernel that meets these channels.
-    shape: spatial shape of the layer.
+    shape: spatial shape of the layer; of this device's share where there is a partition.
+    partition: see `ConstantChannels`.
 
   Returns:
     float32 [B, *shape, O].
@@ -88,7 +94,8 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
   out = jnp.tensordot(vector_BE, kernel, axes=((1,), (kernel.ndim - 2,)),
                       precision=exact)  # [B, *window, O]
   for axis, (size, taps) in enumerate(zip(shape, kernel.shape[:-2], strict=True), start=1):
-    position = np.arange(size)[:, None] + np.arange(taps)[None, :] - taps // 2
-    inside = jnp.asarray((position >= 0) & (position < size), jnp.float32)
+    where, length = halo.positions(size, partition if axis == 1 else None)
+    position = where[:, None] + np.arange(taps, dtype=np.int32)[None, :] - taps // 2
+    inside = jnp.asarray((position >= 0) & (position < length), jnp.float32)
     out = jnp.moveaxis(jnp.tensordot(inside, out, axes=((1,), (axis,)), precision=exact), 0, axis)
   return out

@@ -43,18 +43,20 @@ class Layer(nn.Module):
   norm: str
   activation: str
   dtype: jnp.dtype
+  partition: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None,
                vector_BE: jax.Array | None = None) -> jax.Array:
     condition_size = 0 if vector_BE is None else vector_BE.shape[-1]
     y = layers.Conv(self.features, self.window, condition_size, use_bias=self.norm == "none",
-                    dtype=self.dtype, name="conv")(x, shared)
-    y = layers.Norm(self.norm, self.dtype, name="norm")(y)
+                    dtype=self.dtype, partition=self.partition, name="conv")(x, shared)
+    y = layers.Norm(self.norm, self.dtype, self.partition, name="norm")(y)
     if vector_BE is not None:
       channels = x.shape[-1] + (0 if shared is None else shared.shape[-1])
-      summand = conditioning.ConstantChannels(self.features, self.window, channels,
-                                              name="condition")(vector_BE, y.shape[1:-1])
+      summand = conditioning.ConstantChannels(
+          self.features, self.window, channels, self.partition,
+          name="condition")(vector_BE, y.shape[1:-1])
       y = y + summand.astype(y.dtype)
     return layers.ACTIVATIONS[self.activation](y)
 
@@ -69,11 +71,13 @@ class DenseBlock(nn.Module):
   norm: str
   activation: str
   dtype: jnp.dtype
+  partition: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None,
                vector_BE: jax.Array | None = None) -> jax.Array:
-    style = dict(norm=self.norm, activation=self.activation, dtype=self.dtype)
+    style = dict(norm=self.norm, activation=self.activation, dtype=self.dtype,
+                 partition=self.partition)
     for i in range(self.depth):
       y = Layer(self.growth, (3,) * self.ndim, **style, name=f"layer_{i}")(x, shared, vector_BE)
       x = jnp.concatenate([x, y], axis=-1)
@@ -101,6 +105,8 @@ class DenseUNet(nn.Module):
       shared by all classes and computed in `encode`.
     dtype: of the computation; parameters, normalisation statistics, class codes and logits are
       float32.
+    partition: mesh axis that one volume is split along over several devices, inside
+      `jax.shard_map` (see `halo`); None, as always in training, where a device holds whole inputs.
   """
 
   codes: tuple[float, ...]
@@ -115,6 +121,7 @@ class DenseUNet(nn.Module):
   embedding_size: int = 8
   from_level: int | None = None
   dtype: jnp.dtype = jnp.float32
+  partition: str | None = None
 
   def check(self) -> None:
     """Raises ValueError for settings that make no network."""
@@ -144,7 +151,8 @@ class DenseUNet(nn.Module):
   def setup(self):
     self.check()
     levels = len(self.depth)
-    self.stem = Layer(self.channels, (3,) * self.ndim, self.norm, self.activation, self.dtype)
+    self.stem = Layer(self.channels, (3,) * self.ndim, self.norm, self.activation, self.dtype,
+                      self.partition)
     self.down = [self._block(level) for level in range(levels)]
     self.up = [layers.Upsample(self._width(level), self.strides[level], self.dtype)
                for level in range(levels - 1)]
@@ -227,7 +235,7 @@ class DenseUNet(nn.Module):
 
   def _block(self, level: int) -> DenseBlock:
     return DenseBlock(self.depth[level], self.growth * (level + 1), self._width(level), self.ndim,
-                      self.norm, self.activation, self.dtype)
+                      self.norm, self.activation, self.dtype, self.partition)
 
 
 def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,

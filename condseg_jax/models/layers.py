@@ -12,6 +12,8 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from condseg_jax.models import halo
+
 ACTIVATIONS = {
     "relu": nn.relu,
     "leaky_relu": lambda x: nn.leaky_relu(x, 0.01),
@@ -87,18 +89,21 @@ class Norm(nn.Module):
   """Normalisation that never looks beyond one sample: `group`, `instance` or `none`.
 
   Groups have eight channels where that divides their number (Wu & He, "Group Normalization",
-  ECCV 2018); instance normalisation is the group of one channel. Statistics are float32.
+  ECCV 2018); instance normalisation is the group of one channel. Statistics are float32, and of
+  the whole volume where it is split along a `partition` (see `halo`).
   """
 
   kind: str
   dtype: jnp.dtype = jnp.float32
+  partition: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.kind == "none":
       return x
     size = 1 if self.kind == "instance" else math.gcd(8, x.shape[-1])
-    norm = nn.GroupNorm(num_groups=None, group_size=size, dtype=jnp.float32)
+    norm = nn.GroupNorm(num_groups=None, group_size=size, dtype=jnp.float32,
+                        axis_name=self.partition)
     return norm(x.astype(jnp.float32)).astype(self.dtype)
 
 
@@ -114,6 +119,7 @@ class Conv(nn.Module):
     window: kernel size per axis.
     condition_size: channels of the class condition that the concatenation also holds (see
       `conditioning.constant_channels`); they only enter the fan-in here.
+    partition: mesh axis that the first spatial axis is split along, if it is (see `halo`).
   """
 
   features: int
@@ -121,6 +127,7 @@ class Conv(nn.Module):
   condition_size: int = 0
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
+  partition: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None) -> jax.Array:
@@ -136,7 +143,8 @@ class Conv(nn.Module):
     out = 0
     for part in parts:
       last = first + part.shape[-1]
-      out = out + convolve(part.astype(self.dtype), kernel[..., first:last, :])
+      out = out + halo.convolve(convolve, part.astype(self.dtype), kernel[..., first:last, :],
+                                self.partition)
       first = last
     if self.use_bias:
       bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
