@@ -18,6 +18,7 @@ from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import fuse
 from condseg_jax.infer import predict as windows
+from condseg_jax.infer.whole import whole_probabilities
 from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
@@ -58,7 +59,8 @@ class Predictor:
   step: int = 0
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
-              fusion: str = "argmax", threshold: float = 0.5, step: float = 0.5) -> Prediction:
+              fusion: str = "argmax", threshold: float = 0.5, step: float = 0.5,
+              partition: bool = False) -> Prediction:
     """Segments a volume.
 
     Args:
@@ -69,13 +71,15 @@ class Predictor:
         overlap (the label map then shows the most probable).
       threshold: probability from which a voxel belongs to a class.
       step: distance of neighbouring windows as a part of the window.
+      partition: without windows: the whole volume in one pass, split along its first canonical axis
+        over all devices of this process (see `infer.whole`).
 
     Raises:
       InputError: unknown class or preset, or a volume that the network cannot take.
     """
     fuse.check_fusion(fusion)
     ids = self.table.select(classes, preset)
-    planes = self._probabilities(volume, ids, step)
+    planes = self._probabilities(volume, ids, step, partition)
     if fusion == "softmax":
       planes = fuse.exclusive_probabilities(planes)
     grid = canonical_geometry(volume.geometry).shape
@@ -96,7 +100,7 @@ class Predictor:
       masks = {name: label.array == value for name, value in names.items()}
     return Prediction(label, names, masks)
 
-  def _probabilities(self, volume: Volume, ids, step) -> np.ndarray:
+  def _probabilities(self, volume: Volume, ids, step, partition) -> np.ndarray:
     """float32 [K, *shape] on the plan's grid, canonical axes."""
     if volume.ndim != len(self.plan.spacing):
       raise InputError("image", f"has {volume.ndim} axes, the model was trained on "
@@ -110,6 +114,8 @@ class Predictor:
     image = image if image.ndim > volume.ndim else image[..., None]
     mean, sd = image.mean(dtype=np.float64), image.std(dtype=np.float64)
     normal = self.plan.normalise(image, float(mean), float(sd))
+    if partition:
+      return whole_probabilities(self.model, self.variables, normal, ids)
     functions = windows.window_functions(self.model)
     return windows.class_probabilities(functions, self.variables, normal, ids,
                                        self.plan.subvolume, step=step)

@@ -111,6 +111,18 @@ def test_pictures():
     network.predict(Volume(picture[..., 0], np.eye(3)))
 
 
+def test_a_volume_split_over_the_devices(network, volume):
+  """On any grid; a volume of the size of a window is segmented as its only window is."""
+  assert network.predict(volume, partition=True).label.array.shape == volume.array.shape
+  image = np.random.default_rng(4).normal(size=(16, 16, 8)).astype(np.float32)
+  image = Volume(image, np.diag([-1.0, -1.0, 2.0, 1.0]))
+  window, split = (network.predict(image, fusion="independent", threshold=0.6, partition=p).masks
+                   for p in (False, True))
+  for name, mask in window.items():
+    assert 50 < mask.sum() < mask.size - 50
+    assert np.mean(mask == split[name]) > 0.999
+
+
 def test_images_of_another_kind_are_refused(network):
   with pytest.raises(InputError, match="2 axes"):
     network.predict(Volume(np.zeros((8, 8), np.float32), np.eye(3)))

@@ -36,6 +36,8 @@ def _define(values: flags.FlagValues) -> None:
                      lower_bound=0.0, upper_bound=1.0, flag_values=values)
   flags.DEFINE_float("step", 0.5, "Distance of windows as a part of the window.", lower_bound=0.05,
                      upper_bound=1.0, flag_values=values)
+  flags.DEFINE_bool("partition", False, "Each image in one pass instead of windows, split over all "
+                    "devices: for accelerators that hold it only together.", flag_values=values)
   flags.DEFINE_bool("picture", True, "Write a picture of every result beside it.",
                     flag_values=values)
 
@@ -60,7 +62,8 @@ def _work(values: flags.FlagValues) -> int:
       volume = files.read_volume(path, values.series)
       try:
         prediction = predictor.predict(volume, values.classes, values.preset, fusion=values.fusion,
-                                       threshold=values.threshold, step=values.step)
+                                       threshold=values.threshold, step=values.step,
+                                       partition=values.partition)
       except InputError as error:
         raise error if error.usage else InputError(path, error.reason, error.cure) from error
       print(f"{_write(output, path, stem, volume, prediction, predictor, values)}", flush=True)
