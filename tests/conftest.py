@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
-import jax
-import pytest
+# Before jax reads it: nothing of the user's is found, or left, there.
+os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 2)

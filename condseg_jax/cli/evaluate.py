@@ -38,6 +38,7 @@ def _work(values: flags.FlagValues) -> int:
   shell.need(values, "workdir", "data", "out")
   import tqdm
 
+  from condseg_jax.cache import keep_compiled
   from condseg_jax.evaluate import figures
   from condseg_jax.evaluate import pictures
   from condseg_jax.evaluate import tables
@@ -46,6 +47,7 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.evaluate.scores import summarise
   from condseg_jax.predictor import load
 
+  keep_compiled()
   predictor = load(values.workdir, values.checkpoint)
   cases, split = labelled_cases(values.data, values.split)
   out = Path(values.out)

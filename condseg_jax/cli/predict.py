@@ -46,9 +46,11 @@ def _work(values: flags.FlagValues) -> int:
   shell.need(values, "workdir", "input", "output")
   import tqdm
 
+  from condseg_jax.cache import keep_compiled
   from condseg_jax.formats import files
   from condseg_jax.predictor import load
 
+  keep_compiled()
   images = files.list_images(values.input)
   stems = [files.stem(path) for path in images]
   predictor = load(values.workdir, values.checkpoint)

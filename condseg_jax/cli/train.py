@@ -47,16 +47,16 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.need(values, "config", "workdir")
-  import jax
-
+  from condseg_jax.cache import keep_compiled
+  from condseg_jax.train.cluster import join
   from condseg_jax.train.loop import train
 
+  keep_compiled()
   if values.distributed:
-    try:
-      jax.distributed.initialize(values.coordinator, values.processes, values.process_id)
-    except (ValueError, RuntimeError) as error:
-      raise InputError("--distributed", str(error).splitlines()[0],
-                       "give --coordinator, --processes and --process_id", usage=True) from error
+    join(values.coordinator, values.processes, values.process_id)
+  elif {values.coordinator, values.processes, values.process_id} != {None}:
+    raise InputError("--coordinator, --processes, --process_id", "have no effect alone",
+                     "add --distributed", usage=True)
   train(plain_config(values.config), values.workdir, resume=values.resume)
   return 0
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 import hashlib
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from etils import epath
 
+from condseg_jax import cache as user_cache
 from condseg_jax.data import store as store_lib
 from condseg_jax.data.prepare import prepare as prepare_lib
 from condseg_jax.data.prepare.carve import carve_frames
@@ -111,17 +111,11 @@ def open_stores(root, spacing: Sequence[float] | None = None, cache=None, *,
   _check_spacing(stores, spacing)
   for folder in raw:
     key = _key(folder, spacing)
-    out = epath.Path(cache or cache_folder()) / f"{folder.root.name}-{key[:16]}"
+    out = epath.Path(cache or user_cache.folder("prepared")) / f"{folder.root.name}-{key[:16]}"
     finished = (out / store_lib.MANIFEST).exists()
     stores.append(store_lib.Store.open(out) if finished else
                   prepare_lib.prepare(folder, out, spacing, progress=progress))
   return stores
-
-
-def cache_folder() -> Path:
-  """Where prepared data goes when nobody says where: `$XDG_CACHE_HOME` or `~/.cache`."""
-  base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(base) / "condseg_jax" / "prepared"
 
 
 def at(path: epath.Path) -> store_lib.Store | RawFolder | None:
