@@ -1,18 +1,18 @@
 """python -m tools.benchmark SUITE --json=FILE [--data=DIR]
+python -m tools.benchmark table
 
 Times the package against a peer, in one run and in turns (A B A B …), and writes the medians:
 
   {"device": …, "versions": …, "rows": [{"name", "ours", "peer", "ratio", "unit", …}]}
 
-The ratio is how far we are ahead: above 1 is ahead. Suites:
+The ratio is how far we are ahead: above 1 is ahead. The peer needs the `bench` extra; without it
+its figures stay empty. `table` prints the figures of benchmarks/*.json for the README. Suites:
 
-  input    preparing a CT of 512×512×300, and reading random 256×256×32 subvolumes of it
-
-The data that a suite makes stays in --data, by default a temporary folder.
 """
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 from pathlib import Path
@@ -20,14 +20,22 @@ import platform
 import sys
 import tempfile
 
-from tools.benchmark import reading
+import jax
 
-PACKAGES = ("condseg-jax", "jax", "numpy", "scipy", "nibabel", "tensorstore")
-SUITES = {"input": reading.run}
+from tools.benchmark import conv
+from tools.benchmark import reading
+from tools.benchmark import step
+
+PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel", "tensorstore",
+            "torch", "monai")
+SUITES = {"conv": conv.run, "input": reading.run, "step": step.run}
 
 
 def main(argv=None) -> int:
-  parser = argparse.ArgumentParser(prog="tools.benchmark", description=__doc__,
+  first_lines = (f"  {name:9}{sys.modules[suite.__module__].__doc__.splitlines()[0]}"
+                 for name, suite in SUITES.items())
+  parser = argparse.ArgumentParser(prog="tools.benchmark",
+                                   description=__doc__ + "\n".join(first_lines),
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("suite", choices=SUITES)
   parser.add_argument("--json", required=True, help="file for the figures")
@@ -35,15 +43,31 @@ def main(argv=None) -> int:
   arguments = parser.parse_args(argv)
   with tempfile.TemporaryDirectory() as temporary:
     rows = SUITES[arguments.suite](Path(arguments.data or temporary))
-  tree = {"device": f"{platform.machine()}, {os.cpu_count()} cores",
-          "versions": {"python": platform.python_version(),
-                       **{name: importlib.metadata.version(name) for name in PACKAGES}},
-          "rows": rows}
+  tree = {"device": device(), "versions": versions(), "rows": rows}
   Path(arguments.json).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
   for row in rows:
     print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                     for key, value in row.items()))
   return 0
+
+
+def device() -> str:
+  """The machine as the figures depend on it."""
+  text = f"{platform.machine()}, {os.cpu_count()} cores"
+  if jax.default_backend() != "cpu":
+    text += f", {jax.device_count()} {jax.devices()[0].device_kind}"
+  return text
+
+
+def versions() -> dict[str, str]:
+  """Of Python and of the packages that are there."""
+  found = {"python": platform.python_version()}
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      pass
+  return found
 
 
 if __name__ == "__main__":

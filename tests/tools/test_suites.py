@@ -1,0 +1,127 @@
+"""Every suite runs to its end at a tiny size, with and without PyTorch; no time is judged here."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from condseg_jax.models.dense_unet import DenseUNet
+from tools.benchmark import __main__ as command
+from tools.benchmark import conv
+from tools.benchmark import nets
+from tools.benchmark import peer
+from tools.benchmark import step
+
+TINY = {"model": {"channels": 4, "growth": 4, "depth": (1, 1), "strides": ((2, 2, 2),)}}
+
+
+def run(suite, tmp_path):
+  assert command.main([suite, f"--json={tmp_path / 'f.json'}", f"--data={tmp_path}"]) == 0
+  tree = json.loads((tmp_path / "f.json").read_text())
+  assert tree["device"] and tree["versions"]["jax"] and tree["rows"]
+  assert len({row["name"] for row in tree["rows"]}) == len(tree["rows"])
+  for row in tree["rows"]:
+    check(row)
+  return tree["rows"]
+
+
+def check(row):
+  if row["peer"] is None:
+    assert row["ratio"] is None and row["note"]
+    assert row["ours"] is None or row["ours"] > 0
+  else:
+    rate = row["unit"].startswith("1/")
+    ahead = row["ours"] / row["peer"] if rate else row["peer"] / row["ours"]
+    assert row["ratio"] == pytest.approx(ahead)
+
+
+@pytest.fixture(params=["without", "with"])
+def torch_or_not(request, monkeypatch):
+  """Both states of the environment, the second where the extra is installed."""
+  if request.param == "with":
+    pytest.importorskip("torch")
+    ways = peer.ways
+    monkeypatch.setattr(peer, "ways", lambda ndim=3, compiled=True: ways(ndim, compiled=False))
+  else:
+    monkeypatch.setattr(peer, "installed", lambda package="torch": False)
+  return request.param
+
+
+def test_conv(tmp_path, monkeypatch, torch_or_not):
+  monkeypatch.setattr(conv, "SIZES", (conv.Size(3, 4, 3, (4, 6, 5)), conv.Size(2, 3, 1, (5, 4))))
+  rows = run("conv", tmp_path)
+  assert len(rows) == 4 and all(row["gflops"] > 0 for row in rows)
+  assert ("peer_kind" in rows[0]) == (torch_or_not == "with")
+
+
+def test_step(tmp_path, monkeypatch, torch_or_not):
+  cases = (step.Case("small", "hippocampus", (4, 6, 4), 2),
+           step.Case("long", "ct_abdomen", (4, 6, 4), 2, once=True))
+  monkeypatch.setattr(step, "CASES", cases)
+  config_of = nets.config_of
+  monkeypatch.setattr(nets, "config_of", lambda name, changes=None: config_of(
+      name, {**TINY, **(changes or {}), "model": {**TINY["model"], **changes["model"]}}))
+  rows = run("step", tmp_path)
+  assert len(rows) == 8
+  assert [row["name"].split(",")[0] for row in rows] == ["forward", "step"] * 4
+  assert all("not measured" in row["note"] for row in rows if "GPU" in row["name"])
+  if torch_or_not == "with":
+    assert all(row["largest_difference"] < 1e-3 for row in rows[:4])
+
+
+def test_work_is_what_the_compiler_counts(monkeypatch):
+  """With native convolutions, whose padding XLA counts out; norms and pooling are the rest."""
+  from condseg_jax.models import layers
+  monkeypatch.setattr(layers, "convolve", layers.convolve_native)
+  model = DenseUNet((-.5, .5), ((1, 1, 1), (2, 2, 2)), (1, 1, 1), channels=16, growth=16,
+                    norm="none", activation="relu", from_level=0)
+  params, shape = nets.parameters(model), (16, 16, 16)
+  variables = {"params": params}
+  image = np.zeros((1, *shape, 1), np.float32)
+  ids = np.zeros(1, np.int32)
+
+  def counted(call, *arguments):
+    return jax.jit(call).lower(*arguments).compile().cost_analysis()["flops"]
+
+  encode = lambda x: model.apply(variables, x, method=model.encode)
+  decode = lambda f, i: model.apply(variables, f, i, method=model.decode)
+  features = encode(image)
+  assert nets.work(params, model, shape) == pytest.approx(
+      (counted(encode, image), counted(decode, features, ids)), rel=0.15)
+
+
+NETS = {
+    "3-D, hash": dict(strides=((1, 2, 2), (2, 2, 2))),
+    "3-D, embedding, one level": dict(strides=((1, 2, 2), (2, 2, 2)), mechanism="embedding",
+                                      from_level=0),
+    "2-D, instance": dict(strides=((2, 2), (2, 1)), norm="instance", from_level=1),
+    "3-D, no norm": dict(strides=((2, 2, 2), (2, 2, 2)), norm="none", activation="gelu"),
+    "unconditioned": dict(strides=((2, 2), (2, 2)), position="none"),
+}
+
+
+@pytest.mark.parametrize("settings", NETS.values(), ids=NETS)
+def test_the_peer_is_the_same_network(settings):
+  """Output and gradients, from parameters of which none is zero or one."""
+  torch = pytest.importorskip("torch")
+  from tools.benchmark import torch_net
+  model = DenseUNet(codes=(-.5, .5), depth=(1, 2, 1), channels=8, growth=12, **settings)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda p: p + rng.normal(0, 0.05, p.shape).astype(np.float32),
+                        nets.parameters(model))
+  image, class_id, _ = nets.inputs((4, 8, 8)[3 - model.ndim:], 2)
+
+  def score(params):
+    logits = model.apply({"params": params}, image, class_id)
+    return (logits**2).sum(), logits
+
+  gradient, logits = jax.grad(score, has_aux=True)(params)
+  net = torch_net.TorchNet(model).load(params)
+  out = net(torch.tensor(image).movedim(-1, 1), torch.tensor(class_id).long())
+  np.testing.assert_allclose(out.detach().numpy(), logits, atol=1e-4)
+  (out**2).sum().backward()
+  found = {name: p.grad for name, p in net.named_parameters()}
+  wanted = torch_net.TorchNet(model).load(gradient).named_parameters()
+  for name, value in wanted:
+    np.testing.assert_allclose(found[name], value.detach(), rtol=1e-3, atol=1e-3)

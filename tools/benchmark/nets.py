@@ -1,0 +1,84 @@
+"""What is timed: the networks of the configs, with parameters and inputs, and the work they are."""
+
+from collections.abc import Mapping, Sequence
+import importlib
+import math
+from pathlib import Path
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from condseg_jax.cli.train import plain_config
+from condseg_jax.models.build import build_model
+from condseg_jax.models.dense_unet import DenseUNet
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def config_of(name: str, changes: Mapping[str, Mapping] | None = None) -> dict:
+  """A config of experiments/configs by name, with some fields of its parts changed."""
+  if str(EXPERIMENTS) not in sys.path:
+    sys.path.insert(0, str(EXPERIMENTS))
+  config = plain_config(importlib.import_module(f"configs.{name}").get_config())
+  for part, fields in (changes or {}).items():
+    config[part].update(fields)
+  return config
+
+
+def network(config: Mapping, classes: int = 2) -> DenseUNet:
+  """The network of a config, for so many classes."""
+  codes = [float(c) for c in np.linspace(-1, 1, classes)] if classes > 1 else [0.5]
+  return build_model(config["model"], config["conditioning"], codes)
+
+
+def inputs(shape: Sequence[int], batch: int, classes: int = 2):
+  """Noise, class ids and masks of a blob, with some voxels unlabelled: numpy arrays."""
+  rng = np.random.default_rng(0)
+  image = rng.normal(size=(batch, *shape, 1)).astype(np.float32)
+  class_id = (np.arange(batch) % classes).astype(np.int32)
+  mask = (rng.random((batch, *shape)) < 0.1).astype(np.uint8)
+  mask[:, 0] = 255
+  return image, class_id, mask
+
+
+def parameters(model: DenseUNet, channels: int = 1):
+  """Parameters as at the start of a training."""
+  image = jnp.zeros((1, *model.stride, channels), jnp.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
+  return variables["params"]
+
+
+def work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> tuple[float, float]:
+  """Floating-point operations of `encode` and of `decode` for one image and class.
+
+  Counted from the kernels, two for each of their weights and every voxel that they meet, however
+  the platform carries a convolution out. Norms, activations and the condition are left out.
+  """
+  voxels = [math.prod(shape)]
+  for stride in model.strides:
+    voxels.append(voxels[-1] // math.prod(stride))
+  last = len(model.depth) - 2 if model.from_level is None else model.from_level
+  sums = {"encode": 0.0, "decode": 0.0}
+  for module, tree in params.items():
+    kind, _, number = module.partition("_")
+    if kind not in ("stem", "down", "up", "merge", "head"):
+      continue
+    level = int(number or 0)
+    late = kind == "head" or (kind in ("up", "merge") and level <= last)
+    weights = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(tree)
+                  if path[-1].key == "kernel" and "condition" not in jax.tree_util.keystr(path))
+    # A transposed convolution meets the coarser level's voxels.
+    met = voxels[level + 1] if kind == "up" else voxels[level]
+    sums["decode" if late else "encode"] += 2.0 * weights * met
+  return sums["encode"], sums["decode"]
+
+
+def max_difference(ours, theirs) -> float:
+  """The largest difference of two arrays of one shape."""
+  ours = np.asarray(ours)
+  theirs = np.asarray(theirs.cpu() if hasattr(theirs, "cpu") else theirs)  # a tensor of the peer
+  if ours.shape != theirs.shape:
+    raise RuntimeError(f"shapes {ours.shape} and {theirs.shape} are to be the same output")
+  return float(np.abs(ours - theirs).max())

@@ -1,0 +1,171 @@
+"""The forward pass and the training step, against the same network in PyTorch.
+
+A step is forward, loss (soft Dice, and cross-entropy where the config has it), backward, limit of
+the gradient norm and Adam, on a batch that is already on the device. Augmentation is off on both
+sides; ours also sums the metrics and guards against what is not finite, as in training.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from condseg_jax.data.augment import Augmentation
+from condseg_jax.data.batch import Batch
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.train.optimizer import make_optimizer
+from condseg_jax.train.parallel import jit_driver
+from condseg_jax.train.state import TrainState
+from condseg_jax.train.step import make_train_step
+from tools.benchmark import nets
+from tools.benchmark import peer
+from tools.benchmark import roofline
+from tools.benchmark.timing import not_measured
+from tools.benchmark.timing import race
+
+
+class Case(NamedTuple):
+  """A network at a size.
+
+  Attributes:
+    name: of the size, as rows call it.
+    config: in experiments/configs.
+    shape: D H W.
+    batch: images.
+    once: on a CPU a minute long, so that it runs a single time there.
+  """
+
+  name: str
+  config: str
+  shape: tuple[int, ...]
+  batch: int
+  once: bool = False
+
+
+CASES = (Case("hippocampus 40x56x40 batch 2", "hippocampus", (40, 56, 40), 2),
+         Case("paper-like 128x128x128 batch 1", "ct_abdomen", (128, 128, 128), 1, once=True),
+         Case("paper-like 256x256x32 batch 2", "ct_abdomen", (32, 256, 256), 2, once=True))
+DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
+CONSTANT = {"schedule": "constant", "warmup": 0}  # the peer's rate; its value changes no time
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+def run(folder: Path) -> list[dict]:
+  """The rows of the suite; those of the platform that is not at hand are left blank."""
+  here, rows = jax.default_backend(), []
+  for platform, dtype in DTYPES.items():
+    for case in CASES:
+      if platform == here:
+        rows += measure(case, dtype)
+      else:
+        rows += [not_measured(row_name(part, case, dtype, platform), f"no {platform.upper()}")
+                 for part in ("forward", "step")]
+  return rows
+
+
+def row_name(part: str, case: Case, dtype: str, platform: str) -> str:
+  return f"{part}, {case.name}, {dtype}, {platform.upper()}"
+
+
+def measure(case: Case, dtype: str) -> list[dict]:
+  """Forward and step of one case."""
+  platform = jax.default_backend()
+  once = case.once and platform == "cpu"
+  config = nets.config_of(case.config, {"model": {"dtype": dtype}})
+  model = nets.network(config)
+  params = jax.device_get(nets.parameters(model))
+  image, class_id, mask = nets.inputs(case.shape, case.batch)
+  flops = case.batch * sum(nets.work(params, model, case.shape))
+  common = {"tolerance": TOLERANCE[dtype],
+            "parameters": sum(p.size for p in jax.tree.leaves(params))}
+
+  forward = OurForward(model, params, image, class_id)
+  # Compiling the long ones for a single run would take longer than they do.
+  ways = peer.ways(len(case.shape), compiled=not once)
+  calls = {way.name: peer_forward(way, model, params, image, class_id) for way in ways}
+  rows = [race(row_name("forward", case, dtype, platform), forward, calls, flops=flops,
+               distance=nets.max_difference, rounds=1 if once else 9,
+               least=roofline.least_seconds(forward.compiled), **common)]
+
+  ways = peer.ways(len(case.shape), compiled=not once)
+  calls = {way.name: peer_step(way, model, params, config, (image, class_id, mask))
+           for way in ways}
+  step = OurStep(model, params, config, (image, class_id, mask))
+  rows.append(race(row_name("step", case, dtype, platform), step, calls, flops=3 * flops,
+                   distance=relative_difference, once=once,
+                   least=roofline.least_seconds(step.compiled), **common))
+  return rows
+
+
+class OurForward:
+  """Logits, by one compiled program."""
+
+  def __init__(self, model: DenseUNet, params, image, class_id):
+    self.arguments = jax.device_put(({"params": params}, image, class_id))
+    self.compiled = jax.jit(model.apply).lower(*self.arguments).compile()
+
+  def __call__(self):
+    return self.compiled(*self.arguments)
+
+
+class OurStep:
+  """Loss and gradient norm of a step; the state goes on from call to call."""
+
+  def __init__(self, model: DenseUNet, params, config: Mapping, arrays):
+    image, class_id, mask = arrays
+    optimizer = make_optimizer({**config["optimizer"], **CONSTANT}, 1)
+    step = make_train_step(
+        model, optimizer, augmentation=Augmentation(), spacing=(1.0,) * model.ndim,
+        may_not_mirror=np.zeros((len(model.codes), model.ndim), bool),
+        alpha_K=np.ones(len(model.codes)), bce_weight=config["loss"]["bce_weight"], ema_decay=0.0,
+        seed=0)
+    driver = jit_driver(step)
+    batch = Batch(image, class_id[:, None], mask[..., None],
+                  np.ones((len(image), 1), np.float32), np.arange(len(image), dtype=np.int32))
+    self.state = driver.place_state(TrainState.create(params, optimizer, ema=False))
+    self.batch = driver.place_batch(batch)
+    self.compiled = driver.step.lower(self.state, self.batch).compile()
+
+  def __call__(self):
+    self.state, metrics = self.compiled(self.state, self.batch)
+    return metrics["loss"], metrics["gradient_norm"]
+
+
+def peer_forward(way: peer.Way, model: DenseUNet, params, image, class_id) -> Callable:
+  """Logits, as a numpy array on the host where that costs nothing."""
+  import torch
+  _, forward = way.network(model, params)
+  image, class_id = way.tensor(image), way.plain(class_id)
+  mixed = model.dtype == jnp.bfloat16
+
+  def call():
+    with torch.no_grad(), torch.autocast(way.device, torch.bfloat16, enabled=mixed):
+      logits = forward(image, class_id)
+    way.wait()
+    return logits
+
+  return call
+
+
+def peer_step(way: peer.Way, model: DenseUNet, params, config: Mapping, arrays) -> Callable:
+  """Loss and gradient norm of a step; the parameters go on from call to call."""
+  from tools.benchmark.torch_net import make_step
+  net, forward = way.network(model, params)
+  step = make_step(net, forward, config["optimizer"], config["loss"]["bce_weight"],
+                   model.dtype == jnp.bfloat16)
+  image, class_id, mask = way.tensor(arrays[0]), way.plain(arrays[1]), way.plain(arrays[2])
+
+  def call():
+    found = step(image, class_id, mask)
+    way.wait()
+    return found
+
+  return call
+
+
+def relative_difference(ours, theirs) -> float:
+  """Of loss and gradient norm, which stand for the whole gradient."""
+  return max(abs(float(a) - float(b)) / float(a) for a, b in zip(ours, theirs, strict=True))

@@ -1,0 +1,223 @@
+"""The peer: the network of `condseg_jax.models`, its objective and its step, in PyTorch.
+
+The same layers on the same weights. It is written as a PyTorch user would have it fast, with
+convolutions over one concatenation, and with the class condition as the per-class bias map that we
+use, since concatenated constant channels would only slow it down. Needs the `bench` extra.
+
+Arrays are channels-first, `x_BCDHW`; the memory format is a matter of the tensors that are given.
+"""
+
+from collections.abc import Mapping
+import functools
+import math
+
+import numpy as np
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+from condseg_jax.models.dense_unet import DenseUNet
+
+CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+ACTIVATIONS = {"relu": F.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.01),
+               "gelu": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
+
+
+@functools.lru_cache
+def taps_inside(size: int, taps: int, device) -> torch.Tensor:
+  """1 where a tap of a kernel at a place of an axis lies in the image: [size, taps]."""
+  place = torch.arange(size)[:, None] + torch.arange(taps)[None] - taps // 2
+  return ((place >= 0) & (place < size)).float().to(device)
+
+
+class ConstantChannels(nn.Module):
+  """As `conditioning.constant_channels`."""
+
+  def __init__(self, size: int, features: int, window: tuple[int, ...]):
+    super().__init__()
+    self.kernel = nn.Parameter(torch.empty(*window, size, features))
+
+  def forward(self, vector_BE, shape):
+    out = torch.tensordot(vector_BE, self.kernel, dims=([1], [self.kernel.ndim - 2]))
+    for axis, (size, taps) in enumerate(zip(shape, self.kernel.shape[:-2], strict=True), start=1):
+      if taps == 1:
+        continue  # broadcast below
+      inside = taps_inside(size, taps, out.device)
+      out = torch.tensordot(inside, out, dims=([1], [axis])).movedim(0, axis)
+    return out.movedim(-1, 1)
+
+
+class Layer(nn.Module):
+  """Convolution, normalisation, condition, activation."""
+
+  def __init__(self, model: DenseUNet, channels: int, features: int, size: int, condition: int):
+    super().__init__()
+    plain = model.norm == "none"
+    self.conv = CONVOLUTION[model.ndim](channels, features, size, padding=size // 2, bias=plain)
+    group = 1 if model.norm == "instance" else math.gcd(8, features)
+    self.norm = nn.Identity() if plain else nn.GroupNorm(features // group, features, eps=1e-6)
+    window = (size,) * model.ndim
+    self.condition = ConstantChannels(condition, features, window) if condition else None
+    self.activation = ACTIVATIONS[model.activation]
+
+  def forward(self, x, vector_BE=None):
+    y = self.norm(self.conv(x))
+    if self.condition is not None:
+      y = y + self.condition(vector_BE, y.shape[2:])
+    return self.activation(y)
+
+
+class Block(nn.Module):
+  """Densely connected layers and their join."""
+
+  def __init__(self, model: DenseUNet, level: int, channels: int, condition: int = 0):
+    super().__init__()
+    growth, features = model.growth * (level + 1), model.channels * (level + 1)
+    self.layers = nn.ModuleList()
+    for _ in range(model.depth[level]):
+      self.layers.append(Layer(model, channels, growth, 3, condition))
+      channels += growth
+    self.join = Layer(model, channels, features, 1, condition)
+
+  def forward(self, x, vector_BE=None, skip=()):
+    made = [x]
+    for layer in (*self.layers, self.join):
+      parts = [*made, *skip]
+      made.append(layer(torch.cat(parts, 1) if len(parts) > 1 else x, vector_BE))
+    return made[-1]
+
+
+class TorchNet(nn.Module):
+  """`DenseUNet` with the condition in the decoder or nowhere."""
+
+  def __init__(self, model: DenseUNet, image_channels: int = 1):
+    super().__init__()
+    if model.position not in ("decoder", "none"):
+      raise ValueError(f"the peer has no condition at {model.position!r}")
+    levels, learned = len(model.depth), model.mechanism == "embedding"
+    size = 0 if model.position == "none" else model.embedding_size if learned else 1
+    last = levels - 2 if model.from_level is None else model.from_level
+    self.conditioned = last + 1  # decoder levels, finest first, that belong to `decode`
+    width = [model.channels * (level + 1) for level in range(levels)]
+    strides = [tuple(s) for s in model.strides]
+    self.ndim, self.strides = model.ndim, strides
+    self.stem = Layer(model, image_channels, width[0], 3, 0)
+    self.down = nn.ModuleList(
+        Block(model, level, width[max(level - 1, 0)]) for level in range(levels))
+    self.up = nn.ModuleList(
+        TRANSPOSED[model.ndim](width[level + 1], width[level], strides[level], strides[level],
+                               bias=False) for level in range(levels - 1))
+    self.merge = nn.ModuleList(
+        Block(model, level, 2 * width[level], size if level <= last else 0)
+        for level in range(levels - 1))
+    self.head = CONVOLUTION[model.ndim](width[0], 1, 1)
+    codes = torch.tensor(model.codes, dtype=torch.float32)[:, None]
+    self.vectors = nn.Parameter(torch.empty(len(model.codes), model.embedding_size)) if (
+        size and learned) else codes
+    self.told = bool(size)
+
+  def encode(self, image):
+    x = self.down[0](self.stem(image))
+    skips = [x]
+    for block, stride in zip(self.down[1:], self.strides, strict=True):
+      x = block(POOL[self.ndim](x, stride))
+      skips.append(x)
+    skips.pop()
+    while len(skips) > self.conditioned:
+      x = self._merge(x, skips, None)
+    return x, skips
+
+  def decode(self, features, class_id_B):
+    x, skips = features[0], list(features[1])
+    vector = self.vectors.to(x.device)[class_id_B] if self.told else None
+    while skips:
+      x = self._merge(x, skips, vector)
+    with torch.autocast(x.device.type, enabled=False):  # the head is float32, as ours
+      return self.head(x.float())[:, 0]
+
+  def forward(self, image, class_id_B):
+    return self.decode(self.encode(image), class_id_B)
+
+  def _merge(self, x, skips, vector):
+    skip = skips.pop()
+    level = len(skips)
+    return self.merge[level](self.up[level](x), vector, (skip,))
+
+  def load(self, params: Mapping) -> "TorchNet":
+    """Takes over flax parameters; every parameter of either side must find its match."""
+    axes = tuple(range(self.ndim))
+    found = {}
+    for path, value in _leaves(params):
+      value = torch.tensor(np.asarray(value))
+      if path[-1] == "kernel" and path[-2] != "condition":
+        order = (0, self.ndim + 1, *(a + 1 for a in axes)) if path[0].startswith("up_") else (
+            self.ndim + 1, self.ndim, *axes)
+        value = value.permute(order)
+      found[_torch_name(path)] = value
+    self.load_state_dict(found)
+    return self
+
+
+def _leaves(tree: Mapping, path: tuple[str, ...] = ()):
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _leaves(value, (*path, key))
+    else:
+      yield (*path, key), value
+
+
+def _torch_name(path: tuple[str, ...]) -> str:
+  """merge_0/layer_1/norm/GroupNorm_0/scale → merge.0.layers.1.norm.weight"""
+  if path == ("class_vector", "embedding"):
+    return "vectors"
+  parts = [p for p in path if p != "GroupNorm_0"]
+  if parts[-1] == "scale" or (parts[-1] == "kernel" and "condition" not in parts):
+    parts[-1] = "weight"
+  return ".".join(parts).replace("layer_", "layers.").replace("down_", "down.").replace(
+      "up_", "up.").replace("merge_", "merge.")
+
+
+def objective(logits_BDHW, mask_BDHW, bce_weight: float):
+  """As `losses.objective` with one annotated class per image and α = 1."""
+  logits, mask = logits_BDHW.float().flatten(1), mask_BDHW.flatten(1)
+  labelled = (mask != 255).float()
+  target = (mask == 1).float()
+  logits = torch.where(labelled > 0, logits, 0.0)
+  count, positive = labelled.sum(1), target.sum(1)
+  probability = torch.sigmoid(logits) * labelled
+  overlap, predicted = (probability * target).sum(1), probability.sum(1)
+  empty = positive == 0
+  numerator = torch.where(empty, 2 * (count - predicted), 2 * overlap)
+  denominator = torch.where(empty, 2 * count - predicted, predicted + positive)
+  dice = torch.where(count > 0, 1 - numerator / torch.where(count > 0, denominator, 1.0), 0.0)
+  entropy = F.softplus(torch.where(target > 0, -logits, logits)) * labelled
+  return (dice + bce_weight * entropy.sum(1) / count.clamp(min=1.0)).mean()
+
+
+def make_step(net, forward, settings: Mapping, bce_weight: float, bfloat16: bool):
+  """One training step: (image, class_id_B, mask) → loss and gradient norm, tensors.
+
+  Args:
+    net: holds the parameters.
+    forward: `net`, or what torch.compile made of it.
+    settings: `optimizer` part of a config, for Adam at its constant rate.
+    bfloat16: automatic mixed precision.
+  """
+  adam = torch.optim.Adam(net.parameters(), settings["learning_rate"],
+                          (settings["b1"], settings["b2"]), fused=True)
+
+  def step(image, class_id_B, mask):
+    adam.zero_grad(set_to_none=True)
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=bfloat16):
+      logits = forward(image, class_id_B)
+    loss = objective(logits, mask, bce_weight)
+    loss.backward()
+    # Our step always tells the norm; it limits it only where the config says so.
+    norm = nn.utils.clip_grad_norm_(net.parameters(), settings["clip_norm"] or math.inf)
+    adam.step()
+    return loss.detach(), norm
+
+  return step
