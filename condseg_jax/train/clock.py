@@ -51,7 +51,11 @@ class _Pause:
 
 
 class Interrupt:
-  """Turns SIGTERM into a question that the loop asks after every step."""
+  """Turns SIGTERM into a question that the loop asks after every step.
+
+  Several processes must stop after the same step. To ask each other they wait for their devices,
+  which would leave these idle between steps, so they ask only when the loop waits for them anyway.
+  """
 
   def __enter__(self):
     self._caught = False
@@ -64,8 +68,8 @@ class Interrupt:
   def _catch(self, *_):
     self._caught = True
 
-  def everywhere(self) -> bool:
-    """Whether to stop; with several processes, all of them after the same step."""
+  def everywhere(self, *, asks: bool) -> bool:
+    """Whether to stop; with several processes only if `asks`, which must be the same in all."""
     if jax.process_count() == 1:
       return self._caught
-    return bool(multihost_utils.process_allgather(np.array(self._caught)).any())
+    return asks and bool(multihost_utils.process_allgather(np.array(self._caught)).any())

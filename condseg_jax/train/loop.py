@@ -1,6 +1,7 @@
 """The trainer, meant to be read from top to bottom and forked."""
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import logging
 
 import jax
@@ -16,11 +17,13 @@ from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.cases import stored_cases
 from condseg_jax.evaluate.run import evaluate
+from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.models.build import build_model
 from condseg_jax.plan import Plan
 from condseg_jax.plan import same_spacing
 from condseg_jax.predictor import Predictor
+from condseg_jax.train import cluster
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.checkpoint import ModelRecord
@@ -63,8 +66,9 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
 
   # --- data -----------------------------------------------------------------------------------
   data = config["data"]
-  stores = sources.open_stores(data["root"], data["spacing"], data["cache"] or None,
-                               progress=jax.process_index() == 0)
+  with cluster.first_process_first():
+    stores = sources.open_stores(data["root"], data["spacing"], data["cache"] or None,
+                                 progress=jax.process_index() == 0)
   everything = pipeline.datasets(stores, "train")
   parts = [pipeline.hold_out(d, data["hold_out"], config["seed"]) for d in everything]
   training, held_out = [p[0] for p in parts], [p[1] for p in parts if p[1].cases]
@@ -124,9 +128,10 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
           state, metrics = driver.step(state, batch)
         since_log.append(metrics)
         done = step + 1
-        stop = interrupt.everywhere()
+        logs = done % settings["log_every"] == 0 or done == settings["steps"]
+        stop = interrupt.everywhere(asks=logs)
 
-        if done % settings["log_every"] == 0 or done == settings["steps"]:
+        if logs:
           values = training_scalars(jax.device_get(since_log), table)
           values["learning_rate"] = float(schedule(step))
           values["steps_per_second"] = clock.rate(done)
@@ -214,11 +219,12 @@ def training_scalars(metrics: Sequence[Mapping], table: ClassTable) -> dict[str,
 
 def _score_held_out(held_out, model, state, record, writer, step) -> float | None:
   """Mean Dice on the held-out part of the training cases, each on the classes it annotates."""
-  if not held_out or jax.process_count() > 1:
+  if not held_out:
     return None
   params = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
   predictor = Predictor(model, {"params": params}, record.table, record.plan, step)
-  rows = evaluate(predictor, stored_cases(held_out), fast=True)
+  rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True)
+  rows = [CaseScore(*row) for row in cluster.gather([dataclasses.astuple(row) for row in rows])]
   summary = summarise(rows, record.table.names)
   scores = {name: c["dice"]["mean"] for name, c in summary["classes"].items() if c["dice"]["n"]}
   writer.scalars(step, {"held_out/mean_dice": summary["mean_dice"],

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,7 +18,9 @@ from tiny import write_datasets
 
 import condseg_jax
 from condseg_jax.cli.train import main
+from condseg_jax.errors import InputError
 from condseg_jax.train.checkpoint import Checkpoints
+from condseg_jax.train.cluster import join
 
 BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 
@@ -45,7 +48,8 @@ def differences(a, b):
 
 
 def environment(devices=2):
-  return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+  return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
+          "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 @pytest.mark.parametrize("driver", ["jit", "pmap"])
@@ -57,7 +61,7 @@ def test_stop_and_resume_is_bit_for_bit_the_same(driver, root, tmp_path):
   half = arguments(root, tmp_path / "parts", **changes)
   calls = []
 
-  def stop(*_):
+  def stop(*_, **__):
     calls.append(None)
     return len(calls) == 3
 
@@ -119,36 +123,81 @@ def test_sigterm_saves_and_exits_cleanly(root, tmp_path):
   assert Checkpoints(tmp_path, read_only=True).last_step == run["step"]
 
 
-CLUSTER = {"data.hold_out": 0.0, "optimizer.name": "sgd", "train.eval_every": 6}
+CLUSTER = {"data.batch_size": 4, "optimizer.name": "sgd", "optimizer.schedule": "constant",
+           "optimizer.learning_rate": 0.3, "loss.bce_weight": 0.0, "train.log_every": 1}
 
 
-@pytest.fixture(scope="module")
-def one_process(root, tmp_path_factory):
-  """The parameters that one process with two devices learns, by jit."""
-  workdir = tmp_path_factory.mktemp("one")
-  assert main(arguments(root, workdir, **CLUSTER)) == 0
-  return parameters(workdir)
+def cluster(root, workdir, *more, slurm=False, **changes):
+  """Trains with a real cluster of two processes with two devices each; their messages.
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("driver", ["jit", "pmap"])
-def test_two_processes_equal_one(driver, root, tmp_path, one_process):
-  """A real cluster of two processes with one device each."""
-  changes = CLUSTER | {"train.driver": driver}
+  They find each other by flags, or as jax detects it on a SLURM cluster.
+  """
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
-  processes = [
-      subprocess.Popen(
-          [sys.executable, "-m", "condseg_jax.cli.train",
-           *arguments(root, tmp_path, **changes)[1:], "--distributed",
-           f"--coordinator=localhost:{port}", "--processes=2", f"--process_id={i}"],
-          env=environment(1), stderr=subprocess.PIPE, text=True) for i in range(2)]
-  errors = [p.communicate(timeout=180)[1] for p in processes]
-  assert [p.returncode for p in processes] == [0, 0], "\n".join(errors)
-  run = json.loads((tmp_path / "run.json").read_text())
-  assert run["devices"]["processes"] == 2 and run["devices"]["devices"] == 2
-  assert max(differences(one_process, parameters(tmp_path))) < 1e-5
+  processes = []
+  for i in range(2):
+    command = [sys.executable, "-m", "condseg_jax.cli.train",
+               *arguments(root, workdir, **CLUSTER | changes)[1:], "--distributed", *more]
+    known = environment()
+    if slurm:
+      known |= {"SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2",
+                "SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": str(port)}
+    else:
+      command += [f"--coordinator=localhost:{port}", "--processes=2", f"--process_id={i}"]
+    processes.append(subprocess.Popen(command, env=known, stderr=subprocess.PIPE, text=True))
+  try:
+    messages = [p.communicate(timeout=400)[1] for p in processes]
+  finally:
+    for p in processes:
+      p.kill()
+  assert [p.returncode for p in processes] == [0, 0], "\n".join(messages)
+  return messages
+
+
+def logged(workdir, key):
+  """Step → value in metrics.jsonl."""
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  return {line["step"]: line[key] for line in lines if key in line}
+
+
+def test_distributed_where_there_is_no_cluster(root, tmp_path):
+  """One line, and before any data is read."""
+  command = [sys.executable, "-m", "condseg_jax.cli.train", *arguments(root, tmp_path)[1:]]
+  for more, said in (["--distributed"], "found no cluster"), (["--processes=2"], "no effect alone"):
+    process = subprocess.run([*command, *more], env=environment(), capture_output=True, text=True)
+    assert process.returncode == 2 and len(process.stderr.splitlines()) == 1
+    assert said in process.stderr
+  with pytest.raises(InputError, match="'localhost' is not HOST:PORT"):
+    join("localhost", 2, 0)
+
+
+@pytest.mark.slow
+def test_a_cluster_of_four_devices_equals_one_process(root, tmp_path):
+  """Both drivers, three steps each; one device goes on from, and predicts with, what four wrote."""
+  one, jit, pmap = (tmp_path / name for name in ("one", "jit", "pmap"))
+  assert main(arguments(root, one, **CLUSTER)) == 0
+  messages = cluster(root, jit, **{"train.steps": 3})
+  assert ["held out: " in m for m in messages] == ["loss " in m for m in messages] == [True, False]
+  shutil.copytree(jit, pmap)
+  cluster(root, pmap, "--resume=must", slurm=True, **{"train.driver": "pmap"})
+  assert main([*arguments(root, jit, **CLUSTER), "--resume=must"]) == 0
+
+  run = json.loads((pmap / "run.json").read_text())
+  assert run["devices"]["processes"] == 2 and run["devices"]["devices"] == 4
+  assert len(logged(one, "loss")) == 6 and len(logged(one, "held_out/mean_dice")) == 2
+  for workdir in (jit, pmap):
+    assert logged(workdir, "loss") == pytest.approx(logged(one, "loss"), abs=1e-5)
+    scores = logged(workdir, "held_out/mean_dice")
+    assert scores == pytest.approx(logged(one, "held_out/mean_dice"), abs=1e-3)
+    assert max(differences(parameters(one), parameters(workdir))) < 1e-5
+  assert min(logged(one, "held_out/mean_dice").values()) > 0.01
+  predictors = [condseg_jax.load(workdir) for workdir in (one, pmap)]
+  for leaf in jax.tree.leaves(predictors[1].variables):
+    assert len(leaf.devices()) == 1
+  volume = condseg_jax.read(next((root / "test" / "imagesTr").glob("*.nii.gz")))
+  a, b = (p.predict(volume).label.array for p in predictors)
+  assert np.mean(a == b) > 0.999
 
 
 def test_the_automatic_plan_trains_resumes_and_predicts(root, tmp_path):
