@@ -93,9 +93,13 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
   exact = jax.lax.Precision.HIGHEST
   out = jnp.tensordot(vector_BE, kernel, axes=((1,), (kernel.ndim - 2,)),
                       precision=exact)  # [B, *window, O]
-  for axis, (size, taps) in enumerate(zip(shape, kernel.shape[:-2], strict=True), start=1):
+  # The last axis first: the products with the most rows then leave every axis where it belongs.
+  for axis in range(len(shape), 0, -1):
+    size, taps = shape[axis - 1], kernel.shape[axis - 1]
     where, length = halo.positions(size, partition if axis == 1 else None)
     position = where[:, None] + np.arange(taps, dtype=np.int32)[None, :] - taps // 2
     inside = jnp.asarray((position >= 0) & (position < length), jnp.float32)
-    out = jnp.moveaxis(jnp.tensordot(inside, out, axes=((1,), (axis,)), precision=exact), 0, axis)
+    before, after = out.shape[:axis], out.shape[axis + 1:]
+    out = jnp.matmul(inside[None], out.reshape(math.prod(before), taps, -1), precision=exact)
+    out = out.reshape(*before, size, *after)
   return out

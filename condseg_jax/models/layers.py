@@ -88,9 +88,16 @@ def max_pool(x_BDHWC: jax.Array, strides: Sequence[int]) -> jax.Array:
 class Norm(nn.Module):
   """Normalisation that never looks beyond one sample: `group`, `instance` or `none`.
 
-  Groups have eight channels where that divides their number (Wu & He, "Group Normalization",
-  ECCV 2018); instance normalisation is the group of one channel. Statistics are float32, and of
-  the whole volume where it is split along a `partition` (see `halo`).
+      y = (x - mean) / sqrt(var + 1e-6) · scale + bias,   var = E[x²] - E[x]²
+
+  over the voxels and channels of a group. Groups have eight channels where that divides their
+  number (Wu & He, "Group Normalization", ECCV 2018); instance normalisation is the group of one
+  channel. Statistics are float32, and of the whole volume where it is split along a `partition`
+  (see `halo`).
+
+  Sums are taken per channel, and per group only over these few numbers; then y = a x + b with one
+  a and b for each channel is a single pass, which the compiler joins to the condition and the
+  activation. Written with the groups as an axis of the volume, the same takes two passes more.
   """
 
   kind: str
@@ -101,10 +108,22 @@ class Norm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     if self.kind == "none":
       return x
-    size = 1 if self.kind == "instance" else math.gcd(8, x.shape[-1])
-    norm = nn.GroupNorm(num_groups=None, group_size=size, dtype=jnp.float32,
-                        axis_name=self.partition)
-    return norm(x.astype(jnp.float32)).astype(self.dtype)
+    channels = x.shape[-1]
+    size = 1 if self.kind == "instance" else math.gcd(8, channels)
+    scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+
+    x = x.astype(jnp.float32)
+    space = tuple(range(1, x.ndim - 1))
+    moments = jnp.stack([x.mean(space), (x * x).mean(space)])  # [2, B, C]
+    moments = moments.reshape(*moments.shape[:2], -1, size).mean(-1)
+    if self.partition is not None:
+      moments = lax.pmean(moments, self.partition)
+    mean, square = jnp.repeat(moments, size, axis=-1)
+    factor = scale[None] * lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-6)
+    offset = bias[None] - mean * factor
+    y = x * jnp.expand_dims(factor, space) + jnp.expand_dims(offset, space)
+    return y.astype(self.dtype)
 
 
 class Conv(nn.Module):
@@ -170,8 +189,10 @@ class Upsample(nn.Module):
     init = nn.initializers.truncated_normal(math.sqrt(2.0 / channels))
     shape = (channels, *self.strides, self.features)
     kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
-    y = jnp.tensordot(x.astype(self.dtype), kernel, axes=1)  # [B, *S, *strides, O]
     b, *spatial = x.shape[:-1]
+    # The matrix product, as the convolution of one voxel that it is.
+    y = convolve(x.astype(self.dtype), kernel.reshape(*(1,) * n, channels, -1))
+    y = y.reshape(b, *spatial, *self.strides, self.features)
     order = [0, *(axis for i in range(n) for axis in (1 + i, 1 + n + i)), 1 + 2 * n]
     out = [size * stride for size, stride in zip(spatial, self.strides, strict=True)]
     return y.transpose(order).reshape(b, *out, self.features)

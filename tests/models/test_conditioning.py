@@ -79,7 +79,7 @@ def test_a_layer_without_normalisation_is_the_paper_s_concatenation(norm):
   else:
     axes = (1, 2, 3) if norm == "instance" else (1, 2, 3, 4)  # 8 channels are one group
     mean, sd = convolved.mean(axes, keepdims=True), convolved.std(axes, keepdims=True)
-    weights = params["norm"]["GroupNorm_0"]
+    weights = params["norm"]
     scale, bias = (jnp.broadcast_to(weights[k], summand.shape) for k in ("scale", "bias"))
     standard = (convolved - jnp.broadcast_to(mean, convolved.shape)) / jnp.broadcast_to(
         sd, convolved.shape)
