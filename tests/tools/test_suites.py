@@ -9,9 +9,14 @@ import pytest
 from condseg_jax.models.dense_unet import DenseUNet
 from tools.benchmark import __main__ as command
 from tools.benchmark import conv
+from tools.benchmark import cost
+from tools.benchmark import memory
 from tools.benchmark import nets
 from tools.benchmark import peer
+from tools.benchmark import predict
+from tools.benchmark import scale
 from tools.benchmark import step
+from tools.benchmark import table
 
 TINY = {"model": {"channels": 4, "growth": 4, "depth": (1, 1), "strides": ((2, 2, 2),)}}
 
@@ -68,6 +73,59 @@ def test_step(tmp_path, monkeypatch, torch_or_not):
   assert all("not measured" in row["note"] for row in rows if "GPU" in row["name"])
   if torch_or_not == "with":
     assert all(row["largest_difference"] < 1e-3 for row in rows[:4])
+
+
+def test_predict(tmp_path, monkeypatch, torch_or_not):
+  config_of = nets.config_of
+  window = {"data": {"subvolume": (4, 4, 4)}}
+  monkeypatch.setattr(nets, "config_of", lambda name, changes=None: config_of(
+      name, {**TINY, **window, **(changes or {})}))
+  monkeypatch.setattr(predict, "VOLUME", (6, 4, 6))
+  monkeypatch.setattr(predict, "CLASSES", (1, 3))
+  monkeypatch.setattr(cost, "CLASSES", (1, 2, 9))
+  monkeypatch.setattr(cost, "BUDGET", 0.0)
+  rows = run("predict", tmp_path)
+  assert [row["classes"] for row in rows] == [1, 3, 2, 9]
+  assert all(1 < row["peer"] <= row["classes"] for row in rows[2:])
+  assert (tmp_path / "f.png").stat().st_size > 1000
+  if torch_or_not == "with":
+    pytest.importorskip("monai")
+    assert all(row["largest_difference"] < 1e-3 for row in rows[:2])
+
+
+@pytest.mark.slow
+def test_scale(tmp_path, monkeypatch):
+  monkeypatch.setattr(scale, "CHANGES", {**TINY, "data": {"subvolume": (4, 4, 4)}})
+  monkeypatch.setattr(scale, "LAYOUTS", {
+      name: scale.LAYOUTS[name] for name in (scale.FIRST, "2 devices, pmap", "2 processes, jit")})
+  monkeypatch.setattr(scale, "ROUNDS", 1)
+  assert len(run("scale", tmp_path)) == 3
+
+
+@pytest.mark.slow
+def test_memory(tmp_path, monkeypatch):
+  monkeypatch.setattr(memory, "SHAPE", (8, 8, 12))
+  monkeypatch.setattr(memory, "WINDOW", (8, 8, 8))
+  monkeypatch.setattr(memory, "CLASSES", (9,))
+  monkeypatch.setattr(peer, "installed", lambda package="torch": False)
+  rows = run("memory", tmp_path)
+  assert [row["classes"] for row in rows] == [9]
+  assert all(row["peak_bytes"] > 2**20 and row["baseline_bytes"] > 2**20 for row in rows)
+
+
+def test_the_table_shows_every_row(tmp_path):
+  rows = [{"name": "fast", "ours": 0.5, "peer": 1.0, "ratio": 2.0, "unit": "s",
+           "peer_kind": "channels-last"},
+          {"name": "big", "ours": 2**30, "peer": None, "ratio": None, "unit": "bytes",
+           "note": "alone"},
+          {"name": "far", "ours": None, "peer": None, "ratio": None, "note": "no GPU"}]
+  (tmp_path / "a.json").write_text(json.dumps(
+      {"device": "machine", "versions": {"jax": "1"}, "rows": rows}))
+  text = table.markdown(tmp_path)
+  assert "**a** (machine; jax 1)" in text
+  assert "| fast | 500 ms | 1 s | **2.00** | channels-last |" in text
+  assert "| big | 1.00 GiB | – |  | alone |" in text
+  assert "| far | – | – |  | no GPU |" in text
 
 
 def test_work_is_what_the_compiler_counts(monkeypatch):

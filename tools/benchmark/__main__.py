@@ -7,12 +7,10 @@ Times the package against a peer, in one run and in turns (A B A B …), and wri
 
 The ratio is how far we are ahead: above 1 is ahead. The peer needs the `bench` extra; without it
 its figures stay empty. `table` prints the figures of benchmarks/*.json for the README. Suites:
-
 """
 
 import argparse
 import importlib.metadata
-import importlib.util
 import json
 import os
 from pathlib import Path
@@ -23,28 +21,42 @@ import tempfile
 import jax
 
 from tools.benchmark import conv
+from tools.benchmark import cost
+from tools.benchmark import memory
+from tools.benchmark import predict
 from tools.benchmark import reading
+from tools.benchmark import scale
 from tools.benchmark import step
+from tools.benchmark import table
 
 PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel", "tensorstore",
             "torch", "monai")
-SUITES = {"conv": conv.run, "input": reading.run, "step": step.run}
+SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "input": reading.run,
+          "scale": scale.run, "memory": memory.run}
+PICTURES = {"predict": cost.plot}  # drawn beside the figures
 
 
 def main(argv=None) -> int:
-  first_lines = (f"  {name:9}{sys.modules[suite.__module__].__doc__.splitlines()[0]}"
-                 for name, suite in SUITES.items())
-  parser = argparse.ArgumentParser(prog="tools.benchmark",
-                                   description=__doc__ + "\n".join(first_lines),
+  said = (f"\n  {name:9}{sys.modules[suite.__module__].__doc__.splitlines()[0]}"
+          for name, suite in SUITES.items())
+  parser = argparse.ArgumentParser(prog="tools.benchmark", description=__doc__ + "".join(said),
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("suite", choices=SUITES)
-  parser.add_argument("--json", required=True, help="file for the figures")
+  parser.add_argument("suite", choices=(*SUITES, "table"))
+  parser.add_argument("--json", help="file for the figures")
   parser.add_argument("--data", default="", help="folder for what the suite makes")
   arguments = parser.parse_args(argv)
+  if arguments.suite == "table":
+    print(table.markdown())
+    return 0
+  if not arguments.json:
+    parser.error("--json=FILE is needed")
   with tempfile.TemporaryDirectory() as temporary:
     rows = SUITES[arguments.suite](Path(arguments.data or temporary))
   tree = {"device": device(), "versions": versions(), "rows": rows}
-  Path(arguments.json).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+  path = Path(arguments.json)
+  path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
+  if arguments.suite in PICTURES:
+    PICTURES[arguments.suite](rows, path.with_suffix(".png"))
   for row in rows:
     print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
                     for key, value in row.items()))

@@ -1,4 +1,4 @@
-"""Preparing a large CT, and reading random subvolumes of it."""
+"""Preparing a large CT, reading random subvolumes of it, and feeding the training step."""
 
 import dataclasses
 import json
@@ -16,6 +16,7 @@ import tensorstore as ts
 from condseg_jax.data.store import Store
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
+from tools.benchmark import feeding
 
 SHAPE = (512, 512, 300)  # x y z
 SPACING = (0.8, 0.8, 1.0)
@@ -44,7 +45,7 @@ def run(folder: Path) -> list[dict]:
     make(raw)
   rows = [preparing(raw, folder / "same", (1.0, 0.8, 0.8), "at its own spacing"),
           preparing(raw, folder / "finer", (1.0, 1.0, 1.0), "resampled to 1 mm")]
-  return [*rows, *subvolumes(folder / "same")]
+  return [*rows, *subvolumes(folder / "same"), *feeding.rows(folder, folder / "same")]
 
 
 def make(raw: Path) -> None:

@@ -11,16 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from condseg_jax.data.augment import Augmentation
-from condseg_jax.data.batch import Batch
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.train.optimizer import make_optimizer
-from condseg_jax.train.parallel import jit_driver
-from condseg_jax.train.state import TrainState
-from condseg_jax.train.step import make_train_step
 from tools.benchmark import nets
+from tools.benchmark import ours
 from tools.benchmark import peer
 from tools.benchmark import roofline
 from tools.benchmark.timing import not_measured
@@ -49,7 +43,6 @@ CASES = (Case("hippocampus 40x56x40 batch 2", "hippocampus", (40, 56, 40), 2),
          Case("paper-like 128x128x128 batch 1", "ct_abdomen", (128, 128, 128), 1, once=True),
          Case("paper-like 256x256x32 batch 2", "ct_abdomen", (32, 256, 256), 2, once=True))
 DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
-CONSTANT = {"schedule": "constant", "warmup": 0}  # the peer's rate; its value changes no time
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 
@@ -82,7 +75,7 @@ def measure(case: Case, dtype: str) -> list[dict]:
   common = {"tolerance": TOLERANCE[dtype],
             "parameters": sum(p.size for p in jax.tree.leaves(params))}
 
-  forward = OurForward(model, params, image, class_id)
+  forward = ours.Forward(model, params, image, class_id)
   # Compiling the long ones for a single run would take longer than they do.
   ways = peer.ways(len(case.shape), compiled=not once)
   calls = {way.name: peer_forward(way, model, params, image, class_id) for way in ways}
@@ -93,49 +86,15 @@ def measure(case: Case, dtype: str) -> list[dict]:
   ways = peer.ways(len(case.shape), compiled=not once)
   calls = {way.name: peer_step(way, model, params, config, (image, class_id, mask))
            for way in ways}
-  step = OurStep(model, params, config, (image, class_id, mask))
+  step = ours.Step(model, params, config, (image, class_id, mask))
   rows.append(race(row_name("step", case, dtype, platform), step, calls, flops=3 * flops,
                    distance=relative_difference, once=once,
                    least=roofline.least_seconds(step.compiled), **common))
   return rows
 
 
-class OurForward:
-  """Logits, by one compiled program."""
-
-  def __init__(self, model: DenseUNet, params, image, class_id):
-    self.arguments = jax.device_put(({"params": params}, image, class_id))
-    self.compiled = jax.jit(model.apply).lower(*self.arguments).compile()
-
-  def __call__(self):
-    return self.compiled(*self.arguments)
-
-
-class OurStep:
-  """Loss and gradient norm of a step; the state goes on from call to call."""
-
-  def __init__(self, model: DenseUNet, params, config: Mapping, arrays):
-    image, class_id, mask = arrays
-    optimizer = make_optimizer({**config["optimizer"], **CONSTANT}, 1)
-    step = make_train_step(
-        model, optimizer, augmentation=Augmentation(), spacing=(1.0,) * model.ndim,
-        may_not_mirror=np.zeros((len(model.codes), model.ndim), bool),
-        alpha_K=np.ones(len(model.codes)), bce_weight=config["loss"]["bce_weight"], ema_decay=0.0,
-        seed=0)
-    driver = jit_driver(step)
-    batch = Batch(image, class_id[:, None], mask[..., None],
-                  np.ones((len(image), 1), np.float32), np.arange(len(image), dtype=np.int32))
-    self.state = driver.place_state(TrainState.create(params, optimizer, ema=False))
-    self.batch = driver.place_batch(batch)
-    self.compiled = driver.step.lower(self.state, self.batch).compile()
-
-  def __call__(self):
-    self.state, metrics = self.compiled(self.state, self.batch)
-    return metrics["loss"], metrics["gradient_norm"]
-
-
 def peer_forward(way: peer.Way, model: DenseUNet, params, image, class_id) -> Callable:
-  """Logits, as a numpy array on the host where that costs nothing."""
+  """Logits, a tensor."""
   import torch
   _, forward = way.network(model, params)
   image, class_id = way.tensor(image), way.plain(class_id)
@@ -166,6 +125,6 @@ def peer_step(way: peer.Way, model: DenseUNet, params, config: Mapping, arrays) 
   return call
 
 
-def relative_difference(ours, theirs) -> float:
+def relative_difference(found, theirs) -> float:
   """Of loss and gradient norm, which stand for the whole gradient."""
-  return max(abs(float(a) - float(b)) / float(a) for a, b in zip(ours, theirs, strict=True))
+  return max(abs(float(a) - float(b)) / float(a) for a, b in zip(found, theirs, strict=True))

@@ -1,0 +1,29 @@
+"""Work in a process of its own: for its peak of memory, or its number of devices."""
+
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(module: str, *arguments) -> subprocess.Popen:
+  """Starts `python -m module arguments`, whose last line of output is JSON."""
+  path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+  return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={**os.environ, "PYTHONPATH": path})
+
+
+def result(process: subprocess.Popen):
+  """Waits for a process and reads what it found.
+
+  Raises:
+    RuntimeError: it failed; with the end of its errors.
+  """
+  out, errors = process.communicate()
+  if process.returncode:
+    raise RuntimeError(errors[-2000:])
+  return json.loads(out.splitlines()[-1])

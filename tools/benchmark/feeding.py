@@ -1,0 +1,94 @@
+"""Whether the input keeps up: steps a second from the store, and on one batch kept on the device.
+
+The trainer's own pipeline, placing and step, augmentation included. The goal is a ratio of 0.95.
+"""
+
+from collections.abc import Callable, Mapping
+import os
+from pathlib import Path
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from condseg_jax.data import pipeline
+from condseg_jax.data.augment import Augmentation
+from condseg_jax.data.prepare import sources
+from condseg_jax.train import loop
+from condseg_jax.train import parallel
+from condseg_jax.train.optimizer import make_optimizer
+from condseg_jax.train.planning import make_plan
+from condseg_jax.train.state import TrainState
+from condseg_jax.train.step import make_train_step
+from tools.benchmark import nets
+from tools.benchmark.timing import best_row
+from tools.benchmark.timing import not_measured
+from tools.benchmark.timing import progress
+
+# A small network on the CTs: the faster the step, the harder it is to feed.
+CT = ("phantom", {"data": {"subvolume": (32, 96, 96), "classes": (), "presets": {}}})
+READ_AHEAD = 6  # steps that the pipeline may have at hand: taken before the clock starts
+STEPS, ROUNDS = 16, 5
+
+
+def rows(folder: Path, cts: Path) -> list[dict]:
+  """The hippocampus where the data is, and CTs of 512×512 from their store."""
+  name, where = "steps fed, hippocampus", hippocampus(folder)
+  if where is None:
+    found = [not_measured(name, "CONDSEG_TEST_DATA or --data must hold hippocampus/")]
+  else:
+    found = [measure(name, nets.config_of("hippocampus"), where, folder / "prepared")]
+  shape = "x".join(map(str, CT[1]["data"]["subvolume"]))
+  return [*found, measure(f"steps fed, {shape} of 512x512 CTs", nets.config_of(*CT), cts,
+                          folder / "prepared")]
+
+
+def hippocampus(folder: Path) -> Path | None:
+  """The folder of MSD Task04, in --data or among the test data."""
+  named = os.environ.get("CONDSEG_TEST_DATA")
+  roots = [folder, *([Path(named)] if named else [])]
+  return next((root / "hippocampus" for root in roots
+               if (root / "hippocampus" / "dataset.json").exists()), None)
+
+
+def measure(name: str, config: Mapping, root: Path, cache: Path) -> dict:
+  """Blocks of steps in turns, the batches of one from the pipeline, of the other the same one."""
+  progress(name)
+  stores = sources.open_stores(root, config["data"]["spacing"], cache, progress=False)
+  training = pipeline.datasets(stores, "train")
+  table = loop.class_table(training, stores, config["data"])
+  config, plan = make_plan(config, training, table)
+  data = config["data"]
+  model = nets.build_model(config["model"], config["conditioning"], table.codes)
+  optimizer = make_optimizer(config["optimizer"], config["train"]["steps"])
+  step = make_train_step(
+      model, optimizer, spacing=plan.spacing, bce_weight=config["loss"]["bce_weight"],
+      augmentation=Augmentation(**{**config["augment"], "mirror": ()}),
+      may_not_mirror=loop.may_not_mirror(table, model.ndim),
+      alpha_K=loop.alphas(table, config["loss"]), ema_decay=0.0, seed=0)
+  driver = parallel.make_driver("jit", step, data["batch_size"])
+  state = driver.place_state(TrainState.create(nets.parameters(model), optimizer, ema=False))
+  batches = pipeline.batches(training, table, plan, batch_size=data["batch_size"], seed=0)
+  kept = jax.tree.map(jnp.copy, driver.place_batch(next(batches)))
+
+  def steps(count: int, feed: Callable) -> float:
+    nonlocal state
+    begin = time.perf_counter()
+    for _ in range(count):
+      state, metrics = driver.step(state, feed())
+    jax.block_until_ready(metrics)
+    return count / (time.perf_counter() - begin)
+
+  feeds = (lambda: driver.place_batch(next(batches)), lambda: kept)
+  rates = ([], [])
+  try:
+    for _ in range(ROUNDS):
+      for feed, found in zip(feeds, rates, strict=True):
+        steps(READ_AHEAD, feed)
+        found.append(steps(STEPS, feed))
+  finally:
+    batches.close()
+  fed, cached = map(statistics.median, rates)
+  return best_row(name, fed, {"one cached batch": cached}, unit="1/s", faster_is_less=False,
+                  rounds=ROUNDS, batch=data["batch_size"])

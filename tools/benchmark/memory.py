@@ -1,0 +1,102 @@
+"""Peak of memory of predicting a volume, each number of classes in a process of its own.
+
+The network is light, so that 105 classes take minutes; what grows with the classes does not depend
+on it. `baseline_bytes` is the peak of the same process on one window and class: imports, network,
+compiled program. The peer is MONAI's inferer on the same network, encoded once, and an argmax.
+"""
+
+import json
+from pathlib import Path
+import resource
+import sys
+
+import numpy as np
+
+from tools.benchmark import child
+from tools.benchmark import nets
+from tools.benchmark import peer
+from tools.benchmark.timing import best_row
+from tools.benchmark.timing import progress
+
+CLASSES = (2, 14, 64, 105)
+SHAPE, WINDOW = (160, 256, 256), (32, 128, 128)  # D H W
+LIGHT = {"model": {"channels": 4, "growth": 4, "depth": (1, 1, 1), "strides": ((2, 2, 2),) * 2},
+         "conditioning": {"from_level": 0}}
+
+
+def run(folder: Path) -> list[dict]:
+  """The rows of the suite."""
+  ways = {"ours": ours, **({"monai": monai} if peer.installed("monai") else {})}
+  peaks = {}
+  for way in ways:
+    for shape, classes in ((WINDOW, 1), *((SHAPE, k) for k in CLASSES)):
+      progress(f"memory, {way}, {shape}, K = {classes}")
+      peaks[way, classes] = child.result(child.start(__name__, way, classes, json.dumps(shape),
+                                                     json.dumps(WINDOW)))
+  rows = []
+  for classes in CLASSES:
+    peers = {"MONAI": peaks["monai", classes]} if "monai" in ways else {}
+    row = best_row(f"memory of predicting {'x'.join(map(str, SHAPE))}, K = {classes}",
+                   peaks["ours", classes], peers, unit="bytes", classes=classes,
+                   peak_bytes=peaks["ours", classes], baseline_bytes=peaks["ours", 1])
+    if peers:
+      row["peer_baseline_bytes"] = peaks["monai", 1]
+    rows.append(row)
+  return rows
+
+
+def ours(classes: int, shape, window) -> None:
+  """By the front door: a volume in, label map and masks out."""
+  from condseg_jax.classes import ClassTable
+  from condseg_jax.geometry import Volume
+  from condseg_jax.plan import Plan
+  from condseg_jax.predictor import Predictor
+  model, params = network(classes)
+  table = ClassTable.create([f"class {k}" for k in range(classes)], capacity=max(CLASSES))
+  plan = Plan("mr", (1.0, 1.0, 1.0), tuple(window))
+  # Index → world such that the volume's axes are D H W already.
+  affine = np.array([[0, 0, -1.0, 0], [0, -1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
+  predictor = Predictor(model, {"params": params}, table, plan)
+  label = predictor.predict(Volume(volume(shape), affine), step=1.0).label
+  assert label.array.shape == tuple(shape)
+
+
+def monai(classes: int, shape, window) -> None:
+  """The inferer as its users call it, and the most probable class."""
+  from monai.inferers import sliding_window_inference
+  import torch
+  model, params = network(classes)
+  way = peer.ways(len(shape), compiled=False)[-1]
+  net, _ = way.network(model, params)
+  image = volume(shape).astype(np.float32)
+  image = way.tensor(((image - image.mean()) / image.std())[None, ..., None])
+
+  def predictor(patch):
+    features = net.encode(patch)
+    return torch.sigmoid(torch.stack(
+        [net.decode(features, torch.tensor([k], device=way.device)) for k in range(classes)], 1))
+
+  with torch.no_grad():
+    found = sliding_window_inference(image, window, 1, predictor, overlap=0.0, mode="gaussian")
+    best, label = found[0].max(0)
+    label = torch.where(best >= 0.5, label + 1, 0).to(torch.uint8)
+  assert label.shape == tuple(shape)
+
+
+def network(classes: int):
+  model = nets.network(nets.config_of("base", LIGHT), classes)
+  return model, nets.parameters(model)
+
+
+def volume(shape) -> np.ndarray:
+  return np.random.default_rng(0).integers(-1000, 1000, shape, np.int16)
+
+
+def main(way: str, classes: str, shape: str, window: str) -> None:
+  """In the child: prints the peak of resident memory, in bytes."""
+  {"ours": ours, "monai": monai}[way](int(classes), json.loads(shape), json.loads(window))
+  print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+if __name__ == "__main__":
+  main(*sys.argv[1:])

@@ -1,0 +1,57 @@
+"""Our side of what is timed: forward and training step, compiled once."""
+
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from condseg_jax.data.augment import Augmentation
+from condseg_jax.data.batch import Batch
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.train.optimizer import make_optimizer
+from condseg_jax.train.parallel import DRIVERS
+from condseg_jax.train.state import TrainState
+from condseg_jax.train.step import make_train_step
+
+CONSTANT = {"schedule": "constant", "warmup": 0}  # as the peer's; the rate changes no time
+
+
+class Forward:
+  """Logits."""
+
+  def __init__(self, model: DenseUNet, params, image, class_id):
+    self.arguments = jax.device_put(({"params": params}, image, class_id))
+    self.compiled = jax.jit(model.apply).lower(*self.arguments).compile()
+
+  def __call__(self):
+    return self.compiled(*self.arguments)
+
+
+class Step:
+  """Loss and gradient norm of a step without augmentation; the state goes on from call to call.
+
+  The batch lies on the device.
+  """
+
+  def __init__(self, model: DenseUNet, params, config: Mapping, arrays, driver: str = "jit"):
+    optimizer = make_optimizer({**config["optimizer"], **CONSTANT}, 1)
+    train_step = make_train_step(
+        model, optimizer, augmentation=Augmentation(), spacing=(1.0,) * model.ndim,
+        may_not_mirror=np.zeros((len(model.codes), model.ndim), bool),
+        alpha_K=np.ones(len(model.codes)), bce_weight=config["loss"]["bce_weight"], ema_decay=0.0,
+        seed=0)
+    self.driver = DRIVERS[driver](train_step)
+    self.state = self.driver.place_state(TrainState.create(params, optimizer, ema=False))
+    self.batch = self.driver.place_batch(batch_of(*arrays))
+    self.compiled = self.driver.step.lower(self.state, self.batch).compile()
+
+  def __call__(self):
+    self.state, metrics = self.compiled(self.state, self.batch)
+    return metrics["loss"], metrics["gradient_norm"]
+
+
+def batch_of(image, class_id, mask) -> Batch:
+  """One annotated class for every image."""
+  size = len(image)
+  return Batch(image, class_id[:, None], mask[..., None], np.ones((size, 1), np.float32),
+               np.arange(size, dtype=np.int32))

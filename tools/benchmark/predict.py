@@ -1,0 +1,79 @@
+"""Whole-volume prediction, against MONAI's sliding_window_inference; and what each class costs.
+
+Both sides cover the volume with the same windows, half a window apart, and average probabilities
+with the same Gaussian. The peer runs the network once for each class, or (the fair comparison)
+encodes a window once and decodes its classes; the best counts.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from condseg_jax.infer import predict as windows
+from tools.benchmark import cost
+from tools.benchmark import nets
+from tools.benchmark import peer
+from tools.benchmark.timing import race
+
+CLASSES = (1, 3, 14, 64)
+CONFIG = "hippocampus"
+# Window and a half along each axis: eight windows, at the places where MONAI puts them too.
+VOLUME = (60, 84, 60)
+
+
+def run(folder: Path) -> list[dict]:
+  """The rows of the suite."""
+  return [*map(measure, CLASSES), *cost.rows()]
+
+
+def measure(classes: int) -> dict:
+  """Probabilities of so many classes in one volume."""
+  config = nets.config_of(CONFIG)
+  window = config["data"]["subvolume"]
+  model = nets.network(config, classes)
+  params = jax.device_get(nets.parameters(model))
+  image = nets.inputs(VOLUME, 1)[0][0]
+  functions, ids = windows.window_functions(model), list(range(classes))
+  variables = jax.device_put({"params": params})
+  calls = {}
+  if peer.installed("monai"):
+    for way in peer.ways(len(window), compiled=False):
+      calls |= peer_calls(way, model, params, image, classes, window)
+  return race(f"predict {'x'.join(map(str, VOLUME))}, K = {classes}",
+              lambda: windows.class_probabilities(functions, variables, image, ids, window),
+              calls, distance=nets.max_difference, classes=classes)
+
+
+def peer_calls(way: peer.Way, model, params, image_DHWC, classes: int,
+               window) -> dict[str, Callable]:
+  """MONAI's inferer around the network in both manners."""
+  from monai.inferers import sliding_window_inference
+  import torch
+  net, _ = way.network(model, params)
+  image = way.tensor(image_DHWC[None])
+  ids = [way.plain(np.array([k], np.int32)) for k in range(classes)]
+
+  def each(patch):
+    return [net(patch, k.expand(len(patch))) for k in ids]
+
+  def shared(patch):
+    features = net.encode(patch)
+    return [net.decode(features, k.expand(len(patch))) for k in ids]
+
+  def caller(logits):
+    def predictor(patch):
+      patch = patch.contiguous(memory_format=way.format)
+      return torch.sigmoid(torch.stack(logits(patch), 1))
+
+    def call():
+      with torch.no_grad():
+        found = sliding_window_inference(image, window, 1 if way.device == "cpu" else 4, predictor,
+                                         overlap=0.5, mode="gaussian")
+      way.wait()
+      return found[0]
+    return call
+
+  return {f"MONAI, {way.name}, once per class": caller(each),
+          f"MONAI, {way.name}, encoded once": caller(shared)}
