@@ -100,6 +100,9 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
     position = where[:, None] + np.arange(taps, dtype=np.int32)[None, :] - taps // 2
     inside = jnp.asarray((position >= 0) & (position < length), jnp.float32)
     before, after = out.shape[:axis], out.shape[axis + 1:]
-    out = jnp.matmul(inside[None], out.reshape(math.prod(before), taps, -1), precision=exact)
+    out = out.reshape(math.prod(before), taps, -1)
+    # As a product for each of the leading ones: a single product would have to be transposed.
+    inside = jnp.broadcast_to(inside, (len(out), size, taps))
+    out = jnp.matmul(inside, out, precision=exact)
     out = out.reshape(*before, size, *after)
   return out
