@@ -4,11 +4,13 @@ Every term is per sample, so that its gradient does not depend on the other samp
 on how the batch is split over devices. Arrays are nD; N is the number of classes decoded per image.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from condseg_jax.classes import NEGATIVE
 from condseg_jax.classes import POSITIVE
 from condseg_jax.classes import UNLABELLED
 
@@ -66,6 +68,61 @@ def terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array) -> Terms:
   cross_entropy = jax.nn.softplus(jnp.where(target > 0, -logits, logits)) * labelled
   bce = cross_entropy.sum(1) / jnp.maximum(count, 1.0)
   return Terms(dice, bce)
+
+
+def deep_terms(logits: Sequence[jax.Array], mask_BDHWN: jax.Array) -> tuple[Terms, Terms]:
+  """Loss terms over several levels of the decoder (deep supervision).
+
+      ℓ = Σ_l w_l ℓ_l,   w_l = 2^-l / Σ_m 2^-m
+
+  with ℓ_l the terms of level l against the mask reduced to it; the weights are halved from level to
+  level, as in Isensee et al. (nnU-Net, Nature Methods 2021).
+
+  Args:
+    logits: one array per level, finest first, float32 [B, *shape of the level, N].
+    mask_BDHWN: three-valued, of the finest level.
+
+  Returns:
+    (the weighted terms, those of the finest level); of one level, the same.
+  """
+  per_level = [terms(logits[0], mask_BDHWN)]
+  for level in logits[1:]:
+    strides = [n // m for n, m in zip(mask_BDHWN.shape[1:-1], level.shape[1:-1], strict=True)]
+    per_level.append(terms(level, reduce_mask(mask_BDHWN, strides)))
+  if len(per_level) == 1:
+    return per_level[0], per_level[0]
+  weights = [2.0 ** -level for level in range(len(per_level))]
+  weighted = (sum(w / sum(weights) * t for w, t in zip(weights, same, strict=True))
+              for same in zip(*per_level, strict=True))
+  return Terms(*weighted), per_level[0]
+
+
+def reduce_mask(mask_BDHWN: jax.Array, strides: Sequence[int]) -> jax.Array:
+  """A three-valued mask on a coarser grid: every voxel stands for a block of the finer one.
+
+  The labelled voxels of a block vote, and positive wins a tie. A coarse voxel is unlabelled where
+  no voxel of its block is labelled. A class too thin to win any block is not called absent: where
+  the fine mask has positive voxels and the coarse one has none, the sample is unlabelled for it.
+
+  Args:
+    mask_BDHWN: uint8.
+    strides: size of a block per spatial axis; they divide the shape.
+
+  Returns:
+    uint8 [B, *shape / strides, N].
+  """
+  blocks = [mask_BDHWN.shape[0]]
+  for size, stride in zip(mask_BDHWN.shape[1:-1], strides, strict=True):
+    blocks += [size // stride, stride]
+  within = tuple(range(2, len(blocks), 2))
+  mask = mask_BDHWN.reshape(*blocks, mask_BDHWN.shape[-1])
+  labelled = (mask != UNLABELLED).sum(within, dtype=jnp.int32)
+  positive = (mask == POSITIVE).sum(within, dtype=jnp.int32)
+  wins = (positive > 0) & (2 * positive >= labelled)
+  axes = tuple(range(1, wins.ndim - 1))
+  lost = positive.any(axes, keepdims=True) & ~wins.any(axes, keepdims=True)
+  value = jnp.where(wins, jnp.uint8(POSITIVE), jnp.uint8(NEGATIVE))
+  return jnp.where((labelled == 0) | lost, jnp.uint8(UNLABELLED), value)
 
 
 def objective(per_sample: Terms, class_id_BN: jax.Array, beta_BN: jax.Array, alpha_K: jax.Array,

@@ -11,7 +11,9 @@ import optax
 import pytest
 
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.losses import deep_terms
 from condseg_jax.losses import objective
+from condseg_jax.losses import reduce_mask
 from condseg_jax.losses import terms
 
 SHAPE = (2, 3, 4)  # D H W
@@ -237,3 +239,53 @@ def test_without_cross_entropy_it_is_the_dice_of_the_paper():
   logits, mask, ids, beta = random_batch()
   loss = objective(terms(logits, mask), ids, beta, jnp.ones(3), bce_weight=0.0, global_batch=4)
   np.testing.assert_allclose(loss, (terms(logits, mask).dice * beta).sum() / 4, rtol=1e-6)
+
+
+# --- deep supervision ---------------------------------------------------------------------------
+U = UNLABELLED
+
+
+@pytest.mark.parametrize("block, coarse", [
+    ((0, 0, 0, 0), 0), ((1, 1, 1, 1), 1), ((U, U, U, U), U),
+    ((1, 0, 0, 1), 1), ((1, 0, 0, 0), 0),  # a tie is positive, a minority is not
+    ((U, U, U, 0), 0), ((U, U, U, 1), 1), ((U, 1, 0, 0), 0), ((U, U, 1, 0), 1)])
+def test_the_labelled_voxels_of_a_block_vote(block, coarse):
+  # A second block of positive voxels, so that the class is not lost.
+  mask = jnp.asarray([[*block[:2], 1, 1], [*block[2:], 1, 1]], jnp.uint8)[None, ..., None]
+  np.testing.assert_array_equal(reduce_mask(mask, (2, 2)), [[[[coarse], [1]]]])
+  np.testing.assert_array_equal(reduce_mask(mask, (1, 1)), mask)
+
+
+def test_a_class_too_thin_for_the_coarse_grid_is_not_called_absent():
+  mask = np.zeros((2, 4, 4, 2), np.uint8)
+  mask[0, 1, 1, 0] = 1  # one voxel of sixteen; the other class and the other sample have none
+  coarse = reduce_mask(jnp.asarray(mask), (4, 4))
+  np.testing.assert_array_equal(coarse[:, 0, 0], [[U, 0], [0, 0]])
+
+
+@settings(deadline=None, max_examples=25)
+@given(mask=hnp.arrays(np.uint8, (2, 4, 4, 4, 1), elements=st.sampled_from([0, 1, U])))
+def test_nothing_is_invented_on_the_coarse_grid(mask):
+  coarse = np.asarray(reduce_mask(jnp.asarray(mask), (2, 2, 2)))
+  blocks = mask.reshape(2, 2, 2, 2, 2, 2, 2, 1)
+  for value in (0, 1):  # a value that no voxel of the block has does not appear
+    assert not np.any((coarse == value) & ~(blocks == value).any((2, 4, 6)))
+  nothing = (blocks == U).all((2, 4, 6))
+  lost = (mask == 1).any((1, 2, 3)) & ~(coarse == 1).any((1, 2, 3))
+  np.testing.assert_array_equal(coarse == U, nothing | lost[:, None, None, None])
+
+
+def test_the_weights_of_the_levels_are_halved_and_add_up_to_one():
+  rng = np.random.default_rng(0)
+  mask = jnp.asarray(rng.choice([0, 1, U], (2, 4, 8, 8, 3)), jnp.uint8)
+  logits = [jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
+            for shape in ((4, 8, 8), (4, 4, 4), (2, 2, 2))]
+  masks = [mask, reduce_mask(mask, (1, 2, 2)), reduce_mask(mask, (2, 4, 4))]
+  levels = [terms(*pair) for pair in zip(logits, masks, strict=True)]
+  found, finest = deep_terms(logits, mask)
+  for i in range(2):
+    expected = sum(w / 7 * level[i] for w, level in zip((4, 2, 1), levels, strict=True))
+    np.testing.assert_allclose(found[i], expected, rtol=1e-6)
+    np.testing.assert_array_equal(finest[i], levels[0][i])
+  alone, same = deep_terms(logits[:1], mask)
+  assert alone is same

@@ -105,6 +105,10 @@ class DenseUNet(nn.Module):
       shared by all classes and computed in `encode`.
     dtype: of the computation; parameters, normalisation statistics, class codes and logits are
       float32.
+    deep_supervision: number of decoder levels, from the second finest on, that training takes
+      logits of too, each with a head of its own; prediction computes the finest alone.
+    remat: blocks keep their input alone for the gradient and are computed again from it: less
+      memory, about a third more work, the same numbers.
     partition: mesh axis that one volume is split along over several devices, inside
       `jax.shard_map` (see `halo`); None, as always in training, where a device holds whole inputs.
   """
@@ -121,6 +125,8 @@ class DenseUNet(nn.Module):
   embedding_size: int = 8
   from_level: int | None = None
   dtype: jnp.dtype = jnp.float32
+  deep_supervision: int = 0
+  remat: bool = False
   partition: str | None = None
 
   def check(self) -> None:
@@ -147,6 +153,10 @@ class DenseUNet(nn.Module):
       if not 0 <= self.from_level <= len(self.depth) - 2:
         raise ValueError(f"from_level {self.from_level} is not one of the decoder's levels, 0 to "
                          f"{len(self.depth) - 2}")
+    if not 0 <= self.deep_supervision < self._conditioned_levels():
+      raise ValueError(f"deep_supervision {self.deep_supervision}: {self._conditioned_levels()} "
+                       "levels of the decoder see the class, so choose 0 to "
+                       f"{self._conditioned_levels() - 1}")
 
   def setup(self):
     self.check()
@@ -158,7 +168,8 @@ class DenseUNet(nn.Module):
                for level in range(levels - 1)]
     self.merge = [self._block(level) for level in range(levels - 1)]
     # In float32: rounded to bfloat16, the scores of two classes would often tie.
-    self.head = layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)
+    self.head = self._head()
+    self.coarse_heads = [self._head() for _ in range(self.deep_supervision)]
     if self.position != "none":
       self.class_vector = conditioning.ClassVector(self.mechanism, self.codes, self.embedding_size)
 
@@ -210,11 +221,25 @@ class DenseUNet(nn.Module):
     Returns:
       float32 [B, *shape].
     """
+    return self.decode_levels(features, class_id_B)[0]
+
+  def decode_levels(self, features: Features, class_id_B: jax.Array) -> tuple[jax.Array, ...]:
+    """The logits of one class per sample at every supervised level, finest first.
+
+    Returns:
+      1 + `deep_supervision` arrays, float32 [B, *shape of the level]. Under jit, what is not used
+      of them is not computed.
+    """
     vector = self.class_vector(class_id_B) if self.position == "decoder" else None
     x, skips = features.x, list(features.skips)
+    logits = []
     while skips:
       x = self._merge(x, skips, vector)
-    return self.head(x)[..., 0]
+      level = len(skips)
+      if level <= self.deep_supervision:
+        head = self.coarse_heads[level - 1] if level else self.head
+        logits.append(head(x)[..., 0])
+    return tuple(reversed(logits))
 
   def __call__(self, image_BDHWC: jax.Array, class_id_B: jax.Array) -> jax.Array:
     """Logits of one class per sample, float32 [B, *shape]."""
@@ -233,14 +258,26 @@ class DenseUNet(nn.Module):
   def _width(self, level: int) -> int:
     return self.channels * (level + 1)
 
+  def _head(self) -> layers.Conv:
+    return layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)
+
   def _block(self, level: int) -> DenseBlock:
-    return DenseBlock(self.depth[level], self.growth * (level + 1), self._width(level), self.ndim,
-                      self.norm, self.activation, self.dtype, self.partition)
+    block = nn.remat(DenseBlock) if self.remat else DenseBlock
+    return block(self.depth[level], self.growth * (level + 1), self._width(level), self.ndim,
+                 self.norm, self.activation, self.dtype, self.partition)
 
 
 def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
                  class_id_BN: jax.Array) -> jax.Array:
-  """The logits of N classes for every image, each image encoded once where the encoder permits.
+  """The logits of N classes for every image, float32 [B, *shape, N]; see `level_logits`."""
+  return level_logits(model, variables, image_BDHWC, class_id_BN)[0]
+
+
+def level_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+                 class_id_BN: jax.Array) -> tuple[jax.Array, ...]:
+  """The logits of N classes at every supervised level, for every image.
+
+  Each image is encoded once where the encoder permits; only what sees the class runs N times.
 
   Args:
     model: the network.
@@ -249,13 +286,13 @@ def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
     class_id_BN: int, the classes wanted of each image.
 
   Returns:
-    float32 [B, *shape, N].
+    1 + `model.deep_supervision` arrays, finest level first, float32 [B, *shape of the level, N].
   """
   def encode(class_id_B):
     return model.apply(variables, image_BDHWC, class_id_B, method=model.encode)
 
   def decode(features, class_id_B):
-    return model.apply(variables, features, class_id_B, method=model.decode)
+    return model.apply(variables, features, class_id_B, method=model.decode_levels)
 
   if model.encoder_sees_class:
     both = jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, out_axes=-1)

@@ -32,11 +32,12 @@ class Driver(NamedTuple):
   step: Callable
 
 
-def make_driver(name: str, train_step: TrainStep, batch_size: int) -> Driver:
-  """A driver by name, `jit` or `pmap`.
+def make_driver(name: str, train_step: TrainStep, batch_size: int,
+                accumulate: int = 1) -> Driver:
+  """A driver by name, `jit` or `pmap`, for a step that takes a batch in so many parts.
 
   Raises:
-    InputError: unknown name, or a batch that the devices cannot share equally.
+    InputError: unknown name, or a batch that the devices and parts cannot share equally.
   """
   if name not in DRIVERS:
     raise InputError("train.driver", f"{name!r} is not known", f"one of {', '.join(DRIVERS)}",
@@ -44,6 +45,10 @@ def make_driver(name: str, train_step: TrainStep, batch_size: int) -> Driver:
   if batch_size % jax.device_count():
     raise InputError("data.batch_size", f"{batch_size} on {jax.device_count()} devices",
                      "choose a multiple of the number of devices", usage=True)
+  if accumulate < 1 or batch_size // jax.device_count() % accumulate:
+    raise InputError("train.accumulate", f"{accumulate} parts of a batch with "
+                     f"{batch_size // jax.device_count()} samples on each device",
+                     "choose a number that divides them", usage=True)
   return DRIVERS[name](train_step)
 
 

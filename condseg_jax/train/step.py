@@ -12,8 +12,8 @@ from condseg_jax import losses
 from condseg_jax.data.augment import augment
 from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
-from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.dense_unet import level_logits
 from condseg_jax.train.state import TrainState
 
 # (state, batch, *, axis_name=None) → (state, metrics)
@@ -22,7 +22,8 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *,
                     augmentation: Augmentation, spacing: tuple[float, ...], may_not_mirror,
-                    alpha_K, bce_weight: float, ema_decay: float, seed: int) -> TrainStep:
+                    alpha_K, bce_weight: float, ema_decay: float, seed: int,
+                    accumulate: int = 1) -> TrainStep:
   """Binds what does not change during a run.
 
   Args:
@@ -33,6 +34,8 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     bce_weight: see `losses.objective`.
     ema_decay: of the averaged parameters, used where the state holds them.
     seed: of the run's randomness.
+    accumulate: equal parts that a batch is taken in, one after the other; memory holds the
+      activations of one. The state is the same to rounding, since the loss is a sum over samples.
 
   Returns:
     `train_step(state, batch, *, axis_name=None)`. Without an axis name the batch is the global one
@@ -45,27 +48,32 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
   alpha_K = np.asarray(alpha_K, np.float32)
   may_not_mirror = np.asarray(may_not_mirror, bool)
 
-  def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
-    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+  def gradient_and_sums(params, batch: Batch, key, global_batch: int):
+    """What some samples of a batch contribute to its gradient, loss and Dice."""
     batch = augment(batch, key, augmentation, spacing, jnp.asarray(may_not_mirror))
 
     def loss_function(params):
-      logits = class_logits(model, {"params": params}, batch.image, batch.class_id)
-      per_sample = losses.terms(logits, batch.mask)
+      logits = level_logits(model, {"params": params}, batch.image, batch.class_id)
+      per_sample, finest = losses.deep_terms(logits, batch.mask)
       loss = losses.objective(per_sample, batch.class_id, batch.beta, jnp.asarray(alpha_K),
-                              bce_weight=bce_weight,
-                              global_batch=batch.image.shape[0] * devices)
-      return loss, per_sample.dice
+                              bce_weight=bce_weight, global_batch=global_batch)
+      return loss, finest.dice
 
-    (loss, dice_BN), gradient = jax.value_and_grad(loss_function, has_aux=True)(state.params)
+    (loss, dice_BN), gradient = jax.value_and_grad(loss_function, has_aux=True)(params)
     ids, beta = batch.class_id.reshape(-1), batch.beta.reshape(-1)
     classes = alpha_K.shape[0]
-    sums = {
+    return gradient, {
         "loss": loss,
         "dice_K": jax.ops.segment_sum(beta * (1 - dice_BN.reshape(-1)), ids, classes),
         "count_K": jax.ops.segment_sum(beta, ids, classes),
     }
+
+  def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
+    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    contribution = functools.partial(gradient_and_sums, state.params, key=key,
+                                     global_batch=batch.image.shape[0] * devices)
+    gradient, sums = _add_up(contribution, batch, accumulate)
     if axis_name is not None:
       gradient, sums = jax.lax.psum((gradient, sums), axis_name)
 
@@ -86,3 +94,16 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     return state, {**sums, "gradient_norm": norm, "skipped": state.skipped}
 
   return train_step
+
+
+def _add_up(contribution: Callable, batch: Batch, parts: int):
+  """The sum of a function of samples over equal parts of a batch, one part in memory at a time."""
+  if parts == 1:
+    return contribution(batch)
+  # Every part takes samples from the whole batch, so that each device keeps to its own of them.
+  batch = jax.tree.map(
+      lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch)
+  shapes = jax.eval_shape(contribution, jax.tree.map(lambda x: x[0], batch))
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  add = lambda total, part: (jax.tree.map(jnp.add, total, contribution(part)), None)
+  return jax.lax.scan(add, zeros, batch)[0]

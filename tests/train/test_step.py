@@ -9,6 +9,7 @@ import pytest
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
+from condseg_jax.errors import InputError
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.train.parallel import make_driver
 from condseg_jax.train.state import TrainState
@@ -40,10 +41,11 @@ def make_batch(seed=0, size=4):
                beta=np.ones((size, 1), np.float32), index=np.arange(size, dtype=np.int32))
 
 
-def make_step(model, optimizer, augmentation=NOTHING, ema_decay=0.0, alpha_K=(1.0, 2.0)):
+def make_step(model, optimizer, augmentation=NOTHING, ema_decay=0.0, alpha_K=(1.0, 2.0),
+              accumulate=1):
   return make_train_step(model, optimizer, augmentation=augmentation, spacing=(2.0, 1.0, 1.0),
                          may_not_mirror=np.zeros((2, 3), bool), alpha_K=alpha_K, bce_weight=1.0,
-                         ema_decay=ema_decay, seed=3)
+                         ema_decay=ema_decay, seed=3, accumulate=accumulate)
 
 
 def new_state(params, optimizer, ema=False):
@@ -148,3 +150,55 @@ def test_the_step_holds_no_array_of_the_device(model, params):
   step = make_step(model, optimizer, AUGMENTATION)
   constants = jax.make_jaxpr(step)(new_state(params, optimizer), make_batch()).consts
   assert not [c for c in constants if isinstance(c, jax.Array)]
+
+
+# --- parts of a batch, several classes --------------------------------------------------------
+@pytest.mark.parametrize("name", ["jit", "pmap"])
+def test_a_batch_in_parts_is_the_same_step_in_less_memory(name, model, params):
+  optimizer = optax.sgd(0.1)
+  results, memory = {}, {}
+  for parts in (1, 2):
+    step = make_step(model, optimizer, AUGMENTATION, accumulate=parts)
+    driver = make_driver(name, step, 4, parts)
+    state = driver.place_state(new_state(params, optimizer))
+    batch = driver.place_batch(make_batch())
+    compiled = driver.step.lower(state, batch).compile()
+    memory[parts] = compiled.memory_analysis().temp_size_in_bytes
+    # No sample leaves its device to make up the parts.
+    assert "all-to-all" not in compiled.as_text() and "all-gather" not in compiled.as_text()
+    with jax.transfer_guard("disallow"):
+      state, metrics = driver.step(state, batch)
+    results[parts] = jax.device_get((state.params, metrics))
+  assert largest_difference(results[1][0], params) > 1e-3
+  assert largest_difference(results[1], results[2]) < 1e-5
+  assert memory[2] < memory[1]
+
+
+@pytest.mark.parametrize("parts", [0, -1, 3, 4])
+def test_parts_that_the_batch_cannot_make(parts):
+  with pytest.raises(InputError, match="train.accumulate"):
+    make_driver("jit", None, 4, parts)  # two samples on each of the two devices
+
+
+def test_several_classes_of_an_image_are_the_sum_of_single_class_steps(model, params):
+  """The loss and, with plain descent, the change of the parameters."""
+  optimizer = optax.sgd(1.0)
+  step = jax.jit(make_step(model, optimizer))
+  both = make_batch()
+  masks = np.concatenate([both.mask, np.where(both.mask == 1, 0, both.mask)], -1)
+  masks[1, 2, :4, :, 1] = 1
+  both = both._replace(class_id=np.array([[0, 1], [1, 0], [0, 1], [1, 0]], np.int32), mask=masks,
+                       beta=np.array([[1, 1], [1, 1], [1, 0], [1, 1]], np.float32))
+
+  def change(batch):
+    state, metrics = step(new_state(params, optimizer), batch)
+    return jax.tree.map(lambda a, b: a - b, state.params, params), metrics
+
+  found, metrics = change(both)
+  parts = [change(both._replace(class_id=both.class_id[:, n:n + 1], mask=masks[..., n:n + 1],
+                                beta=both.beta[:, n:n + 1])) for n in range(2)]
+  expected = jax.tree.map(jnp.add, parts[0][0], parts[1][0])
+  assert float(optax.tree.norm(parts[1][0])) > 1e-3
+  assert largest_difference(found, expected) < 1e-5
+  for key in ("loss", "dice_K", "count_K"):
+    np.testing.assert_allclose(metrics[key], parts[0][1][key] + parts[1][1][key], rtol=1e-5)
