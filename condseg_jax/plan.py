@@ -137,7 +137,8 @@ def pooling_strides(shape: Sequence[int], spacing: Sequence[float]) -> tuple[tup
 def fit_subvolume(
     shape: Sequence[int], spacing: Sequence[float],
     cost: Callable[[tuple[int, ...], tuple[tuple[int, ...], ...]], float],
-    budget: float) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    budget: float, fixed: Sequence[Sequence[int]] = (),
+) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:
   """The largest subvolume that fits into a budget, and the strides that go with it.
 
   It begins with the usual shape of the images; the axis that is longest in mm is shortened until
@@ -148,13 +149,14 @@ def fit_subvolume(
     spacing: of their voxels.
     cost: (subvolume, strides) → bytes.
     budget: in bytes.
+    fixed: strides of a network that has them already; those of `pooling_strides` when empty.
 
   Raises:
     InputError: the smallest subvolume does not fit.
   """
   shape = [int(round(size)) for size in shape]
   while True:
-    strides = pooling_strides(shape, spacing)
+    strides = tuple(map(tuple, fixed)) or pooling_strides(shape, spacing)
     unit = np.prod(strides, axis=0)
     subvolume = tuple(int(-(-size // u) * u) for size, u in zip(shape, unit, strict=True))
     if cost(subvolume, strides) <= budget:

@@ -69,6 +69,24 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
   return training, out
 
 
+def decodes_per_image(training: Sequence[Dataset], wanted: int, batch_class: str = "mixed") -> int:
+  """N, the classes decoded per image: never more than some dataset annotates.
+
+  Args:
+    training: the datasets.
+    wanted: at most so many; 0 for all that a dataset annotates.
+    batch_class: see `batches`; with `single` there is one.
+
+  Raises:
+    InputError: a negative number.
+  """
+  if wanted < 0:
+    raise InputError("data.classes_per_image", f"{wanted} is negative",
+                     "choose 1 or more, or 0 for all that a dataset annotates", usage=True)
+  most = max(len(d.annotated) for d in training) if batch_class == "mixed" else 1
+  return min(wanted or most, most)
+
+
 def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch_size: int,
             seed: int, start_step: int = 0, weights: Sequence[float] = (),
             batch_class: str = "mixed", classes_per_image: int = 1, process_index: int = 0,
@@ -85,8 +103,8 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
     weights: one positive weight per dataset; equal ones when empty.
     batch_class: `mixed` fills a batch from all datasets; `single` takes all samples of a batch
       from one class of one dataset, as in the paper.
-    classes_per_image: N, decodes per image; places that the dataset's annotated classes do not
-      fill hold classes with β = 0.
+    classes_per_image: decodes per image, see `decodes_per_image`; places that a dataset's
+      annotated classes do not fill, because another dataset annotates more, have β = 0.
     process_index, process_count: of this process.
     threads: readers; each works on a sample of its own.
 
@@ -94,7 +112,8 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
     InputError: settings that do not fit each other or the data.
   """
   weights = list(weights) or [1.0] * len(training)
-  _check(training, table, weights, batch_size, batch_class, classes_per_image, process_count)
+  _check(training, weights, batch_size, batch_class, process_count)
+  classes_per_image = decodes_per_image(training, classes_per_image, batch_class)
   part = slice(process_index, None, process_count)
 
   def stream(number, dataset, names):
@@ -192,7 +211,7 @@ class _number:
     return sample._replace(index=np.int32(index % self.batch_size))
 
 
-def _check(training, table, weights, batch_size, batch_class, classes_per_image, process_count):
+def _check(training, weights, batch_size, batch_class, process_count):
   if len(weights) != len(training) or min(weights) <= 0:
     names = ", ".join(d.name for d in training)
     raise InputError("data.weights", f"{tuple(weights)} for {len(training)} datasets",
@@ -203,6 +222,3 @@ def _check(training, table, weights, batch_size, batch_class, classes_per_image,
   if batch_size < 1 or batch_size % process_count:
     raise InputError("data.batch_size", f"{batch_size} is no multiple of {process_count} processes",
                      "choose a multiple", usage=True)
-  if not 1 <= classes_per_image <= len(table):
-    raise InputError("data.classes_per_image", f"{classes_per_image} with {len(table)} classes",
-                     f"choose 1 to {len(table)}", usage=True)

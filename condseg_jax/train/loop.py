@@ -20,9 +20,8 @@ from condseg_jax.evaluate.run import evaluate
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.models.build import build_model
-from condseg_jax.plan import Plan
-from condseg_jax.plan import same_spacing
 from condseg_jax.predictor import Predictor
+from condseg_jax.train import checks
 from condseg_jax.train import cluster
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
@@ -32,14 +31,15 @@ from condseg_jax.train.clock import Interrupt
 from condseg_jax.train.optimizer import make_optimizer
 from condseg_jax.train.optimizer import make_schedule
 from condseg_jax.train.planning import make_plan
+from condseg_jax.train.planning import memory_lines
 from condseg_jax.train.planning import plan_record
 from condseg_jax.train.planning import recorded_plan
+from condseg_jax.train.record import finished
 from condseg_jax.train.record import Record
 from condseg_jax.train.record import trim_metrics
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
-RESUME = ("auto", "must", "never")
 log = logging.getLogger("condseg_jax")
 
 
@@ -61,7 +61,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   # --- what was done before -------------------------------------------------------------------
   checkpoints = Checkpoints(workdir)
   last = checkpoints.last_step
-  _check_resume(resume, last, workdir)
+  checks.check_resume(resume, last, workdir)
   recorded = None if last is None else checkpoints.read_record(last)
 
   # --- data -----------------------------------------------------------------------------------
@@ -78,14 +78,18 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   else:
     table, plan = recorded.table, recorded.plan
     config = recorded_plan(config, recorded.config)
-    _check_same_model(recorded, config, workdir)
-    _check_same_plan(plan, stores[0], config["data"]["subvolume"], workdir)
+    checks.check_same_model(recorded, config, workdir)
+    checks.check_same_plan(plan, stores[0], config["data"]["subvolume"], workdir)
   data, record = config["data"], ModelRecord(config, table, plan)
+  if last is not None and last >= config["train"]["steps"] and finished(workdir):
+    log.info("finished at step %d before; nothing is left to do", last)
+    checkpoints.close()
+    return "finished"
 
   # --- network and step -----------------------------------------------------------------------
   settings = config["train"]
   model = build_model(config["model"], config["conditioning"], table.codes)
-  _check_subvolume(plan, model)
+  checks.check_subvolume(plan, model)
   optimizer = make_optimizer(config["optimizer"], settings["steps"])
   schedule = make_schedule(config["optimizer"], settings["steps"])
   augmentation = Augmentation(**{**config["augment"], "mirror": tuple(config["augment"]["mirror"])})
@@ -93,8 +97,12 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
       model, optimizer, augmentation=augmentation, spacing=plan.spacing,
       may_not_mirror=may_not_mirror(table, model.ndim), alpha_K=alphas(table, config["loss"]),
       bce_weight=config["loss"]["bce_weight"], ema_decay=settings["ema_decay"],
-      seed=config["seed"])
-  driver = parallel.make_driver(settings["driver"], train_step, data["batch_size"])
+      seed=config["seed"], accumulate=settings["accumulate"])
+  driver = parallel.make_driver(settings["driver"], train_step, data["batch_size"],
+                                settings["accumulate"])
+  planned = plan_record(config, training, table, plan)
+  for line in memory_lines(planned, data["memory_gb"]):
+    log.info("%s", line)
 
   # --- state ----------------------------------------------------------------------------------
   image = jnp.zeros((1, *plan.subvolume, 3 if plan.modality == "rgb" else 1), jnp.float32)
@@ -107,14 +115,13 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   first = int(state.step)
   state = driver.place_state(state)
   _describe(training, held_out, table, plan, state, settings)
-
   batches = pipeline.batches(
       training, table, plan, batch_size=data["batch_size"], seed=config["seed"], start_step=first,
       weights=data["weights"], batch_class=data["batch_class"],
       classes_per_image=data["classes_per_image"], process_index=jax.process_index(),
       process_count=jax.process_count())
   writer = Record(workdir, config, resumed=last is not None)
-  writer.plan(plan_record(config, training, table, plan))
+  writer.plan(planned)
   clock = Clock(first, settings["steps"])
   since_log, results, status = [], {}, "finished"
 
@@ -232,46 +239,6 @@ def _score_held_out(held_out, model, state, record, writer, step) -> float | Non
   log.info("held out: mean Dice %.3f  %s", summary["mean_dice"],
                "  ".join(f"{name} {dice:.3f}" for name, dice in scores.items()))
   return summary["mean_dice"]
-
-
-def _check_resume(resume: str, last: int | None, workdir) -> None:
-  if resume not in RESUME:
-    raise InputError(f"resume {resume!r}", "is not known", f"one of {', '.join(RESUME)}",
-                     usage=True)
-  if resume == "must" and last is None:
-    raise InputError(workdir, "holds no checkpoint to resume from",
-                     "check --workdir, or use --resume=auto")
-  if resume == "never" and last is not None:
-    raise InputError(workdir, f"already holds a run at step {last}",
-                     "choose another --workdir, or use --resume=auto")
-
-
-def _check_same_model(recorded: ModelRecord, config: Mapping, workdir) -> None:
-  for part in ("model", "conditioning"):
-    if recorded.config[part] != config[part]:
-      keys = sorted(k for k in {*recorded.config[part], *config[part]}
-                    if recorded.config[part].get(k) != config[part].get(k))
-      raise InputError(workdir, f"holds a run of another model ({part}.{keys[0]} differs)",
-                       "choose another --workdir, or the config that it was started with")
-
-
-def _check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir) -> None:
-  """What the network sees must not change under it; the intensity statistics stay as recorded."""
-  now = {"modality": store.modality, "spacing": store.spacing, "subvolume": tuple(subvolume)}
-  for name, value in now.items():
-    before = getattr(plan, name)
-    if before != value and not (name == "spacing" and same_spacing(before, value)):
-      raise InputError(workdir, f"was started with {name} {before}, now it is {value}",
-                       "choose another --workdir, or the data and settings it was started with")
-
-
-def _check_subvolume(plan: Plan, model) -> None:
-  if len(plan.subvolume) != model.ndim:
-    raise InputError("model.strides", f"have {model.ndim} axes, the images {len(plan.subvolume)}",
-                     "give one stride per axis of the images", usage=True)
-  if any(n % s for n, s in zip(plan.subvolume, model.stride, strict=True)):
-    raise InputError("data.subvolume", f"{plan.subvolume} is no multiple of the network's stride "
-                     f"{model.stride}", "choose a multiple along every axis", usage=True)
 
 
 def _describe(training, held_out, table, plan, state, settings) -> None:

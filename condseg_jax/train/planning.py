@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 import copy
+import math
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from condseg_jax.classes import ClassTable
 from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.pipeline import Dataset
+from condseg_jax.data.pipeline import decodes_per_image
 from condseg_jax.errors import InputError
 from condseg_jax.models.build import build_model
 from condseg_jax.models.memory import training_bytes
@@ -35,7 +37,7 @@ def make_plan(config: Mapping, training: Sequence[Dataset],
   if data["plan"] == "auto":
     shape = np.median([case.shape for case in cases], axis=0)
     data["subvolume"], strides = fit_subvolume(
-        shape, store.spacing, lambda *wanted: _bytes(config, table, store.modality, *wanted),
+        shape, store.spacing, _cost(config, training, table, store.modality),
         data["memory_gb"] * 1e9)
     config["model"] = with_strides(config["model"], strides)
   foreground = [case.intensities for case in cases]
@@ -53,12 +55,34 @@ def recorded_plan(config: Mapping, recorded: Mapping) -> Mapping:
 
 def plan_record(config: Mapping, training: Sequence[Dataset], table: ClassTable,
                 plan: Plan) -> dict:
-  """The plan with what it rests on, for JSON."""
+  """The plan with what it rests on and what memory it takes, for JSON."""
   cases = [case for dataset in training for case in dataset.cases]
-  strides = config["model"]["strides"]
-  estimate = _bytes(config, table, plan.modality, plan.subvolume, strides)
+  strides, data = config["model"]["strides"], config["data"]
+  cost = _cost(config, training, table, plan.modality)
+  estimate, nothing = cost(plan.subvolume, strides), cost((0,) * len(plan.subvolume), strides)
+  try:
+    shape = np.median([case.shape for case in cases], axis=0)
+    largest, _ = fit_subvolume(shape, plan.spacing, cost, data["memory_gb"] * 1e9, strides)
+  except InputError:
+    largest = None
   return {"plan": plan.to_json(), "strides": [list(s) for s in strides],
-          "memory_gb": estimate / 1e9, "device": jax.default_backend(), **fingerprint(cases)}
+          "memory_gb": estimate / 1e9,
+          "bytes_per_voxel": (estimate - nothing) / math.prod(plan.subvolume),
+          "largest_subvolume": largest,
+          "decodes_per_image": decodes_per_image(training, data["classes_per_image"],
+                                                 data["batch_class"]),
+          "device": jax.default_backend(), **fingerprint(cases)}
+
+
+def memory_lines(record: Mapping, budget_gb: float) -> list[str]:
+  """What `plan_record` found of a step's memory, for people."""
+  largest = record["largest_subvolume"]
+  found = "none" if largest is None else "×".join(map(str, largest))
+  return [f"memory of a step, estimated: {record['memory_gb']:.2f} GB on a device, "
+          f"{record['bytes_per_voxel']:.0f} bytes per voxel of the subvolume, "
+          f"{record['decodes_per_image']} class(es) decoded per image",
+          f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {found}, of images of the "
+          "usual size"]
 
 
 def with_strides(model: Mapping, strides: Sequence[Sequence[int]]) -> dict:
@@ -68,8 +92,14 @@ def with_strides(model: Mapping, strides: Sequence[Sequence[int]]) -> dict:
   return {**model, "strides": [list(s) for s in strides], "depth": depth}
 
 
-def _bytes(config: Mapping, table: ClassTable, modality: str, subvolume, strides) -> int:
+def _cost(config: Mapping, training: Sequence[Dataset], table: ClassTable, modality: str):
+  """(subvolume, strides) → bytes of a step on one device."""
   data = config["data"]
-  model = build_model(with_strides(config["model"], strides), config["conditioning"], table.codes)
-  return training_bytes(model, subvolume, 3 if modality == "rgb" else 1,
-                        -(-data["batch_size"] // jax.device_count()), data["classes_per_image"])
+  decodes = decodes_per_image(training, data["classes_per_image"], data["batch_class"])
+  images = -(-data["batch_size"] // jax.device_count())
+
+  def cost(subvolume, strides) -> int:
+    model = build_model(with_strides(config["model"], strides), config["conditioning"], table.codes)
+    return training_bytes(model, subvolume, 3 if modality == "rgb" else 1, images, decodes,
+                          accumulate=config["train"]["accumulate"])
+  return cost

@@ -65,6 +65,15 @@ class Record:
     self._events.flush()
 
 
+def finished(workdir) -> bool:
+  """Whether run.json says that a run has come to its end."""
+  try:
+    return json.loads((epath.Path(workdir) / "run.json").read_text(encoding="utf-8")
+                      )["status"] == "finished"
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+
+
 def _seconds(path: epath.Path) -> float:
   """What a run took so far, 0 where its record is missing or damaged."""
   try:

@@ -17,11 +17,11 @@ def get_config() -> ml_collections.ConfigDict:
       cache="",  # where raw data is prepared; the user's cache folder when empty
       spacing=(),  # D H W in mm; the median of the training cases when empty
       plan="config",  # or auto: subvolume and model.strides as the data and memory_gb allow
-      memory_gb=8.0,  # for a step on one device, with plan auto
+      memory_gb=8.0,  # for a step on one device; plan auto keeps to it
       subvolume=(32, 64, 64),  # D H W in voxels: the network's input and the window of prediction
       batch_size=2,  # over all devices
       batch_class="mixed",  # or single: one class per batch, as in the paper
-      classes_per_image=1,  # decodes per image
+      classes_per_image=1,  # decodes per image, at most; 0: all that a dataset annotates
       weights=(),  # one per dataset; equal when empty
       hold_out=0.1,  # of every training dataset, for periodic scores and the best checkpoint
       classes=(),  # order of the ids; order of appearance when empty
@@ -37,7 +37,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Fields of condseg_jax.models.dense_unet.DenseUNet, finest level first.
   config.model = ml_collections.ConfigDict(dict(
       strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), depth=(1, 2, 2, 2), channels=16, growth=16,
-      norm="group", activation="leaky_relu", dtype="float32"))
+      norm="group", activation="leaky_relu", dtype="float32",
+      deep_supervision=0,  # coarser decoder levels that are scored too
+      remat=False))  # compute blocks again in the gradient: less memory on accelerators
   config.conditioning = ml_collections.ConfigDict(dict(
       position="decoder", mechanism="hash", embedding_size=8,
       from_level=config_dict.placeholder(int)))
@@ -49,5 +51,6 @@ def get_config() -> ml_collections.ConfigDict:
       name="adam", learning_rate=2e-3, schedule="cosine", warmup=20, b1=0.9, b2=0.999,
       weight_decay=0.0, momentum=0.9, clip_norm=1.0))
   config.train = ml_collections.ConfigDict(dict(
-      steps=1000, driver="jit", ema_decay=0.0, log_every=10, eval_every=250))
+      steps=1000, driver="jit", ema_decay=0.0, log_every=10, eval_every=250,
+      accumulate=1))  # parts of a batch, one after the other: less memory, the same step
   return config

@@ -91,6 +91,40 @@ def test_records(root, tmp_path):
   assert [line["step"] for line in lines if "held_out/mean_dice" in line] == [3, 6]
 
 
+def test_a_finished_run_asked_again_builds_nothing(root, tmp_path, monkeypatch):
+  assert main(arguments(root, tmp_path)) == 0
+  before = {p: p.read_bytes() for p in tmp_path.glob("*.json*")}
+
+  def built(*_, **__):
+    raise AssertionError("the step was built")
+
+  with monkeypatch.context() as patch:
+    patch.setattr("condseg_jax.train.loop.make_train_step", built)
+    assert main(arguments(root, tmp_path)) == 0
+    assert {p: p.read_bytes() for p in tmp_path.glob("*.json*")} == before
+    # Killed before its record was whole: it is made good.
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    with pytest.raises(AssertionError, match="was built"):
+      main(arguments(root, tmp_path))
+  assert main(arguments(root, tmp_path)) == 0
+  assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_run_in_less_memory_and_with_deep_supervision(root, tmp_path):
+  """Trained in parts of batches, on blocks computed again; goes on without either; predicts."""
+  changes = {"model.strides": "((1,2,2),(2,2,2))", "model.depth": "(1,1,1)", "data.batch_size": 4,
+             "model.deep_supervision": 1, "model.remat": True, "train.accumulate": 2,
+             "train.steps": 2}
+  assert main(arguments(root, tmp_path, **changes)) == 0
+  assert {"head", "coarse_heads_0"} <= set(parameters(tmp_path))
+  changes |= {"model.remat": False, "train.accumulate": 1, "train.steps": 3}
+  assert main([*arguments(root, tmp_path, **changes), "--resume=must"]) == 0
+  assert json.loads((tmp_path / "run.json").read_text())["step"] == 3
+  volume = condseg_jax.read(next((root / "test" / "imagesTr").glob("*.nii.gz")))
+  label = condseg_jax.load(tmp_path).predict(volume).label
+  assert label.array.shape == volume.array.shape
+
+
 def test_nothing_written_is_lost(root, tmp_path, capsys):
   assert main([*arguments(root, tmp_path / "a"), "--resume=must"]) == 1
   assert "no checkpoint to resume from" in capsys.readouterr().err
@@ -207,6 +241,8 @@ def test_the_automatic_plan_trains_resumes_and_predicts(root, tmp_path):
   assert main(arguments(root, tmp_path / "run", **changes)) == 0
   tree = json.loads((tmp_path / "run" / "plan.json").read_text())
   assert 0 < tree["memory_gb"] <= 0.05 and set(tree["datasets"]) == {"ball", "box"}
+  assert tree["largest_subvolume"] == tree["plan"]["subvolume"]
+  assert tree["bytes_per_voxel"] * np.prod(tree["largest_subvolume"]) < 1e9 * tree["memory_gb"]
   checkpoints = Checkpoints(tmp_path / "run", read_only=True)
   record = checkpoints.read_record(2)
   checkpoints.close()
