@@ -26,6 +26,7 @@ from condseg_jax.geometry import Volume
 
 # Raise it when prepared arrays change, so that stores made before are not taken for current ones.
 VERSION = 2
+ALTERED = 2  # likewise, when only altered masks change
 DTYPES = {"ct": np.int16, "mr": np.float32, "rgb": np.uint8}
 LIMITS = {"ct": (-32768, 32767), "rgb": (0, 255)}
 PIECE = 1 << 18  # voxels resampled at once by a thread: a slice of a CT
@@ -93,7 +94,9 @@ def prepare_case(case: RawCase, folder: RawFolder, out, spacing, memory: Memory,
 
   def masks() -> Iterator[tuple[str, Rows]]:
     for label in case.labels:
-      with memory.take(files.read_header(label.path).peak_bytes):
+      # An altered mask is in memory as a whole.
+      whole = int(np.prod(grid.shape)) if alterations else 0
+      with memory.take(files.read_header(label.path).peak_bytes + whole):
         volume = to_canonical(label.read(case.image, native))
         for name in label.annotation.classes:
           rows_of = _mask_rows(volume, grid, label.annotation, name)
@@ -107,7 +110,8 @@ def prepare_case(case: RawCase, folder: RawFolder, out, spacing, memory: Memory,
 
 def source_of(case: RawCase, folder: RawFolder, spacing) -> str:
   """What a prepared case depends on: its files, and the way they are prepared."""
-  changes = [[type(a).__name__, dataclasses.asdict(a)] for a in _alterations(case, folder)]
+  changes = [[type(a).__name__, dataclasses.asdict(a), ALTERED]
+             for a in _alterations(case, folder)]
   return ":".join([case.digest(), folder.modality, str(VERSION), str(store_lib.VERSION),
                    ",".join(f"{s:g}" for s in spacing), json.dumps(changes)])
 
@@ -145,7 +149,7 @@ def _altered(rows_of: Rows, grid: Geometry, alterations, name: str) -> Rows:
     return rows_of
   mask = rows_of(slice(0, grid.shape[0]))
   for alteration in alterations:
-    mask = alteration.apply(mask, grid.spacing, name)
+    mask = alteration.apply(mask, grid.spacing, name, in_place=True)
   return lambda rows: mask[rows]
 
 

@@ -22,7 +22,8 @@ from condseg_jax.geometry import Volume
 class Alteration(Protocol):
   """A dataclass that changes masks of training cases: `Damage`, `Scribbles`."""
 
-  def apply(self, mask: np.ndarray, spacing: tuple[float, ...], name: str) -> np.ndarray:
+  def apply(self, mask: np.ndarray, spacing: tuple[float, ...], name: str, *,
+            in_place: bool = False) -> np.ndarray:
     """The changed three-valued mask of `name`, CASE/CLASS."""
 
 

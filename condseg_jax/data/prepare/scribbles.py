@@ -9,6 +9,7 @@ from scipy import ndimage
 from condseg_jax.classes import NEGATIVE
 from condseg_jax.classes import POSITIVE
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.data.prepare.distance import distance_to
 from condseg_jax.errors import InputError
 
 SHRINK = 0.3  # of the greatest depth: strokes keep away from the boundary
@@ -33,7 +34,8 @@ class Scribbles:
     if not 0 < self.rate <= 1:
       raise InputError("--scribbles", f"{self.rate:g}", "a part above 0, at most 1", usage=True)
 
-  def apply(self, mask: np.ndarray, spacing: tuple[float, ...], name: str) -> np.ndarray:
+  def apply(self, mask: np.ndarray, spacing: tuple[float, ...], name: str, *,
+            in_place: bool = False) -> np.ndarray:
     """The mask where the strokes are, unlabelled elsewhere.
 
     Strokes are skeletons: of the class, shrunk; of a band around it; and of the background beyond.
@@ -42,18 +44,20 @@ class Scribbles:
       mask: three-valued, uint8 [D, H, W] or [H, W].
       spacing: mm along each axis (unused: strokes are drawn in pixels).
       name: CASE/CLASS; masks of other names get strokes in other slices.
+      in_place: change `mask` itself; no other array of its size is needed then.
     """
+    out = mask if in_place else np.empty_like(mask)
     if mask.ndim == 2:
-      return _strokes(mask)
+      out[...] = _strokes(mask)
+      return out
     key = hashlib.sha256(f"{self.seed}/scribbles/{name}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(key[:8]))
     drawn = rng.permutation(len(mask))[:max(1, round(self.rate * len(mask)))]
-    shown = np.flatnonzero((mask == POSITIVE).any(axis=(1, 2)))
+    shown = np.flatnonzero([(plane == POSITIVE).any() for plane in mask])
     if len(shown) and not np.isin(drawn, shown).any():
       drawn[0] = rng.choice(shown)
-    out = np.full_like(mask, UNLABELLED)
-    for index in drawn:
-      out[index] = _strokes(mask[index])
+    for index, plane in enumerate(mask):
+      out[index] = _strokes(plane) if index in drawn else UNLABELLED
     return out
 
 
@@ -63,7 +67,7 @@ def _strokes(mask: np.ndarray) -> np.ndarray:
   regions = [(inside, POSITIVE)]
   if inside.any():
     width = max(2.0, BAND * min(mask.shape))
-    distance = ndimage.distance_transform_edt(~inside)
+    distance = distance_to(inside, (1, 1))
     regions += [(outside & (distance <= width), NEGATIVE), (outside & (distance > width), NEGATIVE)]
   else:
     regions.append((outside, NEGATIVE))
@@ -91,7 +95,7 @@ def _skeleton(region: np.ndarray) -> np.ndarray:
     small, step = inside, 1
   pieces, count = ndimage.label(small)
   # Beyond the edge of the picture is outside, too.
-  depth = ndimage.distance_transform_edt(np.pad(small, 1))[1:-1, 1:-1]
+  depth = distance_to(~np.pad(small, 1), (1, 1))[1:-1, 1:-1]
   deepest = ndimage.maximum(depth, pieces, np.arange(count + 1))
   shrunk = small & (depth >= SHRINK * np.asarray(deepest)[pieces])
   thin = sitk.GetArrayFromImage(sitk.BinaryThinning(sitk.GetImageFromArray(
