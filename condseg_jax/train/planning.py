@@ -81,8 +81,8 @@ def memory_lines(record: Mapping, budget_gb: float) -> list[str]:
   return [f"memory of a step, estimated: {record['memory_gb']:.2f} GB on a device, "
           f"{record['bytes_per_voxel']:.0f} bytes per voxel of the subvolume, "
           f"{record['decodes_per_image']} class(es) decoded per image",
-          f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {found}, of images of the "
-          "usual size"]
+          f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {found} (of images of the "
+          "median shape)"]
 
 
 def with_strides(model: Mapping, strides: Sequence[Sequence[int]]) -> dict:

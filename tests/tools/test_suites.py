@@ -86,7 +86,7 @@ def test_predict(tmp_path, monkeypatch, torch_or_not):
   monkeypatch.setattr(cost, "BUDGET", 0.0)
   rows = run("predict", tmp_path)
   assert [row["classes"] for row in rows] == [1, 3, 2, 9]
-  assert all(1 < row["peer"] <= row["classes"] for row in rows[2:])
+  assert all(1 < row["predicted_least"] < row["peer"] <= row["classes"] for row in rows[2:])
   assert (tmp_path / "f.png").stat().st_size > 1000
   if torch_or_not == "with":
     pytest.importorskip("monai")

@@ -26,13 +26,14 @@ from tools.benchmark import memory
 from tools.benchmark import predict
 from tools.benchmark import reading
 from tools.benchmark import scale
+from tools.benchmark import startup
 from tools.benchmark import step
 from tools.benchmark import table
 
 PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel", "tensorstore",
             "torch", "monai")
 SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "input": reading.run,
-          "scale": scale.run, "memory": memory.run}
+          "scale": scale.run, "memory": memory.run, "startup": startup.run}
 PICTURES = {"predict": cost.plot}  # drawn beside the figures
 
 

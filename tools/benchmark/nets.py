@@ -44,10 +44,24 @@ def inputs(shape: Sequence[int], batch: int, classes: int = 2):
 
 
 def parameters(model: DenseUNet, channels: int = 1):
-  """Parameters as at the start of a training."""
-  image = jnp.zeros((1, *model.stride, channels), jnp.float32)
-  variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
-  return variables["params"]
+  """Parameters as at the start of a training, numpy arrays.
+
+  Drawn here and not by `model.init`, which takes longer to compile than a step does.
+  """
+  image = jax.ShapeDtypeStruct((1, *model.stride, channels), jnp.float32)
+  ids = jax.ShapeDtypeStruct((1,), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), image, ids)["params"]
+  rng = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    kind = path[-1].key
+    if kind in ("bias", "scale"):
+      return np.full(leaf.shape, kind == "scale", np.float32)
+    # The deviation of a kernel is that of its own fan-in: channels of the condition are few.
+    fan_in = math.prod(leaf.shape[:-1]) if kind == "kernel" else 1
+    return rng.normal(0, fan_in**-0.5, leaf.shape).astype(np.float32)
+
+  return jax.tree.map_with_path(draw, shapes)
 
 
 def work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> tuple[float, float]:
@@ -56,10 +70,7 @@ def work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> tuple[float
   Counted from the kernels, two for each of their weights and every voxel that they meet, however
   the platform carries a convolution out. Norms, activations and the condition are left out.
   """
-  voxels = [math.prod(shape)]
-  for stride in model.strides:
-    voxels.append(voxels[-1] // math.prod(stride))
-  last = len(model.depth) - 2 if model.from_level is None else model.from_level
+  voxels, last = _voxels(model, shape), _last_level(model)
   sums = {"encode": 0.0, "decode": 0.0}
   for module, tree in params.items():
     kind, _, number = module.partition("_")
@@ -73,6 +84,34 @@ def work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> tuple[float
     met = voxels[level + 1] if kind == "up" else voxels[level]
     sums["decode" if late else "encode"] += 2.0 * weights * met
   return sums["encode"], sums["decode"]
+
+
+def classless_work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> float:
+  """The part of the operations of `decode` that no class has a say in, so that K share it.
+
+  A convolution is a sum over its inputs: that of the skips everywhere, and at the first level that
+  sees the class that of the upsampled features too.
+  """
+  voxels, last = _voxels(model, shape), _last_level(model)
+  total = 2.0 * params[f"up_{last}"]["kernel"].size * voxels[last + 1]
+  for level in range(last + 1):
+    free = model.channels * (level + 1) * (2 if level == last else 1)
+    kernels = (layer["conv"]["kernel"] for layer in params[f"merge_{level}"].values())
+    total += sum(2.0 * k.size // k.shape[-2] * free * voxels[level] for k in kernels)
+  return total
+
+
+def _voxels(model: DenseUNet, shape: Sequence[int]) -> list[int]:
+  """Of every level, finest first."""
+  voxels = [math.prod(shape)]
+  for stride in model.strides:
+    voxels.append(voxels[-1] // math.prod(stride))
+  return voxels
+
+
+def _last_level(model: DenseUNet) -> int:
+  """The coarsest level of the decoder that belongs to `decode`."""
+  return len(model.depth) - 2 if model.from_level is None else model.from_level
 
 
 def max_difference(ours, theirs) -> float:

@@ -61,6 +61,7 @@ def ways(ndim: int = 3, *, compiled: bool = True) -> list[Way]:
   torch.set_num_threads(os.cpu_count())
   torch.compiler.reset()  # past networks would count against its limit of programs
   device = "cuda" if torch.cuda.is_available() else "cpu"
+  torch.backends.cudnn.benchmark = True  # looks for the fastest convolution, as XLA does
   last = CHANNELS_LAST[ndim]
   found = [Way("channels-first", torch.contiguous_format, False, device),
            Way("channels-last", last, False, device)]
