@@ -1,5 +1,6 @@
 """DICOM series from arrays; shared by the tests of the reader and of an importer."""
 
+import locale
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ def write_series(folder: Path, voxels_xyz: np.ndarray, affine: np.ndarray, *, ui
   spacing = np.linalg.norm(lps[:3, :3], axis=0)
   axes = lps[:3, :3] / spacing
   paths = []
+  spoken = locale.setlocale(locale.LC_ALL)  # writing DICOM leaves "C" behind
   for k in range(voxels_xyz.shape[2]):
     image = sitk.GetImageFromArray(voxels_xyz[:, :, k].T.astype(np.int16)[None])
     image.SetSpacing(spacing.tolist())
@@ -37,4 +39,5 @@ def write_series(folder: Path, voxels_xyz: np.ndarray, affine: np.ndarray, *, ui
     paths.append(folder / f"slice_{number:03d}.dcm")
     writer.SetFileName(str(paths[-1]))
     writer.Execute(image)
+  locale.setlocale(locale.LC_ALL, spoken)
   return paths

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 def start(module: str, *arguments) -> subprocess.Popen:
   """Starts `python -m module arguments`, whose last line of output is JSON."""
   path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-  return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], text=True,
+  return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], encoding="utf-8",
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                           env={**os.environ, "PYTHONPATH": path})
 

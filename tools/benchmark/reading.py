@@ -79,8 +79,8 @@ def preparing(raw: Path, out: Path, spacing, name: str) -> dict:
   """Seconds, and memory above that of the imports, in volumes of int16 as stored."""
   text = ",".join(map(str, spacing))
   done = subprocess.run([sys.executable, "-c", CHILD, "--format=msd", f"--source={raw}",
-                         f"--out={out}", f"--spacing={text}"], capture_output=True, text=True,
-                        check=True)
+                         f"--out={out}", f"--spacing={text}"], capture_output=True,
+                        encoding="utf-8", check=True)
   code, seconds, peak = json.loads(done.stdout.splitlines()[-1])
   assert code == 0, done.stderr
   volume = 2 * int(np.prod(SHAPE))

@@ -99,7 +99,7 @@ def _spawn(command: list[str], cache: Path | None) -> str:
   environment.pop("JAX_COMPILATION_CACHE_DIR", None)
   if cache is not None:
     environment["XDG_CACHE_HOME"] = str(cache)
-  done = subprocess.run(command, capture_output=True, text=True, env=environment)
+  done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
   if done.returncode:
     raise RuntimeError(f"{' '.join(command[:4])}…: {done.stderr.strip()[-500:]}")
   return done.stdout
