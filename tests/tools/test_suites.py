@@ -24,7 +24,7 @@ TINY = {"model": {"channels": 4, "growth": 4, "depth": (1, 1), "strides": ((2, 2
 def run(suite, tmp_path):
   assert command.main([suite, f"--json={tmp_path / 'f.json'}", f"--data={tmp_path}"]) == 0
   tree = json.loads((tmp_path / "f.json").read_text())
-  assert tree["device"] and tree["versions"]["jax"] and tree["rows"]
+  assert tree["device"] and tree["versions"]["jax"] and tree["settings"] and tree["rows"]
   assert len({row["name"] for row in tree["rows"]}) == len(tree["rows"])
   for row in tree["rows"]:
     check(row)
@@ -120,9 +120,10 @@ def test_the_table_shows_every_row(tmp_path):
            "note": "alone"},
           {"name": "far", "ours": None, "peer": None, "ratio": None, "note": "no GPU"}]
   (tmp_path / "a.json").write_text(json.dumps(
-      {"device": "machine", "versions": {"jax": "1"}, "rows": rows}))
+      {"device": "machine", "versions": {"jax": "1"}, "settings": {"malloc": "default"},
+       "rows": rows}))
   text = table.markdown(tmp_path)
-  assert "**a** (machine; jax 1)" in text
+  assert "**a** (machine; jax 1; malloc: default)" in text
   assert "| fast | 500 ms | 1 s | **2.00** | channels-last |" in text
   assert "| big | 1.00 GiB | – |  | alone |" in text
   assert "| far | – | – |  | no GPU |" in text

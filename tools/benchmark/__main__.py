@@ -3,7 +3,8 @@ python -m tools.benchmark table
 
 Times the package against a peer, in one run and in turns (A B A B …), and writes the medians:
 
-  {"device": …, "versions": …, "rows": [{"name", "ours", "peer", "ratio", "unit", …}]}
+  {"device": …, "versions": …, "settings": …,
+   "rows": [{"name", "ours", "peer", "ratio", "unit", …}]}
 
 The ratio is how far we are ahead: above 1 is ahead. The peer needs the `bench` extra; without it
 its figures stay empty. `table` prints the figures of benchmarks/*.json for the README. Suites:
@@ -20,6 +21,7 @@ import tempfile
 
 import jax
 
+from condseg_jax.models.onednn import convolution as onednn
 from tools.benchmark import conv
 from tools.benchmark import cost
 from tools.benchmark import memory
@@ -31,7 +33,7 @@ from tools.benchmark import step
 from tools.benchmark import table
 
 PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel", "tensorstore",
-            "torch", "monai")
+            "onednn-cpu-gomp", "torch", "monai")
 SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "input": reading.run,
           "scale": scale.run, "memory": memory.run, "startup": startup.run}
 PICTURES = {"predict": cost.plot}  # drawn beside the figures
@@ -53,7 +55,7 @@ def main(argv=None) -> int:
     parser.error("--json=FILE is needed")
   with tempfile.TemporaryDirectory() as temporary:
     rows = SUITES[arguments.suite](Path(arguments.data or temporary))
-  tree = {"device": device(), "versions": versions(), "rows": rows}
+  tree = {"device": device(), "versions": versions(), "settings": settings(), "rows": rows}
   path = Path(arguments.json)
   path.write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
   if arguments.suite in PICTURES:
@@ -80,6 +82,14 @@ def versions() -> dict[str, str]:
       found[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       pass
+  return found
+
+
+def settings() -> dict[str, str]:
+  """What else the figures depend on: by what we convolve on a CPU, and how memory is given."""
+  found = {"malloc": os.environ.get("GLIBC_TUNABLES", "default")}
+  if jax.default_backend() == "cpu":
+    found["convolutions"] = "oneDNN" if onednn.usable() else "plain JAX"
   return found
 
 

@@ -72,8 +72,7 @@ def peer_calls(way: peer.Way, x, kernel, above):
   ndim = x.ndim - 2
   convolve = {2: F.conv2d, 3: F.conv3d}[ndim]
   x, above = way.tensor(x), way.tensor(above)
-  order = (ndim + 1, ndim, *range(ndim))
-  weight = torch.tensor(kernel).permute(order).contiguous(memory_format=way.format).to(way.device)
+  weight = way.laid(torch.tensor(kernel).permute(ndim + 1, ndim, *range(ndim)))
   padding = kernel.shape[0] // 2
 
   def forward():

@@ -72,7 +72,7 @@ def monai(classes: int, shape, window) -> None:
   image = way.tensor(((image - image.mean()) / image.std())[None, ..., None])
 
   def predictor(patch):
-    features = net.encode(patch)
+    features = net.encode(way.laid(patch))
     return torch.sigmoid(torch.stack(
         [net.decode(features, torch.tensor([k], device=way.device)) for k in range(classes)], 1))
 

@@ -23,8 +23,18 @@ class Way(NamedTuple):
   def tensor(self, array_BDHWC):
     """A channels-last array as a tensor of this format on the device."""
     import torch
-    tensor = torch.tensor(array_BDHWC).movedim(-1, 1)
-    return tensor.contiguous(memory_format=self.format).to(self.device)
+    return self.laid(torch.tensor(array_BDHWC).movedim(-1, 1))
+
+  def laid(self, tensor):
+    """A copy in this format on the device.
+
+    Not by `contiguous`: with a single channel both formats are, and the strides that are left
+    decide in which of them PyTorch works.
+    """
+    import torch
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, memory_format=self.format,
+                        device=self.device)
+    return empty.copy_(tensor)
 
   def plain(self, array):
     """Class ids and masks: a tensor on the device; ids as PyTorch indexes with."""

@@ -33,7 +33,7 @@ def measure(classes: int) -> dict:
   config = nets.config_of(CONFIG)
   window = config["data"]["subvolume"]
   model = nets.network(config, classes)
-  params = jax.device_get(nets.parameters(model))
+  params = nets.parameters(model)
   image = nets.inputs(VOLUME, 1)[0][0]
   functions, ids = windows.window_functions(model), list(range(classes))
   variables = jax.device_put({"params": params})
@@ -64,7 +64,7 @@ def peer_calls(way: peer.Way, model, params, image_DHWC, classes: int,
 
   def caller(logits):
     def predictor(patch):
-      patch = patch.contiguous(memory_format=way.format)
+      patch = way.laid(patch)
       return torch.sigmoid(torch.stack(logits(patch), 1))
 
     def call():

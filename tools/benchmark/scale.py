@@ -67,8 +67,7 @@ def main(text: str) -> None:
   model = nets.network(config)
   # This process's part of the batch, the same samples whatever the layout.
   part = [x[rank::processes] for x in nets.inputs(config["data"]["subvolume"], settings["batch"])]
-  step = ours.Step(model, jax.device_get(nets.parameters(model)), config, part,
-                   settings["driver"])
+  step = ours.Step(model, nets.parameters(model), config, part, settings["driver"])
   jax.block_until_ready(step())
   begin = time.perf_counter()
   for _ in range(settings["steps"]):

@@ -29,7 +29,7 @@ class Case(NamedTuple):
     config: in experiments/configs.
     shape: D H W.
     batch: images.
-    once: on a CPU a minute long, so that it runs a single time there.
+    once: so long on a CPU that a single round is timed there.
   """
 
   name: str
@@ -68,18 +68,17 @@ def measure(case: Case, dtype: str) -> list[dict]:
   once = case.once and platform == "cpu"
   config = nets.config_of(case.config, {"model": {"dtype": dtype}})
   model = nets.network(config)
-  params = jax.device_get(nets.parameters(model))
+  params = nets.parameters(model)
   image, class_id, mask = nets.inputs(case.shape, case.batch)
   flops = case.batch * sum(nets.work(params, model, case.shape))
-  common = {"dtype": dtype,
-            "parameters": sum(p.size for p in jax.tree.leaves(params))}
+  common = {"dtype": dtype, "parameters": sum(p.size for p in jax.tree.leaves(params))}
 
   forward = ours.Forward(model, params, image, class_id)
-  # Compiling the long ones for a single run would take longer than they do.
+  # torch.compile takes minutes for the long ones, and has not been ahead on a CPU.
   ways = peer.ways(len(case.shape), compiled=not once)
   calls = {way.name: peer_forward(way, model, params, image, class_id) for way in ways}
   rows = [race(row_name("forward", case, dtype, platform), forward, calls, flops=flops,
-               distance=nets.max_difference, rounds=1 if once else 9,
+               distance=nets.max_difference, once=once,
                least=roofline.least_seconds(forward.compiled), **common)]
 
   ways = peer.ways(len(case.shape), compiled=not once)

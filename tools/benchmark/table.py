@@ -15,7 +15,9 @@ def markdown(folder: Path = FOLDER) -> str:
     tree = json.loads(path.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {tree['versions'][name]}" for name in NAMED
                          if name in tree["versions"])
-    parts += [f"**{path.stem}** ({tree['device']}; {versions})", "", *table(tree["rows"]), ""]
+    about = "; ".join([tree["device"], versions, *(
+        f"{key}: {value}" for key, value in tree.get("settings", {}).items())])
+    parts += [f"**{path.stem}** ({about})", "", *table(tree["rows"]), ""]
   return "\n".join(parts)
 
 

@@ -53,8 +53,8 @@ def race(name: str, ours: Callable, peers: Mapping[str, Callable], *,
     distance: (our result, a peer's result) → how much they differ.
     dtype: of the computation, on both sides; how much may differ depends on it.
     budget, rounds: see `in_turns`.
-    once: for work so long that it runs a single time, timed and compared in one; `ours` must be
-      compiled.
+    once: for work so long that one round is timed, and of the peer's ways only that one which was
+      the fastest in its first run.
     flops: floating-point operations of the work, for rates in GFLOP/s.
     least: seconds of the roofline, for the fraction of it that we reach.
     more: further fields of the row.
@@ -81,16 +81,18 @@ def race(name: str, ours: Callable, peers: Mapping[str, Callable], *,
     for way, difference in differences.items():
       if not difference <= tolerance(dtype):
         raise RuntimeError(f"{name}: {way} differs from ours by {difference:.3g}")
-  if once:
-    times = {way: [spent] for way, (spent, _) in first.items()}
-  else:
-    del first
-    times = in_turns(ways, budget=budget, rounds=rounds)
+  spent = {way: time for way, (time, _) in first.items() if way}
+  del first
+  if once and spent:
+    best = min(spent, key=spent.get)
+    ways = {"": ours, best: peers[best]}
+  times = in_turns(ways, budget=budget, rounds=1 if once else rounds)
   medians = {way: statistics.median(found) for way, found in times.items()}
   mine = medians.pop("")
   row = best_row(name, mine, medians, unit="s", rounds=len(times[""]))
   if differences:
     row["largest_difference"] = max(differences.values())
+    row["differences"] = differences
   if flops:
     row["gflops"] = flops / mine / 1e9
     row["peer_gflops"] = row["peer"] and flops / row["peer"] / 1e9
@@ -104,7 +106,9 @@ def race(name: str, ours: Callable, peers: Mapping[str, Callable], *,
 def tolerance(dtype: str) -> float:
   """The largest difference that is still the same result."""
   if dtype == "float32" and jax.default_backend() == "cpu":
-    return 1e-3
+    # Ours and channels-first agree to 1e-5. PyTorch's channels-last group norm adds up the voxels
+    # in float32 and is 2e-3 away from the true value at 128³.
+    return 1e-2
   # Accelerators round the factors of float32 products too, to TF32 or bfloat16. A bfloat16 network
   # keeps a few per cent in each of some million voxels, of which the worst counts.
   return {"float32": 2e-2, "bfloat16": 0.5}[dtype]

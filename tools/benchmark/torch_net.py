@@ -26,11 +26,13 @@ ACTIVATIONS = {"relu": F.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.01),
                "gelu": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 
 
-@functools.lru_cache
 def taps_inside(size: int, taps: int, device) -> torch.Tensor:
   """1 where a tap of a kernel at a place of an axis lies in the image: [size, taps]."""
   place = torch.arange(size)[:, None] + torch.arange(taps)[None] - taps // 2
   return ((place >= 0) & (place < size)).float().to(device)
+
+
+kept_taps_inside = functools.lru_cache(taps_inside)
 
 
 class ConstantChannels(nn.Module):
@@ -41,11 +43,13 @@ class ConstantChannels(nn.Module):
     self.kernel = nn.Parameter(torch.empty(*window, size, features))
 
   def forward(self, vector_BE, shape):
+    # The compiler does not take what is kept, and folds what is constant itself.
+    inside_of = taps_inside if torch.compiler.is_compiling() else kept_taps_inside
     out = torch.tensordot(vector_BE, self.kernel, dims=([1], [self.kernel.ndim - 2]))
     for axis, (size, taps) in enumerate(zip(shape, self.kernel.shape[:-2], strict=True), start=1):
       if taps == 1:
         continue  # broadcast below
-      inside = taps_inside(size, taps, out.device)
+      inside = inside_of(size, taps, out.device)
       out = torch.tensordot(inside, out, dims=([1], [axis])).movedim(0, axis)
     return out.movedim(-1, 1)
 
