@@ -186,7 +186,7 @@ def _depth(part: np.ndarray, spacing: np.ndarray, radius: float) -> np.ndarray:
   depth = distance_to(~inside, spacing)
   depth -= distance_to(inside, spacing)
   # The surface lies half a voxel outside of the last centre.
-  depth -= np.where(inside, 1, -1) * np.float32(0.5 * spacing.min())
+  depth -= np.sign(depth) * np.float32(0.5 * spacing.min())
   return depth
 
 

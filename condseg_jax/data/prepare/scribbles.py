@@ -1,7 +1,9 @@
 """Weak labels: strokes inside a class and outside it, and nothing said of the rest."""
 
+import concurrent.futures
 import dataclasses
 import hashlib
+import os
 
 import numpy as np
 from scipy import ndimage
@@ -14,6 +16,7 @@ from condseg_jax.errors import InputError
 
 SHRINK = 0.3  # of the greatest depth: strokes keep away from the boundary
 COARSE = 128  # pixels along the shorter side of what is thinned
+WORKERS = 8  # slices at a time, at most
 BAND = 0.15  # width of the band around the class, as a part of the slice's shorter side
 
 
@@ -56,8 +59,12 @@ class Scribbles:
     shown = np.flatnonzero([(plane == POSITIVE).any() for plane in mask])
     if len(shown) and not np.isin(drawn, shown).any():
       drawn[0] = rng.choice(shown)
-    for index, plane in enumerate(mask):
-      out[index] = _strokes(plane) if index in drawn else UNLABELLED
+    chosen = set(drawn.tolist())
+
+    def draw(index):
+      out[index] = _strokes(mask[index]) if index in chosen else UNLABELLED
+    with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
+      list(pool.map(draw, range(len(mask))))
     return out
 
 
