@@ -22,7 +22,7 @@ def test_the_input_suite(tmp_path, monkeypatch):
   assert command.main(["input", f"--json={tmp_path / 'f.json'}", f"--data={tmp_path / 'd'}"]) == 0
   tree = json.loads((tmp_path / "f.json").read_text())
   assert tree["device"] and tree["versions"]["jax"]
-  assert len(tree["rows"]) == 6
+  assert len(tree["rows"]) == 8
   for row in tree["rows"]:
     assert row["name"]
     if row["ours"] is None:
