@@ -97,7 +97,7 @@ def test_predict(tmp_path, monkeypatch, torch_or_not):
 def test_scale(tmp_path, monkeypatch):
   monkeypatch.setattr(scale, "CHANGES", {**TINY, "data": {"subvolume": (4, 4, 4)}})
   monkeypatch.setattr(scale, "LAYOUTS", {
-      name: scale.LAYOUTS[name] for name in (scale.FIRST, "2 devices, pmap", "2 processes, jit")})
+      name: scale.LAYOUTS[name] for name in (scale.FIRST, "2 devices, jit", "2 processes, pmap")})
   monkeypatch.setattr(scale, "ROUNDS", 1)
   assert len(run("scale", tmp_path)) == 3
 

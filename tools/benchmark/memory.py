@@ -94,8 +94,8 @@ def volume(shape) -> np.ndarray:
 def peak_bytes() -> int:
   """The most memory that this process had at once.
 
-  By the account that Linux keeps of its pages: the peak that `resource` tells is handed down from the
-  process that started this one.
+  By the account that Linux keeps of its pages: the peak that `resource` tells is handed down from
+  the process that started this one.
   """
   lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
   return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

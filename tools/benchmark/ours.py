@@ -43,7 +43,9 @@ class Step:
     self.driver = DRIVERS[driver](train_step)
     self.state = self.driver.place_state(TrainState.create(params, optimizer, ema=False))
     self.batch = self.driver.place_batch(batch_of(*arrays))
-    self.compiled = self.driver.step.lower(self.state, self.batch).compile()
+    # A pmap of several processes cannot be compiled ahead.
+    self.compiled = self.driver.step if driver == "pmap" else (
+        self.driver.step.lower(self.state, self.batch).compile())
 
   def __call__(self):
     self.state, metrics = self.compiled(self.state, self.batch)

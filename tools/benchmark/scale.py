@@ -1,10 +1,12 @@
 """Training steps a second on several devices and processes, each with the same global batch.
 
 On one machine all of them share its cores: what is seen is what the division costs, not what more
-machines would bring. The peer of every row is one device by jit.
+machines would bring. The peer of every row is one device by jit. All of them convolve by plain JAX:
+oneDNN serves a single device only, and its speed would be taken for a cost of the division.
 """
 
 import json
+import os
 from pathlib import Path
 import socket
 import statistics
@@ -38,7 +40,8 @@ def run(folder: Path) -> list[dict]:
       progress(f"scale, {name}, round {turn + 1} of {ROUNDS}")
       rates[name].append(measure(*layout))
   medians = {name: statistics.median(found) for name, found in rates.items()}
-  common = {"unit": "1/s", "faster_is_less": False, "batch": BATCH, "rounds": ROUNDS}
+  common = {"unit": "1/s", "faster_is_less": False, "batch": BATCH, "rounds": ROUNDS,
+            "convolutions": "plain JAX"}
   return [best_row(f"steps a second, {CONFIG}, {name}", rate, {FIRST: medians[FIRST]}, **common)
           for name, rate in medians.items()]
 
@@ -58,6 +61,7 @@ def measure(driver: str, processes: int, devices: int) -> float:
 def main(text: str) -> None:
   """In the child: prints the steps a second."""
   settings = json.loads(text)
+  os.environ["CONDSEG_ONEDNN"] = "0"
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", settings["devices"])
   processes, rank = settings["processes"], settings["rank"]
