@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from condseg_jax.data.prepare import damage as lib
 from condseg_jax.data.prepare.damage import Damage
 from condseg_jax.data.prepare.damage import KINDS
 from condseg_jax.errors import InputError
@@ -54,6 +55,29 @@ def test_the_boundary_moves_by_about_the_rate_and_nearby(ndim, rate):
   distance = ndimage.distance_transform_edt(mask != 1, sampling=SPACING[ndim])
   distance += ndimage.distance_transform_edt(mask == 1, sampling=SPACING[ndim])
   assert distance[changed].max() < 8 and np.median(distance[changed]) < 3
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_in_a_large_box_the_boundary_moves_by_distances_of_a_coarser_grid(ndim, monkeypatch):
+  mask = ball(ndim)
+  exact = damaged(mask, "boundary")
+  monkeypatch.setattr(lib, "DISTANCES", mask.size // 8)
+  coarse = damaged(mask, "boundary")
+  changed = exact != mask
+  assert (coarse != mask).sum() == changed.sum() == round(0.25 * (mask == 1).sum())
+  assert 0 < (coarse != exact).sum() < 0.5 * changed.sum()
+  np.testing.assert_array_equal(coarse == 255, mask == 255)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_pieces_and_working_in_place_change_nothing(kind, ndim, monkeypatch):
+  mask = ball(ndim)
+  expected = damaged(mask, kind)
+  monkeypatch.setattr(lib, "PIECE", 100)
+  result = Damage(kind, 0.25).apply(mask, SPACING[ndim], "case/liver", in_place=True)
+  assert result is mask
+  np.testing.assert_array_equal(result, expected)
 
 
 def test_a_part_is_cut_off_by_a_plane():
