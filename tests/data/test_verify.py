@@ -239,6 +239,18 @@ def test_nothing_to_verify(arguments, tmp_path, monkeypatch, capsys):
 
 
 # --- prepared stores ----------------------------------------------------------------------------
+def test_outliers_in_a_store(tmp_path):
+  raw, names = tmp_path / "raw", ("spacing_outlier", "intensity_outlier")
+  write(raw, [*(f"good_{i}" for i in range(6)), *names])
+  for name in names:
+    spoil(raw, name)
+  prepare(read_msd(raw), tmp_path / "store", progress=False)
+  findings, count = verify(tmp_path / "store", progress=False)
+  assert count == 8 and {f.severity for f in findings} == {"warning"}
+  assert {(f.name, f.file.rsplit("/", 1)[1]) for f in findings} == {(n, n) for n in names}
+  assert len(findings) == len(names)
+
+
 def test_a_leak_between_two_stores(tmp_path):
   root = write(tmp_path / "one", ["a", "b"])
   prepare(read_msd(root), tmp_path / "all" / "one", progress=False)

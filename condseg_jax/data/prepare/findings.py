@@ -6,9 +6,15 @@ import dataclasses
 import os
 from typing import NamedTuple
 
+import numpy as np
+
 from condseg_jax.errors import InputError
 
 ERROR, WARNING = "error", "warning"
+FEW = 4  # with fewer cases nothing can be called an outlier
+SPACING_FACTOR = 4.0  # from the median of the dataset, along any axis
+INTENSITY_SPREAD = 8.0  # in robust standard deviations
+INTENSITY_HU = 150.0  # and at least so far from the median
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +47,20 @@ class Seen(NamedTuple):
   digest: str
   split: str
   file: str
+
+
+class Measured(NamedTuple):
+  """A case among others: where it lies, and what should be like theirs.
+
+  Attributes:
+    file: where it lies.
+    spacing: of the original, in mm.
+    intensity: mean where some class is, in HU; NaN where that is unknown, or has no unit.
+  """
+
+  file: str
+  spacing: Sequence[float]
+  intensity: float
 
 
 def class_findings(root, positives: Mapping[str, Mapping[str, int]]) -> list[Finding]:
@@ -78,6 +98,28 @@ def training_findings(root, annotated: Iterable[tuple[str, Sequence[str]]]) -> l
                   f"no training case annotates the class {name!r}",
                   "give it training cases; without any it is not learned")
           for name in others if learned]
+
+
+def outlier_findings(cases: Sequence[Measured]) -> Iterable[Finding]:
+  """Cases of one dataset, of as many axes, whose spacing or intensity is far from the others'."""
+  if len(cases) >= FEW:
+    usual = np.median([case.spacing for case in cases], axis=0)
+    for case in cases:
+      if np.abs(np.log(np.divide(case.spacing, usual))).max() > np.log(SPACING_FACTOR):
+        told = " x ".join(f"{s:g}" for s in case.spacing)
+        yield Finding(WARNING, "spacing_outlier", case.file,
+                      f"spacing {told} mm, usual {' x '.join(f'{s:g}' for s in usual)} mm",
+                      "check the voxel size in its header")
+  known = [case for case in cases if np.isfinite(case.intensity)]
+  if len(known) >= FEW:
+    values = np.array([case.intensity for case in known])
+    middle = np.median(values)
+    spread = 1.4826 * np.median(np.abs(values - middle))
+    for case in known:
+      if abs(case.intensity - middle) > max(INTENSITY_HU, INTENSITY_SPREAD * spread):
+        yield Finding(WARNING, "intensity_outlier", case.file,
+                      f"mean {case.intensity:.0f} HU where classes are, usual {middle:.0f} HU",
+                      "check that it is stored in HU (rescale slope and intercept)")
 
 
 def leak_findings(seen: Iterable[Seen]) -> list[Finding]:

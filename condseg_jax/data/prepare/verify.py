@@ -18,6 +18,8 @@ from condseg_jax.data.prepare.findings import class_findings
 from condseg_jax.data.prepare.findings import ERROR
 from condseg_jax.data.prepare.findings import Finding
 from condseg_jax.data.prepare.findings import leak_findings
+from condseg_jax.data.prepare.findings import Measured
+from condseg_jax.data.prepare.findings import outlier_findings
 from condseg_jax.data.prepare.findings import Seen
 from condseg_jax.data.prepare.findings import training_findings
 from condseg_jax.data.prepare.findings import WARNING
@@ -39,10 +41,6 @@ from condseg_jax.geometry import Volume
 
 WORKERS = 4  # cases at a time; each is in memory with its labels
 MAX_SHEAR_DEGREES = 0.1
-FEW = 4  # with fewer cases nothing can be called an outlier
-SPACING_FACTOR = 4.0  # from the median of the dataset, along any axis
-INTENSITY_SPREAD = 8.0  # in robust standard deviations
-INTENSITY_HU = 150.0  # and at least so far from the median
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,23 +215,8 @@ def _outliers(facts: Sequence[Facts]) -> Iterable[Finding]:
     if len(fact.spacing) != axes[0][0]:
       yield Finding(ERROR, f"{len(fact.spacing)}-D", str(fact.case.image),
                     f"has {len(fact.spacing)} axes, the others {axes[0][0]}", "leave it out")
-  read = [fact for fact in read if len(fact.spacing) == axes[0][0]]
-  if len(read) >= FEW:
-    usual = np.median([fact.spacing for fact in read], axis=0)
-    for fact in read:
-      if np.abs(np.log(np.divide(fact.spacing, usual))).max() > np.log(SPACING_FACTOR):
-        told = " x ".join(f"{s:g}" for s in fact.spacing)
-        yield Finding(WARNING, "spacing_outlier", str(fact.case.image),
-                      f"spacing {told} mm, usual {' x '.join(f'{s:g}' for s in usual)} mm",
-                      "check the voxel size in its header")
   # Only CT has a unit.
-  known = [f for f in read if np.isfinite(f.intensity) and f.folder.modality == "ct"]
-  if len(known) >= FEW:
-    values = np.array([fact.intensity for fact in known])
-    middle = np.median(values)
-    spread = 1.4826 * np.median(np.abs(values - middle))
-    for fact in known:
-      if abs(fact.intensity - middle) > max(INTENSITY_HU, INTENSITY_SPREAD * spread):
-        yield Finding(WARNING, "intensity_outlier", str(fact.case.image),
-                      f"mean {fact.intensity:.0f} HU where classes are, usual {middle:.0f} HU",
-                      "check that it is stored in HU (rescale slope and intercept)")
+  yield from outlier_findings([
+      Measured(str(fact.case.image), fact.spacing,
+               fact.intensity if fact.folder.modality == "ct" else float("nan"))
+      for fact in read if len(fact.spacing) == axes[0][0]])

@@ -5,12 +5,15 @@ import json
 import os
 
 from etils import epath
+import numpy as np
 import tqdm
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.data.prepare.findings import class_findings
 from condseg_jax.data.prepare.findings import ERROR
 from condseg_jax.data.prepare.findings import Finding
+from condseg_jax.data.prepare.findings import Measured
+from condseg_jax.data.prepare.findings import outlier_findings
 from condseg_jax.data.prepare.findings import Seen
 from condseg_jax.data.prepare.findings import training_findings
 from condseg_jax.data.prepare.findings import WARNING
@@ -71,8 +74,16 @@ def check_store(root: epath.Path, *, progress: bool = True) -> tuple[list[Findin
   findings += class_findings(root, {name: {case.id: case.positives[name] for case in cases
                                            if name in case.annotated} for name in names})
   findings += training_findings(root, [(case.split, case.annotated) for case in cases])
+  for dataset in dict.fromkeys(case.dataset for case in cases):
+    findings += outlier_findings([_measured(store, c) for c in cases if c.dataset == dataset])
   return findings, [Seen(case.image_sha256, case.split, str(root / "cases" / case.id))
                     for case in cases]
+
+
+def _measured(store: Store, case: Case) -> Measured:
+  known = store.modality == "ct" and case.intensities  # only CT has a unit
+  return Measured(str(store.root / "cases" / case.id), case.native_spacing,
+                  float(np.mean(case.intensities)) if known else float("nan"))
 
 
 def _arrays(store: Store, case: Case) -> list[Finding]:
