@@ -61,28 +61,21 @@ Program Prepare(Kind kind, int64_t batch, int64_t channels, int64_t features, co
   const dnnl::convolution_forward::primitive_desc forward(
       Cpu(), dnnl::prop_kind::forward_training, direct, p.image, chosen, p.output, ones, zeros,
       half, half, attributes);
-  switch (kind) {
-    case Kind::kForward:
-      p.convolution = dnnl::convolution_forward(forward);
-      p.inner_kernel = forward.weights_desc();
-      p.scratch = forward.scratchpad_desc();
-      break;
-    case Kind::kImageGradient: {
-      const dnnl::convolution_backward_data::primitive_desc desc(
-          Cpu(), direct, p.image, chosen, p.output, ones, zeros, half, half, forward, attributes);
-      p.convolution = dnnl::convolution_backward_data(desc);
-      p.inner_kernel = desc.weights_desc();
-      p.scratch = desc.scratchpad_desc();
-      break;
-    }
-    case Kind::kKernelGradient: {
-      const dnnl::convolution_backward_weights::primitive_desc desc(
-          Cpu(), direct, p.image, chosen, p.output, ones, zeros, half, half, forward, attributes);
-      p.convolution = dnnl::convolution_backward_weights(desc);
-      p.inner_kernel = desc.diff_weights_desc();
-      p.scratch = desc.scratchpad_desc();
-      break;
-    }
+  const auto use = [&p](const auto& chosen_way, const memory::desc& kernel, dnnl::primitive run) {
+    p.convolution = run;
+    p.inner_kernel = kernel;
+    p.scratch = chosen_way.scratchpad_desc();
+  };
+  if (kind == Kind::kForward) {
+    use(forward, forward.weights_desc(), dnnl::convolution_forward(forward));
+  } else if (kind == Kind::kImageGradient) {
+    const dnnl::convolution_backward_data::primitive_desc way(
+        Cpu(), direct, p.image, chosen, p.output, ones, zeros, half, half, forward, attributes);
+    use(way, way.weights_desc(), dnnl::convolution_backward_data(way));
+  } else {
+    const dnnl::convolution_backward_weights::primitive_desc way(
+        Cpu(), direct, p.image, chosen, p.output, ones, zeros, half, half, forward, attributes);
+    use(way, way.diff_weights_desc(), dnnl::convolution_backward_weights(way));
   }
   // oneDNN computes with a kernel in an order of its own; kernels are small.
   p.reorder = kind == Kind::kKernelGradient
