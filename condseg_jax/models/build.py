@@ -35,6 +35,8 @@ def build_model(model: Mapping, conditioning: Mapping, codes: Sequence[float]) -
   try:
     settings["strides"] = tuple(tuple(int(s) for s in level) for level in settings["strides"])
     settings["depth"] = tuple(int(n) for n in settings["depth"])
+    if settings.get("decoder_depth") is not None:
+      settings["decoder_depth"] = tuple(int(n) for n in settings["decoder_depth"])
     network = DenseUNet(codes=tuple(float(c) for c in codes), dtype=_DTYPES[dtype], **settings)
     network.check()
   except KeyError as error:

@@ -1,15 +1,18 @@
 """How the network is told which class to find.
 
 A condition has two parts: a vector that stands for the class (`ClassVector`) and the way it enters
-a convolution (`constant_channels`). Both come from Dmitriev & Kaufman, CVPR 2019, where a fixed
-value, the hash of the class name, is broadcast over the grid of a layer, φ(c) = O ⊙ hash(c) with O
-all ones, and concatenated to the layer's input.
+the network, as constant channels of a convolution (`constant_channels`) or as the weights of the
+last layers (`DynamicHead`). Vector and channels come from Dmitriev & Kaufman, CVPR 2019, where a
+fixed value, the hash of the class name, is broadcast over the grid of a layer, φ(c) = O ⊙ hash(c)
+with O all ones, and concatenated to the layer's input.
 
 The summand of a constant channel is added *after* the normalisation of the layer and before its
 activation: in front of an instance normalisation it would be erased. Without normalisation that is
 the plain concatenation, to the bit of rounding.
 """
 
+from collections.abc import Callable
+import itertools
 import math
 
 from flax import linen as nn
@@ -19,7 +22,7 @@ import numpy as np
 
 from condseg_jax.models import halo
 
-POSITIONS = ("none", "input", "encoder", "decoder")
+POSITIONS = ("none", "input", "encoder", "decoder", "head")
 MECHANISMS = ("hash", "embedding")
 
 
@@ -106,3 +109,54 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
     out = jnp.matmul(inside, out, precision=exact)
     out = out.reshape(*before, size, *after)
   return out
+
+
+HEAD_WIDTH = 8  # hidden channels of a dynamic head, as in DoDNet
+
+
+def head_layers(channels: int) -> list[tuple[int, int]]:
+  """Input and output channels of the three layers of a dynamic head."""
+  return list(itertools.pairwise((channels, HEAD_WIDTH, HEAD_WIDTH, 1)))
+
+
+class DynamicHead(nn.Module):
+  """A head whose weights the class and the image write (DoDNet, Zhang et al., CVPR 2021).
+
+      logits = ω₃ * a(ω₂ * a(ω₁ * x)),   ω = φ([s / √|s|, v / √|v|])
+
+  with 1×1×1 convolutions *, an activation a, the mean s of the coarsest features, the vector v of
+  the class and a linear φ. All that precedes it sees no class and is shared. The biases of ω begin
+  at zero.
+
+  Attributes:
+    activation: a.
+  """
+
+  activation: Callable[[jax.Array], jax.Array]
+
+  @nn.compact
+  def __call__(self, x: jax.Array, summary: jax.Array, vector_BE: jax.Array) -> jax.Array:
+    """float32 logits [B, *shape].
+
+    Args:
+      x: features at the resolution of the image, [B, *shape, C].
+      summary: means over space of the coarsest features, [B, *1s, S].
+      vector_BE: of the classes.
+    """
+    exact = jax.lax.Precision.HIGHEST  # as for constant channels: codes are close to one another
+    # Image and class count alike, whatever the lengths of their vectors.
+    parts = (summary.reshape(len(vector_BE), -1), vector_BE)
+    context = jnp.concatenate([p / math.sqrt(p.shape[-1]) for p in parts], axis=-1)
+    x = x.astype(jnp.float32)
+    layers = head_layers(x.shape[-1])
+    for i, (fan_in, features) in enumerate(layers):
+      init = nn.initializers.truncated_normal(math.sqrt(2.0 / fan_in))
+      weight = nn.Dense(fan_in * features, use_bias=False, kernel_init=init, precision=exact,
+                        name=f"weight_{i}")(context)
+      bias = nn.Dense(features, kernel_init=nn.initializers.zeros, precision=exact,
+                      name=f"bias_{i}")(context)
+      x = jnp.einsum("b...c,bco->b...o", x, weight.reshape(-1, fan_in, features))
+      x = x + jnp.broadcast_to(bias.reshape(-1, *(1,) * (x.ndim - 2), features), x.shape)
+      if i < len(layers) - 1:
+        x = self.activation(x)
+    return x[..., 0]

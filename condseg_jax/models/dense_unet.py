@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from condseg_jax.models import conditioning
+from condseg_jax.models import halo
 from condseg_jax.models import layers
 
 
@@ -29,10 +30,12 @@ class Features(NamedTuple):
   Attributes:
     x: features at the coarsest level that is still to be decoded, [B, *shape, C].
     skips: the encoder's output of every finer level, finest first.
+    summary: means over space of the coarsest features, [B, *1s, C], where the head needs them.
   """
 
   x: jax.Array
   skips: tuple[jax.Array, ...]
+  summary: jax.Array | None = None
 
 
 class Layer(nn.Module):
@@ -92,13 +95,15 @@ class DenseUNet(nn.Module):
     strides: pooling per level, finest first, one tuple of one stride per axis for each of the
       levels - 1 poolings; its inner length makes the network 2-D or 3-D.
     depth: layers in the block of every level, finest first.
+    decoder_depth: the same for the decoder, which has no coarsest level; None for those of `depth`.
     channels: features of the finest level; level l has (l + 1) times as many.
     growth: channels of a dense layer at the finest level; at level l (l + 1) times as many.
     norm: group | instance | none.
     activation: a name in `layers.ACTIVATIONS`.
     position: where the condition enters: `none`, `input` (cond-2nd: beside the image), `encoder`
       (cond-enc: into every block below the finest, after its skip has left), `decoder` (cond-dec:
-      into every decoder block, beside the skip).
+      into every decoder block, beside the skip), `head` (a `conditioning.DynamicHead`, everything
+      before it shared by all classes).
     mechanism: `hash` or `embedding`.
     embedding_size: length of a learned class vector.
     from_level: coarsest decoder level that sees the class; None for all of them. Coarser ones are
@@ -127,6 +132,7 @@ class DenseUNet(nn.Module):
   dtype: jnp.dtype = jnp.float32
   deep_supervision: int = 0
   remat: bool = False
+  decoder_depth: Sequence[int] | None = None
   partition: str | None = None
 
   def check(self) -> None:
@@ -136,9 +142,12 @@ class DenseUNet(nn.Module):
                        "must be two levels or more, and one stride less than levels")
     if {len(level) for level in self.strides} not in ({2}, {3}):
       raise ValueError(f"strides {self.strides}: each has 2 axes, or each has 3")
+    if self.decoder_depth is not None and len(self.decoder_depth) != len(self.strides):
+      raise ValueError(f"decoder_depth has {len(self.decoder_depth)} levels; the decoder has "
+                       f"{len(self.strides)}, one less than the encoder")
     sizes = [self.channels, self.growth, self.embedding_size]
     sizes += [stride for level in self.strides for stride in level]
-    if min(sizes) < 1 or min(self.depth) < 0:
+    if min(sizes) < 1 or min(*self.depth, *(self.decoder_depth or ())) < 0:
       raise ValueError("channels, growth, embedding_size and strides must be 1 or more, depth 0 or "
                        "more")
     for value, name, known in ((self.position, "position", conditioning.POSITIONS),
@@ -153,22 +162,24 @@ class DenseUNet(nn.Module):
       if not 0 <= self.from_level <= len(self.depth) - 2:
         raise ValueError(f"from_level {self.from_level} is not one of the decoder's levels, 0 to "
                          f"{len(self.depth) - 2}")
-    if not 0 <= self.deep_supervision < self._conditioned_levels():
+    most = max(0, self._conditioned_levels() - 1)
+    if not 0 <= self.deep_supervision <= most:
       raise ValueError(f"deep_supervision {self.deep_supervision}: {self._conditioned_levels()} "
-                       "levels of the decoder see the class, so choose 0 to "
-                       f"{self._conditioned_levels() - 1}")
+                       f"levels of the decoder see the class, so choose 0 to {most}")
 
   def setup(self):
     self.check()
     levels = len(self.depth)
     self.stem = Layer(self.channels, (3,) * self.ndim, self.norm, self.activation, self.dtype,
                       self.partition)
-    self.down = [self._block(level) for level in range(levels)]
+    self.down = [self._block(level, n) for level, n in enumerate(self.depth)]
     self.up = [layers.Upsample(self._width(level), self.strides[level], self.dtype)
                for level in range(levels - 1)]
-    self.merge = [self._block(level) for level in range(levels - 1)]
+    merge_depth = self.depth[:-1] if self.decoder_depth is None else self.decoder_depth
+    self.merge = [self._block(level, n) for level, n in enumerate(merge_depth)]
     # In float32: rounded to bfloat16, the scores of two classes would often tie.
-    self.head = self._head()
+    self.head = (conditioning.DynamicHead(layers.ACTIVATIONS[self.activation])
+                 if self.position == "head" else self._head())
     self.coarse_heads = [self._head() for _ in range(self.deep_supervision)]
     if self.position != "none":
       self.class_vector = conditioning.ClassVector(self.mechanism, self.codes, self.embedding_size)
@@ -207,9 +218,12 @@ class DenseUNet(nn.Module):
       x = self.down[level](x, None, vector if self.position == "encoder" else None)
       skips.append(x)
     skips.pop()
+    summary = None
+    if self.position == "head":
+      summary = halo.mean(x.astype(jnp.float32), self.partition)
     while len(skips) > self._conditioned_levels():
       x = self._merge(x, skips, None)
-    return Features(x, tuple(skips))
+    return Features(x, tuple(skips), summary)
 
   def decode(self, features: Features, class_id_B: jax.Array) -> jax.Array:
     """The logits of one class per sample.
@@ -230,7 +244,10 @@ class DenseUNet(nn.Module):
       1 + `deep_supervision` arrays, float32 [B, *shape of the level]. Under jit, what is not used
       of them is not computed.
     """
-    vector = self.class_vector(class_id_B) if self.position == "decoder" else None
+    seen = self.position in ("decoder", "head")
+    vector = self.class_vector(class_id_B) if seen else None
+    if self.position == "head":
+      return (self.head(features.x, features.summary, vector),)
     x, skips = features.x, list(features.skips)
     logits = []
     while skips:
@@ -253,6 +270,8 @@ class DenseUNet(nn.Module):
 
   def _conditioned_levels(self) -> int:
     """How many decoder levels, finest first, belong to `decode`."""
+    if self.position == "head":
+      return 0
     return len(self.depth) - 1 if self.from_level is None else self.from_level + 1
 
   def _width(self, level: int) -> int:
@@ -261,9 +280,9 @@ class DenseUNet(nn.Module):
   def _head(self) -> layers.Conv:
     return layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)
 
-  def _block(self, level: int) -> DenseBlock:
+  def _block(self, level: int, depth: int) -> DenseBlock:
     block = nn.remat(DenseBlock) if self.remat else DenseBlock
-    return block(self.depth[level], self.growth * (level + 1), self._width(level), self.ndim,
+    return block(depth, self.growth * (level + 1), self._width(level), self.ndim,
                  self.norm, self.activation, self.dtype, self.partition)
 
 

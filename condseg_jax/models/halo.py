@@ -54,3 +54,9 @@ def positions(size: int, partition: str | None) -> tuple[jax.Array | np.ndarray,
   if partition is None:
     return here, size
   return here + lax.axis_index(partition) * size, size * lax.axis_size(partition)
+
+
+def mean(x_BDHWC: jax.Array, partition: str | None) -> jax.Array:
+  """Mean over the space of the whole volume, [B, *1s, C]."""
+  here = x_BDHWC.mean(tuple(range(1, x_BDHWC.ndim - 1)), keepdims=True)
+  return here if partition is None else lax.pmean(here, partition)

@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict(dict(
       strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), depth=(1, 2, 2, 2), channels=16, growth=16,
       norm="group", activation="leaky_relu", dtype="float32",
+      decoder_depth=config_dict.placeholder(tuple),  # as depth where it is None
       deep_supervision=0,  # coarser decoder levels that are scored too
       remat=False))  # compute blocks again in the gradient: less memory on accelerators
   config.conditioning = ml_collections.ConfigDict(dict(

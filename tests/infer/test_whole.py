@@ -32,7 +32,7 @@ def two_devices():
 
 @pytest.mark.parametrize("ndim, norm, position", [
     (2, "group", "input"), (2, "instance", "encoder"), (3, "group", "decoder"),
-    (3, "instance", "input")])
+    (3, "instance", "input"), (2, "group", "head")])
 def test_value_and_gradient_are_those_of_the_undivided_network(ndim, norm, position):
   """Wherever the class enters, at the borders of the volume as where it is cut."""
   model, variables = network(ndim, norm=norm, position=position)
@@ -54,7 +54,7 @@ def test_value_and_gradient_are_those_of_the_undivided_network(ndim, norm, posit
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), gradient_a, gradient_b)
 
 
-@pytest.mark.parametrize("position", ["decoder", "input"])
+@pytest.mark.parametrize("position", ["decoder", "input", "head"])
 def test_probabilities_of_a_volume_that_is_no_multiple(position):
   """It is surrounded by its own edge and cut out again; classes come in the order asked for."""
   model, variables = network(3, position=position)

@@ -29,10 +29,11 @@ def test_a_config_to_a_network():
     (dict(strides=[[2, 2], [2, 2, 2]], depth=[1, 1, 1]), "axes"), (dict(strides=[2]), "model"),
     (dict(strides=[[2, 0]]), "1 or more"), (dict(depth=3), "model"),
     (dict(depth=[1, -1]), "0 or more"), (dict(channels=0), "1 or more"),
-    (dict(position="head"), "position"), (dict(mechanism="film"), "mechanism"),
-    (dict(norm="batch"), "norm"), (dict(activation="elu"), "activation"),
-    (dict(from_level=1), "from_level"), (dict(from_level=-1), "from_level"),
-    (dict(from_level=0, position="input"), "from_level")])
+    (dict(position="bridge"), "position"), (dict(decoder_depth=[1, 1]), "decoder_depth"),
+    (dict(decoder_depth=[-1]), "0 or more"), (dict(from_level=0, position="head"), "from_level"),
+    (dict(mechanism="film"), "mechanism"), (dict(norm="batch"), "norm"),
+    (dict(activation="elu"), "activation"), (dict(from_level=1), "from_level"),
+    (dict(from_level=-1), "from_level"), (dict(from_level=0, position="input"), "from_level")])
 def test_settings_that_make_no_network(change, fault):
   with pytest.raises(InputError, match=fault) as error:
     build_model(MODEL | change, {k: v for k, v in CONDITION.items() if k not in change}, CODES)

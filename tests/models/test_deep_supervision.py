@@ -43,8 +43,9 @@ def test_prediction_is_that_of_the_network_without_it():
   assert flops[0] == flops[1]
 
 
-@pytest.mark.parametrize("settings, most", [({}, 2), ({"from_level": 1}, 1), ({"from_level": 0}, 0),
-                                            ({"position": "encoder"}, 2)])
+@pytest.mark.parametrize("settings, most", [
+    ({}, 2), ({"from_level": 1}, 1), ({"from_level": 0}, 0), ({"position": "encoder"}, 2),
+    ({"position": "head"}, 0)])
 def test_only_levels_that_see_the_class_have_a_head(settings, most):
   DenseUNet(**NET, **settings, deep_supervision=most).check()
   for wrong in (most + 1, -1):

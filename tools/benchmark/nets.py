@@ -12,6 +12,7 @@ import numpy as np
 
 from condseg_jax.cli.train import plain_config
 from condseg_jax.models.build import build_model
+from condseg_jax.models.conditioning import head_layers
 from condseg_jax.models.dense_unet import DenseUNet
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -78,6 +79,9 @@ def work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> tuple[float
       continue
     level = int(number or 0)
     late = kind == "head" or (kind in ("up", "merge") and level <= last)
+    if kind == "head" and model.position == "head":  # its kernels are written for each class
+      sums["decode"] += 2.0 * sum(map(math.prod, head_layers(model.channels))) * voxels[0]
+      continue
     weights = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(tree)
                   if path[-1].key == "kernel" and "condition" not in jax.tree_util.keystr(path))
     # A transposed convolution meets the coarser level's voxels.
@@ -93,6 +97,8 @@ def classless_work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> f
   sees the class that of the upsampled features too.
   """
   voxels, last = _voxels(model, shape), _last_level(model)
+  if last < 0:
+    return 0.0
   total = 2.0 * params[f"up_{last}"]["kernel"].size * voxels[last + 1]
   for level in range(last + 1):
     free = model.channels * (level + 1) * (2 if level == last else 1)
@@ -110,7 +116,9 @@ def _voxels(model: DenseUNet, shape: Sequence[int]) -> list[int]:
 
 
 def _last_level(model: DenseUNet) -> int:
-  """The coarsest level of the decoder that belongs to `decode`."""
+  """The coarsest level of the decoder that belongs to `decode`; -1 where only the head does."""
+  if model.position == "head":
+    return -1
   return len(model.depth) - 2 if model.from_level is None else model.from_level
 
 
