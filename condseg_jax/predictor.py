@@ -4,9 +4,11 @@
     prediction = predictor.predict(condseg_jax.read("ct.nii.gz"), classes=["liver", "spleen"])
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import time
 
+import jax
 import numpy as np
 
 from condseg_jax.classes import ClassTable
@@ -17,12 +19,38 @@ from condseg_jax.geometry import from_canonical
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import fuse
+from condseg_jax.infer import native
 from condseg_jax.infer import predict as windows
-from condseg_jax.infer.whole import whole_probabilities
+from condseg_jax.infer import schedule
+from condseg_jax.infer.planes import Planes
+from condseg_jax.infer.whole import whole_slabs
+from condseg_jax.models import memory
 from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.train.checkpoint import Checkpoints
+
+# Told the schedule and the predicted seconds before the start; what it returns is told the number
+# of windows done since it was told last.
+Announce = Callable[[schedule.Schedule, float], Callable[[int], None]]
+
+
+class Masks(Mapping):
+  """Class → bool mask on the grid of the file, made when it is asked for."""
+
+  def __init__(self, names: Sequence[str], make: Callable[[str], np.ndarray]):
+    self._names, self._make = tuple(names), make
+
+  def __getitem__(self, name: str) -> np.ndarray:
+    if name not in self._names:
+      raise KeyError(name)
+    return self._make(name)
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._names)
+
+  def __len__(self) -> int:
+    return len(self._names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +60,7 @@ class Prediction:
   Attributes:
     label: label map, id + 1 of the class, 0 for background.
     names: class → its value in the label map, for the classes asked for.
-    masks: class → bool mask; they may overlap with independent fusion.
+    masks: class → bool mask, made when it is asked for; they may overlap with independent fusion.
   """
 
   label: Volume
@@ -57,10 +85,12 @@ class Predictor:
   table: ClassTable
   plan: Plan
   step: int = 0
+  _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
               fusion: str = "argmax", threshold: float = 0.5, step: float = 0.5,
-              partition: bool = False) -> Prediction:
+              partition: bool = False, memory_bytes: int | None = None,
+              announce: Announce | None = None) -> Prediction:
     """Segments a volume.
 
     Args:
@@ -73,35 +103,40 @@ class Predictor:
       step: distance of neighbouring windows as a part of the window.
       partition: without windows: the whole volume in one pass, split along its first canonical axis
         over all devices of this process (see `infer.whole`).
+      memory_bytes: budget on the host for all that does not depend on the file (see
+        `infer.schedule`); a sensible part of the machine's memory when None.
+      announce: see `Announce`.
 
     Raises:
       InputError: unknown class or preset, or a volume that the network cannot take.
     """
     fuse.check_fusion(fusion)
     ids = self.table.select(classes, preset)
-    planes = self._probabilities(volume, ids, step, partition)
-    if fusion == "softmax":
-      planes = fuse.exclusive_probabilities(planes)
-    grid = canonical_geometry(volume.geometry).shape
-
-    masks = {}
-
-    def native(class_id, plane):
-      plane = resample.resample_to(plane, grid, 1)
-      if fusion == "independent":
-        masks[self.table.names[class_id]] = from_canonical(
-            plane >= threshold, volume.geometry).array
-      return plane
-
-    canonical = fuse.best_class(map(native, ids, planes), ids, threshold)
-    label = from_canonical(canonical, volume.geometry)
     names = {self.table.names[i]: i + 1 for i in ids}
-    if fusion != "independent":
-      masks = {name: label.array == value for name, value in names.items()}
-    return Prediction(label, names, masks)
+    image = self._normalised(volume)
+    shape = image.shape[:-1]
+    slabs = (whole_slabs(self.model, self.variables, image, ids) if partition else
+             self._window_slabs(image, ids, step, memory_bytes, announce))
+    if fusion == "independent":
+      planes = Planes(None, ids, shape)
+      slabs = planes.keep(slabs)
+    best, score = fuse.best_class(slabs, shape, ids, exclusive=fusion == "softmax")
+    del image
+    grid = canonical_geometry(volume.geometry).shape
+    label = from_canonical(native.label_map(best, score, grid, threshold), volume.geometry)
 
-  def _probabilities(self, volume: Volume, ids, step, partition) -> np.ndarray:
-    """float32 [K, *shape] on the plan's grid, canonical axes."""
+    def independent(name):
+      found = native.mask(lambda rows: planes.rows(names[name] - 1, rows), shape, grid, threshold)
+      return from_canonical(found, volume.geometry).array
+
+    def exclusive(name):
+      return label.array == names[name]
+
+    mask = independent if fusion == "independent" else exclusive
+    return Prediction(label, names, Masks(names, mask))
+
+  def _normalised(self, volume: Volume) -> np.ndarray:
+    """float32 [*shape, C] on the plan's grid, canonical axes."""
     if volume.ndim != len(self.plan.spacing):
       raise InputError("image", f"has {volume.ndim} axes, the model was trained on "
                        f"{len(self.plan.spacing)}", "use a model for such images")
@@ -113,12 +148,37 @@ class Predictor:
     image = resample.resample_image(to_canonical(volume), self.plan.spacing).array
     image = image if image.ndim > volume.ndim else image[..., None]
     mean, sd = image.mean(dtype=np.float64), image.std(dtype=np.float64)
-    normal = self.plan.normalise(image, float(mean), float(sd))
-    if partition:
-      return whole_probabilities(self.model, self.variables, normal, ids)
+    return self.plan.normalise(image, float(mean), float(sd))
+
+  def _window_slabs(self, image, ids, step, budget, announce) -> Iterator[windows.Slab]:
+    functions, window = windows.window_functions(self.model), self.plan.subvolume
+    on_host = jax.default_backend() == "cpu"
+    batch, size = 1 if on_host else 4, min(functions.classes, len(ids))
+    call = memory.prediction_bytes(self.model, window, image.shape[-1], batch, size)
+    plan = schedule.make(image.shape[:-1], window, len(ids), step=step, window_batch=batch,
+                         budget=budget, channels=image.shape[-1],
+                         call_bytes=call if on_host else 0)
+    progress = lambda windows: None
+    if announce is not None:
+      encode, decode = self._seconds(batch, image.shape[-1], size)
+      progress = announce(plan, plan.seconds(encode, decode, len(ids)))
+    return windows.probability_slabs(functions, self.variables, image, ids, window, plan, progress)
+
+  def _seconds(self, batch, channels, size) -> tuple[float, float]:
+    """Of a call of `encode`, and of `decode` for each class; measured once."""
+    if (batch, channels, size) in self._measured:
+      return self._measured[batch, channels, size]
     functions = windows.window_functions(self.model)
-    return windows.class_probabilities(functions, self.variables, normal, ids,
-                                       self.plan.subvolume, step=step)
+    image = np.zeros((batch, *self.plan.subvolume, channels), np.float32)
+    ids = np.zeros(size, np.int32)
+    for _ in range(2):  # the first compiles
+      start = time.perf_counter()
+      features = jax.block_until_ready(functions.encode(self.variables, image, ids))
+      middle = time.perf_counter()
+      jax.block_until_ready(functions.decode(self.variables, features, ids))
+      end = time.perf_counter()
+    self._measured[batch, channels, size] = middle - start, (end - middle) / size
+    return self._measured[batch, channels, size]
 
 
 def load(workdir, checkpoint: str = "last") -> Predictor:

@@ -194,6 +194,26 @@ def kvstore(path: epath.Path) -> str | dict:
   return {"driver": "file", "path": f"{os.path.abspath(text)}/"}
 
 
+def create_array(path: epath.Path, shape, dtype, chunk: Sequence[int],
+                 attributes: Mapping | None = None) -> ts.TensorStore:
+  """A new array of zeros in zarr v3, for writing."""
+  dtype = np.dtype(dtype)
+  codecs = [{"name": "bytes", "configuration": {"endian": "little"}},
+            {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5,
+                                                "shuffle": "shuffle"}},
+            {"name": "crc32c"}]
+  if dtype.itemsize == 1:
+    codecs[0] = {"name": "bytes"}
+    codecs[1]["configuration"]["shuffle"] = "noshuffle"
+  metadata = {"shape": shape, "data_type": dtype.name, "fill_value": 0,
+              "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
+              "codecs": codecs, "attributes": dict(attributes or {})}
+  spec = {"driver": "zarr3", "kvstore": kvstore(path), "metadata": metadata,
+          "store_data_equal_to_fill_value": True}
+  # Without a cache: what is written is not read again soon, and memory is short.
+  return ts.open(spec, create=True, context=ts.Context({})).result()
+
+
 @functools.cache
 def _context() -> ts.Context:
   return ts.Context({"cache_pool": {"total_bytes_limit": 512 << 20}})

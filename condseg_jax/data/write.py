@@ -24,8 +24,8 @@ from condseg_jax.classes import POSITIVE
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import chunk_shape
 from condseg_jax.data.store import combined_digest
+from condseg_jax.data.store import create_array
 from condseg_jax.data.store import forget_arrays
-from condseg_jax.data.store import kvstore
 from condseg_jax.data.store import MANIFEST
 from condseg_jax.data.store import slabs
 from condseg_jax.data.store import Store
@@ -90,14 +90,15 @@ def write_case(root, facts: CaseFacts, grid: Geometry, image: contextlib.Abstrac
   forget_arrays()
 
   chunk = chunk_shape(grid.ndim)
-  images = _create(folder / "image", (*grid.shape, channels), dtype, (*chunk, channels))
+  images = create_array(folder / "image", (*grid.shape, channels), dtype, (*chunk, channels))
   with image as rows_of:
     parts = list(pool.map(functools.partial(_write_image, images, rows_of), slabs(grid.shape)))
   del rows_of  # and the image with it
   mean, sd = _moments([p[1:] for p in parts])
   image_digests, mask_digests, samples = [p[0] for p in parts], [], {}
 
-  stored = _create(folder / "masks", (len(facts.annotated), *grid.shape), np.uint8, (1, *chunk))
+  stored = create_array(folder / "masks", (len(facts.annotated), *grid.shape), np.uint8,
+                        (1, *chunk))
   for number, (name, rows_of) in enumerate(masks):
     parts = list(pool.map(
         functools.partial(_write_mask, stored[number], images, rows_of, f"{facts.id}/{name}"),
@@ -211,21 +212,3 @@ def _merged(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
 def _generator(*key) -> np.random.Generator:
   digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
   return np.random.default_rng(int.from_bytes(digest[:8]))
-
-
-def _create(path: epath.Path, shape, dtype, chunk: Sequence[int]) -> ts.TensorStore:
-  dtype = np.dtype(dtype)
-  codecs = [{"name": "bytes", "configuration": {"endian": "little"}},
-            {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5,
-                                                "shuffle": "shuffle"}},
-            {"name": "crc32c"}]
-  if dtype.itemsize == 1:
-    codecs[0] = {"name": "bytes"}
-    codecs[1]["configuration"]["shuffle"] = "noshuffle"
-  metadata = {"shape": shape, "data_type": dtype.name, "fill_value": 0,
-              "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(chunk)}},
-              "codecs": codecs}
-  spec = {"driver": "zarr3", "kvstore": kvstore(path), "metadata": metadata,
-          "store_data_equal_to_fill_value": True}
-  # Without a cache: what is written is not read again soon, and memory is short.
-  return ts.open(spec, create=True, context=ts.Context({})).result()

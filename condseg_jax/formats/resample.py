@@ -160,11 +160,11 @@ def _passes(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, AxisTaps]:
 def _linear(array: np.ndarray, passes: dict[int, AxisTaps]) -> np.ndarray:
   array = np.ascontiguousarray(array, dtype=np.float32)
   for axis, taps in passes.items():
-    array = _linear_pass(array, axis, taps)
+    array = linear_pass(array, axis, taps)
   return array
 
 
-def _linear_pass(array: np.ndarray, axis: int, taps: AxisTaps) -> np.ndarray:
+def linear_pass(array: np.ndarray, axis: int, taps: AxisTaps) -> np.ndarray:
   low, high, weight = taps
   # "clip" only spares numpy a bounds check per element; every index is inside.
   out = np.take(array, low, axis, mode="clip")
@@ -211,20 +211,20 @@ def _majority(array: np.ndarray, shape: tuple[int, ...],
   out = np.zeros(shape, array.dtype)
   best = np.zeros(shape, np.float32)
   for value, box in boxes:  # ascending, so that >= gives ties to the larger value
-    cropped = [_cropped_taps(*pair) for pair in zip(taps, box, strict=True)]
+    cropped = [cropped_taps(*pair) for pair in zip(taps, box, strict=True)]
     if any(target.start >= target.stop for _, target, _ in cropped):
       continue  # a thin structure between two output centres
     score = (labels[tuple(source for source, _, _ in cropped)] == value).astype(np.float32)
     target = tuple(target for _, target, _ in cropped)
     for axis in passes:
-      score = _linear_pass(score, axis, cropped[axis][2])
+      score = linear_pass(score, axis, cropped[axis][2])
     wins = score >= best[target]
     best[target][wins] = score[wins]
     out[target][wins] = value
   return out
 
 
-def _cropped_taps(taps: AxisTaps, box: slice) -> tuple[slice, slice, AxisTaps]:
+def cropped_taps(taps: AxisTaps, box: slice) -> tuple[slice, slice, AxisTaps]:
   """Input range, output range and taps that a structure inside `box` needs along one axis."""
   low, high, weight = taps
   first = int(np.searchsorted(high, box.start, "left"))

@@ -1,60 +1,59 @@
-"""Per-class probabilities to one label map, or to one mask per class."""
+"""Per-class probabilities to the best class of every voxel, in memory that knows no classes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from condseg_jax.errors import InputError
+from condseg_jax.infer.predict import Slab
 
 FUSIONS = ("argmax", "softmax", "independent")
+CERTAIN = 1 - 1e-6  # odds are taken of probabilities up to this
 
 
-def label_dtype(class_ids) -> type:
+def label_dtype(class_ids: Sequence[int]) -> type:
   """uint8, or uint16 where a label value passes 255."""
   return np.uint8 if max(class_ids) + 1 <= 255 else np.uint16
 
 
-def best_class(planes: Iterable[np.ndarray], class_ids, threshold: float) -> np.ndarray:
-  """The most probable class where its probability reaches the threshold, else background.
+def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[int],
+               exclusive: bool = False) -> tuple[np.ndarray, np.ndarray]:
+  """The most probable class of every voxel, however improbable, and its probability.
 
-  The planes are taken one by one and only the best so far is kept, so memory does not grow with
-  the number of classes. Of equal probabilities the earlier class wins.
-
-  Args:
-    planes: probability of each class, [*shape].
-    class_ids: their ids.
-    threshold: in [0, 1].
-
-  Returns:
-    Label map [*shape]: class id + 1, or 0.
-  """
-  label = best = None
-  for plane, class_id in zip(planes, class_ids, strict=True):
-    if label is None:
-      label = np.zeros(plane.shape, label_dtype(class_ids))
-      best = np.full(plane.shape, -1.0, np.float32)
-    better = (plane >= threshold) & (plane > best)
-    label[better] = class_id + 1
-    best[better] = plane[better]
-  return label
-
-
-def exclusive_probabilities(planes: np.ndarray) -> np.ndarray:
-  """Softmax over the classes and background: the classes as alternatives, not as questions apart.
-
-      q_k = o_k / (1 + Σ_j o_j),   o_k = p_k / (1 - p_k)
-
-  which is the softmax of the logits with a background logit of 0.
+  Of equal probabilities the class that came first wins.
 
   Args:
-    planes: [K, *shape], independent probabilities.
+    slabs: together every class at every voxel once.
+    shape: of the volume.
+    class_ids: all that come.
+    exclusive: make classes and background alternatives, not questions apart:
+
+          q_k = o_k / (1 + Σ_j o_j),   o_k = p_k / (1 - p_k)
+
+      the softmax of the logits with a background logit of 0. It is the same class that is best.
 
   Returns:
-    [K, *shape]; together with the background's 1 - Σ q they add up to 1.
+    Class id + 1 and probability float32, both [*shape].
   """
-  p = np.clip(planes, 0, 1 - 1e-6).astype(np.float32)
-  odds = p / (1 - p)
-  return odds / (1 + odds.sum(0))
+  label = np.zeros(shape, label_dtype(class_ids))
+  best = np.full(shape, -1.0, np.float32)
+  odds = np.zeros(shape, np.float32) if exclusive else None
+  for slab in slabs:
+    for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
+      better = plane > best[slab.box]
+      label[slab.box][better] = class_id + 1
+      np.maximum(best[slab.box], plane, out=best[slab.box])
+      if exclusive:
+        odds[slab.box] += _odds(plane)
+  if exclusive:
+    for row in range(len(best)):  # one by one: no second volume
+      best[row] = _odds(best[row]) / (1 + odds[row])
+  return label, best
+
+
+def _odds(probability: np.ndarray) -> np.ndarray:
+  p = np.clip(probability, 0, CERTAIN)
+  return p / (1 - p)
 
 
 def check_fusion(name: str) -> None:

@@ -1,6 +1,10 @@
-"""Class probabilities of a volume by sliding window: encode once, decode once per class."""
+"""Class probabilities of a volume by sliding window: encode once, decode once per class.
 
-from collections.abc import Callable, Sequence
+Windows come in layers along one axis, and the sums of overlapping windows exist for the slab of one
+layer alone: what is finished leaves as a `Slab`, and nobody has to hold all classes of all voxels.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 import functools
 from typing import NamedTuple
 
@@ -9,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.infer import tiles
+from condseg_jax.infer.schedule import Schedule
 from condseg_jax.models.dense_unet import DenseUNet
 
-CLASS_CHUNK = 8  # classes decoded at once
+CLASSES_AT_ONCE = 16  # per call of `decode`; its output holds so many windows
 
 
 class WindowFunctions(NamedTuple):
@@ -20,18 +25,39 @@ class WindowFunctions(NamedTuple):
   Attributes:
     encode: (variables, image_BDHWC, class_id_K) → features, with a leading axis K where the
       encoder sees the class.
-    decode: (variables, features, class_id_K) → probability float32 [B, *window, K].
+    decode: (variables, features, class_id_K) → probability float32 [K, B, *window]. Ids below 0
+      fill up a call; nothing is computed for them, and their windows mean nothing.
     encoder_sees_class: whether features belong to classes, so that other classes need others.
+    classes: most ids of a call.
   """
 
   encode: Callable
   decode: Callable
   encoder_sees_class: bool
+  classes: int
+
+
+class Slab(NamedTuple):
+  """Finished probabilities of some classes in some part of a volume.
+
+  Attributes:
+    class_ids: of the planes.
+    box: where they lie in the volume.
+    planes: float32 [K, *shape of the box], to be read before the next slab is asked for. A reader
+      may change them.
+  """
+
+  class_ids: Sequence[int]
+  box: tuple[slice, ...]
+  planes: np.ndarray
 
 
 @functools.lru_cache(maxsize=8)
 def window_functions(model: DenseUNet) -> WindowFunctions:
   """The two halves of a network for prediction; the same network gives the same functions."""
+  # A CPU is fastest with one class after the other, in its caches; accelerators want them at once.
+  lanes = 1 if jax.default_backend() == "cpu" else 8
+
   def encode(variables, image, class_id_K):
     def one(class_id):
       ids = None if class_id is None else jnp.full(image.shape[:1], class_id)
@@ -40,63 +66,133 @@ def window_functions(model: DenseUNet) -> WindowFunctions:
 
   def decode(variables, features, class_id_K):
     def one(features, class_id):
-      ids = jnp.full(features.x.shape[:1], class_id)
+      ids = jnp.full(features.x.shape[-model.ndim - 2:-model.ndim - 1], class_id)
       return jax.nn.sigmoid(model.apply(variables, features, ids, method=model.decode))
-    axes = (0 if model.encoder_sees_class else None, 0)
-    return jax.vmap(one, in_axes=axes, out_axes=-1)(features, class_id_K)
 
-  return WindowFunctions(jax.jit(encode), jax.jit(decode), model.encoder_sees_class)
+    if model.encoder_sees_class:
+      return jax.vmap(one)(features, class_id_K)
+    size = len(class_id_K)
+    groups = -(-size // lanes)
+    ids = jnp.pad(class_id_K, (0, groups * lanes - size), constant_values=-1)
+    ids = ids.reshape(groups, lanes)
+    several = jax.vmap(one, in_axes=(None, 0))
+    shape = jax.eval_shape(several, features, ids[0]).shape
+    # As many turns as there are ids: one program for a full call and for the rest.
+    turns = (jnp.sum(class_id_K >= 0) + lanes - 1) // lanes
+    planes = jax.lax.fori_loop(
+        0, turns, lambda i, out: out.at[i].set(several(features, jnp.maximum(ids[i], 0))),
+        jnp.zeros((groups, *shape), jnp.float32))
+    return planes.reshape(groups * lanes, *shape[1:])[:size]
+
+  classes = lanes if model.encoder_sees_class else CLASSES_AT_ONCE
+  return WindowFunctions(jax.jit(encode), jax.jit(decode), model.encoder_sees_class, classes)
 
 
-def class_probabilities(functions: WindowFunctions, variables, image_DHWC: np.ndarray,
-                        class_ids: Sequence[int], window: Sequence[int], *, step: float = 0.5,
-                        window_batch: int | None = None) -> np.ndarray:
-  """Probability of every class at every voxel.
+def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndarray,
+                      class_ids: Sequence[int], window: Sequence[int], schedule: Schedule,
+                      progress: Callable[[int], None] = lambda windows: None) -> Iterator[Slab]:
+  """Probabilities of every class at every voxel, slab by slab.
 
   Windows have one fixed shape and come in batches of one fixed size, so that every volume uses the
-  same compiled program. Each is encoded once; its classes are decoded in chunks. Where windows
-  overlap, their probabilities are averaged with Gaussian weights.
+  same compiled program. Each is encoded once in a pass; its classes are decoded one after the
+  other. Where windows overlap, their probabilities are averaged with Gaussian weights.
 
   Args:
     functions: of `window_functions`.
     variables: of the network.
-    image_DHWC: normalised image at the network's spacing; without D in 2-D.
+    image_DHWC: normalised image at the network's spacing; without D in 2-D. A volume smaller than
+      the window is surrounded by its own edge, as in training.
     class_ids: the classes wanted.
     window: shape of a window.
-    step: see `tiles.window_starts`.
-    window_batch: windows per call; by default 1 on CPU and 4 elsewhere.
+    schedule: of `schedule.make`, for these classes and this volume.
+    progress: told the number of windows done since it was told last.
 
-  Returns:
-    float32 [K, *shape].
+  Yields:
+    `Slab`s. All parts of the volume come for the first classes, then for the next.
   """
-  window_batch = window_batch or (1 if jax.default_backend() == "cpu" else 4)
-  shape = image_DHWC.shape[:-1]
-  # A volume smaller than the window is surrounded by its own edge, as in training.
-  padding = [(max(0, w - n) // 2, max(0, w - n) - max(0, w - n) // 2)
-             for n, w in zip(shape, window, strict=True)]
-  image = np.pad(image_DHWC, (*padding, (0, 0)), mode="edge")
+  padding = tiles.surround(image_DHWC.shape[:-1], window)
+  image = np.pad(image_DHWC, (*padding, (0, 0)), mode="edge") if any(map(any, padding)) else (
+      image_DHWC)
+  size = min(functions.classes, len(class_ids))
+  for first in range(0, len(class_ids), schedule.classes):
+    ids = class_ids[first:first + schedule.classes]
+    for box, planes in _one_pass(functions, variables, image, ids, size, window, schedule,
+                                 progress):
+      # Back to the volume without what surrounds it.
+      start = [max(0, s.start - low) for s, (low, _) in zip(box, padding, strict=True)]
+      stop = [min(n, s.stop - low)
+              for s, (low, _), n in zip(box, padding, image_DHWC.shape, strict=False)]
+      if start[schedule.axis] >= stop[schedule.axis]:
+        continue
+      inside = tuple(slice(a + low - s.start, b + low - s.start)
+                     for a, b, s, (low, _) in zip(start, stop, box, padding, strict=True))
+      yield Slab(ids, tuple(map(slice, start, stop)), planes[(slice(None), *inside)])
 
-  chunk = min(CLASS_CHUNK, len(class_ids))
-  chunks = [np.asarray(class_ids[i:i + chunk]) for i in range(0, len(class_ids), chunk)]
+
+def class_probabilities(*arguments) -> np.ndarray:
+  """All of `probability_slabs` in one array, float32 [K, *shape], of K times the volume."""
+  class_ids, shape = arguments[3], arguments[2].shape[:-1]
+  planes = np.empty((len(class_ids), *shape), np.float32)
+  place = {class_id: k for k, class_id in enumerate(class_ids)}
+  for slab in probability_slabs(*arguments):
+    for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
+      planes[(place[class_id], *slab.box)] = plane
+  return planes
+
+
+def _one_pass(functions, variables, image, ids, size, window, schedule, progress):
+  """The boxes and planes of some classes."""
+  axis, shape = schedule.axis, image.shape[:-1]
   weights = tiles.gaussian_weights(window)
-  total = np.zeros((len(class_ids), *image.shape[:-1]), np.float32)
-  norm = np.zeros(image.shape[:-1], np.float32)
-  starts = tiles.window_starts(image.shape[:-1], window, step)
-  for first in range(0, len(starts), window_batch):
-    boxes = [tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))
-             for start in starts[first:first + window_batch]]
-    batch = np.stack([image[box] for box in boxes])
-    batch = np.pad(batch, [(0, window_batch - len(boxes))] + [(0, 0)] * (batch.ndim - 1))
-    for number, ids in enumerate(chunks):
-      padded = np.pad(ids, (0, chunk - len(ids)), mode="edge").astype(np.int32)
-      if number == 0 or functions.encoder_sees_class:
+  slab_shape = tuple(window[a] if a == axis else n for a, n in enumerate(shape))
+  total = np.zeros((len(ids), *slab_shape), np.float32)
+  norm = np.zeros(slab_shape, np.float32)
+  piece = np.empty(window, np.float32)
+  layers = tiles.layers(shape, window, schedule.step, axis)
+  for layer, following in zip(layers, [*layers[1:], None], strict=True):
+    for starts, part, scores in _decoded(functions, variables, image, ids, size, window,
+                                         schedule.window_batch, layer):
+      for b, start in enumerate(starts):
+        box = tuple(slice(0, w) if a == axis else slice(s, s + w)
+                    for a, (s, w) in enumerate(zip(start, window, strict=True)))
+        for k in range(min(size, len(ids) - part)):
+          total[(part + k, *box)] += np.multiply(weights, scores[k, b], out=piece)
+        if part == 0:
+          norm[box] += weights
+      progress(len(starts) if part == 0 else 0)
+    first = layer[0][axis]
+    rows = window[axis] if following is None else following[0][axis] - first
+    done = _along(axis, 0, rows)
+    for plane in total:
+      plane[done] /= norm[done]
+    box = tuple(slice(first, first + rows) if a == axis else slice(0, n)
+                for a, n in enumerate(shape))
+    yield box, total[(slice(None), *done)]
+    for plane in (*total, norm):  # the overlap with the next layer moves up
+      plane[_along(axis, 0, window[axis] - rows)] = plane[_along(axis, rows, window[axis])]
+      plane[_along(axis, window[axis] - rows, window[axis])] = 0
+
+
+def _along(axis: int, first: int, last: int) -> tuple[slice, ...]:
+  return (*(slice(None),) * axis, slice(first, last))
+
+
+def _decoded(functions, variables, image, ids, size, window, window_batch, layer):
+  """Probabilities of batches of windows; the device works on one while the last is read."""
+  waiting = None
+  for first in range(0, len(layer), window_batch):
+    starts = layer[first:first + window_batch]
+    batch = np.zeros((window_batch, *window, image.shape[-1]), np.float32)
+    for b, start in enumerate(starts):
+      batch[b] = image[tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))]
+    features = None
+    for part in range(0, len(ids), size):
+      padded = np.full(size, -1, np.int32)
+      padded[:len(ids) - part] = ids[part:part + size]
+      if features is None or functions.encoder_sees_class:
         features = functions.encode(variables, batch, padded)
-      scores = np.asarray(functions.decode(variables, features, padded))
-      for box, score in zip(boxes, scores, strict=False):
-        for k in range(len(ids)):
-          total[(number * chunk + k, *box)] += weights * score[..., k]
-    for box in boxes:
-      norm[box] += weights
-  total /= norm
-  inside = tuple(slice(low, low + n) for (low, _), n in zip(padding, shape, strict=True))
-  return total[(slice(None), *inside)]
+      scores = functions.decode(variables, features, padded)
+      if waiting is not None:
+        yield *waiting[:2], np.asarray(waiting[2])
+      waiting = starts, part, scores
+  yield *waiting[:2], np.asarray(waiting[2])

@@ -12,7 +12,7 @@ Temporary memory on each device by XLA's own account (`memory_analysis`, on CPU)
     gradient    13.25 GB  6.67 GB  3.39 GB  1.75 GB
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import functools
 
 import jax
@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from condseg_jax.infer.predict import Slab
 from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
 
@@ -49,9 +50,8 @@ def partitioned_logits(model: DenseUNet, mesh: Mesh) -> Callable:
   return jax.shard_map(logits, mesh=mesh, in_specs=(P(), SPLIT, P()), out_specs=SPLIT)
 
 
-def whole_probabilities(model: DenseUNet, variables, image_DHWC: np.ndarray,
-                        class_ids: Sequence[int],
-                        devices: Sequence[jax.Device] | None = None) -> np.ndarray:
+def whole_slabs(model: DenseUNet, variables, image_DHWC: np.ndarray, class_ids: Sequence[int],
+                devices: Sequence[jax.Device] | None = None) -> Iterator[Slab]:
   """Probability of every class at every voxel, from one pass over the whole volume.
 
   The volume is encoded once, where the encoder sees no class, and decoded for one class after the
@@ -66,8 +66,8 @@ def whole_probabilities(model: DenseUNet, variables, image_DHWC: np.ndarray,
     class_ids: the classes wanted.
     devices: in whose memory the volume is split; all of this process when None.
 
-  Returns:
-    float32 [K, *shape].
+  Yields:
+    The whole volume for each class.
   """
   devices = tuple(devices or jax.local_devices())
   mesh = make_mesh(devices)
@@ -81,13 +81,14 @@ def whole_probabilities(model: DenseUNet, variables, image_DHWC: np.ndarray,
   encode, decode = _halves(model, devices)
   inside = tuple(slice(low, low + n)
                  for (low, _), n in zip(padding, image_DHWC.shape, strict=False))
-  planes, features = [], None
+  everywhere = tuple(slice(0, n) for n in image_DHWC.shape[:-1])
+  features = None
   for class_id in class_ids:
     ids = np.array([class_id], np.int32)
     if features is None or model.encoder_sees_class:
       features = encode(variables, image, ids)
-    planes.append(np.asarray(decode(variables, features, ids))[0][inside])
-  return np.stack(planes)
+    plane = np.array(decode(variables, features, ids))[0][inside]
+    yield Slab([class_id], everywhere, plane[None])
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""Many probabilities, one label."""
+"""Many probabilities, the best class of every voxel."""
 
 import numpy as np
 import pytest
@@ -6,28 +6,42 @@ import pytest
 from condseg_jax.errors import InputError
 from condseg_jax.infer.fuse import best_class
 from condseg_jax.infer.fuse import check_fusion
-from condseg_jax.infer.fuse import exclusive_probabilities
+from condseg_jax.infer.predict import Slab
 
 
-def test_the_most_probable_class_above_the_threshold():
+def slabs(planes, class_ids):
+  """Whole planes, each cut in two along its axis, class after class."""
+  middle = planes.shape[1] // 2
+  for k, class_id in enumerate(class_ids):
+    for rows in (slice(0, middle), slice(middle, planes.shape[1])):
+      yield Slab([class_id], (rows,), planes[k:k + 1, rows])
+
+
+def test_the_most_probable_class_and_of_equals_the_earlier():
   planes = np.array([[0.9, 0.6, 0.4, 0.5], [0.8, 0.7, 0.3, 0.5]], np.float32)
-  label = best_class(planes, (4, 0), 0.5)
-  # Below the threshold it is background; of equals the earlier class wins.
-  np.testing.assert_array_equal(label, [5, 1, 0, 5])
+  label, score = best_class(slabs(planes, (4, 0)), (4,), (4, 0))
+  np.testing.assert_array_equal(label, [5, 1, 5, 5])
+  np.testing.assert_array_equal(score, planes.max(0))
   assert label.dtype == np.uint8
 
 
 def test_many_classes_need_sixteen_bits():
-  label = best_class(np.ones((1, 2), np.float32), (255,), 0.5)
+  label, _ = best_class(slabs(np.ones((1, 2), np.float32), (255,)), (2,), (255,))
   assert label.dtype == np.uint16 and label.tolist() == [256, 256]
 
 
 def test_exclusive_probabilities_are_the_softmax_of_the_logits():
-  logits = np.random.default_rng(0).normal(0, 2, (3, 5))
-  independent = 1 / (1 + np.exp(-logits))
+  logits = np.random.default_rng(0).normal(0, 2, (3, 6))
+  independent = (1 / (1 + np.exp(-logits))).astype(np.float32)
   expected = np.exp(logits) / (1 + np.exp(logits).sum(0))
-  np.testing.assert_allclose(exclusive_probabilities(independent), expected, rtol=1e-5)
-  assert (exclusive_probabilities(np.ones((2, 4))).sum(0) <= 1 + 1e-6).all()
+  label, score = best_class(slabs(independent, range(3)), (6,), range(3), exclusive=True)
+  np.testing.assert_array_equal(label, expected.argmax(0) + 1)
+  np.testing.assert_allclose(score, expected.max(0), rtol=1e-5)
+
+
+def test_certain_classes_share_a_voxel_without_overflow():
+  _, score = best_class(slabs(np.ones((2, 4), np.float32), (0, 1)), (4,), (0, 1), exclusive=True)
+  np.testing.assert_allclose(score, 0.5, rtol=1e-5)
 
 
 def test_unknown_fusion_is_wrong_usage():

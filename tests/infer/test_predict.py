@@ -1,17 +1,22 @@
-"""Encode once, decode per class; the sliding window is what it says."""
+"""Encode once, decode per class; the sliding window is what it says, whatever the schedule."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from condseg_jax.infer import schedule
+from condseg_jax.infer import tiles
 from condseg_jax.infer.predict import class_probabilities
-from condseg_jax.infer.predict import CLASS_CHUNK
+from condseg_jax.infer.predict import CLASSES_AT_ONCE
+from condseg_jax.infer.predict import probability_slabs
 from condseg_jax.infer.predict import window_functions
 from condseg_jax.models.dense_unet import DenseUNet
 
 WINDOW = (4, 8, 8)
-CODES = tuple(np.linspace(-1, 1, CLASS_CHUNK + 3).tolist())
+CODES = tuple(np.linspace(-1, 1, CLASSES_AT_ONCE + 3).tolist())
 
 
 def network(position):
@@ -25,6 +30,35 @@ def network(position):
 @pytest.fixture(scope="module")
 def decoder_network():
   return network("decoder")
+
+
+def noise(seed, *shape):
+  return np.random.default_rng(seed).normal(size=(*shape, 1)).astype(np.float32)
+
+
+def probabilities(functions, variables, image, ids, **settings):
+  plan = schedule.make(image.shape[:-1], WINDOW, len(ids), **settings)
+  return class_probabilities(functions, variables, image, ids, WINDOW, plan)
+
+
+def everything_kept(model, variables, image, ids):
+  """The sliding window with all that it needs in memory, one window and class after the other."""
+  shape = image.shape[:-1]
+  missing = [max(0, w - n) for n, w in zip(shape, WINDOW, strict=True)]
+  padding = [(m // 2, m - m // 2) for m in missing]
+  padded = np.pad(image, (*padding, (0, 0)), mode="edge")
+  apply = jax.jit(model.apply)
+  weights = tiles.gaussian_weights(WINDOW).astype(np.float64)
+  total, norm = np.zeros((len(ids), *padded.shape[:-1])), np.zeros(padded.shape[:-1])
+  starts = (tiles.axis_starts(n, w) for n, w in zip(padded.shape[:-1], WINDOW, strict=True))
+  for start in itertools.product(*starts):
+    box = tuple(slice(s, s + w) for s, w in zip(start, WINDOW, strict=True))
+    norm[box] += weights
+    for k, class_id in enumerate(ids):
+      logits = apply(variables, padded[box][None], jnp.array([class_id], jnp.int32))
+      total[(k, *box)] += weights * np.asarray(jax.nn.sigmoid(logits))[0]
+  inside = tuple(slice(low, low + n) for (low, _), n in zip(padding, shape, strict=True))
+  return (total / norm)[(slice(None), *inside)]
 
 
 def counting(functions):
@@ -44,61 +78,92 @@ def counting(functions):
 def test_the_encoder_runs_once_per_window_whatever_the_class_count(decoder_network, classes):
   model, variables = decoder_network
   functions, calls = counting(window_functions(model))
-  image = np.random.default_rng(0).normal(size=(4, 12, 8, 1)).astype(np.float32)
-  class_probabilities(functions, variables, image, range(classes), WINDOW, window_batch=1)
+  probabilities(functions, variables, noise(0, 4, 12, 8), range(classes))
   windows = 2
   assert calls["encode"] == windows
-  assert calls["decode"] == windows * -(-classes // CLASS_CHUNK)
+  assert calls["decode"] == windows * -(-classes // CLASSES_AT_ONCE)
 
 
-@pytest.mark.parametrize("position", ["decoder", "encoder", "input"])
+@pytest.mark.parametrize("position", ["decoder", "encoder", "input", "head"])
 def test_one_window_equals_the_full_pass(position):
   model, variables = network(position)
-  image = np.random.default_rng(1).normal(size=(*WINDOW, 1)).astype(np.float32)
+  image = noise(1, *WINDOW)
   ids = [7, 0, 3]
-  found = class_probabilities(window_functions(model), variables, image, ids, WINDOW)
+  found = probabilities(window_functions(model), variables, image, ids)
   for plane, class_id in zip(found, ids, strict=True):
     logits = model.apply(variables, image[None], jnp.array([class_id], jnp.int32))
     np.testing.assert_allclose(plane, jax.nn.sigmoid(logits)[0], atol=1e-6)
 
 
-def test_more_classes_than_a_chunk_equal_one_by_one(decoder_network):
+# Of a volume of 9 × 20 × 11 with windows of 4 × 8 × 8 the slab is thinnest along H: per class
+# 9 × 8 × 11 float32, 3.2 kB, beside image, result and weights.
+SLAB = 4 * 9 * 8 * 11
+FIXED = 9 * 20 * 11 * 9 + SLAB
+
+
+@pytest.mark.parametrize("budget, per_pass", [(None, 19), (FIXED + 7 * SLAB, 7),
+                                              (FIXED + SLAB, 1), (0, 1)])
+@pytest.mark.parametrize("window_batch", [1, 3])
+def test_every_way_to_save_memory_equals_keeping_everything(decoder_network, budget, per_pass,
+                                                            window_batch):
   model, variables = decoder_network
-  functions = window_functions(model)
-  image = np.random.default_rng(2).normal(size=(4, 8, 13, 1)).astype(np.float32)
-  ids = list(range(len(CODES)))
-  together = class_probabilities(functions, variables, image, ids, WINDOW)
-  for class_id in ids:
-    alone = class_probabilities(functions, variables, image, [class_id], WINDOW)
-    np.testing.assert_allclose(together[class_id], alone[0], atol=1e-6)
+  image, ids = noise(2, 9, 20, 11), list(range(len(CODES)))
+  plan = schedule.make(image.shape[:-1], WINDOW, len(ids), budget=budget,
+                       window_batch=window_batch)
+  assert plan.axis == 1 and plan.classes == per_pass
+  assert plan.bytes == FIXED + per_pass * SLAB and plan.whole_bytes == FIXED + len(ids) * SLAB
+  found = class_probabilities(window_functions(model), variables, image, ids, WINDOW, plan)
+  np.testing.assert_allclose(found, everything_kept(model, variables, image, ids), atol=1e-6)
 
 
-def test_the_batch_of_windows_does_not_matter(decoder_network):
+@pytest.mark.parametrize("shape", [(4, 8, 8), (2, 8, 5), (3, 30, 8), (13, 9, 5), (1, 1, 40)])
+def test_any_shape_along_any_axis(decoder_network, shape):
+  """A volume smaller than the window is surrounded by its own edge."""
   model, variables = decoder_network
-  functions = window_functions(model)
-  image = np.random.default_rng(3).normal(size=(5, 11, 9, 1)).astype(np.float32)
-  one = class_probabilities(functions, variables, image, [1, 2], WINDOW, window_batch=1)
-  three = class_probabilities(functions, variables, image, [1, 2], WINDOW, window_batch=3)
-  assert one.shape == (2, 5, 11, 9)
-  np.testing.assert_allclose(one, three, atol=1e-6)
+  image, ids = noise(3, *shape), [5, 1]
+  expected = everything_kept(model, variables, image, ids)
+  plan = schedule.make(shape, WINDOW, len(ids))
+  for axis in range(3):
+    found = class_probabilities(window_functions(model), variables, image, ids, WINDOW,
+                                plan._replace(axis=axis))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_a_smaller_volume_is_surrounded_by_its_edge(decoder_network):
+def test_slabs_cover_every_class_and_voxel_once(decoder_network):
   model, variables = decoder_network
-  functions = window_functions(model)
-  image = np.random.default_rng(4).normal(size=(2, 8, 5, 1)).astype(np.float32)
-  found = class_probabilities(functions, variables, image, [1], WINDOW)
-  padded = np.pad(image, ((1, 1), (0, 0), (1, 2), (0, 0)), mode="edge")
-  whole = class_probabilities(functions, variables, padded, [1], WINDOW)
-  np.testing.assert_allclose(found, whole[:, 1:3, :, 1:6], atol=1e-6)
+  image, ids = noise(4, 6, 21, 9), [3, 1, 2]
+  plan = schedule.make((6, 21, 9), WINDOW, 3)._replace(axis=1, classes=2)
+  seen, told = np.zeros((4, 6, 21, 9), int), []
+  for slab in probability_slabs(window_functions(model), variables, image, ids, WINDOW, plan,
+                                told.append):
+    assert slab.planes.shape == (len(slab.class_ids), *(s.stop - s.start for s in slab.box))
+    assert len(slab.class_ids) <= 2 and slab.planes.shape[2] <= WINDOW[1]
+    for class_id in slab.class_ids:
+      seen[(class_id, *slab.box)] += 1
+  assert (seen[1:] == 1).all() and not seen[0].any()
+  assert sum(told) == 2 * plan.windows  # two passes
 
 
 def test_volumes_of_any_shape_share_one_program(decoder_network):
   model, variables = decoder_network
   functions = window_functions(model)
-  for shape in ((4, 8, 8), (5, 20, 9), (3, 3, 30)):
-    class_probabilities(functions, variables, np.zeros((*shape, 1), np.float32), [0, 1], WINDOW)
   assert window_functions(model) is functions
-  before = functions.encode._cache_size(), functions.decode._cache_size()
-  class_probabilities(functions, variables, np.zeros((9, 9, 9, 1), np.float32), [0, 1], WINDOW)
-  assert (functions.encode._cache_size(), functions.decode._cache_size()) == before
+  counts = []
+  for budget in (None, FIXED):
+    for shape in ((4, 8, 8), (5, 20, 9), (3, 3, 30), (9, 9, 9), (1, 8, 8), (4, 40, 8), (30, 5, 5),
+                  (12, 12, 12), (4, 9, 31), (7, 7, 7)):
+      probabilities(functions, variables, np.zeros((*shape, 1), np.float32), [0, 1, 2],
+                    budget=budget)
+      counts.append((functions.encode._cache_size(), functions.decode._cache_size()))
+  assert len(set(counts)) == 1
+
+
+def test_predicted_time_counts_encoding_for_each_pass():
+  plan = schedule.make((9, 20, 11), WINDOW, 19, budget=FIXED + 7 * SLAB, window_batch=4)
+  windows = 4 * 4 * 2
+  assert plan.windows == windows and plan.passes == 3
+  assert plan.seconds(2.0, 0.5, 19) == windows / 4 * (3 * 2.0 + 19 * 0.5)
+
+
+def test_the_default_budget_is_a_part_of_the_machine_s_memory():
+  assert 1 << 20 < schedule.default_budget() <= 4 << 30

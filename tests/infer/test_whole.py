@@ -59,8 +59,10 @@ def test_probabilities_of_a_volume_that_is_no_multiple(position):
   """It is surrounded by its own edge and cut out again; classes come in the order asked for."""
   model, variables = network(3, position=position)
   image = np.random.default_rng(2).normal(size=(6, 4, 5, 1)).astype(np.float32)
-  found = whole.whole_probabilities(model, variables, image, [2, 0], jax.devices()[:2])
-  assert found.shape == (2, 6, 4, 5)
+  slabs = list(whole.whole_slabs(model, variables, image, [2, 0], jax.devices()[:2]))
+  assert [s.class_ids for s in slabs] == [[2], [0]]
+  assert [s.box for s in slabs] == [(slice(0, 6), slice(0, 4), slice(0, 5))] * 2
+  found = np.concatenate([s.planes for s in slabs])
   padded = np.pad(image, ((1, 1), (0, 0), (0, 1), (0, 0)), mode="edge")[None]
   logits = jax.jit(functools.partial(class_logits, model))(variables, padded,
                                                            np.array([[2, 0]], np.int32))

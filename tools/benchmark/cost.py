@@ -12,6 +12,7 @@ import statistics
 import jax
 
 from condseg_jax.infer import predict as windows
+from condseg_jax.infer import schedule
 from tools.benchmark import nets
 from tools.benchmark.timing import in_turns
 from tools.benchmark.timing import progress
@@ -39,13 +40,15 @@ def measure(name: str, config, level: int) -> list[dict]:
   params = nets.parameters(model)
   encode, decode = nets.work(params, model, window)
   free = nets.classless_work(params, model, window)
+  variables = jax.device_put({"params": params})
   functions, image = windows.window_functions(model), nets.inputs(window, 1)[0][0]
   title = f"{name}, from_level {level}"
   progress(f"cost, {title}")
 
   def call(classes):
-    return lambda: windows.class_probabilities(functions, {"params": params}, image,
-                                               range(classes), window)
+    plan = schedule.make(window, window, classes)
+    return lambda: windows.class_probabilities(functions, variables, image, range(classes), window,
+                                               plan)
   ways = {classes: call(classes) for classes in CLASSES}
   for way in ways.values():
     seconds(way)

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from condseg_jax.infer import predict as windows
+from condseg_jax.infer import schedule
 from tools.benchmark import cost
 from tools.benchmark import nets
 from tools.benchmark import peer
@@ -36,13 +37,15 @@ def measure(classes: int) -> dict:
   params = nets.parameters(model)
   image = nets.inputs(VOLUME, 1)[0][0]
   functions, ids = windows.window_functions(model), list(range(classes))
+  plan = schedule.make(VOLUME, window, classes)
   variables = jax.device_put({"params": params})
   calls = {}
   if peer.installed("monai"):
     for way in peer.ways(len(window), compiled=False):
       calls |= peer_calls(way, model, params, image, classes, window)
   return race(f"predict {'x'.join(map(str, VOLUME))}, K = {classes}",
-              lambda: windows.class_probabilities(functions, variables, image, ids, window),
+              lambda: windows.class_probabilities(functions, variables, image, ids, window,
+                                                  plan),
               calls, distance=nets.max_difference, classes=classes)
 
 

@@ -1,0 +1,89 @@
+"""In which order windows and classes are worked off, so that a volume fits a memory budget.
+
+    slab of one layer of windows, per class  ──  all classes at once where the budget allows
+                                             └─  else in passes of fewer: each encodes anew
+
+What grows with the number of classes is the slab alone, so the budget decides how many of them
+share a pass. The axis along which a slab is thinnest costs nothing and is always taken.
+"""
+
+from collections.abc import Sequence
+import math
+import os
+from typing import NamedTuple
+
+from condseg_jax.infer import tiles
+
+
+class Schedule(NamedTuple):
+  """How one volume is worked off.
+
+  Attributes:
+    axis: along which layers of windows follow each other.
+    classes: decoded in one pass.
+    passes: over all windows.
+    windows: of one pass.
+    window_batch: windows per call.
+    step: distance of neighbouring windows as a part of the window.
+    bytes: predicted peak on the host, beyond the volume as it was read.
+    whole_bytes: the same if there were one pass only.
+  """
+
+  axis: int
+  classes: int
+  passes: int
+  windows: int
+  window_batch: int
+  step: float
+  bytes: int
+  whole_bytes: int
+
+  def seconds(self, encode: float, decode: float, classes: int) -> float:
+    """Predicted time of all windows.
+
+    Args:
+      encode: seconds of a call for a batch of windows.
+      decode: seconds for a class of such a batch.
+      classes: wanted in all.
+    """
+    batches = math.ceil(self.windows / self.window_batch)
+    return batches * (self.passes * encode + classes * decode)
+
+
+def default_budget() -> int:
+  """A quarter of the machine's memory, at most 4 GiB."""
+  return min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4, 4 << 30)
+
+
+def make(shape: Sequence[int], window: Sequence[int], classes: int, *, step: float = 0.5,
+         window_batch: int = 1, budget: int | None = None, channels: int = 1,
+         call_bytes: int = 0, voxel_bytes: int = 5) -> Schedule:
+  """The schedule of a volume.
+
+  Args:
+    shape: spatial, on the network's grid.
+    window: shape of a window.
+    classes: wanted in all.
+    step: see `tiles.axis_starts`.
+    window_batch: windows per call.
+    budget: bytes for all that is counted; `default_budget` when None. What does not fit even with
+      one class in a pass is taken anyway: there is no smaller way.
+    channels: of the image.
+    call_bytes: of the network on a batch of windows, its output included; on an accelerator 0.
+    voxel_bytes: kept of every voxel of the result (label and best score by default).
+  """
+  budget = default_budget() if budget is None else budget
+  shape = tuple(max(n, w) for n, w in zip(shape, window, strict=True))
+  voxels = math.prod(shape)
+  areas = [w * voxels // n for n, w in zip(shape, window, strict=True)]
+  axis = min(range(len(shape)), key=lambda a: areas[a])
+  slab = 4 * areas[axis]
+  # Image, result, and one plane of weights beside those of the classes.
+  fixed = voxels * (4 * channels + voxel_bytes) + slab + call_bytes
+  fit = max(1, min(classes, (budget - fixed) // slab))
+  passes = math.ceil(classes / fit)
+  per_pass = math.ceil(classes / passes)
+  windows = math.prod(len(tiles.axis_starts(n, w, step))
+                      for n, w in zip(shape, window, strict=True))
+  return Schedule(axis, per_pass, passes, windows, window_batch, step, fixed + per_pass * slab,
+                  fixed + classes * slab)

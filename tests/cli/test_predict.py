@@ -1,0 +1,105 @@
+"""condseg-predict on many images: in parts, in a budget, and on from where it was cut off."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import overrides
+from tiny import write_datasets
+
+from condseg_jax.cli import predict
+from condseg_jax.cli import train
+from condseg_jax.formats import files
+from condseg_jax.formats import nifti
+from condseg_jax.geometry import Volume
+
+BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  return write_datasets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(root):
+  arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
+  assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={root / 'run'}",
+                     *arguments]) == 0
+  return root / "run"
+
+
+@pytest.fixture(scope="module")
+def images(root):
+  """Five volumes of five shapes."""
+  folder = root / "images"
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for number in range(5):
+    shape = (8 + number, 20, 18 + 3 * number)
+    array = rng.normal(50, 40, shape).astype(np.int16)
+    nifti.write_nifti(folder / f"scan_{number}.nii.gz",
+                      Volume(array, np.diag([-1.0, -1.0, 2.0, 1.0])))
+  return folder
+
+
+def segment(run, images, output, *more):
+  return predict.main(["condseg-predict", f"--workdir={run}", f"--input={images}",
+                       f"--output={output}", "--nopicture", "--threshold=0.3", *more])
+
+
+def results(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def expected(run, images, root):
+  assert segment(run, images, root / "expected") == 0
+  found = results(root / "expected")
+  assert sorted(found) == [f"scan_{n}.nii.gz" for n in range(5)]
+  labels = [nifti.read_nifti(path).array for path in (root / "expected").iterdir()]
+  assert all(0 < np.count_nonzero(label) < label.size for label in labels)
+  return found
+
+
+def test_parts_are_dealt_to_machines_and_together_are_the_whole(run, images, tmp_path, expected):
+  for part, mine in enumerate(([0, 3], [1, 4], [2])):
+    assert segment(run, images, tmp_path / str(part), "--num_parts=3", f"--part={part}") == 0
+    found = results(tmp_path / str(part))
+    assert found == {f"scan_{n}.nii.gz": expected[f"scan_{n}.nii.gz"] for n in mine}
+
+
+def test_a_part_that_does_not_exist_is_wrong_usage(run, images, tmp_path, capsys):
+  assert segment(run, images, tmp_path, "--num_parts=3", "--part=3") == 2
+  assert "0 to 2" in capsys.readouterr().err
+
+
+def test_a_budget_of_nothing_changes_no_voxel_and_says_what_it_costs(run, images, tmp_path, capsys,
+                                                                     expected):
+  assert segment(run, images, tmp_path, "--memory=0") == 0
+  assert results(tmp_path) == expected
+  assert "in 2 passes of 1 classes; in a single one" in capsys.readouterr().err
+
+
+def test_continue_makes_what_is_missing_and_nothing_else(run, images, tmp_path, capsys, expected):
+  for name in ("scan_1.nii.gz", "scan_3.nii.gz"):
+    (tmp_path / name).write_bytes(b"as it was")
+  assert segment(run, images, tmp_path, "--continue") == 0
+  found = results(tmp_path)
+  assert found.pop("scan_1.nii.gz") == found.pop("scan_3.nii.gz") == b"as it was"
+  assert found == {name: expected[name] for name in found} and len(found) == 3
+  assert capsys.readouterr().out.count("is there") == 2
+
+
+def test_independent_masks_are_one_file_a_class(run, images, tmp_path):
+  only = next(iter(sorted(images.iterdir())))
+  assert segment(run, only, tmp_path, "--fusion=independent") == 0
+  assert sorted(results(tmp_path)) == ["scan_0_ball.nii.gz", "scan_0_box.nii.gz"]
+  image = files.read_volume(only)
+  masks = [nifti.read_nifti(path).array for path in sorted(tmp_path.iterdir())]
+  assert all(mask.shape == image.array.shape for mask in masks)
+  (tmp_path / "scan_0_box.nii.gz").unlink()
+  before = (tmp_path / "scan_0_ball.nii.gz").stat().st_mtime_ns
+  assert segment(run, only, tmp_path, "--fusion=independent", "--continue") == 0
+  assert len(results(tmp_path)) == 2  # one was missing, so both are made
+  assert (tmp_path / "scan_0_ball.nii.gz").stat().st_mtime_ns > before
