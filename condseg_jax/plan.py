@@ -90,10 +90,12 @@ class Plan:
     """
     image = np.asarray(image, np.float32)
     if self.modality == "ct":
-      return (np.clip(image, self.low, self.high) - np.float32(self.mean)) / np.float32(self.sd)
-    if self.modality == "mr":
-      return (image - np.float32(mean)) / np.float32(max(sd, 1e-6))
-    return image / np.float32(127.5) - np.float32(1)
+      image, mean, sd = np.clip(image, self.low, self.high), self.mean, self.sd
+    elif self.modality == "rgb":
+      mean = sd = 127.5
+    image = image - np.float32(mean)
+    image /= np.float32(max(sd, 1e-6))  # in place: whole volumes come here
+    return image
 
   def to_json(self) -> dict:
     return dataclasses.asdict(self)

@@ -147,20 +147,22 @@ class Predictor:
                        "convert the image")
     image = resample.resample_image(to_canonical(volume), self.plan.spacing).array
     image = image if image.ndim > volume.ndim else image[..., None]
-    mean, sd = image.mean(dtype=np.float64), image.std(dtype=np.float64)
-    return self.plan.normalise(image, float(mean), float(sd))
+    mean = image.mean(dtype=np.float64)
+    # In planes, so that no volume of float64 is made.
+    squares = sum(np.square(plane - mean, dtype=np.float64).sum() for plane in image)
+    return self.plan.normalise(image, float(mean), float(np.sqrt(squares / image.size)))
 
   def _window_slabs(self, image, ids, step, budget, announce) -> Iterator[windows.Slab]:
     functions, window = windows.window_functions(self.model), self.plan.subvolume
     on_host = jax.default_backend() == "cpu"
-    batch, size = 1 if on_host else 4, min(functions.classes, len(ids))
-    call = memory.prediction_bytes(self.model, window, image.shape[-1], batch, size)
+    batch = 1 if on_host else 4
+    call = memory.prediction_bytes(self.model, window, image.shape[-1], batch)
     plan = schedule.make(image.shape[:-1], window, len(ids), step=step, window_batch=batch,
-                         budget=budget, channels=image.shape[-1],
+                         budget=budget, channels=image.shape[-1], at_once=functions.at_once,
                          call_bytes=call if on_host else 0)
     progress = lambda windows: None
     if announce is not None:
-      encode, decode = self._seconds(batch, image.shape[-1], size)
+      encode, decode = self._seconds(batch, image.shape[-1], plan.at_once)
       progress = announce(plan, plan.seconds(encode, decode, len(ids)))
     return windows.probability_slabs(functions, self.variables, image, ids, window, plan, progress)
 

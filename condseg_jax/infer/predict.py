@@ -16,7 +16,7 @@ from condseg_jax.infer import tiles
 from condseg_jax.infer.schedule import Schedule
 from condseg_jax.models.dense_unet import DenseUNet
 
-CLASSES_AT_ONCE = 16  # per call of `decode`; its output holds so many windows
+CLASSES_AT_ONCE = (16, 4)  # per call of `decode`, whose output holds so many windows
 
 
 class WindowFunctions(NamedTuple):
@@ -28,13 +28,13 @@ class WindowFunctions(NamedTuple):
     decode: (variables, features, class_id_K) → probability float32 [K, B, *window]. Ids below 0
       fill up a call; nothing is computed for them, and their windows mean nothing.
     encoder_sees_class: whether features belong to classes, so that other classes need others.
-    classes: most ids of a call.
+    at_once: how many ids a call may have, most first.
   """
 
   encode: Callable
   decode: Callable
   encoder_sees_class: bool
-  classes: int
+  at_once: tuple[int, ...]
 
 
 class Slab(NamedTuple):
@@ -84,8 +84,8 @@ def window_functions(model: DenseUNet) -> WindowFunctions:
         jnp.zeros((groups, *shape), jnp.float32))
     return planes.reshape(groups * lanes, *shape[1:])[:size]
 
-  classes = lanes if model.encoder_sees_class else CLASSES_AT_ONCE
-  return WindowFunctions(jax.jit(encode), jax.jit(decode), model.encoder_sees_class, classes)
+  at_once = (lanes,) if model.encoder_sees_class else CLASSES_AT_ONCE
+  return WindowFunctions(jax.jit(encode), jax.jit(decode), model.encoder_sees_class, at_once)
 
 
 def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndarray,
@@ -113,11 +113,9 @@ def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndar
   padding = tiles.surround(image_DHWC.shape[:-1], window)
   image = np.pad(image_DHWC, (*padding, (0, 0)), mode="edge") if any(map(any, padding)) else (
       image_DHWC)
-  size = min(functions.classes, len(class_ids))
   for first in range(0, len(class_ids), schedule.classes):
     ids = class_ids[first:first + schedule.classes]
-    for box, planes in _one_pass(functions, variables, image, ids, size, window, schedule,
-                                 progress):
+    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, progress):
       # Back to the volume without what surrounds it.
       start = [max(0, s.start - low) for s, (low, _) in zip(box, padding, strict=True)]
       stop = [min(n, s.stop - low)
@@ -140,7 +138,7 @@ def class_probabilities(*arguments) -> np.ndarray:
   return planes
 
 
-def _one_pass(functions, variables, image, ids, size, window, schedule, progress):
+def _one_pass(functions, variables, image, ids, window, schedule, progress):
   """The boxes and planes of some classes."""
   axis, shape = schedule.axis, image.shape[:-1]
   weights = tiles.gaussian_weights(window)
@@ -150,12 +148,12 @@ def _one_pass(functions, variables, image, ids, size, window, schedule, progress
   piece = np.empty(window, np.float32)
   layers = tiles.layers(shape, window, schedule.step, axis)
   for layer, following in zip(layers, [*layers[1:], None], strict=True):
-    for starts, part, scores in _decoded(functions, variables, image, ids, size, window,
-                                         schedule.window_batch, layer):
+    for starts, part, scores in _decoded(functions, variables, image, ids, window, schedule,
+                                         layer):
       for b, start in enumerate(starts):
         box = tuple(slice(0, w) if a == axis else slice(s, s + w)
                     for a, (s, w) in enumerate(zip(start, window, strict=True)))
-        for k in range(min(size, len(ids) - part)):
+        for k in range(min(schedule.at_once, len(ids) - part)):
           total[(part + k, *box)] += np.multiply(weights, scores[k, b], out=piece)
         if part == 0:
           norm[box] += weights
@@ -177,9 +175,9 @@ def _along(axis: int, first: int, last: int) -> tuple[slice, ...]:
   return (*(slice(None),) * axis, slice(first, last))
 
 
-def _decoded(functions, variables, image, ids, size, window, window_batch, layer):
+def _decoded(functions, variables, image, ids, window, schedule, layer):
   """Probabilities of batches of windows; the device works on one while the last is read."""
-  waiting = None
+  waiting, size, window_batch = None, schedule.at_once, schedule.window_batch
   for first in range(0, len(layer), window_batch):
     starts = layer[first:first + window_batch]
     batch = np.zeros((window_batch, *window, image.shape[-1]), np.float32)

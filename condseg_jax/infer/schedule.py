@@ -24,6 +24,7 @@ class Schedule(NamedTuple):
     passes: over all windows.
     windows: of one pass.
     window_batch: windows per call.
+    at_once: classes per call of `decode`.
     step: distance of neighbouring windows as a part of the window.
     bytes: predicted peak on the host, beyond the volume as it was read.
     whole_bytes: the same if there were one pass only.
@@ -34,6 +35,7 @@ class Schedule(NamedTuple):
   passes: int
   windows: int
   window_batch: int
+  at_once: int
   step: float
   bytes: int
   whole_bytes: int
@@ -57,7 +59,8 @@ def default_budget() -> int:
 
 def make(shape: Sequence[int], window: Sequence[int], classes: int, *, step: float = 0.5,
          window_batch: int = 1, budget: int | None = None, channels: int = 1,
-         call_bytes: int = 0, voxel_bytes: int = 5) -> Schedule:
+         at_once: Sequence[int] = (16,), call_bytes: int = 0,
+         voxel_bytes: int = 5) -> Schedule:
   """The schedule of a volume.
 
   Args:
@@ -69,7 +72,9 @@ def make(shape: Sequence[int], window: Sequence[int], classes: int, *, step: flo
     budget: bytes for all that is counted; `default_budget` when None. What does not fit even with
       one class in a pass is taken anyway: there is no smaller way.
     channels: of the image.
-    call_bytes: of the network on a batch of windows, its output included; on an accelerator 0.
+    at_once: classes that a call of `decode` can take, most first: fewer need less memory and see
+      less of what classes share.
+    call_bytes: of the network on a batch of windows; 0 on an accelerator.
     voxel_bytes: kept of every voxel of the result (label and best score by default).
   """
   budget = default_budget() if budget is None else budget
@@ -78,12 +83,19 @@ def make(shape: Sequence[int], window: Sequence[int], classes: int, *, step: flo
   areas = [w * voxels // n for n, w in zip(shape, window, strict=True)]
   axis = min(range(len(shape)), key=lambda a: areas[a])
   slab = 4 * areas[axis]
-  # Image, result, and one plane of weights beside those of the classes.
-  fixed = voxels * (4 * channels + voxel_bytes) + slab + call_bytes
-  fit = max(1, min(classes, (budget - fixed) // slab))
+  whole = None
+  for size in (min(size, classes) for size in at_once):
+    # Image, result, one plane of weights beside those of the classes, and the output of one call
+    # while that of the next is computed.
+    output = 2 * 4 * size * window_batch * math.prod(window)
+    fixed = voxels * (4 * channels + voxel_bytes) + slab + call_bytes + output
+    whole = whole or fixed + classes * slab
+    fit = max(1, min(classes, (budget - fixed) // slab))
+    if fit >= size:
+      break
   passes = math.ceil(classes / fit)
   per_pass = math.ceil(classes / passes)
   windows = math.prod(len(tiles.axis_starts(n, w, step))
                       for n, w in zip(shape, window, strict=True))
-  return Schedule(axis, per_pass, passes, windows, window_batch, step, fixed + per_pass * slab,
-                  fixed + classes * slab)
+  return Schedule(axis, per_pass, passes, windows, window_batch, size, step,
+                  fixed + per_pass * slab, whole)

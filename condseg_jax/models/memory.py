@@ -65,9 +65,9 @@ def training_bytes(model: DenseUNet, subvolume: Sequence[int], channels: int, ba
   return int(PEAK[platform] * outputs * units) + fixed
 
 
-def prediction_bytes(model: DenseUNet, window: Sequence[int], channels: int, window_batch: int,
-                     classes: int) -> int:
-  """An estimate of the memory of `infer.predict` for a batch of windows, its output included.
+def prediction_bytes(model: DenseUNet, window: Sequence[int], channels: int,
+                     window_batch: int = 1) -> int:
+  """An estimate of the memory of `infer.predict` for a batch of windows, without its output.
 
   Classes are decoded one after the other, as on a CPU.
 
@@ -75,12 +75,11 @@ def prediction_bytes(model: DenseUNet, window: Sequence[int], channels: int, win
     window: spatial shape; a multiple of `model.stride`.
     channels: of the image.
     window_batch: windows of a call.
-    classes: of a call.
   """
   _, once, per_class = _outputs(model, channels)
   outputs = once.kept + per_class.kept + sum(once.inside) + sum(per_class.inside)
   units = math.prod(window) / math.prod(model.stride) * window_batch
-  return int(FORWARD_PEAK * outputs * units) + 4 * classes * window_batch * math.prod(window)
+  return int(FORWARD_PEAK * outputs * units)
 
 
 @functools.lru_cache(maxsize=64)

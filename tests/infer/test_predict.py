@@ -16,7 +16,7 @@ from condseg_jax.infer.predict import window_functions
 from condseg_jax.models.dense_unet import DenseUNet
 
 WINDOW = (4, 8, 8)
-CODES = tuple(np.linspace(-1, 1, CLASSES_AT_ONCE + 3).tolist())
+CODES = tuple(np.linspace(-1, 1, CLASSES_AT_ONCE[0] + 3).tolist())
 
 
 def network(position):
@@ -81,7 +81,7 @@ def test_the_encoder_runs_once_per_window_whatever_the_class_count(decoder_netwo
   probabilities(functions, variables, noise(0, 4, 12, 8), range(classes))
   windows = 2
   assert calls["encode"] == windows
-  assert calls["decode"] == windows * -(-classes // CLASSES_AT_ONCE)
+  assert calls["decode"] == windows * -(-classes // CLASSES_AT_ONCE[0])
 
 
 @pytest.mark.parametrize("position", ["decoder", "encoder", "input", "head"])
@@ -96,23 +96,35 @@ def test_one_window_equals_the_full_pass(position):
 
 
 # Of a volume of 9 × 20 × 11 with windows of 4 × 8 × 8 the slab is thinnest along H: per class
-# 9 × 8 × 11 float32, 3.2 kB, beside image, result and weights.
+# 9 × 8 × 11 float32, 3.2 kB, beside image, result, weights and the outputs of two calls.
 SLAB = 4 * 9 * 8 * 11
-FIXED = 9 * 20 * 11 * 9 + SLAB
 
 
-@pytest.mark.parametrize("budget, per_pass", [(None, 19), (FIXED + 7 * SLAB, 7),
-                                              (FIXED + SLAB, 1), (0, 1)])
-@pytest.mark.parametrize("window_batch", [1, 3])
+def fixed(at_once, window_batch=1):
+  return 9 * 20 * 11 * 9 + SLAB + 2 * 4 * at_once * window_batch * 4 * 8 * 8
+
+
+@pytest.mark.parametrize("budget, per_pass, at_once", [
+    (None, 19, 16), (fixed(16) + 19 * SLAB, 19, 16), (fixed(16) + 19 * SLAB - 1, 10, 16),
+    (fixed(4) + 7 * SLAB, 7, 4), (fixed(4) + SLAB, 1, 4), (0, 1, 4)])
 def test_every_way_to_save_memory_equals_keeping_everything(decoder_network, budget, per_pass,
-                                                            window_batch):
+                                                            at_once):
   model, variables = decoder_network
   image, ids = noise(2, 9, 20, 11), list(range(len(CODES)))
+  functions = window_functions(model)
   plan = schedule.make(image.shape[:-1], WINDOW, len(ids), budget=budget,
-                       window_batch=window_batch)
-  assert plan.axis == 1 and plan.classes == per_pass
-  assert plan.bytes == FIXED + per_pass * SLAB and plan.whole_bytes == FIXED + len(ids) * SLAB
-  found = class_probabilities(window_functions(model), variables, image, ids, WINDOW, plan)
+                       at_once=functions.at_once)
+  assert (plan.axis, plan.classes, plan.at_once) == (1, per_pass, at_once)
+  assert plan.bytes == fixed(at_once) + per_pass * SLAB
+  assert plan.whole_bytes == fixed(16) + len(ids) * SLAB
+  found = class_probabilities(functions, variables, image, ids, WINDOW, plan)
+  np.testing.assert_allclose(found, everything_kept(model, variables, image, ids), atol=1e-6)
+
+
+def test_the_batch_of_windows_does_not_matter(decoder_network):
+  model, variables = decoder_network
+  image, ids = noise(5, 5, 11, 19), [1, 2]
+  found = probabilities(window_functions(model), variables, image, ids, window_batch=3)
   np.testing.assert_allclose(found, everything_kept(model, variables, image, ids), atol=1e-6)
 
 
@@ -149,7 +161,7 @@ def test_volumes_of_any_shape_share_one_program(decoder_network):
   functions = window_functions(model)
   assert window_functions(model) is functions
   counts = []
-  for budget in (None, FIXED):
+  for budget in (None, 1 << 20):
     for shape in ((4, 8, 8), (5, 20, 9), (3, 3, 30), (9, 9, 9), (1, 8, 8), (4, 40, 8), (30, 5, 5),
                   (12, 12, 12), (4, 9, 31), (7, 7, 7)):
       probabilities(functions, variables, np.zeros((*shape, 1), np.float32), [0, 1, 2],
@@ -159,7 +171,8 @@ def test_volumes_of_any_shape_share_one_program(decoder_network):
 
 
 def test_predicted_time_counts_encoding_for_each_pass():
-  plan = schedule.make((9, 20, 11), WINDOW, 19, budget=FIXED + 7 * SLAB, window_batch=4)
+  plan = schedule.make((9, 20, 11), WINDOW, 19, at_once=(4,), budget=fixed(4, 4) + 7 * SLAB,
+                       window_batch=4)
   windows = 4 * 4 * 2
   assert plan.windows == windows and plan.passes == 3
   assert plan.seconds(2.0, 0.5, 19) == windows / 4 * (3 * 2.0 + 19 * 0.5)
