@@ -19,16 +19,17 @@ from tools.benchmark.timing import progress
 from tools.benchmark.timing import seconds
 
 CLASSES = (1, 3, 14, 64)
-# Networks by name: a config, and what is changed in it. Each is measured at every from_level.
-NETS = {"hippocampus": ("hippocampus", {})}
+# Networks by name: a config, what is changed in it, and the levels from which it sees the class.
+NETS = {"hippocampus": ("hippocampus", {}, (0, 1, 2)),
+        "dynamic head": ("hippocampus", {"conditioning": {"position": "head"}}, (None,)),
+        "light decoder": ("hippocampus_light", {}, (0,))}
 WINDOW = ()  # of the config when empty
 BUDGET, ROUNDS = 25.0, 7
 
 
 def rows() -> list[dict]:
   """A row for every network, level and number of classes."""
-  return [row for name, (config, changes) in NETS.items()
-          for level in range(len(nets.config_of(config, changes)["model"]["depth"]) - 1)
+  return [row for name, (config, changes, levels) in NETS.items() for level in levels
           for row in measure(name, nets.config_of(config, changes), level)]
 
 
@@ -42,7 +43,7 @@ def measure(name: str, config, level: int) -> list[dict]:
   free = nets.classless_work(params, model, window)
   variables = jax.device_put({"params": params})
   functions, image = windows.window_functions(model), nets.inputs(window, 1)[0][0]
-  title = f"{name}, from_level {level}"
+  title = name if level is None else f"{name}, from_level {level}"
   progress(f"cost, {title}")
 
   def call(classes):
@@ -80,7 +81,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
   for (net, level), points in curves.items():
     classes = [1, *(row["classes"] for row in points)]
     line, = axes.plot(classes, [1, *(row["ours"] for row in points)], "o-",
-                      label=f"{net}, from_level {level}")
+                      label=net if level is None else f"{net}, from_level {level}")
     axes.plot(classes, [1, *(row["peer"] for row in points)], "--", color=line.get_color())
   axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="cost, in that of one class")
   axes.set_xticks(CLASSES, [str(k) for k in CLASSES])
