@@ -20,15 +20,22 @@ from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import fuse
 from condseg_jax.infer import native
+from condseg_jax.infer import postprocess
 from condseg_jax.infer import predict as windows
 from condseg_jax.infer import schedule
+from condseg_jax.infer.mirror import mirrored
 from condseg_jax.infer.planes import Planes
+from condseg_jax.infer.settings import COARSE
+from condseg_jax.infer.settings import FAST
+from condseg_jax.infer.settings import Settings
 from condseg_jax.infer.whole import whole_slabs
 from condseg_jax.models import memory
 from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.train.checkpoint import Checkpoints
+
+MARGIN_MM = 10.0  # around what a coarse look has found
 
 # Told the schedule and the predicted seconds before the start; what it returns is told the number
 # of windows done since it was told last.
@@ -78,6 +85,7 @@ class Predictor:
     table: the classes it knows.
     plan: how images become its input.
     step: of the checkpoint it came from.
+    mirror: axes ("D", "H", "W") that the training mirrored.
   """
 
   model: DenseUNet
@@ -85,58 +93,59 @@ class Predictor:
   table: ClassTable
   plan: Plan
   step: int = 0
+  mirror: tuple[str, ...] = ()
   _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
-              fusion: str = "argmax", threshold: float = 0.5, step: float = 0.5,
-              partition: bool = False, memory_bytes: int | None = None,
-              announce: Announce | None = None) -> Prediction:
+              announce: Announce | None = None, **settings) -> Prediction:
     """Segments a volume.
 
     Args:
       volume: as read from a file, on any grid; units as in training (CT in HU).
       classes, preset: what to look for; the whole table when neither is given.
-      fusion: `argmax`, the most probable class above the threshold; `softmax`, the same after the
-        classes and background are made alternatives; `independent`, a mask per class, which may
-        overlap (the label map then shows the most probable).
-      threshold: probability from which a voxel belongs to a class.
-      step: distance of neighbouring windows as a part of the window.
-      partition: without windows: the whole volume in one pass, split along its first canonical axis
-        over all devices of this process (see `infer.whole`).
-      memory_bytes: budget on the host for all that does not depend on the file (see
-        `infer.schedule`); a sensible part of the machine's memory when None.
       announce: see `Announce`.
+      settings: fields of `infer.settings.Settings`.
 
     Raises:
       InputError: unknown class or preset, or a volume that the network cannot take.
     """
-    fuse.check_fusion(fusion)
+    how = Settings(**settings)
     ids = self.table.select(classes, preset)
+    within = {self.table.index(part): self.table.index(whole)
+              for part, whole in how.within.items()}
+    rank = {k: depth for k, depth in fuse.ranks(within).items() if k in ids}
     names = {self.table.names[i]: i + 1 for i in ids}
-    image = self._normalised(volume)
-    shape = image.shape[:-1]
-    slabs = (whole_slabs(self.model, self.variables, image, ids) if partition else
-             self._window_slabs(image, ids, step, memory_bytes, announce))
-    if fusion == "independent":
-      planes = Planes(None, ids, shape)
+    boxes = self._boxes(volume, ids, how) if how.two_pass else None
+    image = self._normalised(volume, FAST if how.fast else 1.0)
+    shape = image.array.shape[:-1]
+    slabs = (whole_slabs(self.model, self.variables, image.array, ids) if how.partition else
+             self._window_slabs(image.array, ids, how, announce, boxes))
+    if how.fusion == "independent" or how.probabilities:
+      planes = Planes(how.probabilities or None, ids, shape,
+                      {"classes": list(names), "affine": image.affine.tolist()})
       slabs = planes.keep(slabs)
-    best, score = fuse.best_class(slabs, shape, ids, exclusive=fusion == "softmax")
-    del image
+    best, score = fuse.best_class(slabs, shape, ids, exclusive=how.fusion == "softmax", rank=rank,
+                                  threshold=how.threshold)
+    del image, slabs
     grid = canonical_geometry(volume.geometry).shape
-    label = from_canonical(native.label_map(best, score, grid, threshold), volume.geometry)
+    canonical = native.label_map(best, score, grid, how.threshold)
+    for part in sorted(rank, key=rank.get, reverse=True):
+      postprocess.drop_detached(canonical, part + 1, within[part] + 1)
+    label = from_canonical(canonical, volume.geometry)
 
     def independent(name):
-      found = native.mask(lambda rows: planes.rows(names[name] - 1, rows), shape, grid, threshold)
+      found = native.mask(lambda rows: planes.rows(names[name] - 1, rows), shape, grid,
+                          how.threshold)
       return from_canonical(found, volume.geometry).array
 
     def exclusive(name):
       return label.array == names[name]
 
-    mask = independent if fusion == "independent" else exclusive
+    mask = independent if how.fusion == "independent" else exclusive
     return Prediction(label, names, Masks(names, mask))
 
-  def _normalised(self, volume: Volume) -> np.ndarray:
-    """float32 [*shape, C] on the plan's grid, canonical axes."""
+  def _normalised(self, volume: Volume, factor: float) -> Volume:
+    """float32 [*shape, C] at a multiple of the plan's spacing, canonical axes."""
     if volume.ndim != len(self.plan.spacing):
       raise InputError("image", f"has {volume.ndim} axes, the model was trained on "
                        f"{len(self.plan.spacing)}", "use a model for such images")
@@ -145,32 +154,78 @@ class Predictor:
     if channels != wanted:
       raise InputError("image", f"has {channels} channels, the model takes {wanted}",
                        "convert the image")
-    image = resample.resample_image(to_canonical(volume), self.plan.spacing).array
-    image = image if image.ndim > volume.ndim else image[..., None]
+    spacing = tuple(factor * s for s in self.plan.spacing)
+    volume = resample.resample_image(to_canonical(volume), spacing)
+    image = volume.array if volume.array.ndim > volume.ndim else volume.array[..., None]
     mean = image.mean(dtype=np.float64)
     # In planes, so that no volume of float64 is made.
     squares = sum(np.square(plane - mean, dtype=np.float64).sum() for plane in image)
-    return self.plan.normalise(image, float(mean), float(np.sqrt(squares / image.size)))
+    sd = np.sqrt(squares / image.size)
+    return Volume(self.plan.normalise(image, float(mean), float(sd)), volume.affine)
 
-  def _window_slabs(self, image, ids, step, budget, announce) -> Iterator[windows.Slab]:
+  def _window_slabs(self, image, ids, how, announce, boxes=None) -> Iterator[windows.Slab]:
     functions, window = windows.window_functions(self.model), self.plan.subvolume
+    if how.tta:
+      functions = mirrored(functions, self._mirror_axes(ids))
     on_host = jax.default_backend() == "cpu"
     batch = 1 if on_host else 4
     call = memory.prediction_bytes(self.model, window, image.shape[-1], batch)
-    plan = schedule.make(image.shape[:-1], window, len(ids), step=step, window_batch=batch,
-                         budget=budget, channels=image.shape[-1], at_once=functions.at_once,
-                         call_bytes=call if on_host else 0)
+    plan = schedule.make(image.shape[:-1], window, len(ids), step=how.step, window_batch=batch,
+                         budget=how.memory_bytes, channels=image.shape[-1],
+                         at_once=functions.at_once, call_bytes=call if on_host else 0,
+                         voxel_bytes=9 if how.fusion == "softmax" else 5)
     progress = lambda windows: None
     if announce is not None:
-      encode, decode = self._seconds(batch, image.shape[-1], plan.at_once)
+      encode, decode = self._seconds(functions, batch, image.shape[-1], plan.at_once)
       progress = announce(plan, plan.seconds(encode, decode, len(ids)))
-    return windows.probability_slabs(functions, self.variables, image, ids, window, plan, progress)
+    return windows.probability_slabs(functions, self.variables, image, ids, window, plan,
+                                     boxes=boxes, progress=progress)
 
-  def _seconds(self, batch, channels, size) -> tuple[float, float]:
+  def _boxes(self, volume, ids, how) -> dict[int, windows.Box]:
+    """Where the classes are, from a look at `COARSE` times the spacing: boxes on the plan's grid.
+
+    A voxel is taken for a sign of a class at half the threshold; the box grows by `MARGIN_MM`.
+    """
+    coarse, once = self._normalised(volume, COARSE), dataclasses.replace(how, step=1.0)
+    found = {}
+    for slab in self._window_slabs(coarse.array, ids, once, None):
+      for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
+        signs = plane >= how.threshold / 2
+        if signs.any():
+          index = [np.flatnonzero(signs.any(tuple(a for a in range(signs.ndim) if a != axis)))
+                   for axis in range(signs.ndim)]
+          low = [s.start + i[0] for s, i in zip(slab.box, index, strict=True)]
+          high = [s.start + i[-1] + 1 for s, i in zip(slab.box, index, strict=True)]
+          if class_id in found:
+            low = np.minimum(low, found[class_id][0])
+            high = np.maximum(high, found[class_id][1])
+          found[class_id] = low, high
+    grid = canonical_geometry(volume.geometry)
+    factor = FAST if how.fast else 1.0
+    fine = resample.resampled_geometry(grid, [factor * s for s in self.plan.spacing])
+    boxes = {class_id: (slice(0, 0),) * volume.ndim for class_id in ids}
+    for class_id, (low, high) in found.items():
+      boxes[class_id] = tuple(
+          slice(max(0, int(a * n / m - MARGIN_MM / s)), min(n, int(b * n / m + MARGIN_MM / s) + 1))
+          for a, b, n, m, s in zip(low, high, fine.shape, coarse.array.shape, fine.spacing,
+                                   strict=False))
+    return boxes
+
+  def _mirror_axes(self, ids) -> list[int]:
+    """Spatial axes that the training mirrored and no class of these has sides along."""
+    names = "DHW"[3 - self.model.ndim:]
+    sides = {axis for i in ids for axis in self.table.classes[i].no_mirror}
+    axes = [a for a, name in enumerate(names) if name in self.mirror and name not in sides]
+    if not axes:
+      raise InputError("tta", "the training mirrored no axis along which these classes have no "
+                       "sides", "predict without it, or train with augment.mirror", usage=True)
+    return axes
+
+  def _seconds(self, functions, batch, channels, size) -> tuple[float, float]:
     """Of a call of `encode`, and of `decode` for each class; measured once."""
-    if (batch, channels, size) in self._measured:
-      return self._measured[batch, channels, size]
-    functions = windows.window_functions(self.model)
+    key = functions.encode, batch, channels, size
+    if key in self._measured:
+      return self._measured[key]
     image = np.zeros((batch, *self.plan.subvolume, channels), np.float32)
     ids = np.zeros(size, np.int32)
     for _ in range(2):  # the first compiles
@@ -179,8 +234,8 @@ class Predictor:
       middle = time.perf_counter()
       jax.block_until_ready(functions.decode(self.variables, features, ids))
       end = time.perf_counter()
-    self._measured[batch, channels, size] = middle - start, (end - middle) / size
-    return self._measured[batch, channels, size]
+    self._measured[key] = middle - start, (end - middle) / size
+    return self._measured[key]
 
 
 def load(workdir, checkpoint: str = "last") -> Predictor:
@@ -201,4 +256,5 @@ def load(workdir, checkpoint: str = "last") -> Predictor:
   finally:
     checkpoints.close()
   model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
-  return Predictor(model, {"params": params}, record.table, record.plan, step)
+  return Predictor(model, {"params": params}, record.table, record.plan, step,
+                   tuple(record.config["augment"]["mirror"]))

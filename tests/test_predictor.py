@@ -1,17 +1,27 @@
 """The library's front door: any grid in, the same grid out, the same anatomy whatever the axes."""
 
+import dataclasses
 import itertools
+import json
+from pathlib import Path
+import tempfile
 
 import jax
 import jax.numpy as jnp
 from nibabel import orientations
 import numpy as np
 import pytest
+import tensorstore
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import read_nifti
+from condseg_jax.formats.resample import resample_to
+from condseg_jax.geometry import Geometry
+from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
+from condseg_jax.infer import predict as windows
+from condseg_jax.infer.settings import Settings
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
@@ -121,6 +131,99 @@ def test_a_volume_split_over_the_devices(network, volume):
   for name, mask in window.items():
     assert 50 < mask.sum() < mask.size - 50
     assert np.mean(mask == split[name]) > 0.999
+
+
+def test_mirror_images_are_averaged_along_the_axes_that_have_no_sides(network, volume):
+  """By hand: the image mirrored, predicted, mirrored back; a window that is the whole volume."""
+  image = np.random.default_rng(5).normal(size=(16, 16, 8)).astype(np.float32)
+  image = Volume(image, np.diag([-1.0, -1.0, 2.0, 1.0]))  # axes L P S: canonical are S P L
+  mirrors = dataclasses.replace(network, mirror=("D", "W"))
+
+  def planes(predictor, array, **settings):
+    with tempfile.TemporaryDirectory() as folder:
+      predictor.predict(Volume(array, image.affine), probabilities=folder, **settings)
+      return read_planes(folder)[0]
+
+  expected = np.mean([planes(network, np.flip(image.array, axes)) if not axes else
+                      np.flip(planes(network, np.flip(image.array, axes)), [3 - a for a in axes])
+                      for axes in ((), (0,), (2,), (0, 2))], axis=0)
+  found = planes(mirrors, image.array, tta=True)
+  np.testing.assert_allclose(found, expected, atol=2e-3)  # kept as float16
+  assert np.abs(found - planes(network, image.array)).max() > 0.01
+  with pytest.raises(InputError, match="mirrored no axis"):
+    network.predict(volume, tta=True)
+
+
+def read_planes(folder):
+  store = tensorstore.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{folder}/"}},
+                           read=True).result()
+  metadata = json.loads((Path(folder) / "zarr.json").read_text())
+  return store.read().result().astype(np.float32), metadata["attributes"]
+
+
+def test_probabilities_of_all_classes_on_the_grid_of_the_plan(network, volume, tmp_path):
+  network.predict(volume, ["spleen", "liver"], probabilities=str(tmp_path / "p.zarr"))
+  planes, attributes = read_planes(tmp_path / "p.zarr")
+  assert attributes["classes"] == ["spleen", "liver"]
+  grid = Geometry(planes.shape[1:], np.array(attributes["affine"]))
+  np.testing.assert_allclose(grid.spacing, (2.0, 1.0, 1.0), rtol=0.1)
+  masks = network.predict(volume, fusion="independent").masks
+  canonical = to_canonical(volume).array.shape
+  for name, plane in zip(attributes["classes"], planes, strict=True):
+    expected = resample_to(plane, canonical, 1) >= 0.5
+    assert 50 < expected.sum() < expected.size - 50
+    np.testing.assert_array_equal(to_canonical(Volume(masks[name], volume.affine)).array, expected)
+
+
+def test_a_coarse_look_first_changes_nothing_where_every_class_is_everywhere(network, volume):
+  """The network as initialised sees all classes all over; at a threshold above it sees none."""
+  plain, twice = (network.predict(volume, threshold=0.4, two_pass=p).label.array
+                  for p in (False, True))
+  assert np.count_nonzero(plain)
+  np.testing.assert_array_equal(plain, twice)
+  assert not network.predict(volume, threshold=0.999, two_pass=True).label.array.any()
+
+
+def test_a_coarse_look_says_where(network, volume, monkeypatch):
+  """Signs of one class in one corner of the coarse volume: a box with a margin, in fine voxels."""
+  class OneSign:
+    def __call__(self, image, ids, how, announce, boxes=None):
+      plane = np.zeros((2, *image.shape[:-1]), np.float32)
+      plane[0, 0, 3:5, -1] = 0.3
+      yield windows.Slab(ids, tuple(slice(0, n) for n in plane.shape[1:]), plane)
+
+  fine = predictor((1.0, 1.0, 1.0))
+  monkeypatch.setattr(type(fine), "_window_slabs", staticmethod(OneSign()))
+  image = Volume(np.zeros((50, 50, 50), np.float32), np.diag([-1.0, -1.0, 1.0, 1.0]))
+  boxes = fine._boxes(image, (2, 0), Settings())
+  # 40 coarse voxels of 1.25 mm: 3 to 5 are 3.75 to 6.25 mm, and 10 mm on both sides.
+  assert boxes == {2: (slice(0, 12), slice(0, 17), slice(38, 50)),
+                   0: (slice(0, 0), slice(0, 0), slice(0, 0))}
+
+
+def test_fast_is_coarser_and_comes_back_on_the_same_grid(network, volume):
+  plans = []
+
+  def note(plan, seconds):
+    plans.append(plan)
+    assert seconds > 0
+    return lambda windows: None
+
+  for fast in (False, True):
+    label = network.predict(volume, fast=fast, announce=note).label
+    assert label.array.shape == volume.array.shape
+  assert plans[1].windows < plans[0].windows
+
+
+def test_a_part_takes_its_voxels_from_the_whole(network, volume):
+  """Where the pancreas reaches the threshold it is one, whatever the liver says."""
+  masks = network.predict(volume, fusion="independent", threshold=0.45).masks
+  label = network.predict(volume, threshold=0.45, within={"pancreas": "liver"}).label.array
+  part = label == 3
+  assert part.sum() > (network.predict(volume, threshold=0.45).label.array == 3).sum()
+  assert np.mean(part == masks["pancreas"]) > 0.9
+  with pytest.raises(InputError, match="kidney"):
+    network.predict(volume, within={"kidney": "liver"})
 
 
 def test_images_of_another_kind_are_refused(network):

@@ -39,6 +39,16 @@ def _define(values: flags.FlagValues) -> None:
                      lower_bound=0.0, upper_bound=1.0, flag_values=values)
   flags.DEFINE_float("step", 0.5, "Distance of windows as a part of the window.", lower_bound=0.05,
                      upper_bound=1.0, flag_values=values)
+  flags.DEFINE_bool("tta", False, "Average over mirror images, along the axes that the training "
+                    "mirrored: slower.", flag_values=values)
+  flags.DEFINE_bool("fast", False, "At 1.25 times the spacing: quicker and coarser.",
+                    flag_values=values)
+  flags.DEFINE_bool("two_pass", False, "Find where every class is by a coarser look first: for "
+                    "volumes much larger than what is looked for.", flag_values=values)
+  flags.DEFINE_list("within", [], "PART=WHOLE, as in tumour=liver: a part takes its voxels from "
+                    "the whole, and pieces that do not touch it are removed.", flag_values=values)
+  flags.DEFINE_bool("probabilities", False, "Also write the probabilities of all classes, as zarr.",
+                    flag_values=values)
   flags.DEFINE_float("memory", None, "Gigabytes that prediction may take beside the image as read; "
                      "a quarter of the machine's, at most 4, when not given.", lower_bound=0.0,
                      flag_values=values)
@@ -66,6 +76,11 @@ def _work(values: flags.FlagValues) -> int:
   images = [(path, files.stem(path)) for path in found][values.part::values.num_parts]
   predictor = load(values.workdir, values.checkpoint)
   predictor.table.select(values.classes, values.preset)
+  settings = {name: values[name].value
+              for name in ("fusion", "threshold", "step", "tta", "fast", "two_pass", "partition")}
+  settings["within"] = dict(_pair(text) for text in values.within)
+  if values.memory is not None:
+    settings["memory_bytes"] = int(values.memory * 1e9)
   output = Path(values.output)
   output.mkdir(parents=True, exist_ok=True)
   failed = []
@@ -79,10 +94,9 @@ def _work(values: flags.FlagValues) -> int:
       volume = files.read_volume(path, values.series)
       try:
         prediction = predictor.predict(
-            volume, values.classes, values.preset, fusion=values.fusion,
-            threshold=values.threshold, step=values.step, partition=values.partition,
-            memory_bytes=None if values.memory is None else int(values.memory * 1e9),
-            announce=functools.partial(_announce, title))
+            volume, values.classes, values.preset, announce=functools.partial(_announce, title),
+            probabilities=(str(output / f"{stem}_probabilities.zarr") if values.probabilities
+                           else ""), **settings)
       except InputError as error:
         raise error if error.usage else InputError(path, error.reason, error.cure) from error
       print(f"{_write(output, path, stem, volume, prediction, predictor, values)}", flush=True)
@@ -93,6 +107,14 @@ def _work(values: flags.FlagValues) -> int:
   for error in failed:
     print(f"failed: {error}", file=sys.stderr)
   return 1 if failed else 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+  part, equals, whole = text.partition("=")
+  if not equals:
+    raise InputError(f"--within={text}", "is no PART=WHOLE", "as in --within=tumour=liver",
+                     usage=True)
+  return part, whole
 
 
 def _announce(title: str, plan, seconds: float):

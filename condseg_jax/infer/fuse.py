@@ -1,6 +1,6 @@
 """Per-class probabilities to the best class of every voxel, in memory that knows no classes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -16,8 +16,9 @@ def label_dtype(class_ids: Sequence[int]) -> type:
   return np.uint8 if max(class_ids) + 1 <= 255 else np.uint16
 
 
-def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[int],
-               exclusive: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[int], *,
+               exclusive: bool = False, rank: Mapping[int, int] | None = None,
+               threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
   """The most probable class of every voxel, however improbable, and its probability.
 
   Of equal probabilities the class that came first wins.
@@ -31,6 +32,9 @@ def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[
           q_k = o_k / (1 + Σ_j o_j),   o_k = p_k / (1 - p_k)
 
       the softmax of the logits with a background logit of 0. It is the same class that is best.
+    rank: class → 1 or more: where it reaches the threshold it wins over all classes of lower rank,
+      as a tumour does over its liver.
+    threshold: for ranks only.
 
   Returns:
     Class id + 1 and probability float32, both [*shape].
@@ -38,17 +42,44 @@ def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[
   label = np.zeros(shape, label_dtype(class_ids))
   best = np.full(shape, -1.0, np.float32)
   odds = np.zeros(shape, np.float32) if exclusive else None
+  rank = rank or {}
   for slab in slabs:
     for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
+      if exclusive:
+        odds[slab.box] += _odds(plane)
+      if rank:  # an integer on top, which decides and is taken off again
+        plane = np.minimum(plane, 1)
+        plane += rank.get(class_id, 0) * (plane >= threshold)
       better = plane > best[slab.box]
       label[slab.box][better] = class_id + 1
       np.maximum(best[slab.box], plane, out=best[slab.box])
-      if exclusive:
-        odds[slab.box] += _odds(plane)
+  if rank:
+    best -= np.maximum(np.ceil(best) - 1, 0)
   if exclusive:
     for row in range(len(best)):  # one by one: no second volume
       best[row] = _odds(best[row]) / (1 + odds[row])
   return label, best
+
+
+def ranks(within: Mapping[int, int]) -> dict[int, int]:
+  """How deep every part lies in what it is part of: tumour within liver 1, necrosis within it 2.
+
+  Args:
+    within: class → the class that it is part of.
+
+  Raises:
+    InputError: a class that is, in the end, part of itself.
+  """
+  found = {}
+  for part in within:
+    depth, whole = 0, part
+    while whole in within:
+      depth, whole = depth + 1, within[whole]
+      if depth > len(within):
+        raise InputError("within", "says that a class is part of itself", "name each part once",
+                         usage=True)
+    found[part] = depth
+  return found
 
 
 def _odds(probability: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@ Windows come in layers along one axis, and the sums of overlapping windows exist
 layer alone: what is finished leaves as a `Slab`, and nobody has to hold all classes of all voxels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import functools
 from typing import NamedTuple
 
@@ -17,6 +17,9 @@ from condseg_jax.infer.schedule import Schedule
 from condseg_jax.models.dense_unet import DenseUNet
 
 CLASSES_AT_ONCE = (16, 4)  # per call of `decode`, whose output holds so many windows
+
+
+Box = tuple[slice, ...]  # with start and stop
 
 
 class WindowFunctions(NamedTuple):
@@ -48,7 +51,7 @@ class Slab(NamedTuple):
   """
 
   class_ids: Sequence[int]
-  box: tuple[slice, ...]
+  box: Box
   planes: np.ndarray
 
 
@@ -89,7 +92,8 @@ def window_functions(model: DenseUNet) -> WindowFunctions:
 
 
 def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndarray,
-                      class_ids: Sequence[int], window: Sequence[int], schedule: Schedule,
+                      class_ids: Sequence[int], window: Sequence[int], schedule: Schedule, *,
+                      boxes: Mapping[int, Box] | None = None,
                       progress: Callable[[int], None] = lambda windows: None) -> Iterator[Slab]:
   """Probabilities of every class at every voxel, slab by slab.
 
@@ -105,6 +109,8 @@ def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndar
     class_ids: the classes wanted.
     window: shape of a window.
     schedule: of `schedule.make`, for these classes and this volume.
+    boxes: class → where to look for it, if that is known; its probability is 0 elsewhere, and
+      windows that touch no box of a class are not computed for it.
     progress: told the number of windows done since it was told last.
 
   Yields:
@@ -113,9 +119,15 @@ def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndar
   padding = tiles.surround(image_DHWC.shape[:-1], window)
   image = np.pad(image_DHWC, (*padding, (0, 0)), mode="edge") if any(map(any, padding)) else (
       image_DHWC)
+  if boxes is not None:
+    boxes = {class_id: tuple(slice(s.start + low, s.stop + low)
+                             for s, (low, _) in zip(box, padding, strict=True))
+             for class_id, box in boxes.items()}
   for first in range(0, len(class_ids), schedule.classes):
     ids = class_ids[first:first + schedule.classes]
-    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, progress):
+    wanted = None if boxes is None else [boxes[class_id] for class_id in ids]
+    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, wanted,
+                                 progress):
       # Back to the volume without what surrounds it.
       start = [max(0, s.start - low) for s, (low, _) in zip(box, padding, strict=True)]
       stop = [min(n, s.stop - low)
@@ -127,18 +139,18 @@ def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndar
       yield Slab(ids, tuple(map(slice, start, stop)), planes[(slice(None), *inside)])
 
 
-def class_probabilities(*arguments) -> np.ndarray:
+def class_probabilities(*arguments, **more) -> np.ndarray:
   """All of `probability_slabs` in one array, float32 [K, *shape], of K times the volume."""
   class_ids, shape = arguments[3], arguments[2].shape[:-1]
   planes = np.empty((len(class_ids), *shape), np.float32)
   place = {class_id: k for k, class_id in enumerate(class_ids)}
-  for slab in probability_slabs(*arguments):
+  for slab in probability_slabs(*arguments, **more):
     for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
       planes[(place[class_id], *slab.box)] = plane
   return planes
 
 
-def _one_pass(functions, variables, image, ids, window, schedule, progress):
+def _one_pass(functions, variables, image, ids, window, schedule, boxes, progress):
   """The boxes and planes of some classes."""
   axis, shape = schedule.axis, image.shape[:-1]
   weights = tiles.gaussian_weights(window)
@@ -146,25 +158,29 @@ def _one_pass(functions, variables, image, ids, window, schedule, progress):
   total = np.zeros((len(ids), *slab_shape), np.float32)
   norm = np.zeros(slab_shape, np.float32)
   piece = np.empty(window, np.float32)
+
+  def place(start):
+    return tuple(slice(0, w) if a == axis else slice(s, s + w)
+                 for a, (s, w) in enumerate(zip(start, window, strict=True)))
+
   layers = tiles.layers(shape, window, schedule.step, axis)
   for layer, following in zip(layers, [*layers[1:], None], strict=True):
-    for starts, part, scores in _decoded(functions, variables, image, ids, window, schedule,
-                                         layer):
+    for start in layer:
+      norm[place(start)] += weights
+    for starts, ks, scores in _decoded(functions, variables, image, ids, window, schedule, boxes,
+                                       layer, progress):
       for b, start in enumerate(starts):
-        box = tuple(slice(0, w) if a == axis else slice(s, s + w)
-                    for a, (s, w) in enumerate(zip(start, window, strict=True)))
-        for k in range(min(schedule.at_once, len(ids) - part)):
-          total[(part + k, *box)] += np.multiply(weights, scores[k, b], out=piece)
-        if part == 0:
-          norm[box] += weights
-      progress(len(starts) if part == 0 else 0)
+        for k, score in zip(ks, scores, strict=False):
+          total[(k, *place(start))] += np.multiply(weights, score[b], out=piece)
     first = layer[0][axis]
     rows = window[axis] if following is None else following[0][axis] - first
     done = _along(axis, 0, rows)
-    for plane in total:
-      plane[done] /= norm[done]
     box = tuple(slice(first, first + rows) if a == axis else slice(0, n)
                 for a, n in enumerate(shape))
+    for k, plane in enumerate(total):
+      plane[done] /= norm[done]
+      if boxes is not None:
+        _clear_outside(plane[done], box, boxes[k])
     yield box, total[(slice(None), *done)]
     for plane in (*total, norm):  # the overlap with the next layer moves up
       plane[_along(axis, 0, window[axis] - rows)] = plane[_along(axis, rows, window[axis])]
@@ -175,22 +191,41 @@ def _along(axis: int, first: int, last: int) -> tuple[slice, ...]:
   return (*(slice(None),) * axis, slice(first, last))
 
 
-def _decoded(functions, variables, image, ids, window, schedule, layer):
+def _clear_outside(plane: np.ndarray, place: Box, box: Box) -> None:
+  """Sets to 0 what of a plane, which lies at a place of the volume, lies outside of a box."""
+  inside = tuple(slice(max(b.start - p.start, 0), max(b.stop - p.start, 0))
+                 for b, p in zip(box, place, strict=True))
+  kept = plane[inside].copy()
+  plane[...] = 0
+  plane[inside] = kept
+
+
+def _decoded(functions, variables, image, ids, window, schedule, boxes, layer, progress):
   """Probabilities of batches of windows; the device works on one while the last is read."""
-  waiting, size, window_batch = None, schedule.at_once, schedule.window_batch
-  for first in range(0, len(layer), window_batch):
-    starts = layer[first:first + window_batch]
-    batch = np.zeros((window_batch, *window, image.shape[-1]), np.float32)
+  waiting, size = None, schedule.at_once
+  for first in range(0, len(layer), schedule.window_batch):
+    starts = layer[first:first + schedule.window_batch]
+    needed = [k for k in range(len(ids))
+              if boxes is None or any(_meets(start, window, boxes[k]) for start in starts)]
+    batch = np.zeros((schedule.window_batch, *window, image.shape[-1]), np.float32)
     for b, start in enumerate(starts):
       batch[b] = image[tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))]
     features = None
-    for part in range(0, len(ids), size):
+    for part in range(0, len(needed), size):
+      ks = needed[part:part + size]
       padded = np.full(size, -1, np.int32)
-      padded[:len(ids) - part] = ids[part:part + size]
+      padded[:len(ks)] = [ids[k] for k in ks]
       if features is None or functions.encoder_sees_class:
         features = functions.encode(variables, batch, padded)
       scores = functions.decode(variables, features, padded)
       if waiting is not None:
         yield *waiting[:2], np.asarray(waiting[2])
-      waiting = starts, part, scores
-  yield *waiting[:2], np.asarray(waiting[2])
+      waiting = starts, ks, scores
+    progress(len(starts))
+  if waiting is not None:
+    yield *waiting[:2], np.asarray(waiting[2])
+
+
+def _meets(start: Sequence[int], window: Sequence[int], box: Box) -> bool:
+  return all(s < b.stop and b.start < s + w
+             for s, w, b in zip(start, window, box, strict=True))

@@ -6,6 +6,7 @@ import pytest
 from condseg_jax.errors import InputError
 from condseg_jax.infer.fuse import best_class
 from condseg_jax.infer.fuse import check_fusion
+from condseg_jax.infer.fuse import ranks
 from condseg_jax.infer.predict import Slab
 
 
@@ -42,6 +43,30 @@ def test_exclusive_probabilities_are_the_softmax_of_the_logits():
 def test_certain_classes_share_a_voxel_without_overflow():
   _, score = best_class(slabs(np.ones((2, 4), np.float32), (0, 1)), (4,), (0, 1), exclusive=True)
   np.testing.assert_allclose(score, 0.5, rtol=1e-5)
+
+
+def test_a_part_wins_where_it_reaches_the_threshold_and_only_there():
+  """Columns: liver surely and tumour perhaps; tumour just below; both certain; tumour alone."""
+  planes = np.array([[0.9, 0.9, 1.0, 0.1], [0.5, 0.49, 1.0, 0.8]], np.float32)
+  for order in ((0, 1), (1, 0)):
+    label, score = best_class(slabs(planes[list(order)], order), (4,), order, rank={1: 1})
+    np.testing.assert_array_equal(label, [2, 1, 2, 2])
+    np.testing.assert_allclose(score, [0.5, 0.9, 1.0, 0.8], rtol=1e-6)
+
+
+def test_the_deeper_part_wins():
+  planes = np.array([[0.9, 0.9], [0.8, 0.8], [0.6, 0.3]], np.float32)
+  rank = ranks({1: 0, 2: 1})
+  assert rank == {1: 1, 2: 2}
+  label, score = best_class(slabs(planes, (0, 1, 2)), (2,), (0, 1, 2), rank=rank)
+  np.testing.assert_array_equal(label, [3, 2])
+  np.testing.assert_allclose(score, [0.6, 0.8], rtol=1e-6)
+
+
+def test_a_part_of_itself_is_wrong_usage():
+  with pytest.raises(InputError, match="part of itself") as error:
+    ranks({0: 1, 1: 0})
+  assert error.value.usage
 
 
 def test_unknown_fusion_is_wrong_usage():

@@ -147,13 +147,34 @@ def test_slabs_cover_every_class_and_voxel_once(decoder_network):
   plan = schedule.make((6, 21, 9), WINDOW, 3)._replace(axis=1, classes=2)
   seen, told = np.zeros((4, 6, 21, 9), int), []
   for slab in probability_slabs(window_functions(model), variables, image, ids, WINDOW, plan,
-                                told.append):
+                                progress=told.append):
     assert slab.planes.shape == (len(slab.class_ids), *(s.stop - s.start for s in slab.box))
     assert len(slab.class_ids) <= 2 and slab.planes.shape[2] <= WINDOW[1]
     for class_id in slab.class_ids:
       seen[(class_id, *slab.box)] += 1
   assert (seen[1:] == 1).all() and not seen[0].any()
   assert sum(told) == 2 * plan.windows  # two passes
+
+
+def test_in_a_box_nothing_changes_and_outside_nothing_is_found(decoder_network):
+  """Windows that touch no box are not even encoded."""
+  model, variables = decoder_network
+  image, ids = noise(6, 9, 20, 11), [4, 2]
+  functions, calls = counting(window_functions(model))
+  plan = schedule.make((9, 20, 11), WINDOW, 2)
+  plain = class_probabilities(functions, variables, image, ids, WINDOW, plan)
+  everything = dict(calls)
+  boxes = {4: (slice(1, 3), slice(2, 9), slice(0, 4)), 2: (slice(8, 9), slice(0, 1), slice(9, 11))}
+  found = class_probabilities(functions, variables, image, ids, WINDOW, plan, boxes=boxes)
+  for k, class_id in enumerate(ids):
+    inside = np.zeros(plain.shape[1:], bool)
+    inside[boxes[class_id]] = True
+    np.testing.assert_allclose(found[k], np.where(inside, plain[k], 0), atol=1e-6)
+  assert 0 < calls["encode"] - everything["encode"] < everything["encode"]
+  empty = {class_id: (slice(0, 0),) * 3 for class_id in ids}
+  calls.update(encode=0)
+  found = class_probabilities(functions, variables, image, ids, WINDOW, plan, boxes=empty)
+  assert not found.any() and calls["encode"] == 0
 
 
 def test_volumes_of_any_shape_share_one_program(decoder_network):

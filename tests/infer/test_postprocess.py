@@ -1,0 +1,62 @@
+"""Pieces of structures: the largest, the large enough, those that touch what they are part of."""
+
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+import numpy as np
+from scipy import ndimage
+
+from condseg_jax.infer.postprocess import clean
+from condseg_jax.infer.postprocess import Cleaning
+from condseg_jax.infer.postprocess import drop_detached
+
+
+def picture(text):
+  return np.array([[int(c) for c in row] for row in text.split()], np.uint8)
+
+
+def test_the_largest_piece_is_kept_and_other_classes_are_left_alone():
+  label = picture("1100020 1001020 0000000 0001110 0111111")
+  clean(label, 1, Cleaning(largest=True), 1.0)
+  # The upper left piece hangs together by edges only: 2-D neighbours are eight.
+  np.testing.assert_array_equal(label, picture("0000020 0000020 0000000 0001110 0111111"))
+
+
+def test_pieces_below_the_minimum_volume_go():
+  label = picture("1000110 0000110 1100000")
+  clean(label, 1, Cleaning(minimum_ml=1.0), 0.5)  # two voxels are 1 ml, one is less
+  np.testing.assert_array_equal(label, picture("0000110 0000110 1100000"))
+
+
+def test_a_class_that_is_absent_or_too_small_as_a_whole():
+  label = picture("020 000 010")
+  clean(label, 3, Cleaning(largest=True), 1.0)
+  clean(label, 1, Cleaning(largest=True, minimum_ml=2.0), 1.0)
+  np.testing.assert_array_equal(label, picture("020 000 000"))
+
+
+def test_a_tumour_that_touches_no_liver_goes():
+  label = picture("1112000 1120002 1110022 0000000")
+  drop_detached(label, 2, 1)
+  # The piece at the left touches; its second voxel hangs on to it. That at the right does not.
+  np.testing.assert_array_equal(label, picture("1112000 1120000 1110000 0000000"))
+
+
+def test_a_tumour_at_the_edge_of_the_image_may_touch_across_nothing():
+  label = picture("2 1")
+  drop_detached(label, 2, 1)
+  np.testing.assert_array_equal(label, picture("2 1"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.floats(0.05, 0.5), st.integers(0, 6))
+def test_against_the_definition_in_3d(seed, part, minimum):
+  rng = np.random.default_rng(seed)
+  label = (rng.random((5, 6, 7)) < part).astype(np.uint8)
+  pieces, count = ndimage.label(label, np.ones((3, 3, 3)))
+  expected = np.zeros_like(label)
+  for number in range(1, count + 1):
+    if (pieces == number).sum() >= minimum:
+      expected[pieces == number] = 1
+  clean(label, 1, Cleaning(minimum_ml=minimum), 1.0)
+  np.testing.assert_array_equal(label, expected)
