@@ -50,6 +50,7 @@ class Predictor:
     table: the classes it knows.
     plan: how images become its input.
     step: of the checkpoint it came from.
+    training: what its training set was like, the pooled `fingerprint`; {} where it is unknown.
   """
 
   model: DenseUNet
@@ -57,6 +58,7 @@ class Predictor:
   table: ClassTable
   plan: Plan
   step: int = 0
+  training: Mapping = dataclasses.field(default_factory=dict)
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
               fusion: str = "argmax", threshold: float = 0.5, step: float = 0.5,
@@ -139,4 +141,4 @@ def load(workdir, checkpoint: str = "last") -> Predictor:
   finally:
     checkpoints.close()
   model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
-  return Predictor(model, {"params": params}, record.table, record.plan, step)
+  return Predictor(model, {"params": params}, record.table, record.plan, step, record.training)

@@ -4,7 +4,11 @@ Segments images with a trained network: one label map per image, on the image's 
 
   condseg-predict --workdir=runs/ct --input=scan.nii.gz --output=masks --classes=liver,spleen
 
-With --fusion=independent one mask per class is written, which may overlap.
+With --fusion=independent one mask per class is written, which may overlap. Volumes, intensities and
+places of the structures are in STEM_statistics.json. The result of a DICOM series is written as
+DICOM-SEG, too (extra `dicom`); --dicom=seg,rtstruct adds outlines, --dicom= leaves both out.
+
+An image that is plainly not of the kind that the network was trained on is refused.
 """
 
 from pathlib import Path
@@ -38,6 +42,9 @@ def _define(values: flags.FlagValues) -> None:
                      upper_bound=1.0, flag_values=values)
   flags.DEFINE_bool("partition", False, "Each image in one pass instead of windows, split over all "
                     "devices: for accelerators that hold it only together.", flag_values=values)
+  flags.DEFINE_list("dicom", ["seg"], "Written beside the masks of a DICOM series: seg, rtstruct.",
+                    flag_values=values)
+  flags.DEFINE_bool("force", False, "Go on with images that look implausible.", flag_values=values)
   flags.DEFINE_bool("picture", True, "Write a picture of every result beside it.",
                     flag_values=values)
 
@@ -48,10 +55,12 @@ def _work(values: flags.FlagValues) -> int:
 
   from condseg_jax.cache import keep_compiled
   from condseg_jax.formats import files
+  from condseg_jax.infer.plausibility import check_image, enforce
   from condseg_jax.predictor import load
 
   keep_compiled()
   images = files.list_images(values.input)
+  dicom = _dicom_kinds(values, images)
   stems = [files.stem(path) for path in images]
   predictor = load(values.workdir, values.checkpoint)
   predictor.table.select(values.classes, values.preset)
@@ -62,13 +71,21 @@ def _work(values: flags.FlagValues) -> int:
                         strict=True):
     try:
       volume = files.read_volume(path, values.series)
+      notes = enforce(path, check_image(volume, predictor.plan, predictor.training,
+                                        modality=files.modality(path, values.series)),
+                      force=values.force)
+      for note in notes:
+        print(f"warning: {path}: {note}", file=sys.stderr)
       try:
         prediction = predictor.predict(volume, values.classes, values.preset, fusion=values.fusion,
                                        threshold=values.threshold, step=values.step,
                                        partition=values.partition)
       except InputError as error:
         raise error if error.usage else InputError(path, error.reason, error.cure) from error
-      print(f"{_write(output, path, stem, volume, prediction, predictor, values)}", flush=True)
+      written = _write(output, path, stem, volume, prediction, predictor, values)
+      written += _write_more(output, path, stem, volume, prediction, predictor, values, notes,
+                             dicom)
+      print("  ".join(map(str, written)), flush=True)
     except InputError as error:
       if error.usage or len(images) == 1:
         raise
@@ -78,8 +95,50 @@ def _work(values: flags.FlagValues) -> int:
   return 1 if failed else 0
 
 
-def _write(output: Path, source: Path, stem: str, volume, prediction, predictor, values) -> str:
-  """Writes what was found in one image and says where."""
+def _dicom_kinds(values, images) -> list[str]:
+  """The DICOM objects to write; those of the default only where the extra is installed."""
+  from condseg_jax.formats import dicom_results
+  from condseg_jax.formats.dicom_source import extra_installed
+  if values["dicom"].present or extra_installed():
+    dicom_results.check_kinds(values.dicom)
+    return values.dicom
+  if any(path.is_dir() for path in images):
+    print('no DICOM-SEG is written: pip install "condseg-jax[dicom]"', file=sys.stderr)
+  return []
+
+
+def _write_more(output: Path, source: Path, stem: str, volume, prediction, predictor, values,
+                notes, dicom) -> list[Path]:
+  """Writes statistics, and the DICOM objects of a DICOM series; returns the files."""
+  import numpy as np
+
+  from condseg_jax.evaluate import statistics
+  from condseg_jax.formats.dicom_results import write_results
+  from condseg_jax.geometry import Volume
+  if values.fusion == "independent":
+    names = {name: channel for channel, name in enumerate(prediction.masks, 1)}
+    found = {name: statistics.structure_statistics(volume, mask)
+             for name, mask in prediction.masks.items()}
+  else:
+    names = prediction.names
+    found = statistics.label_statistics(volume, prediction.label.array, names)
+  written = [output / f"{stem}_statistics.json"]
+  statistics.write_statistics(written[0], volume, found, notes)
+  if source.is_dir() and dicom:
+    result = prediction.label
+    if values.fusion == "independent":
+      result = Volume(np.stack(list(prediction.masks.values()), -1), volume.affine)
+    written += write_results(output, stem, dicom, result, names, source, values.series,
+                             colors=_colors(predictor), model=f"step {predictor.step}")
+  return written
+
+
+def _colors(predictor) -> dict:
+  return dict(zip(predictor.table.names, predictor.table.colors, strict=True))
+
+
+def _write(output: Path, source: Path, stem: str, volume, prediction, predictor, values) -> list:
+  """Writes what was found in one image; returns the files."""
   from condseg_jax.formats import files
 
   suffix = ".png" if volume.ndim == 2 else ".nii.gz"
@@ -87,13 +146,14 @@ def _write(output: Path, source: Path, stem: str, volume, prediction, predictor,
   if values.fusion == "independent":
     for name, mask in prediction.masks.items():
       path = output / f"{stem}_{name.replace(' ', '_')}{suffix}"
-      files.write_label(path, mask, volume.affine, {name: 1})
+      files.write_label(path, mask, volume.affine, {name: 1}, _colors(predictor))
       written.append(path)
   else:
     path = output / f"{stem}{suffix}"
     if path.resolve() == source.resolve():
       raise InputError(output, "is the folder of the images", "choose another --output", usage=True)
-    files.write_label(path, prediction.label.array, volume.affine, prediction.names)
+    files.write_label(path, prediction.label.array, volume.affine, prediction.names,
+                      _colors(predictor))
     written.append(path)
   if values.picture:
     from condseg_jax.evaluate.pictures import draw_prediction
@@ -101,7 +161,7 @@ def _write(output: Path, source: Path, stem: str, volume, prediction, predictor,
     draw_prediction(picture, volume, prediction.label, predictor.table, stem,
                     modality=predictor.plan.modality)
     written.append(picture)
-  return "  ".join(map(str, written))
+  return written
 
 
 if __name__ == "__main__":

@@ -73,6 +73,11 @@ def read_header(path: str | os.PathLike, series: str = "") -> Header:
   return _reader(path).header(Path(path))
 
 
+def modality(path: str | os.PathLike, series: str = "") -> str:
+  """What made an image as DICOM calls it (CT, MR, …); "" where the file does not say."""
+  return dicom.series_modality(path, series) if Path(path).is_dir() else ""
+
+
 def members(path: str | os.PathLike, series: str = "") -> list[Path]:
   """The files that an image consists of."""
   if Path(path).is_dir():
