@@ -114,7 +114,7 @@ class ClassTable:
     no_mirror = {normal_name(k): tuple(v) for k, v in (no_mirror or {}).items()}
     codes = distinct_codes(names, capacity)
     classes = tuple(
-        SegClass(name, code, colors.get(name, _hue(i)), no_mirror.get(name, ()))
+        SegClass(name, code, colors.get(name, hue(i)), no_mirror.get(name, ()))
         for i, (name, code) in enumerate(zip(names, codes, strict=True)))
     presets = {normal_name(key): tuple(normal_name(n) for n in group)
                for key, group in (presets or {}).items()}
@@ -306,7 +306,7 @@ def _check_names(names, capacity):
                      "raise the capacity before the first training")
 
 
-def _hue(i: int) -> tuple[int, int, int]:
+def hue(i: int) -> tuple[int, int, int]:
   """Distinct colours for any number of classes: hues a golden angle apart."""
   rgb = colorsys.hsv_to_rgb((0.02 + i * 0.61803398875) % 1.0, 0.75 - 0.2 * (i % 2), 0.95)
   return tuple(round(255 * x) for x in rgb)

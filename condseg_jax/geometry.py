@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from nibabel import orientations
+from nibabel.affines import obliquity
 
 from condseg_jax.errors import InputError
 
@@ -226,6 +227,11 @@ def shear(affine: np.ndarray) -> float:
   unit = affine[:-1, :-1] / np.linalg.norm(affine[:-1, :-1], axis=0)
   cosines = np.abs(unit.T @ unit - np.eye(len(unit))).max()
   return float(np.degrees(np.arcsin(min(1.0, cosines))))
+
+
+def oblique_degrees(affine: np.ndarray) -> float:
+  """The largest angle between an axis of a volume and the axis of the world nearest to it."""
+  return float(np.degrees(obliquity(affine)).max()) if len(affine) == 4 else 0.0
 
 
 def tolerance(image: Geometry) -> float:

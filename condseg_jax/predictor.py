@@ -68,11 +68,14 @@ class Prediction:
     label: label map, id + 1 of the class, 0 for background.
     names: class → its value in the label map, for the classes asked for.
     masks: class → bool mask, made when it is asked for; they may overlap with independent fusion.
+    confidence: class → mean probability, on the network's grid, of the voxels it was given; None
+      where it was not found.
   """
 
   label: Volume
   names: Mapping[str, int]
   masks: Mapping[str, np.ndarray]
+  confidence: Mapping[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +88,7 @@ class Predictor:
     table: the classes it knows.
     plan: how images become its input.
     step: of the checkpoint it came from.
+    training: what its training set was like, the pooled `fingerprint`; {} where it is unknown.
     mirror: axes ("D", "H", "W") that the training mirrored.
   """
 
@@ -93,6 +97,7 @@ class Predictor:
   table: ClassTable
   plan: Plan
   step: int = 0
+  training: Mapping = dataclasses.field(default_factory=dict)
   mirror: tuple[str, ...] = ()
   _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -127,6 +132,7 @@ class Predictor:
     best, score = fuse.best_class(slabs, shape, ids, exclusive=how.fusion == "softmax", rank=rank,
                                   threshold=how.threshold)
     del image, slabs
+    means = fuse.confidence(best, score, how.threshold)
     grid = canonical_geometry(volume.geometry).shape
     canonical = native.label_map(best, score, grid, how.threshold)
     for part in sorted(rank, key=rank.get, reverse=True):
@@ -142,7 +148,8 @@ class Predictor:
       return label.array == names[name]
 
     mask = independent if how.fusion == "independent" else exclusive
-    return Prediction(label, names, Masks(names, mask))
+    return Prediction(label, names, Masks(names, mask),
+                      {name: means.get(value) for name, value in names.items()})
 
   def _normalised(self, volume: Volume, factor: float) -> Volume:
     """float32 [*shape, C] at a multiple of the plan's spacing, canonical axes."""
@@ -256,5 +263,5 @@ def load(workdir, checkpoint: str = "last") -> Predictor:
   finally:
     checkpoints.close()
   model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
-  return Predictor(model, {"params": params}, record.table, record.plan, step,
+  return Predictor(model, {"params": params}, record.table, record.plan, step, record.training,
                    tuple(record.config["augment"]["mirror"]))

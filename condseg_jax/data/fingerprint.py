@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from condseg_jax.data.store import Case
+from condseg_jax.geometry import oblique_degrees
 
 PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 
@@ -14,9 +15,10 @@ def fingerprint(cases: Iterable[Case]) -> dict:
 
   Returns:
     {"datasets": {name: summary}, "pooled": summary}, where a summary holds the number of cases, the
-    classes they annotate, minimum, median and maximum of native and prepared shape and of native
-    spacing (D H W), and the percentiles, mean and sd of the intensities of positive voxels; every
-    case weighs the same there, and None stands for no positive voxel.
+    classes they annotate; minimum, median and maximum of native and prepared shape, of native
+    spacing, of the field of view in mm (all D H W) and of the angle in degrees to the axes of the
+    body; and the percentiles, mean and sd of the intensities of positive voxels; every case weighs
+    the same there, and None stands for no positive voxel.
   """
   cases = list(cases)
   cases = [case for case in cases if case.split == "train"] or cases
@@ -33,6 +35,9 @@ def _summary(cases: Sequence[Case]) -> dict:
       "annotated": list(dict.fromkeys(name for case in cases for name in case.annotated)),
       "native_shape": _spread([case.native_shape for case in cases]),
       "native_spacing": _spread([case.native_spacing for case in cases]),
+      "native_field": _spread([np.multiply(case.native_shape, case.native_spacing)
+                               for case in cases]),
+      "oblique_degrees": _spread([[oblique_degrees(np.asarray(case.affine))] for case in cases]),
       "shape": _spread([case.shape for case in cases]),
       "intensity": _intensity([case.intensities for case in cases if case.intensities]),
   }

@@ -23,7 +23,7 @@ from condseg_jax.formats.sitk import check_directions, DTYPES, LPS_TO_RAS, last_
 from condseg_jax.formats.voxels import Header, check_finite
 from condseg_jax.geometry import Geometry, Volume, check_affine
 
-SERIES_ID, SERIES_NAME = "0020|000e", "0008|103e"
+SERIES_ID, SERIES_NAME, MODALITY = "0020|000e", "0008|103e", "0008|0060"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 SLICE_SPACING, SLICE_THICKNESS = "0018|0088", "0018|0050"
 # Objects that lie beside images and are none: presentation states, reports, segmentations, plans.
@@ -92,8 +92,13 @@ def read_series_header(folder: str | os.PathLike, series: str = "") -> Header:
 
 
 def series_members(folder: str | os.PathLike, series: str = "") -> list[Path]:
-  """The files of a series, in the order of its slices."""
+  """The files of a series, in the order of its slices: of the last axis of its `Volume`."""
   return [one.path for one in _ordered(Path(folder), series)[0]]
+
+
+def series_modality(folder: str | os.PathLike, series: str = "") -> str:
+  """What made a series, as it says itself: CT, MR, PT, …; "" if it does not."""
+  return _ordered(Path(folder), series)[0][0].tags.get(MODALITY, "").strip(" \0").upper()
 
 
 def holds_dicom(folder: str | os.PathLike) -> bool:
@@ -203,7 +208,7 @@ def _scanned_files(stamps: tuple[tuple[Path, int, int], ...]) -> list[_Slice]:
         raise InputError(path, f"is damaged, or compressed in an unknown way ({last_line(error)})",
                          AGAIN, kind="truncated") from error
       continue  # not DICOM, or not an image
-    wanted = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS)
+    wanted = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS, MODALITY)
     tags = {tag: reader.GetMetaData(tag).strip() for tag in wanted if reader.HasMetaDataKey(tag)}
     dtype = np.dtype(DTYPES.get(reader.GetPixelIDValue(), np.float32))
     slices.append(_Slice(path, _text(reader, SERIES_ID), _text(reader, SERIES_NAME),

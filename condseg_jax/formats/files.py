@@ -3,7 +3,7 @@
 The table `READERS` is the one list of formats.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +73,11 @@ def read_header(path: str | os.PathLike, series: str = "") -> Header:
   return _reader(path).header(Path(path))
 
 
+def modality(path: str | os.PathLike, series: str = "") -> str:
+  """What made an image as DICOM calls it (CT, MR, …); "" where the file does not say."""
+  return dicom.series_modality(path, series) if Path(path).is_dir() else ""
+
+
 def members(path: str | os.PathLike, series: str = "") -> list[Path]:
   """The files that an image consists of."""
   if Path(path).is_dir():
@@ -81,7 +86,8 @@ def members(path: str | os.PathLike, series: str = "") -> list[Path]:
 
 
 def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
-                names: Mapping[str, int]) -> None:
+                names: Mapping[str, int], colors: Mapping[str, Sequence[int]] | None = None
+                ) -> None:
   """Writes a label map, NIfTI or PNG; the file appears whole or not at all.
 
   Args:
@@ -89,6 +95,7 @@ def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
     label: integers, in the axis order of the file.
     affine: of the file.
     names: class → value, kept in the file where the format has a place for it.
+    colors: class → red, green, blue, 0–255, kept likewise.
   """
   suffix = _suffix(path)
   if suffix not in (".png", ".nii", ".nii.gz"):
@@ -97,7 +104,7 @@ def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
   if suffix == ".png":
     picture.write_png(path, label)
   else:
-    nifti.write_nifti(path, Volume(label, affine), label=True, names=names)
+    nifti.write_nifti(path, Volume(label, affine), label=True, names=names, colors=colors)
 
 
 def stem(path: str | os.PathLike) -> str:

@@ -7,7 +7,6 @@ Standard: https://nifti.nimh.nih.gov/nifti-1/documentation
 
 import contextlib
 import gzip
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from nibabel.wrapstruct import WrapStructError
 
 from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
+from condseg_jax.formats import label_table
 from condseg_jax.formats.voxels import Header, check_finite, planes
 from condseg_jax.geometry import Geometry, Volume, check_affine, corner_distance
 
@@ -66,15 +66,15 @@ def read_nifti_header(path: str | os.PathLike) -> Header:
 
 
 def read_names(path: str | os.PathLike) -> dict[str, int]:
-  """Class names and values that `write_nifti` stored in a label file; {} where there are none."""
+  """Class names and their values from the label table of a file; {} where there is none."""
   with _opened(Path(path)) as (image, _):
-    extensions = list(image.header.extensions)
-  for extension in extensions:
-    if extension.get_code() == 6:
-      with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        content = json.loads(extension.get_content())
-        return {str(name): int(value) for name, value in content["labels"].items()}
-  return {}
+    return label_table.read_table(image.header.extensions)[0]
+
+
+def read_colors(path: str | os.PathLike) -> dict[str, tuple[int, int, int]]:
+  """Class names and their colours, 0-255, from the label table; {} where there is none."""
+  with _opened(Path(path)) as (image, _):
+    return label_table.read_table(image.header.extensions)[1]
 
 
 def write_nifti(
@@ -83,6 +83,7 @@ def write_nifti(
   *,
   label: bool = False,
   names: Mapping[str, int] | Sequence[str] | None = None,
+  colors: Mapping[str, Sequence[int]] | None = None,
   code: int = 1,
 ) -> None:
   """Writes a 3-D volume in the axis order it has; the file appears whole or not at all.
@@ -95,8 +96,9 @@ def write_nifti(
     path: ends in .nii or .nii.gz; the folder exists; an old file is replaced.
     volume: three spatial axes, no channel axis.
     label: write a label map: intent code 1002, uint8 (uint16 for values past 255).
-    names: value of each class, or the names of the classes 1, 2, ...; stored in a comment
-      extension of the header as JSON, {"labels": {name: value}}.
+    names: value of each class, or the names of the classes 1, 2, ...; stored in an extension of
+      the header that other programs read, too (see `label_table`).
+    colors: red, green, blue, 0-255, of the named classes; evenly spread hues where none is given.
     code: sform and qform code; 1 is scanner space.
 
   Raises:
@@ -116,8 +118,7 @@ def write_nifti(
     image.header.set_intent(LABEL_INTENT)
   if names is not None:
     values = names if isinstance(names, Mapping) else {n: i for i, n in enumerate(names, 1)}
-    text = json.dumps({"labels": {str(name): int(value) for name, value in values.items()}})
-    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", text.encode()))
+    image.header.extensions.append(label_table.extension(values, colors or {}))
   with replacing(path) as temporary:
     nibabel.save(image, temporary)
 

@@ -61,6 +61,24 @@ def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[
   return label, best
 
 
+def confidence(best: np.ndarray, score: np.ndarray, threshold: float) -> dict[int, float]:
+  """The mean probability of every class that reaches the threshold somewhere, over those voxels.
+
+  Args:
+    best, score: of `best_class`.
+    threshold: of the probability.
+
+  Returns:
+    Label value → mean.
+  """
+  sums, counts = np.zeros((2, int(best.max(initial=0)) + 1))
+  for labels, probability in zip(best, score, strict=True):  # row by row: no second volume
+    found = probability >= threshold
+    sums += np.bincount(labels[found], probability[found], minlength=len(sums))
+    counts += np.bincount(labels[found], minlength=len(sums))
+  return {int(value): float(sums[value] / counts[value]) for value in np.flatnonzero(counts)}
+
+
 def ranks(within: Mapping[int, int]) -> dict[int, int]:
   """How deep every part lies in what it is part of: tumour within liver 1, necrosis within it 2.
 

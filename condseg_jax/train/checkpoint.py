@@ -21,19 +21,28 @@ from condseg_jax.train.state import TrainState
 
 
 class ModelRecord(NamedTuple):
-  """What a checkpoint says of its model besides the arrays."""
+  """What a checkpoint says of its model besides the arrays.
+
+  Attributes:
+    config: of the run.
+    table: the classes.
+    plan: how images become input.
+    training: the pooled fingerprint of the training set; {} in older checkpoints.
+  """
 
   config: Mapping[str, Any]
   table: ClassTable
   plan: Plan
+  training: Mapping[str, Any] = {}
 
   def to_json(self) -> dict:
     return {"config": dict(self.config), "table": self.table.to_json(),
-            "plan": self.plan.to_json()}
+            "plan": self.plan.to_json(), "training": dict(self.training)}
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "ModelRecord":
-    return cls(tree["config"], ClassTable.from_json(tree["table"]), Plan.from_json(tree["plan"]))
+    return cls(tree["config"], ClassTable.from_json(tree["table"]), Plan.from_json(tree["plan"]),
+               tree.get("training", {}))
 
 
 class Checkpoints:

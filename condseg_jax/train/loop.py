@@ -12,6 +12,7 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.classes import normal_name
 from condseg_jax.data import pipeline
 from condseg_jax.data.augment import Augmentation
+from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.prepare import sources
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
@@ -80,7 +81,8 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
     config = recorded_plan(config, recorded.config)
     checks.check_same_model(recorded, config, workdir)
     checks.check_same_plan(plan, stores[0], config["data"]["subvolume"], workdir)
-  data, record = config["data"], ModelRecord(config, table, plan)
+  pooled = fingerprint([case for d in training for case in d.cases])["pooled"]
+  data, record = config["data"], ModelRecord(config, table, plan, pooled)
   if last is not None and last >= config["train"]["steps"] and finished(workdir):
     log.info("finished at step %d before; nothing is left to do", last)
     checkpoints.close()

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from tiny import AFFINE
+from tiny import case
 from tiny import overrides
 from tiny import write_datasets
 
@@ -49,7 +50,7 @@ def says(capsys):
 
 
 def image(path, array=None, affine=AFFINE):
-  array = np.zeros((8, 20, 18), np.int16) if array is None else array
+  array = case(np.random.default_rng(0))[0] if array is None else array
   write_nifti(path, Volume(array, affine))
   return path
 

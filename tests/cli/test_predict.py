@@ -1,6 +1,10 @@
 """condseg-predict on many images: in parts, in a budget, and on from where it was cut off."""
 
+import errno
+import json
+import os
 from pathlib import Path
+import shutil
 
 import numpy as np
 import pytest
@@ -49,7 +53,7 @@ def segment(run, images, output, *more):
 
 
 def results(folder):
-  return {path.name: path.read_bytes() for path in folder.iterdir()}
+  return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def expected(run, images, root):
   assert segment(run, images, root / "expected") == 0
   found = results(root / "expected")
   assert sorted(found) == [f"scan_{n}.nii.gz" for n in range(5)]
-  labels = [nifti.read_nifti(path).array for path in (root / "expected").iterdir()]
+  labels = [nifti.read_nifti(root / "expected" / name).array for name in found]
   assert all(0 < np.count_nonzero(label) < label.size for label in labels)
   return found
 
@@ -96,10 +100,52 @@ def test_independent_masks_are_one_file_a_class(run, images, tmp_path):
   assert segment(run, only, tmp_path, "--fusion=independent") == 0
   assert sorted(results(tmp_path)) == ["scan_0_ball.nii.gz", "scan_0_box.nii.gz"]
   image = files.read_volume(only)
-  masks = [nifti.read_nifti(path).array for path in sorted(tmp_path.iterdir())]
+  masks = [nifti.read_nifti(tmp_path / name).array for name in sorted(results(tmp_path))]
   assert all(mask.shape == image.array.shape for mask in masks)
   (tmp_path / "scan_0_box.nii.gz").unlink()
   before = (tmp_path / "scan_0_ball.nii.gz").stat().st_mtime_ns
   assert segment(run, only, tmp_path, "--fusion=independent", "--continue") == 0
   assert len(results(tmp_path)) == 2  # one was missing, so both are made
   assert (tmp_path / "scan_0_ball.nii.gz").stat().st_mtime_ns > before
+
+
+def test_a_batch_goes_on_past_bad_images_and_names_them(run, images, tmp_path, capsys, expected):
+  folder, out = tmp_path / "in", tmp_path / "out"
+  shutil.copytree(images, folder)
+  (folder / "scan_1.nii.gz").write_bytes(b"no image")
+  nifti.write_nifti(folder / "scan_2.nii.gz", Volume(np.full((8, 20, 18), -1000, np.int16),
+                                                     np.eye(4)))
+  assert segment(run, folder, out) == 1
+  assert results(out) == {f"scan_{n}.nii.gz": expected[f"scan_{n}.nii.gz"] for n in (0, 3, 4)}
+  failed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+  assert len(failed) == 2 and "scan_1" in failed[0] and "scan_2" in failed[1]
+  cases = json.loads((out / "run.json").read_text())["cases"]
+  assert {name: case["status"] for name, case in cases.items()} == {
+      "scan_0": "done", "scan_1": "failed", "scan_2": "failed", "scan_3": "done", "scan_4": "done"}
+  assert "scan_2.nii.gz" in cases["scan_2"]["reason"]
+  assert cases["scan_3"]["files"] == ["scan_3.nii.gz", "scan_3_statistics.json"]
+
+
+def test_an_output_folder_that_cannot_be_written_fails_in_one_line(run, images, tmp_path, capsys):
+  (tmp_path / "file").write_text("in the way")
+  assert segment(run, images, tmp_path / "file" / "out") == 1
+  assert "file" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_full_disk_leaves_no_half_written_mask(run, images, tmp_path, monkeypatch, capsys):
+  """The space ends while the first mask is written, and is there again for the next images."""
+  write, calls = files.write_label, []
+
+  def full(path, *arguments):
+    calls.append(path)
+    if len(calls) == 1:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+    return write(path, *arguments)
+
+  monkeypatch.setattr(files, "write_label", full)
+  assert segment(run, images, tmp_path) == 1
+  assert sorted(results(tmp_path)) == [f"scan_{n}.nii.gz" for n in (1, 2, 3, 4)]
+  assert "No space left on device" in capsys.readouterr().err
+  monkeypatch.setattr(files, "write_label", write)
+  assert segment(run, images, tmp_path, "--continue") == 0
+  assert len(results(tmp_path)) == 5

@@ -34,6 +34,8 @@ def test_sizes_spacings_and_intensities(tmp_path):
   assert tree["pooled"]["annotated"] == ["liver", "spleen"]
   assert tree["pooled"]["shape"] == {"min": [4, 4, 4], "median": [6, 6, 8], "max": [8, 8, 10]}
   assert tree["pooled"]["native_spacing"]["median"] == [2.0, 1.0, 0.5]
+  assert tree["pooled"]["native_field"]["max"] == [16, 8, 5]
+  assert tree["pooled"]["oblique_degrees"]["max"] == [0.0]
   # Three positive voxels weigh as much as ninety.
   liver = tree["datasets"]["liver"]["intensity"]
   assert liver["mean"] == pytest.approx(150) and liver["sd"] == pytest.approx(50)

@@ -1,0 +1,140 @@
+"""RT Structure Sets, by pydicom: outlines of a segmentation, as radiotherapy planning takes them.
+
+Outlines are closed planar polygons on the slices of the series, in its frame of reference; see
+`contours` for where they run and for holes. An outline is less than the voxels it was made from:
+DICOM-SEG and NIfTI keep those.
+
+Standard: DICOM PS3.3, A.19 and C.8.8.5, C.8.8.6, C.8.8.8.
+"""
+
+from collections.abc import Mapping, Sequence
+import datetime
+import os
+
+import numpy as np
+
+import condseg_jax
+from condseg_jax.atomic import replacing
+from condseg_jax.formats import dicom_source
+from condseg_jax.formats.contours import outlines
+from condseg_jax.formats.dicom_codes import meaning
+from condseg_jax.formats.dicom_source import SOFTWARE
+from condseg_jax.formats.dicom_source import Source
+from condseg_jax.formats.dicom_source import Structure
+from condseg_jax.formats.sitk import LPS_TO_RAS
+from condseg_jax.geometry import Volume
+
+KIND = 2  # of results: its series numbers begin at 2000
+SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"  # how plans refer to a study, retired but required
+LABEL_LENGTH = 16
+DECIMALS = 4  # of coordinates in mm: a number of DICOM has at most 16 characters
+
+
+def write_rtstruct(path: str | os.PathLike, volume: Volume, names: Mapping[str, int],
+                   source: Source, *, colors: Mapping[str, Sequence[int]] | None = None,
+                   model: str = "") -> None:
+  """Writes a structure set; the file appears whole or not at all.
+
+  Args, and identifiers: as `dicom_seg.write_dicom_seg`.
+
+  Raises:
+    InputError: the volume lies elsewhere; a slice of the series has no identifier; the extra
+      `dicom` is not installed; a path that cannot be written.
+  """
+  with dicom_source.lenient():
+    dataset = _structure_set(volume, names, source, colors or {}, model)
+    with replacing(path) as temporary:
+      dataset.save_as(temporary, enforce_file_format=True)
+
+
+def _structure_set(volume, names, source, colors, model):
+  from pydicom.dataset import FileMetaDataset
+  from pydicom.uid import ExplicitVRLittleEndian
+  array = dicom_source.on_grid(source, volume)
+  found = dicom_source.structures(array, names, colors)
+  first, now = source.slices[0], datetime.datetime.now()
+  date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+  uid = dicom_source.result_uid(source, "RTSTRUCT", model, dicom_source.digest(array, found))
+  dataset = _dataset(
+      SpecificCharacterSet=dicom_source.UTF_8, InstanceCreationDate=date, InstanceCreationTime=time,
+      SOPClassUID=SOP_CLASS, SOPInstanceUID=uid, Modality="RTSTRUCT", Manufacturer=SOFTWARE,
+      ManufacturerModelName=SOFTWARE, SoftwareVersions=condseg_jax.__version__,
+      SeriesDescription=dicom_source.series_description(source, "outlines"),
+      SeriesNumber=dicom_source.series_number(source, KIND), InstanceNumber=1, OperatorsName="",
+      StudyInstanceUID=first.StudyInstanceUID,
+      SeriesInstanceUID=dicom_source.result_uid(source, "RTSTRUCT", model),
+      FrameOfReferenceUID=first.FrameOfReferenceUID, PositionReferenceIndicator="",
+      StructureSetLabel=SOFTWARE[:LABEL_LENGTH], StructureSetDate=date, StructureSetTime=time,
+      StructureSetName=dicom_source.short_text(f"{SOFTWARE} {model}".strip()),
+      ReferencedFrameOfReferenceSequence=[_referenced_frame(source)],
+      StructureSetROISequence=[_dataset(
+          ROINumber=one.number, ROIName=dicom_source.short_text(one.name),
+          ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID,
+          ROIGenerationAlgorithm="AUTOMATIC") for one in found],
+      ROIContourSequence=[_contours(one, array, source) for one in found],
+      RTROIObservationsSequence=[_observation(one) for one in found],
+      ApprovalStatus="UNAPPROVED",
+      **{keyword: first.get(keyword) for keyword in dicom_source.REPEATED})
+  dataset.file_meta = FileMetaDataset()
+  dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+  return dataset
+
+
+def _referenced_frame(source: Source):
+  first = source.slices[0]
+  series = _dataset(SeriesInstanceUID=first.SeriesInstanceUID,
+                    ContourImageSequence=[_image(one) for one in source.slices])
+  study = _dataset(ReferencedSOPClassUID=STUDY_COMPONENT,
+                   ReferencedSOPInstanceUID=first.StudyInstanceUID,
+                   RTReferencedSeriesSequence=[series])
+  return _dataset(FrameOfReferenceUID=first.FrameOfReferenceUID,
+                  RTReferencedStudySequence=[study])
+
+
+def _contours(structure: Structure, array: np.ndarray, source: Source):
+  affine = LPS_TO_RAS @ source.geometry.affine
+  contours = []
+  for k, one in enumerate(source.slices):
+    for polygon in outlines(structure.mask(array[:, :, k]).T):
+      index = np.column_stack([polygon[:, ::-1], np.full(len(polygon), k), np.ones(len(polygon))])
+      points = (index @ affine.T)[:, :3]
+      contours.append(_dataset(
+          ContourImageSequence=[_image(one)], ContourGeometricType="CLOSED_PLANAR",
+          NumberOfContourPoints=len(points),
+          ContourData=[f"{value:.{DECIMALS}f}" for value in points.ravel() + 0.0]))
+  dataset = _dataset(ReferencedROINumber=structure.number, ROIDisplayColor=list(structure.color))
+  if contours:
+    dataset.ContourSequence = contours
+  return dataset
+
+
+def _observation(structure: Structure):
+  what = meaning(structure.name)
+  anatomy = what.known and what.category.meaning == "Anatomical Structure"
+  dataset = _dataset(ObservationNumber=structure.number, ReferencedROINumber=structure.number,
+                     RTROIInterpretedType="ORGAN" if anatomy else "", ROIInterpreter="")
+  if what.known:
+    dataset.RTROIIdentificationCodeSequence = [_code(what.type)]
+    if what.modifier:
+      dataset.RTROIIdentificationCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
+          _code(what.modifier)]
+  return dataset
+
+
+def _code(code):
+  return _dataset(CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator,
+                  CodeMeaning=code.meaning)
+
+
+def _image(one):
+  return _dataset(ReferencedSOPClassUID=one.SOPClassUID,
+                  ReferencedSOPInstanceUID=one.SOPInstanceUID)
+
+
+def _dataset(**values):
+  from pydicom import Dataset
+  dataset = Dataset()
+  for keyword, value in values.items():
+    setattr(dataset, keyword, value)
+  return dataset

@@ -1,0 +1,158 @@
+"""What condseg-predict writes beside the masks, and what it refuses to look at."""
+
+import json
+from pathlib import Path
+
+from dicom_files import fill_polygons
+from dicom_files import read_segments
+from dicom_files import write_series
+import numpy as np
+import pydicom
+import pytest
+from tiny import AFFINE
+from tiny import case
+from tiny import overrides
+from tiny import write_datasets
+
+import condseg_jax
+from condseg_jax.cli import predict
+from condseg_jax.cli import train
+from condseg_jax.formats import dicom_source
+from condseg_jax.formats.nifti import read_colors
+from condseg_jax.formats.nifti import read_names
+from condseg_jax.formats.nifti import read_nifti
+from condseg_jax.formats.nifti import write_nifti
+from condseg_jax.geometry import Volume
+from condseg_jax.train.checkpoint import ModelRecord
+
+BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
+ANY = "--threshold=0"  # a network of two steps is sure of nothing
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+  return write_datasets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(root):
+  workdir = root / "run"
+  arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
+  assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={workdir}", *arguments]) == 0
+  return workdir
+
+
+@pytest.fixture
+def series(tmp_path):
+  voxels = case(np.random.default_rng(5))[0].transpose(2, 1, 0)
+  write_series(tmp_path / "scan", voxels, AFFINE[:, [2, 1, 0, 3]], order=[3, 7, 1, 0, 6, 2, 5, 4])
+  return tmp_path / "scan"
+
+
+def start(run, path, output, *more):
+  return predict.main(["condseg-predict", f"--workdir={run}", f"--input={path}",
+                       f"--output={output}", "--nopicture", *more])
+
+
+def names_in(folder):
+  return {path.name for path in folder.iterdir()} - {"run.json"}
+
+
+def test_a_dicom_series_gets_a_segmentation_of_its_own_kind(run, series, tmp_path):
+  out = tmp_path / "out"
+  assert start(run, series, out, ANY, "--dicom=seg,rtstruct") == 0
+  assert names_in(out) == {"scan.nii.gz", "scan_seg.dcm", "scan_rtstruct.dcm",
+                           "scan_statistics.json"}
+  label = read_nifti(out / "scan.nii.gz")
+  table = condseg_jax.load(run).table
+  assert read_names(out / "scan.nii.gz") == {"ball": 1, "box": 2}
+  assert read_colors(out / "scan.nii.gz") == dict(zip(table.names, table.colors, strict=True))
+  structures = json.loads((out / "scan_statistics.json").read_text())["structures"]
+  assert label.array.any() and set(structures) == {"ball", "box"}
+  for found in (read_segments(out / "scan_seg.dcm", label.geometry),
+                fill_polygons(out / "scan_rtstruct.dcm", label.geometry)):
+    for name, value in (("ball", 1), ("box", 2)):
+      mask = label.array == value
+      assert structures[name]["voxels"] == mask.sum()
+      assert (name in found) == mask.any()
+      np.testing.assert_array_equal(found.get(name, np.zeros_like(mask)), mask)
+  segmentation = pydicom.dcmread(out / "scan_seg.dcm")
+  assert segmentation.FrameOfReferenceUID == "1.2.840.2"
+  algorithm = segmentation.SegmentSequence[0].SegmentationAlgorithmIdentificationSequence[0]
+  assert "step 2" in algorithm.AlgorithmParameters
+
+
+def test_what_is_written_by_default_and_on_request(run, series, tmp_path):
+  assert start(run, series, tmp_path / "a", ANY) == 0
+  assert names_in(tmp_path / "a") == {"scan.nii.gz", "scan_seg.dcm", "scan_statistics.json"}
+  assert start(run, series, tmp_path / "b", ANY, "--dicom=") == 0
+  assert names_in(tmp_path / "b") == {"scan.nii.gz", "scan_statistics.json"}
+  assert start(run, series, tmp_path / "c", "--dicom=seg,pdf") == 2
+  image = tmp_path / "volume.nii.gz"
+  write_nifti(image, Volume(case(np.random.default_rng(5))[0], AFFINE))
+  assert start(run, image, tmp_path / "d", ANY) == 0
+  assert names_in(tmp_path / "d") == {"volume.nii.gz", "volume_statistics.json"}
+
+
+def test_overlapping_masks_go_into_one_segmentation(run, series, tmp_path):
+  assert start(run, series, tmp_path / "out", ANY, "--fusion=independent") == 0
+  assert names_in(tmp_path / "out") == {"scan_ball.nii.gz", "scan_box.nii.gz", "scan_seg.dcm",
+                                        "scan_statistics.json"}
+  mask = read_nifti(tmp_path / "out" / "scan_box.nii.gz")
+  found = read_segments(tmp_path / "out" / "scan_seg.dcm", mask.geometry)
+  assert found["ball"].all()
+  np.testing.assert_array_equal(found["box"], mask.array)
+
+
+def test_without_the_extra(run, series, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(dicom_source.importlib.util, "find_spec", lambda name: None)
+  assert start(run, series, tmp_path / "a", ANY) == 0
+  assert "condseg-jax[dicom]" in capsys.readouterr().err
+  assert names_in(tmp_path / "a") == {"scan.nii.gz", "scan_statistics.json"}
+  assert start(run, series, tmp_path / "b", ANY, "--dicom=seg") == 1
+  assert "needs pydicom and highdicom" in capsys.readouterr().err
+
+
+# --- the gate -----------------------------------------------------------------------------------
+def test_the_checkpoint_knows_its_training_set(run):
+  training = condseg_jax.load(run).training
+  assert training["native_spacing"] == {key: [2.0, 1.0, 1.0] for key in ("min", "median", "max")}
+  assert training["native_field"]["max"] == [16.0, 20.0, 18.0]
+  assert training["cases"] < 8, "cases held out are not trained on"
+
+
+def test_an_older_checkpoint_knows_less(run):
+  predictor = condseg_jax.load(run)
+  record = ModelRecord({}, predictor.table, predictor.plan, predictor.training)
+  tree = record.to_json()
+  del tree["training"]
+  assert ModelRecord.from_json(tree).training == {}
+
+
+def test_another_kind_of_image_is_refused_unless_forced(run, tmp_path, capsys):
+  image = case(np.random.default_rng(5))[0]
+  write_nifti(tmp_path / "mr.nii.gz", Volume((image - image.min()).astype(np.int16), AFFINE))
+  assert start(run, tmp_path / "mr.nii.gz", tmp_path / "out") == 1
+  error = capsys.readouterr().err
+  assert "mr.nii.gz: no value is negative" in error and "--force goes on" in error
+  assert not (tmp_path / "out" / "mr.nii.gz").exists()
+  assert start(run, tmp_path / "mr.nii.gz", tmp_path / "out", "--force") == 0
+  assert "warning: " in capsys.readouterr().err
+  findings = json.loads((tmp_path / "out" / "mr_statistics.json").read_text())["findings"]
+  assert len(findings) == 1 and "no value is negative" in findings[0]
+
+
+def test_an_unusual_image_is_flagged_and_segmented(run, tmp_path, capsys):
+  coarse = AFFINE @ np.diag([3.0, 1, 1, 1])
+  write_nifti(tmp_path / "a.nii.gz", Volume(case(np.random.default_rng(5))[0], coarse))
+  assert start(run, tmp_path / "a.nii.gz", tmp_path / "out") == 0
+  assert "voxels of 6 mm along SI, trained on 2 to 2" in capsys.readouterr().err
+  assert (tmp_path / "out" / "a.nii.gz").exists()
+
+
+def test_a_series_says_what_made_it(run, tmp_path, capsys):
+  voxels = case(np.random.default_rng(5))[0].transpose(2, 1, 0)
+  write_series(tmp_path / "mr", voxels, AFFINE[:, [2, 1, 0, 3]],
+               tags={k: {"0008|0060": "MR"} for k in range(8)})
+  assert start(run, tmp_path / "mr", tmp_path / "out") == 1
+  assert "is of the modality MR" in capsys.readouterr().err
