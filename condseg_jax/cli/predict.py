@@ -4,7 +4,8 @@ Segments images with a trained network: one label map per image, on the image's 
 
   condseg-predict --workdir=runs/ct --input=scan.nii.gz --output=masks --classes=liver,spleen
 
-With --fusion=independent one mask per class is written, which may overlap.
+With --fusion=independent one mask per class is written, which may overlap. With --report a page,
+report.html, shows all results; it opens without a network.
 """
 
 from pathlib import Path
@@ -40,6 +41,7 @@ def _define(values: flags.FlagValues) -> None:
                     "devices: for accelerators that hold it only together.", flag_values=values)
   flags.DEFINE_bool("picture", True, "Write a picture of every result beside it.",
                     flag_values=values)
+  shell.define_report(values)
 
 
 def _work(values: flags.FlagValues) -> int:
@@ -47,6 +49,7 @@ def _work(values: flags.FlagValues) -> int:
   import tqdm
 
   from condseg_jax.cache import keep_compiled
+  from condseg_jax.evaluate.page import collect
   from condseg_jax.formats import files
   from condseg_jax.predictor import load
 
@@ -57,9 +60,10 @@ def _work(values: flags.FlagValues) -> int:
   predictor.table.select(values.classes, values.preset)
   output = Path(values.output)
   output.mkdir(parents=True, exist_ok=True)
-  failed = []
-  for path, stem in zip(tqdm.tqdm(images, desc="predicting", disable=len(images) < 2), stems,
-                        strict=True):
+  failed, shown = [], []
+  names = collect.case_names(stems, values.report_names)
+  for path, stem, name in zip(tqdm.tqdm(images, desc="predicting", disable=len(images) < 2), stems,
+                              names, strict=True):
     try:
       volume = files.read_volume(path, values.series)
       try:
@@ -69,10 +73,15 @@ def _work(values: flags.FlagValues) -> int:
       except InputError as error:
         raise error if error.usage else InputError(path, error.reason, error.cure) from error
       print(f"{_write(output, path, stem, volume, prediction, predictor, values)}", flush=True)
+      if values.report:
+        collect.add(shown, collect.predicted_case(name, volume, prediction, predictor))
     except InputError as error:
       if error.usage or len(images) == 1:
         raise
       failed.append(error)  # one bad case does not stop the others
+      shown.append(collect.failed_case(name, error, path, values.report_names))
+  if values.report:
+    print(collect.write_report(output, shown, predictor))
   for error in failed:
     print(f"failed: {error}", file=sys.stderr)
   return 1 if failed else 0
