@@ -31,14 +31,16 @@ class Page:
   """One page of the browser.
 
   Attributes:
-    requests: every URL that was asked for.
+    requests: every URL that was asked for, by the browser's number of the request.
+    blocked: numbers of those that the page's own policy stopped.
     complaints: exceptions and messages of the page.
   """
 
   def __init__(self, commands: int, answers: int):
     self._commands, self._answers = commands, answers
     self._buffer, self._count, self._session = b"", 0, None
-    self.requests: list[str] = []
+    self.requests: dict[str, str] = {}
+    self.blocked: set[str] = set()
     self.complaints: list[str] = []
     target = self.call("Target.createTarget", url="about:blank")["targetId"]
     attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
@@ -116,7 +118,9 @@ class Page:
 
   def _note(self, method, parameters) -> None:
     if method == "Network.requestWillBeSent":
-      self.requests.append(parameters["request"]["url"])
+      self.requests[parameters["requestId"]] = parameters["request"]["url"]
+    elif method == "Network.loadingFailed" and parameters.get("blockedReason") == "csp":
+      self.blocked.add(parameters["requestId"])
     elif method == "Runtime.exceptionThrown":
       details = parameters["exceptionDetails"]
       self.complaints.append(details.get("exception", {}).get("description", details["text"]))

@@ -62,9 +62,9 @@
     await load();
     nv = new niivue.Niivue({
       backColor: [0, 0, 0, 1], crosshairColor: [1, 1, 1, 0.7], crosshairWidth: 0.15,
-      crosshairWidthUnit: "percent", crosshairGap: 3, isRadiologicalConvention: true, sagittalNoseLeft: true, dragAndDropEnabled: false,
-      loadingText: "", logLevel: "error", multiplanarShowRender: 1, multiplanarPadPixels: 4,
-      showLegend: false, fontMinPx: 15,
+      crosshairWidthUnit: "percent", crosshairGap: 3, isRadiologicalConvention: true,
+      sagittalNoseLeft: true, multiplanarShowRender: 1, showLegend: false, fontMinPx: 15,
+      dragAndDropEnabled: false, loadingText: "", logLevel: "error",
     });
     nv.onLocationChange = tell;
     await nv.attachToCanvas(box.querySelector("canvas"));
@@ -80,7 +80,10 @@
 
   async function open(article) {
     const button = article.querySelector(".open");
+    const text = button.textContent;
     button.disabled = true;
+    button.textContent = "Opening …";
+    await new Promise((done) => setTimeout(done));  // what follows keeps the browser busy
     try {
       if (!box) box = template.content.firstElementChild.cloneNode(true);
       close();
@@ -92,10 +95,12 @@
       labels.parentElement.hidden = about.labels.length < 2;
       current = { article, about, id: article.id.replace("case", "scan") };
       while (nv.volumes.length) nv.removeVolume(nv.volumes[nv.volumes.length - 1]);
-      nv.addVolume(await read(`${current.id}-image`, { colormap: "gray" }));
+      const opacity = control("image").checked ? 1 : 0;
+      nv.addVolume(await read(`${current.id}-image`, { colormap: "gray", opacity }));
+      nv.scene.crosshairPos = nv.mm2frac(about.focus);
       await overlay();
-      arrange();
-      look(about.focus);
+      nv.createOnLocationChange();
+      button.textContent = text;
       button.hidden = true;
       article.dataset.viewer = "drawn";
     } catch (error) {
@@ -116,13 +121,18 @@
     const name = control("labels").value;
     const image = await read(`${current.id}-${name}`, { opacity: control("opacity").value / 100 });
     while (nv.volumes.length > 1) nv.removeVolume(nv.volumes[nv.volumes.length - 1]);
+    image.setColormapLabel(palette());
     nv.addVolume(image);
-    colour();
+  }
+
+  function colour() {
+    if (!current || nv.volumes.length < 2) return;
+    nv.volumes[1].setColormapLabel(palette());
+    nv.updateGLVolume();
   }
 
   // Colours of the labels; structures that are off are transparent.
-  function colour() {
-    if (!current || nv.volumes.length < 2) return;
+  function palette() {
     const errors = control("labels").value === "errors";
     const { about } = current;
     const colours = errors ? [[230, 159, 0], [86, 180, 233], [224, 123, 184]]
@@ -132,12 +142,11 @@
     const on = (i) => errors || i >= about.ids.length
       || !document.body.classList.contains(`off-${about.ids[i]}`);
     const channel = (k) => [0, ...colours.map((c) => c[k])];
-    nv.volumes[1].setColormapLabel({
-      R: channel(0), G: channel(1), B: channel(2), A: [0, ...colours.map((_, i) => 255 * on(i))],
-      I: [0, ...colours.keys()].map((_, i) => i), labels: ["", ...names],
-    });
     current.names = names;
-    nv.updateGLVolume();
+    return {
+      R: channel(0), G: channel(1), B: channel(2), A: [0, ...colours.map((_, i) => 255 * on(i))],
+      labels: ["", ...names],
+    };
   }
 
   function arrange() {
@@ -165,14 +174,10 @@
     const article = button.closest(".case");
     if (current?.article !== article) await open(article);
     if (!current) return;
-    look(button.dataset.mm.split(" ").map(Number));
-    box.scrollIntoView({ block: "nearest" });
-  }
-
-  function look(mm) {
-    nv.scene.crosshairPos = nv.mm2frac(mm);
+    nv.scene.crosshairPos = nv.mm2frac(button.dataset.mm.split(" ").map(Number));
     nv.createOnLocationChange();
-    nv.updateGLVolume();
+    nv.drawScene();
+    box.scrollIntoView({ block: "nearest" });
   }
 
   for (const button of all(".open")) {

@@ -19,6 +19,7 @@ _HEADINGS = {
     "sd_intensity": ("sd of intensity", 1), "touches_border": ("cut by the border", 0),
     "confidence": ("confidence", 2),
 }
+_FEW, _MANY = 8, 24  # structures that are listed in a line, and in a table that is open
 
 
 def swatch(table: ClassTable, name: str) -> str:
@@ -32,7 +33,8 @@ def cell(value, digits: int | None = None, after: str = "") -> str:
   if value is None or isinstance(value, float) and math.isnan(value):
     return f'<td class="number" data-value="">{tables.NO_VALUE}</td>'
   if isinstance(value, bool):
-    return f'<td data-value="{int(value)}">{"yes" if value else "no"}</td>'
+    style = "" if value else ' class="nothing"'
+    return f'<td{style} data-value="{int(value)}">{"yes" if value else "no"}</td>'
   if isinstance(value, str):
     return f'<td data-value="{escape(value)}">{escape(value)}</td>'
   text = f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
@@ -192,13 +194,16 @@ def _structures(case, table, keys, flat, viewer) -> str:
     show = ""
     if centres:
       mm = " ".join(f"{x:g}" for x in centres.get(name, ()))
-      button = (f'<button type="button" class="go" data-mm="{mm}" title="show {escape(name)} in the '
-                'viewer">show</button>' if mm else "")
-      show = f'<td class="js">{button}</td>'
+      button = (f'<button type="button" class="go" data-mm="{mm}" aria-label="show '
+                f'{escape(name)}">show</button>')
+      show = f'<td class="js">{button if mm else ""}</td>'
     rows.append(f'<tr><th scope="row">{swatch(table, name)}</th>{cells}{show}</tr>')
   head = ["structure", *(escape(heading(key, flat)) for key in keys)]
-  return table_of(head + ([""] if centres else []), rows, "structures",
-                  f"Structures of {case.name}")
+  whole = table_of(head + ([""] if centres else []), rows, "structures",
+                   f"Structures of {case.name}")
+  if len(rows) <= _MANY:
+    return whole
+  return f"<details><summary>{len(rows)} structures</summary>{whole}</details>"
 
 
 def toolbar(table: ClassTable, names: Sequence[str], scored: bool) -> str:
@@ -213,12 +218,12 @@ def toolbar(table: ClassTable, names: Sequence[str], scored: bool) -> str:
       for value, text in modes)
   boxes = "".join(f'<label><input type="checkbox" name="structure" value="{table.index(name)}" '
                   f"checked>{swatch(table, name)}</label>" for name in names)
-  keys = "".join(f'<span class="label"><span class="swatch {style}"></span>{escape(text)}</span>'
-                 for style, text in zip(slices.ERROR_STYLES.values(), slices.ERRORS.values(),
-                                        strict=True))
+  keys = "".join(
+      f'<span class="label"><span class="swatch {slices.ERROR_STYLES[value]}"></span>'
+      f"{escape(text)}</span>" for value, text in slices.ERRORS.items())
   legend = f'<div class="legend">{keys}</div>' if scored else ""
   return (f'<div class="toolbar js"><fieldset><legend>Slices show</legend>{radios}</fieldset>'
-          f"<details{' open' if len(names) <= 8 else ''}><summary>Structures ({len(names)})"
+          f"<details{' open' if len(names) <= _FEW else ''}><summary>Structures ({len(names)})"
           f'</summary><div class="boxes">{boxes}</div></details>{legend}</div>')
 
 

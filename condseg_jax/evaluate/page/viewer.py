@@ -78,7 +78,7 @@ def _packed(folder: Path) -> Path:
   if not npm:
     raise InputError("npm", "is not installed", cure)
   command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--silent",
-             "--fetch-retries=1"]
+             "--prefer-offline", "--fetch-retries=1"]
   try:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=_PATIENCE_S)
   except subprocess.TimeoutExpired:
