@@ -75,7 +75,8 @@ def _work(values: flags.FlagValues) -> int:
     pictures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
                              f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
   if values.report:
-    print(collect.write_report(out, shown, predictor, summary, split=split))
+    print(collect.write_report(out / "report.html", shown, predictor, summary,
+                               split=split))
   print(tables.format_table(summary))
   print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
         f"cases of the split {split!r}\nresults: {out}")

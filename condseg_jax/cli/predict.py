@@ -81,7 +81,7 @@ def _work(values: flags.FlagValues) -> int:
       failed.append(error)  # one bad case does not stop the others
       shown.append(collect.failed_case(name, error, path, values.report_names))
   if values.report:
-    print(collect.write_report(output, shown, predictor))
+    print(collect.write_report(output / "report.html", shown, predictor))
   for error in failed:
     print(f"failed: {error}", file=sys.stderr)
   return 1 if failed else 0

@@ -108,18 +108,17 @@ def add(cases: list[Case], case: Case, budget: int = BUDGET) -> None:
     cases[chosen] = dataclasses.replace(cases[chosen], scan=None, unseen=_FULL)
 
 
-def write_report(folder: str | os.PathLike, cases: Sequence[Case], predictor: Predictor,
+def write_report(path: str | os.PathLike, cases: Sequence[Case], predictor: Predictor,
                  summary: Mapping | None = None, *, split: str = "") -> str:
-  """Writes report.html and returns what to print about it.
+  """Writes the page of a run and returns what to print about it.
 
   Args:
-    folder: where to.
+    path: file to write.
     cases: as they came.
     predictor: what segmented them.
     summary: of their scores, where they were scored.
     split: that they are of.
   """
-  path = Path(folder) / "report.html"
   number = f"{len(cases)} case" + ("" if len(cases) == 1 else "s")
   facts = {"date": datetime.date.today().isoformat()}
   facts |= {"split": split} if split else {}

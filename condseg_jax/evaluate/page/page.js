@@ -105,6 +105,8 @@
       article.dataset.viewer = "drawn";
     } catch (error) {
       button.textContent = `The viewer cannot be shown here: ${error.message}`;
+      box.remove();
+      box = making = current = undefined;
     }
     button.disabled = false;
   }

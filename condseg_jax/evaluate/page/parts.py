@@ -15,10 +15,11 @@ _HEADINGS = {
     "dice": ("Dice", 3), "iou": ("IoU", 3), "hd95": ("HD95, {mm}", 1),
     "surface_dice": ("surface Dice", 3), "volume_ml": ("volume, ml", 1),
     "truth_volume_ml": ("true volume, ml", 1), "area_px": ("area, px", 0),
-    "truth_area_px": ("true area, px", 0), "mean_intensity": ("mean intensity", 1),
-    "sd_intensity": ("sd of intensity", 1), "touches_border": ("cut by the border", 0),
+    "truth_area_px": ("true area, px", 0), "mean": ("mean intensity", 1),
+    "sd": ("sd of intensity", 1), "touches_border": ("cut by the border", 0),
     "confidence": ("confidence", 2),
 }
+_UNTOLD = ("voxels",)
 _FEW, _MANY = 8, 24  # structures that are listed in a line, and in a table that is open
 
 
@@ -57,8 +58,13 @@ def table_of(head: Sequence[str], rows: Sequence[str], style: str, caption: str)
 
 
 def measures_of(cases: Sequence[Case]) -> list[str]:
-  """The measures that some structure of some case has, known ones first."""
-  found = {key for case in cases for values in case.measures.values() for key in values}
+  """The measures that some structure of some case has, known ones first.
+
+  Lists are left out, such as a centroid: the viewer shows where a structure is.
+  """
+  given = [item for case in cases for values in case.measures.values() for item in values.items()]
+  lists = {key for key, value in given if isinstance(value, list | tuple | dict)}
+  found = {key for key, _ in given} - lists - set(_UNTOLD)
   return [*(key for key in _HEADINGS if key in found), *sorted(found - set(_HEADINGS))]
 
 
