@@ -79,7 +79,9 @@ def _figure(image, layers, names, spacing, letters, caption, scale) -> str:
   marks = "".join(
       f'<text x="{x * width:.4g}" y="{y * height:.4g}" font-size="{size:.4g}"'
       f' text-anchor="{anchor}" dominant-baseline="{baseline}">{letter}</text>'
-      for letter, (x, y, anchor, baseline) in zip(letters, places, strict=False))
+      for letter, (x, y, anchor, baseline) in zip(letters, places, strict=False)
+      # In a thin slice the letters of top and bottom would lie on one another.
+      if anchor != "middle" or height > 4 * size)
   told = f"{caption}: {', '.join(seen) or 'no structure'}" if layers else caption
   kind = "slice" if layers else "slice bare"
   return (

@@ -84,6 +84,14 @@ def test_slices_are_the_way_up_that_their_letters_say():
       assert (x - width / 2) * (lx - width / 2) >= 0 and (y - height / 2) * (ly - height / 2) >= 0
 
 
+def test_letters_of_thin_slices_do_not_collide():
+  labels = np.zeros((2, 40, 40), np.uint8)
+  axial, coronal, _ = slices.draw_slices(labels.astype(float), {"prediction": labels}, [],
+                                         (1.0, 1.0, 1.0), (0, 1), (0, 0, 0))
+  assert re.findall(">([A-Z])</text>", axial) == ["R", "L", "A", "P"]
+  assert re.findall(">([A-Z])</text>", coronal) == ["R", "L"]
+
+
 def test_a_millimetre_is_as_long_in_every_slice():
   figures = segmented().slices
   scales = []

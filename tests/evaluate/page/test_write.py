@@ -110,7 +110,8 @@ def test_numbers_of_a_segmentation_are_those_given(tmp_path):
   measures = {"ball": {"volume_ml": 12.345678, "voxels": 12, "mean": 40.04,
                        "touches_border": True, "centroid_mm": [1.0, 2.0, 3.0],
                        "own_measure": 1234.5678},
-              "box": {"volume_ml": 0.0, "voxels": 0, "mean": None, "centroid_mm": None, "touches_border": False, "own_measure": math.nan}}
+              "box": {"volume_ml": 0.0, "voxels": 0, "mean": None, "touches_border": False,
+                      "centroid_mm": None, "own_measure": math.nan}}
   image, label = volume()
   case = draw_case("case 1", image, label, TABLE, measures, modality="mr")
   document, _, _ = page(tmp_path, [case])
