@@ -47,7 +47,8 @@ def mask_files(folder: Path, stem: str, predictor: Predictor, names: Sequence[st
 
 
 def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Prediction,
-          predictor: Predictor, wanted: Wanted, findings: Sequence[str] = ()) -> list[Path]:
+          predictor: Predictor, wanted: Wanted, found: Mapping[str, Mapping],
+          findings: Sequence[str] = ()) -> list[Path]:
   """Writes the results of one image; each file appears whole, the masks last.
 
   Args:
@@ -57,6 +58,7 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
     volume: the image.
     prediction: of `predictor`.
     wanted: what to write.
+    found: of `structures`.
     findings: of its plausibility, for the statistics.
 
   Returns:
@@ -70,8 +72,7 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
     raise InputError(folder, "is the folder of the images", "choose another --output", usage=True)
   colors = dict(zip(predictor.table.names, predictor.table.colors, strict=True))
   path = folder / f"{stem}_statistics.json"
-  statistics.write_statistics(path, volume, structures(volume, prediction, wanted.separate),
-                              findings)
+  statistics.write_statistics(path, volume, found, findings)
   written = [path]
   if wanted.picture:
     from condseg_jax.evaluate.pictures import draw_prediction

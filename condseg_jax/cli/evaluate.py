@@ -5,7 +5,8 @@ store. Each case is scored on the classes that it annotates.
 
   condseg-evaluate --workdir=runs/hippocampus --data=Task04_Hippocampus --out=scores
 
-Writes summary.json, cases.csv and pictures of the median and the worst case.
+Writes summary.json, cases.csv and pictures of the median and the worst case; with --report also
+report.html, a page with scores, slices, errors and a viewer, which opens without a network.
 """
 
 from pathlib import Path
@@ -32,6 +33,7 @@ def _define(values: flags.FlagValues) -> None:
                      lower_bound=0.0, flag_values=values)
   flags.DEFINE_enum("fusion", "argmax", ("argmax", "softmax", "independent"),
                     "How classes share voxels.", flag_values=values)
+  shell.define_report(values)
 
 
 def _work(values: flags.FlagValues) -> int:
@@ -43,6 +45,7 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.evaluate import pictures
   from condseg_jax.evaluate import tables
   from condseg_jax.evaluate.cases import labelled_cases
+  from condseg_jax.evaluate.page import collect
   from condseg_jax.evaluate.run import evaluate
   from condseg_jax.evaluate.scores import summarise
   from condseg_jax.predictor import load
@@ -52,8 +55,10 @@ def _work(values: flags.FlagValues) -> int:
   cases, split = labelled_cases(values.data, values.split)
   out = Path(values.out)
   out.mkdir(parents=True, exist_ok=True)
+  shown, seen = collect.watch(predictor, [case.id for case in cases], values.report_names)
   rows = evaluate(predictor, tqdm.tqdm(cases, desc=f"scoring {split}"),
-                      tolerance_mm=values.tolerance_mm, fusion=values.fusion)
+                  tolerance_mm=values.tolerance_mm, fusion=values.fusion,
+                  seen=seen if values.report else None)
   if not rows:
     raise InputError(values.data, "annotates no class of this network",
                      f"the network knows {', '.join(predictor.table.names)}")
@@ -69,6 +74,9 @@ def _work(values: flags.FlagValues) -> int:
     label = predictor.predict(volume, fusion=values.fusion).label
     pictures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
                              f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
+  if values.report:
+    print(collect.write_report(out / "report.html", shown, predictor, summary,
+                               split=split))
   print(tables.format_table(summary))
   print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
         f"cases of the split {split!r}\nresults: {out}")

@@ -5,9 +5,10 @@ Segments images with a trained network: one label map per image, on the image's 
   condseg-predict --workdir=runs/ct --input=scan.nii.gz --output=masks --classes=liver,spleen
 
 With --fusion=independent one mask per class is written, which may overlap. Volumes, intensities and
-places of the structures are in STEM_statistics.json, what was done in run.json. The result of a
-DICOM series is written as DICOM-SEG, too (extra `dicom`); --dicom=seg,rtstruct adds outlines,
---dicom= leaves both out.
+places of the structures are in STEM_statistics.json, what was done in run.json; with --report a
+page, report.html, shows all of it and opens without a network. The result of a DICOM series is
+written as DICOM-SEG, too (extra `dicom`); --dicom=seg,rtstruct adds outlines, --dicom= leaves both
+out.
 
 An image that is plainly not of the kind that the network was trained on is refused. A batch goes on
 past a bad image and names it at the end. Several machines share a folder of images with
@@ -67,12 +68,14 @@ def _define(values: flags.FlagValues) -> None:
   several("dicom", ["seg"], "Written beside the masks of a DICOM series: seg, rtstruct.")
   switch("probabilities", False, "Also write the probabilities of all classes, as zarr.")
   switch("picture", True, "Write a picture of every result beside it.")
+  shell.define_report(values)
 
 
 def _work(values: flags.FlagValues) -> int:
   shell.need(values, "workdir", "input", "output")
   from condseg_jax import results
   from condseg_jax.cache import keep_compiled
+  from condseg_jax.evaluate.page import collect
   from condseg_jax.formats import files
   from condseg_jax.predictor import load
 
@@ -81,7 +84,9 @@ def _work(values: flags.FlagValues) -> int:
                      f"0 to {values.num_parts - 1}", usage=True)
   keep_compiled()
   found = files.list_images(values.input)
-  images = [(path, files.stem(path)) for path in found][values.part::values.num_parts]
+  stems = [files.stem(path) for path in found]
+  shown_names = collect.case_names(stems, values.report_names)
+  images = list(zip(found, stems, shown_names, strict=True))[values.part::values.num_parts]
   wanted = results.Wanted(values.fusion == "independent", values.picture,
                           _dicom_kinds(values, found), values.series)
   predictor = load(values.workdir, values.checkpoint)
@@ -91,8 +96,8 @@ def _work(values: flags.FlagValues) -> int:
   output = Path(values.output)
   output.mkdir(parents=True, exist_ok=True)
   run = results.Run(output / "run.json", predictor, names, settings)
-  failed = []
-  for number, (path, stem) in enumerate(images, 1):
+  failed, shown = [], []
+  for number, (path, stem, shown_name) in enumerate(images, 1):
     title = f"{number}/{len(images)} {stem}"
     masks = results.mask_files(output, stem, predictor, names, wanted.separate)
     if values["continue"].value and all(mask.exists() for mask in masks.values()):
@@ -108,13 +113,23 @@ def _work(values: flags.FlagValues) -> int:
               volume, names, announce=functools.partial(_announce, title), **settings)
         except InputError as error:
           raise error if error.usage else InputError(path, error.reason, error.cure) from error
+        structures = results.structures(volume, prediction, wanted.separate)
         case.files = results.write(output, stem, path, volume, prediction, predictor, wanted,
-                                   findings)
+                                   structures, findings)
       print("  ".join(map(str, case.files)), flush=True)
+      if values.report:
+        collect.add(shown, collect.predicted_case(shown_name, volume, prediction, predictor,
+                                                  statistics=structures, warnings=findings))
     except (InputError, OSError) as error:
       if len(images) == 1 or getattr(error, "usage", False):
         raise
+      if not isinstance(error, InputError):
+        error = InputError(path, error.strerror or str(error), "check permissions and free space")
       failed.append(error)  # one bad image does not stop the others
+      shown.append(collect.failed_case(shown_name, error, path, values.report_names))
+  if values.report:
+    page = "report.html" if values.num_parts == 1 else f"report_{values.part}.html"
+    print(collect.write_report(output / page, shown, predictor))
   for error in failed:
     print(f"failed: {error}", file=sys.stderr)
   return 1 if failed else 0

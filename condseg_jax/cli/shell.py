@@ -82,6 +82,15 @@ def need(values: flags.FlagValues, *names: str) -> None:
       raise InputError(f"--{name}", "is missing", f"give --{name}=…, see --help", usage=True)
 
 
+def define_report(values: flags.FlagValues) -> None:
+  """Flags of the commands that write the page."""
+  flags.DEFINE_bool("report", False, "Write report.html, one page that shows all cases and opens "
+                    "without a network.", flag_values=values)
+  flags.DEFINE_bool("report_names", False, "Name the cases on the page as their files are named, "
+                    "which may name patients; numbers in the order of the run otherwise.",
+                    flag_values=values)
+
+
 def _help(values: flags.FlagValues) -> str:
   lines = []
   for name in sorted(n for n in values if n == values[n].name):

@@ -16,7 +16,7 @@ _GREY, _HATCH, _FILL = "#8b9099", "#e8e9ec", 0.38
 _PANEL_INCHES, _GAP = 4.2, 0.15
 
 
-class _View(NamedTuple):
+class View(NamedTuple):
   """One plane through a canonical volume (axes towards S, P, L) as a reader expects it."""
   name: str
   axis: int  # the array axis that the plane is perpendicular to
@@ -24,9 +24,9 @@ class _View(NamedTuple):
   letters: tuple[str, str, str, str]  # left, right, top, bottom
 
 
-_VIEWS = (_View("axial", 0, True, ("R", "L", "A", "P")),
-          _View("coronal", 1, False, ("R", "L", "S", "I")),
-          _View("sagittal", 2, False, ("A", "P", "S", "I")))
+VIEWS = (View("axial", 0, True, ("R", "L", "A", "P")),
+          View("coronal", 1, False, ("R", "L", "S", "I")),
+          View("sagittal", 2, False, ("A", "P", "S", "I")))
 
 
 class _Panel(NamedTuple):
@@ -90,17 +90,17 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
   rgb = ndim == 2 and image.shape[2:] == (3,)
   if image.ndim > ndim and not rgb:
     image = image[..., 0]
-  window = window or ((0, 255) if rgb and image.dtype == np.uint8 else _robust_window(image))
+  window = window or ((0, 255) if rgb and image.dtype == np.uint8 else robust_window(image))
   columns = {"prediction": prediction}
   if truth is None or ndim == 2:
     columns = {"image": np.zeros_like(prediction)} | columns
   if truth is not None:
     columns["truth"] = truth
   if ndim == 3:
-    indices = _telling_indices(prediction, prediction if truth is None else truth)
+    indices = telling_indices(prediction, prediction if truth is None else truth)
     panels, names = _volume_panels(image, list(columns.values()), indices, spacing, window)
   else:
-    shown = _displayable(image, window)
+    shown = displayable(image, window)
     panels = [[_Panel(shown, labels, tuple(spacing)) for labels in columns.values()]]
     names = ("",)
   headings = tuple(columns)
@@ -112,14 +112,14 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
     _save(path, _draw(panels, headings, names, class_names, palette, title))
 
 
-def _robust_window(image: np.ndarray) -> tuple[float, float]:
+def robust_window(image: np.ndarray) -> tuple[float, float]:
   """Intensities to draw black and white, whatever a few extreme voxels hold."""
   sample = image.ravel()[::max(1, image.size // 1_000_000)].astype(np.float32)
   sample = sample[np.isfinite(sample)]
   return tuple(np.percentile(sample, [1, 99.5])) if sample.size else (0.0, 1.0)
 
 
-def _displayable(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
+def displayable(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
   """A 2-D picture as red, green, blue between 0 and 1."""
   lo, hi = window
   image = np.nan_to_num(image.astype(np.float32), posinf=hi, neginf=lo, nan=lo)
@@ -130,18 +130,18 @@ def _displayable(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 def _volume_panels(image, columns, indices, spacing, window):
   """One row per axis through its most telling slice, one panel per label map in `columns`."""
   panels, names = [], []
-  for view in _VIEWS:
+  for view in VIEWS:
     index, n = indices[view.axis], image.shape[view.axis]
     plane = tuple(s for axis, s in enumerate(spacing) if axis != view.axis)
     image_2d, *labels_2d = (np.take(array, index, axis=view.axis)[::1 if view.top_down else -1]
                             for array in (image, *columns))
-    shown = _displayable(image_2d, window)
+    shown = displayable(image_2d, window)
     panels.append([_Panel(shown, labels, plane, view.letters) for labels in labels_2d])
     names.append(f"{view.name}  {index + 1} / {n}")
   return panels, names
 
 
-def _telling_indices(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, ...]:
+def telling_indices(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, ...]:
   """Per axis the slice that cuts the structures of the truth (else the prediction) largest.
 
   Every class counts relative to its own largest cut, or a liver would hide every pancreas.

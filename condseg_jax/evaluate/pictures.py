@@ -27,9 +27,13 @@ def draw_prediction(path, volume: Volume, label: Volume, table: ClassTable, titl
   drawn_truth = None
   known = {name: mask for name, mask in (truth or {}).items() if name in table.names}
   if known:
-    drawn_truth = label_map(np.stack(list(known.values())), [table.index(name) for name in known])
-    drawn_truth = to_canonical(Volume(drawn_truth, volume.affine)).array
+    drawn_truth = to_canonical(Volume(truth_map(known, table), volume.affine)).array
   image = to_canonical(volume)
   window = ABDOMEN_HU if modality == "ct" else None
   overlay_figure(path, image.array, to_canonical(label).array, drawn_truth, table.names,
                  table.colors, image.spacing, title, window=window)
+
+
+def truth_map(truth: Mapping[str, np.ndarray], table: ClassTable) -> np.ndarray:
+  """The three-valued masks of some classes as one label map, see `classes.label_map`."""
+  return label_map(np.stack(list(truth.values())), [table.index(name) for name in truth])

@@ -1,6 +1,6 @@
 """Scores a predictor on cases, each on the classes that it annotates and no others."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from condseg_jax import metrics
 from condseg_jax.evaluate.cases import LabelledCase
@@ -10,7 +10,8 @@ from condseg_jax.predictor import Predictor
 
 def evaluate(predictor: Predictor, cases: Iterable[LabelledCase], *,
              tolerance_mm: float | None = None, fast: bool = False,
-             fusion: str = "argmax") -> list[CaseScore]:
+             fusion: str = "argmax",
+             seen: Callable[..., None] | None = None) -> list[CaseScore]:
   """One row per case and class.
 
   Classes that a case annotates and the network does not know have no row. All classes of the
@@ -22,13 +23,17 @@ def evaluate(predictor: Predictor, cases: Iterable[LabelledCase], *,
     tolerance_mm: of the surface Dice, needed unless `fast`.
     fast: overlap only.
     fusion: see `Predictor.predict`.
+    seen: called after each case with its id, image, prediction, truth and rows.
   """
   rows = []
   for case in cases:
     volume, truth = case.read()
     prediction = predictor.predict(volume, fusion=fusion)
-    rows += [CaseScore(case.id, name,
-                       metrics.score_case(prediction.masks[name], mask, volume.spacing,
-                                          tolerance_mm, fast=fast))
-             for name, mask in truth.items() if name in prediction.masks]
+    scored = [CaseScore(case.id, name,
+                        metrics.score_case(prediction.masks[name], mask, volume.spacing,
+                                           tolerance_mm, fast=fast))
+              for name, mask in truth.items() if name in prediction.masks]
+    rows += scored
+    if seen:
+      seen(case.id, volume, prediction, truth, scored)
   return rows

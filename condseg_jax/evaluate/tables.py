@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from condseg_jax.atomic import write_text
 from condseg_jax.evaluate.scores import CaseScore
 
-_NO_VALUE = "–"
+NO_VALUE = "–"
 
 
 def write_summary(path: str | os.PathLike, summary: Mapping) -> None:
@@ -43,29 +43,29 @@ def format_table(summary: Mapping, *, distance_unit: str = "") -> str:
   images = summary["size_unit"] == "px"
   distance_unit = distance_unit or ("px" if images else "mm")
   header = ["class", "Dice [95 % CI]", "IoU", f"HD95 {distance_unit}", "surface Dice", "n"]
-  lines = [[name, _interval(entry["dice"]), _number(entry["iou"]["mean"]),
-            _number(entry["hd95"]["mean"], 2), _number(entry["surface_dice"]["mean"]),
+  lines = [[name, interval(entry["dice"]), number(entry["iou"]["mean"]),
+            number(entry["hd95"]["mean"], 2), number(entry["surface_dice"]["mean"]),
             f"{entry['dice']['n']}"]
            for name, entry in summary["classes"].items()]
-  mean = ["mean", _number(summary["mean_dice"]), _number(summary["mean_iou"]), "", "",
+  mean = ["mean", number(summary["mean_dice"]), number(summary["mean_iou"]), "", "",
           f"{summary['n_cases']}"]
   if images:
     header.insert(3, "pooled IoU")
-    mean.insert(3, _number(summary["mean_pooled_iou"]))
+    mean.insert(3, number(summary["mean_pooled_iou"]))
     for line, entry in zip(lines, summary["classes"].values(), strict=True):
-      line.insert(3, _number(entry["pooled_iou"]))
+      line.insert(3, number(entry["pooled_iou"]))
   widths = [max(map(len, column)) for column in zip(header, *lines, mean, strict=True)]
   rule = ["─" * width for width in widths]
   text = "\n".join(_aligned(line, widths) for line in [header, rule, *lines, rule, mean])
-  notes = [f"{name}: {note}" for name, entry in summary["classes"].items() for note in _notes(
+  notes = [f"{name}: {note}" for name, entry in summary["classes"].items() for note in remarks(
       entry, summary["size_unit"])]
   return "\n".join([text, *notes]) + "\n"
 
 
-def _notes(entry: Mapping, unit: str) -> Iterable[str]:
+def remarks(entry: Mapping, unit: str) -> Iterable[str]:
   """What the means leave out; a table that hid it would flatter."""
   if entry["absent"]:
-    volume = _number(entry[f"false_positive_{unit}"]["mean"], 2)
+    volume = number(entry[f"false_positive_{unit}"]["mean"], 2)
     yield f"absent in {entry['absent']} case(s), {volume} {unit} predicted there on average"
   if entry["hd95"]["undefined"]:
     yield f"HD95 without a value in {entry['hd95']['undefined']} case(s)"
@@ -73,15 +73,15 @@ def _notes(entry: Mapping, unit: str) -> Iterable[str]:
     yield "nothing to score, left out of the mean"
 
 
-def _interval(statistic: Mapping) -> str:
+def interval(statistic: Mapping) -> str:
   if not statistic["n"]:
-    return _NO_VALUE
+    return NO_VALUE
   lo, hi = statistic["ci95"]
   return f"{statistic['mean']:.3f} [{lo:.3f}, {hi:.3f}]"
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-  return _NO_VALUE if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def number(value: float | None, digits: int = 3) -> str:
+  return NO_VALUE if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _aligned(cells: list[str], widths: list[int]) -> str:
