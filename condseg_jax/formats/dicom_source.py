@@ -10,6 +10,7 @@ them, and the series is refused.
 
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
+import datetime
 import hashlib
 import importlib.util
 import os
@@ -35,8 +36,7 @@ SERIES_OFFSET = 1000  # results have series numbers that a scanner hardly gives
 # What a result repeats of patient and study; empty where the series does not say it.
 REPEATED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
             "ReferringPhysicianName", "StudyID", "AccessionNumber")
-FORMS = {"PatientBirthDate": r"\d{8}", "StudyDate": r"\d{8}", "StudyTime": r"\d{2,6}(\.\d{1,6})?",
-         "PatientSex": "[MFO]"}
+FORMS = {"StudyTime": r"([01]\d|2[0-3])([0-5]\d){0,2}(\.\d{1,6})?", "PatientSex": "[MFO]"}
 
 
 class Source(NamedTuple):
@@ -205,8 +205,16 @@ def _complete_slice(path: Path, one) -> None:
                      "anonymise with new identifiers instead of none")
   for keyword in REPEATED:
     value = one.get(keyword)
-    well = value is not None and re.fullmatch(FORMS.get(keyword, ".*"), str(value), re.DOTALL)
-    setattr(one, keyword, value if well else "")
+    setattr(one, keyword, value if value is not None and _well_formed(keyword, str(value)) else "")
+
+
+def _well_formed(keyword: str, text: str) -> bool:
+  """Whether a value may be repeated: highdicom takes no date that is none."""
+  if not keyword.endswith("Date"):
+    return re.fullmatch(FORMS.get(keyword, ".*"), text, re.DOTALL) is not None
+  with contextlib.suppress(ValueError):
+    return len(text) == 8 and bool(datetime.datetime.strptime(text, "%Y%m%d"))
+  return False
 
 
 def _complete_series(slices: Sequence) -> None:

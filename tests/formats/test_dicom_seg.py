@@ -225,7 +225,7 @@ def test_values_against_the_rules_and_other_alphabets(tmp_path):
     dataset.SpecificCharacterSet = "ISO_IR 100"
     dataset.PatientName = "Müller^Jörg"
     dataset.PatientSex = "unknown"
-    dataset.PatientBirthDate = "1960"
+    dataset.PatientBirthDate = "19600231"
     dataset.StudyTime = "noon"
     dataset.StudyDate = "20240229"
 
