@@ -25,6 +25,7 @@ from condseg_jax.infer import predict as windows
 from condseg_jax.infer import schedule
 from condseg_jax.infer.mirror import mirrored
 from condseg_jax.infer.planes import Planes
+from condseg_jax.infer.priors import with_priors
 from condseg_jax.infer.settings import COARSE
 from condseg_jax.infer.settings import FAST
 from condseg_jax.infer.settings import Settings
@@ -90,6 +91,8 @@ class Predictor:
     step: of the checkpoint it came from.
     training: what its training set was like, the pooled `fingerprint`; {} where it is unknown.
     mirror: axes ("D", "H", "W") that the training mirrored.
+    priors: class → frequency and location, of `data.priors`.
+    cleaning: class → fields of `infer.postprocess.Cleaning`, chosen on held-out cases.
   """
 
   model: DenseUNet
@@ -99,6 +102,8 @@ class Predictor:
   step: int = 0
   training: Mapping = dataclasses.field(default_factory=dict)
   mirror: tuple[str, ...] = ()
+  priors: Mapping = dataclasses.field(default_factory=dict)
+  cleaning: Mapping = dataclasses.field(default_factory=dict)
   _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
@@ -125,6 +130,8 @@ class Predictor:
     shape = image.array.shape[:-1]
     slabs = (whole_slabs(self.model, self.variables, image.array, ids) if how.partition else
              self._window_slabs(image.array, ids, how, announce, boxes))
+    if how.priors:
+      slabs = with_priors(slabs, shape, self._locations(ids))
     if how.fusion == "independent" or how.probabilities:
       planes = Planes(how.probabilities or None, ids, shape,
                       {"classes": list(names), "affine": image.affine.tolist()})
@@ -137,11 +144,18 @@ class Predictor:
     canonical = native.label_map(best, score, grid, how.threshold)
     for part in sorted(rank, key=rank.get, reverse=True):
       postprocess.drop_detached(canonical, part + 1, within[part] + 1)
+    cleanings = {names[name]: postprocess.Cleaning(**fields)
+                 for name, fields in self.cleaning.items() if how.clean and name in names}
+    voxel_ml = float(abs(np.linalg.det(volume.affine[:-1, :-1]))) / 1000
+    for value, cleaning in cleanings.items():
+      postprocess.clean(canonical, value, cleaning, voxel_ml)
     label = from_canonical(canonical, volume.geometry)
 
     def independent(name):
-      found = native.mask(lambda rows: planes.rows(names[name] - 1, rows), shape, grid,
-                          how.threshold)
+      value = names[name]
+      found = native.mask(lambda rows: planes.rows(value - 1, rows), shape, grid, how.threshold)
+      if value in cleanings:
+        postprocess.clean(found, True, cleanings[value], voxel_ml)
       return from_canonical(found, volume.geometry).array
 
     def exclusive(name):
@@ -218,6 +232,14 @@ class Predictor:
                                    strict=False))
     return boxes
 
+  def _locations(self, ids) -> dict[int, np.ndarray]:
+    found = {i: np.asarray(self.priors[self.table.names[i]]["location"], np.float32)
+             for i in ids if self.table.names[i] in self.priors}
+    if not found:
+      raise InputError("priors", "are not in this checkpoint", "train anew, or predict without",
+                       usage=True)
+    return found
+
   def _mirror_axes(self, ids) -> list[int]:
     """Spatial axes that the training mirrored and no class of these has sides along."""
     names = "DHW"[3 - self.model.ndim:]
@@ -264,4 +286,4 @@ def load(workdir, checkpoint: str = "last") -> Predictor:
     checkpoints.close()
   model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
   return Predictor(model, {"params": params}, record.table, record.plan, step, record.training,
-                   tuple(record.config["augment"]["mirror"]))
+                   tuple(record.config["augment"]["mirror"]), record.priors, record.cleaning)

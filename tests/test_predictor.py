@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from nibabel import orientations
 import numpy as np
 import pytest
+from scipy import ndimage
 import tensorstore
 
 from condseg_jax.classes import ClassTable
@@ -224,6 +225,31 @@ def test_a_part_takes_its_voxels_from_the_whole(network, volume):
   assert np.mean(part == masks["pancreas"]) > 0.9
   with pytest.raises(InputError, match="kidney"):
     network.predict(volume, within={"kidney": "liver"})
+
+
+def test_what_helped_held_out_cases_is_done_unless_refused(network, volume):
+  cleaner = dataclasses.replace(network, cleaning={"pancreas": {"largest": True,
+                                                                "minimum_ml": 0.0}})
+  plain = network.predict(volume, threshold=0.45).label.array
+  assert ndimage.label(plain == 3, np.ones((3, 3, 3)))[1] > 1
+  cleaned = cleaner.predict(volume, threshold=0.45).label.array
+  assert ndimage.label(cleaned == 3, np.ones((3, 3, 3)))[1] == 1
+  np.testing.assert_array_equal(cleaned[cleaned > 0], plain[cleaned > 0])
+  np.testing.assert_array_equal(cleaner.predict(volume, threshold=0.45, clean=False).label.array,
+                                plain)
+  mask = cleaner.predict(volume, fusion="independent", threshold=0.55).masks["pancreas"]
+  assert ndimage.label(mask, np.ones((3, 3, 3)))[1] == 1
+
+
+def test_priors_move_classes_to_where_the_training_masks_show_them(network, volume):
+  high = np.ones((8, 8, 8))
+  high[:4] = 1e-3  # of the lower half
+  known = dataclasses.replace(network, priors={"liver": {"frequency": 0.1,
+                                                         "location": high.tolist()}})
+  label = known.predict(volume, threshold=0.45, priors=True).label.array
+  assert not np.any(label[..., :3] == 1) and np.any(label[..., 6:] == 1)  # the last axis goes up
+  with pytest.raises(InputError, match="not in this checkpoint"):
+    network.predict(volume, priors=True)
 
 
 def test_images_of_another_kind_are_refused(network):

@@ -25,7 +25,8 @@ from absl import flags
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
-SETTINGS = ("fusion", "threshold", "step", "tta", "fast", "two_pass", "partition")
+SETTINGS = ("fusion", "threshold", "step", "tta", "fast", "two_pass", "partition",
+            "priors", "clean")
 
 
 def main(argv=None) -> int:
@@ -54,6 +55,8 @@ def _define(values: flags.FlagValues) -> None:
                      upper_bound=1.0, flag_values=values)
   switch("tta", False, "Average over mirror images, along the axes that the training mirrored: "
          "slower.")
+  switch("priors", False, "Weigh classes by where the training masks show them.")
+  switch("clean", True, "Remove pieces as was best for the cases held out in training.")
   switch("fast", False, "At 1.25 times the spacing: quicker and coarser.")
   switch("two_pass", False, "Find where every class is by a coarser look first: for volumes much "
          "larger than what is looked for.")

@@ -41,12 +41,12 @@ def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[
   """
   label = np.zeros(shape, label_dtype(class_ids))
   best = np.full(shape, -1.0, np.float32)
-  odds = np.zeros(shape, np.float32) if exclusive else None
+  sums = np.zeros(shape, np.float32) if exclusive else None
   rank = rank or {}
   for slab in slabs:
     for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
       if exclusive:
-        odds[slab.box] += _odds(plane)
+        sums[slab.box] += odds(plane)
       if rank:  # an integer on top, which decides and is taken off again
         plane = np.minimum(plane, 1)
         plane += rank.get(class_id, 0) * (plane >= threshold)
@@ -57,7 +57,7 @@ def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[
     best -= np.maximum(np.ceil(best) - 1, 0)
   if exclusive:
     for row in range(len(best)):  # one by one: no second volume
-      best[row] = _odds(best[row]) / (1 + odds[row])
+      best[row] = odds(best[row]) / (1 + sums[row])
   return label, best
 
 
@@ -100,7 +100,8 @@ def ranks(within: Mapping[int, int]) -> dict[int, int]:
   return found
 
 
-def _odds(probability: np.ndarray) -> np.ndarray:
+def odds(probability: np.ndarray) -> np.ndarray:
+  """p / (1 - p), of certainty as of `CERTAIN`."""
   p = np.clip(probability, 0, CERTAIN)
   return p / (1 - p)
 

@@ -3,7 +3,6 @@
 All functions change a label map in place, one structure at a time and inside of its box.
 """
 
-from collections.abc import Mapping
 import dataclasses
 
 import numpy as np
@@ -59,12 +58,6 @@ def drop_detached(label: np.ndarray, part: int, whole: int) -> None:
   keep[pieces[near[inner]]] = True
   keep[0] = True
   label[box][~keep[pieces]] = 0
-
-
-def clean_all(label: np.ndarray, cleanings: Mapping[int, Cleaning], voxel_ml: float) -> None:
-  """`clean` for several values."""
-  for value, cleaning in cleanings.items():
-    clean(label, value, cleaning, voxel_ml)
 
 
 def _pieces(label: np.ndarray, value: int):

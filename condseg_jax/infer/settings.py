@@ -33,6 +33,10 @@ class Settings:
       `infer.schedule`); a sensible part of the machine's memory when None.
     within: class → the class it is part of (tumour → liver). A part takes its voxels from the
       whole, and pieces of it that do not touch the whole are removed.
+    priors: weigh the probability of a class by how frequent the training masks show it at that
+      place of the field of view (see `infer.priors`).
+    clean: do to the pieces of each class what was best for the cases held out in training, where it
+      was found to help (see `evaluate.cleaning`).
     probabilities: folder for the probabilities of all classes on the network's grid (zarr v3,
       float16); "" for none.
   """
@@ -46,6 +50,8 @@ class Settings:
   partition: bool = False
   memory_bytes: int | None = None
   within: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  priors: bool = False
+  clean: bool = True
   probabilities: str = ""
 
   def __post_init__(self):

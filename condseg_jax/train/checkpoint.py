@@ -28,21 +28,26 @@ class ModelRecord(NamedTuple):
     table: the classes.
     plan: how images become input.
     training: the pooled fingerprint of the training set; {} in older checkpoints.
+    priors: class → frequency and location in the training masks (see `data.priors`).
+    cleaning: class → fields of `infer.postprocess.Cleaning`, chosen on held-out cases.
   """
 
   config: Mapping[str, Any]
   table: ClassTable
   plan: Plan
   training: Mapping[str, Any] = {}
+  priors: Mapping[str, Any] = {}
+  cleaning: Mapping[str, Any] = {}
 
   def to_json(self) -> dict:
     return {"config": dict(self.config), "table": self.table.to_json(),
-            "plan": self.plan.to_json(), "training": dict(self.training)}
+            "plan": self.plan.to_json(), "training": dict(self.training),
+            "priors": dict(self.priors), "cleaning": dict(self.cleaning)}
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "ModelRecord":
     return cls(tree["config"], ClassTable.from_json(tree["table"]), Plan.from_json(tree["plan"]),
-               tree.get("training", {}))
+               *(tree.get(key, {}) for key in ("training", "priors", "cleaning")))
 
 
 class Checkpoints:

@@ -14,12 +14,17 @@ from condseg_jax.data import pipeline
 from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.prepare import sources
+from condseg_jax.data.priors import class_priors
+from condseg_jax.data.priors import smallest_ml
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.cases import stored_cases
+from condseg_jax.evaluate.cleaning import choose
+from condseg_jax.evaluate.cleaning import Trials
 from condseg_jax.evaluate.run import evaluate
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
+from condseg_jax.infer.postprocess import Cleaning
 from condseg_jax.models.build import build_model
 from condseg_jax.predictor import Predictor
 from condseg_jax.train import checks
@@ -82,7 +87,8 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
     checks.check_same_model(recorded, config, workdir)
     checks.check_same_plan(plan, stores[0], config["data"]["subvolume"], workdir)
   pooled = fingerprint([case for d in training for case in d.cases])["pooled"]
-  data, record = config["data"], ModelRecord(config, table, plan, pooled)
+  priors = class_priors([case for d in training for case in d.cases], table.names)
+  data, record = config["data"], ModelRecord(config, table, plan, pooled, priors)
   if last is not None and last >= config["train"]["steps"] and finished(workdir):
     log.info("finished at step %d before; nothing is left to do", last)
     checkpoints.close()
@@ -152,7 +158,8 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
         score = None
         if done % settings["eval_every"] == 0 or done == settings["steps"]:
           with clock.paused():
-            score = _score_held_out(held_out, model, state, record, writer, done)
+            score, cleanings = _score_held_out(held_out, model, state, record, writer, done)
+            record = record._replace(cleaning=cleanings)
           if score is not None:
             results["held_out_mean_dice"] = score
         if done % settings["eval_every"] == 0 or done == settings["steps"] or stop:
@@ -226,21 +233,27 @@ def training_scalars(metrics: Sequence[Mapping], table: ClassTable) -> dict[str,
   return values
 
 
-def _score_held_out(held_out, model, state, record, writer, step) -> float | None:
-  """Mean Dice on the held-out part of the training cases, each on the classes it annotates."""
+def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float | None, dict]:
+  """Mean Dice on the held-out part of the training cases, each on the classes it annotates.
+
+  And class → what is best done to its pieces; it is told, not counted in the Dice.
+  """
   if not held_out:
-    return None
+    return None, {}
   params = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
   predictor = Predictor(model, {"params": params}, record.table, record.plan, step)
-  rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True)
+  trials = Trials(smallest_ml([case for d in held_out for case in d.cases]))
+  rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True, seen=trials.seen)
   rows = [CaseScore(*row) for row in cluster.gather([dataclasses.astuple(row) for row in rows])]
+  tried = cluster.gather([(name, dataclasses.astuple(c), dice) for name, c, dice in trials.rows])
+  chosen = choose([(name, Cleaning(*c), dice) for name, c, dice in tried])
   summary = summarise(rows, record.table.names)
   scores = {name: c["dice"]["mean"] for name, c in summary["classes"].items() if c["dice"]["n"]}
   writer.scalars(step, {"held_out/mean_dice": summary["mean_dice"],
                         **{f"held_out/dice/{name}": dice for name, dice in scores.items()}})
   log.info("held out: mean Dice %.3f  %s", summary["mean_dice"],
                "  ".join(f"{name} {dice:.3f}" for name, dice in scores.items()))
-  return summary["mean_dice"]
+  return summary["mean_dice"], {name: dataclasses.asdict(c) for name, c in chosen.items()}
 
 
 def _describe(training, held_out, table, plan, state, settings) -> None:
