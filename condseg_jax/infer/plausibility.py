@@ -166,19 +166,19 @@ def _geometry(volume: Volume, plan: Plan, training: Mapping) -> Iterable[Finding
                     "name the whole series")
       continue
     least, most = spacing["min"][axis], spacing["max"][axis]
-    factor = _beyond(grid.spacing[axis], least, most)
-    if factor >= FAR:
-      yield Finding(REFUSE if factor >= TOO_FAR else FLAG, "spacing",
+    coarse, fine = grid.spacing[axis] / most, least / grid.spacing[axis]
+    if coarse >= FAR or fine >= TOO_FAR:  # what is finer is brought to the plan's spacing
+      yield Finding(REFUSE if coarse >= TOO_FAR else FLAG, "spacing",
                     f"voxels of {grid.spacing[axis]:.3g} {unit} along {name}, trained on "
                     f"{least:.3g} to {most:.3g}", "check the header; name a series of such spacing")
     least, most = field["min"][axis], field["max"][axis]
-    factor = _beyond(extent[axis], least, most)
-    if factor >= FAR:
-      small = extent[axis] < least
+    small, large = least / extent[axis], extent[axis] / most
+    if max(small, large) >= FAR:
       known = f"{least:.3g}" if np.isinf(most) else f"{least:.3g} to {most:.3g}"
-      yield Finding(REFUSE if small and factor >= TOO_FAR else FLAG, "field",
+      yield Finding(REFUSE if small >= TOO_FAR else FLAG, "field",
                     f"shows {extent[axis]:.3g} {unit} along {name}, trained on {known}",
-                    "name the whole series" if small else "crop it to the part of the body trained")
+                    "name the whole series" if small > 1 else
+                    "crop it to the part of the body trained on")
   if grid.ndim == 3:
     yield from _orientation(volume.affine, training)
 
@@ -192,11 +192,6 @@ def _orientation(affine: np.ndarray, training: Mapping) -> Iterable[Finding]:
   if shear(affine) > SHEAR_DEGREES:
     yield Finding(FLAG, "orientation", f"its axes miss being perpendicular by {shear(affine):.0f} "
                   "degrees", "correct the gantry tilt first, e.g. with dcm2niix")
-
-
-def _beyond(value: float, least: float, most: float) -> float:
-  """The factor by which a value lies outside a range; 1 inside."""
-  return max(value / most, least / value, 1.0)
 
 
 def _sample(volume: Volume) -> np.ndarray:

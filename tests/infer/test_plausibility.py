@@ -122,14 +122,15 @@ def test_one_slice():
 
 
 # --- by how much --------------------------------------------------------------------------------
-@pytest.mark.parametrize(("factor", "expected"), [
-    (0.9, None), (1.4, None), (2.1, FLAG), (7.0, FLAG), (9.0, REFUSE)])
-def test_spacing_beyond_the_trained_range(factor, expected):
-  training = {**TRAINED, "native_field": {"min": [1] * 3, "max": [1e4] * 3}}
+@pytest.mark.parametrize(("factor", "coarser", "finer"), [
+    (0.9, None, None), (1.9, None, None), (2.1, FLAG, None), (7.9, FLAG, None),
+    (8.1, REFUSE, FLAG), (1000, REFUSE, FLAG)])
+def test_spacing_beyond_the_trained_range(factor, coarser, finer):
+  training = {**TRAINED, "native_field": {"min": [1e-3] * 3, "max": [1e6] * 3}}
   for axis, index in (("SI", 2), ("AP", 1), ("LR", 0)):
     most = {"SI": 3.0, "AP": 1.2, "LR": 1.2}[axis]
     least = {"SI": 1.5, "AP": 0.7, "LR": 0.7}[axis]
-    for target in (most * factor, least / factor):
+    for target, expected in ((most * factor, coarser), (least / factor, finer)):
       factors = np.ones(3)
       factors[index] = target / ct().spacing[index]
       findings = check_image(scaled(ct(), factors), CT, training)
