@@ -6,10 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from condseg_jax.formats.nifti import read_nifti
 from condseg_jax.models.dense_unet import DenseUNet
 from tools.benchmark import __main__ as command
 from tools.benchmark import conv
 from tools.benchmark import cost
+from tools.benchmark import export
 from tools.benchmark import memory
 from tools.benchmark import nets
 from tools.benchmark import peer
@@ -84,9 +86,13 @@ def test_predict(tmp_path, monkeypatch, torch_or_not):
   monkeypatch.setattr(predict, "CLASSES", (1, 3))
   monkeypatch.setattr(cost, "CLASSES", (1, 2, 9))
   monkeypatch.setattr(cost, "BUDGET", 0.0)
+  monkeypatch.setattr(cost, "NETS", {
+      "decoder": ("hippocampus", {}, (0,)),
+      "head": ("hippocampus", {"conditioning": {"position": "head"}}, (None,))})
   rows = run("predict", tmp_path)
-  assert [row["classes"] for row in rows] == [1, 3, 2, 9]
-  assert all(1 < row["predicted_least"] < row["peer"] <= row["classes"] for row in rows[2:])
+  assert [row["classes"] for row in rows] == [1, 3, 2, 9, 2, 9]
+  assert all(1 < row["predicted_least"] <= row["peer"] <= row["classes"] for row in rows[2:])
+  assert rows[2]["predicted_least"] < rows[2]["peer"]
   assert (tmp_path / "f.png").stat().st_size > 1000
   if torch_or_not == "with":
     pytest.importorskip("monai")
@@ -111,6 +117,18 @@ def test_memory(tmp_path, monkeypatch):
   rows = run("memory", tmp_path)
   assert [row["classes"] for row in rows] == [9]
   assert all(row["peak_bytes"] > 2**20 and row["baseline_bytes"] > 2**20 for row in rows)
+
+
+def test_export(tmp_path, monkeypatch):
+  """Both ways end with the same label map, but where classes touch."""
+  monkeypatch.setattr(export, "NETWORK", (32, 40, 40))
+  monkeypatch.setattr(export, "NATIVE", (40, 64, 64))
+  labels = []
+  for way in (export.ours, export.all_classes):
+    assert way(tmp_path / "label.nii.gz")["seconds"] > 0
+    labels.append(read_nifti(tmp_path / "label.nii.gz").array)
+  assert len(np.unique(labels[0])) > 3
+  assert np.mean(labels[0] == labels[1]) > 0.99
 
 
 def test_the_table_shows_every_row(tmp_path):

@@ -24,6 +24,7 @@ import jax
 from condseg_jax.models.onednn import convolution as onednn
 from tools.benchmark import conv
 from tools.benchmark import cost
+from tools.benchmark import export
 from tools.benchmark import memory
 from tools.benchmark import predict
 from tools.benchmark import reading
@@ -35,7 +36,8 @@ from tools.benchmark import table
 PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel", "tensorstore",
             "onednn-cpu-gomp", "torch", "monai")
 SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "input": reading.run,
-          "scale": scale.run, "memory": memory.run, "startup": startup.run}
+          "scale": scale.run, "memory": memory.run, "startup": startup.run,
+          "export": export.run}
 PICTURES = {"predict": cost.plot}  # drawn beside the figures
 
 
