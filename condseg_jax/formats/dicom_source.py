@@ -125,7 +125,8 @@ def on_grid(source: Source, volume: Volume) -> np.ndarray:
   Raises:
     InputError: it lies elsewhere.
   """
-  return match_grid(source.folder, source.geometry, "segmentation", volume).array
+  array = match_grid(source.folder, source.geometry, "segmentation", volume).array
+  return np.asfortranarray(array)  # what follows goes slice by slice
 
 
 def structures(array: np.ndarray, names: Mapping[str, int],
