@@ -11,6 +11,8 @@ import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
+from condseg_jax.export.runtime import onnx_functions
+from condseg_jax.export.source import read_model
 from condseg_jax.formats import resample
 from condseg_jax.geometry import canonical_geometry
 from condseg_jax.geometry import from_canonical
@@ -22,7 +24,6 @@ from condseg_jax.infer.whole import whole_probabilities
 from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
-from condseg_jax.train.checkpoint import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Predictor:
     table: the classes it knows.
     plan: how images become its input.
     step: of the checkpoint it came from.
+    functions: its halves in another runtime; None for JAX.
   """
 
   model: DenseUNet
@@ -57,6 +59,7 @@ class Predictor:
   table: ClassTable
   plan: Plan
   step: int = 0
+  functions: windows.WindowFunctions | None = None
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
               fusion: str = "argmax", threshold: float = 0.5, step: float = 0.5,
@@ -116,27 +119,29 @@ class Predictor:
     normal = self.plan.normalise(image, float(mean), float(sd))
     if partition:
       return whole_probabilities(self.model, self.variables, normal, ids)
-    functions = windows.window_functions(self.model)
+    functions = self.functions or windows.window_functions(self.model)
     return windows.class_probabilities(functions, self.variables, normal, ids,
                                        self.plan.subvolume, step=step)
 
 
-def load(workdir, checkpoint: str = "last") -> Predictor:
-  """The predictor of a training run.
+def load(workdir, checkpoint: str = "last", runtime: str = "jax") -> Predictor:
+  """The predictor of a training run or of a model bundle.
 
   Args:
-    workdir: of the run; a local folder or a bucket.
+    workdir: folder of the run, or the bundle; local or in a bucket.
     checkpoint: `last`, `best` (on the held-out part of the training cases) or a step.
+    runtime: `jax`, or `onnx`: onnxruntime, with the graphs of a bundle that has them.
 
   Raises:
-    InputError: no such run or checkpoint, or a damaged one.
+    InputError: no such run, bundle or checkpoint, or a damaged one.
   """
-  checkpoints = Checkpoints(workdir, read_only=True)
-  try:
-    step = checkpoints.pick(checkpoint)
-    record = checkpoints.read_record(step)
-    params = checkpoints.restore_params(step)
-  finally:
-    checkpoints.close()
+  trained = read_model(workdir, checkpoint)
+  record = trained.record
   model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
-  return Predictor(model, {"params": params}, record.table, record.plan, step)
+  functions = None
+  if runtime == "onnx":
+    if not trained.graphs:
+      raise InputError(workdir, "holds no ONNX", "make a bundle with condseg-export --onnx")
+    functions = onnx_functions(trained.graphs, encoder_sees_class=model.encoder_sees_class)
+  return Predictor(model, {"params": trained.params}, record.table, record.plan,
+                   trained.facts["step"], functions)

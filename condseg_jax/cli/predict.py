@@ -21,7 +21,7 @@ def main(argv=None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("workdir", "", "Folder of the training run.", flag_values=values)
+  flags.DEFINE_string("workdir", "", "Folder of the training run, or a bundle.", flag_values=values)
   flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
   flags.DEFINE_string("input", "", "An image, a folder of images, or the folder of a DICOM series.",
                       flag_values=values)
@@ -38,12 +38,16 @@ def _define(values: flags.FlagValues) -> None:
                      upper_bound=1.0, flag_values=values)
   flags.DEFINE_bool("partition", False, "Each image in one pass instead of windows, split over all "
                     "devices: for accelerators that hold it only together.", flag_values=values)
+  flags.DEFINE_enum("runtime", "jax", ("jax", "onnx"), "onnx: onnxruntime on the CPU, for a bundle "
+                    "exported with --onnx.", flag_values=values)
   flags.DEFINE_bool("picture", True, "Write a picture of every result beside it.",
                     flag_values=values)
 
 
 def _work(values: flags.FlagValues) -> int:
   shell.need(values, "workdir", "input", "output")
+  if values.partition and values.runtime != "jax":
+    raise InputError("--partition", "is done by JAX alone", "leave --runtime out", usage=True)
   import tqdm
 
   from condseg_jax.cache import keep_compiled
@@ -53,7 +57,7 @@ def _work(values: flags.FlagValues) -> int:
   keep_compiled()
   images = files.list_images(values.input)
   stems = [files.stem(path) for path in images]
-  predictor = load(values.workdir, values.checkpoint)
+  predictor = load(values.workdir, values.checkpoint, values.runtime)
   predictor.table.select(values.classes, values.preset)
   output = Path(values.output)
   output.mkdir(parents=True, exist_ok=True)

@@ -153,10 +153,10 @@ class DenseUNet(nn.Module):
       if not 0 <= self.from_level <= len(self.depth) - 2:
         raise ValueError(f"from_level {self.from_level} is not one of the decoder's levels, 0 to "
                          f"{len(self.depth) - 2}")
-    if not 0 <= self.deep_supervision < self._conditioned_levels():
-      raise ValueError(f"deep_supervision {self.deep_supervision}: {self._conditioned_levels()} "
+    if not 0 <= self.deep_supervision < self.conditioned_levels:
+      raise ValueError(f"deep_supervision {self.deep_supervision}: {self.conditioned_levels} "
                        "levels of the decoder see the class, so choose 0 to "
-                       f"{self._conditioned_levels() - 1}")
+                       f"{self.conditioned_levels - 1}")
 
   def setup(self):
     self.check()
@@ -207,7 +207,7 @@ class DenseUNet(nn.Module):
       x = self.down[level](x, None, vector if self.position == "encoder" else None)
       skips.append(x)
     skips.pop()
-    while len(skips) > self._conditioned_levels():
+    while len(skips) > self.conditioned_levels:
       x = self._merge(x, skips, None)
     return Features(x, tuple(skips))
 
@@ -251,7 +251,8 @@ class DenseUNet(nn.Module):
     level = len(skips)
     return self.merge[level](self.up[level](x), skip, vector)
 
-  def _conditioned_levels(self) -> int:
+  @property
+  def conditioned_levels(self) -> int:
     """How many decoder levels, finest first, belong to `decode`."""
     return len(self.depth) - 1 if self.from_level is None else self.from_level + 1
 
