@@ -108,19 +108,18 @@ class _Network:
 
   def layer(self, x: _Value, shared: _Value | None, vector: str | None, path: str) -> _Value:
     params = self._at(path)
-    features = params["conv"]["kernel"].shape[-1]
-    y = self.conv([x] if shared is None else [x, shared], f"{path}/conv", features)
-    name, ndim = y.name, len(x.shape)
-    summand, shift = None, ""
+    y = self.conv([x] if shared is None else [x, shared], f"{path}/conv",
+                  params["conv"]["kernel"].shape[-1])
+    everywhere, summand = "", ""  # the condition where it is one number for each channel, or a map
     if vector is not None:
+      y = y._replace(batch="K")
       summand = layers.condition(self.graph, vector, params["condition"], x.shape,
                                  f"{path}/condition")
       if set(params["condition"]["kernel"].shape[:-2]) == {1}:
-        summand, shift = None, summand
-      y = y._replace(batch="K")
-    name = layers.normalise(self.graph, name, self._model.norm, params.get("norm"), f"{path}/norm",
-                            ndim, shift)
-    if summand is not None:
+        everywhere, summand = summand, ""
+    name = layers.normalise(self.graph, y.name, self._model.norm, params.get("norm"),
+                            f"{path}/norm", len(x.shape), everywhere)
+    if summand:
       name = self.graph.add("Add", name, summand)
     return y._replace(name=layers.activate(self.graph, name, self._model.activation))
 
