@@ -49,6 +49,11 @@ class Plan:
       raise InputError("plan", f"spacing {self.spacing} and subvolume {self.subvolume} must be "
                        "positive", "correct the config", usage=True)
 
+  @property
+  def channels(self) -> int:
+    """Of an image."""
+    return 3 if self.modality == "rgb" else 1
+
   @classmethod
   def pooled(cls, modality: str, spacing: Sequence[float], subvolume: Sequence[int],
              foreground: Sequence[np.ndarray]) -> "Plan":

@@ -13,6 +13,8 @@ import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
+from condseg_jax.export.runtime import onnx_functions
+from condseg_jax.export.source import read_model
 from condseg_jax.formats import resample
 from condseg_jax.geometry import canonical_geometry
 from condseg_jax.geometry import from_canonical
@@ -34,7 +36,6 @@ from condseg_jax.models import memory
 from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
-from condseg_jax.train.checkpoint import Checkpoints
 
 MARGIN_MM = 10.0  # around what a coarse look has found
 
@@ -93,6 +94,7 @@ class Predictor:
     mirror: axes ("D", "H", "W") that the training mirrored.
     priors: class → frequency and location, of `data.priors`.
     cleaning: class → fields of `infer.postprocess.Cleaning`, chosen on held-out cases.
+    functions: its halves in another runtime; None for JAX.
   """
 
   model: DenseUNet
@@ -104,6 +106,7 @@ class Predictor:
   mirror: tuple[str, ...] = ()
   priors: Mapping = dataclasses.field(default_factory=dict)
   cleaning: Mapping = dataclasses.field(default_factory=dict)
+  functions: windows.WindowFunctions | None = None
   _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
@@ -185,10 +188,10 @@ class Predictor:
     return Volume(self.plan.normalise(image, float(mean), float(sd)), volume.affine)
 
   def _window_slabs(self, image, ids, how, announce, boxes=None) -> Iterator[windows.Slab]:
-    functions, window = windows.window_functions(self.model), self.plan.subvolume
+    functions, window = self.functions or windows.window_functions(self.model), self.plan.subvolume
     if how.tta:
       functions = mirrored(functions, self._mirror_axes(ids))
-    on_host = jax.default_backend() == "cpu"
+    on_host = self.functions is not None or jax.default_backend() == "cpu"
     batch = 1 if on_host else 4
     call = memory.prediction_bytes(self.model, window, image.shape[-1], batch)
     plan = schedule.make(image.shape[:-1], window, len(ids), step=how.step, window_batch=batch,
@@ -197,7 +200,7 @@ class Predictor:
                          voxel_bytes=9 if how.fusion == "softmax" else 5)
     progress = lambda windows: None
     if announce is not None:
-      encode, decode = self._seconds(functions, batch, image.shape[-1], plan.at_once)
+      encode, decode = self._seconds(functions, how.tta, batch, image.shape[-1], plan.at_once)
       progress = announce(plan, plan.seconds(encode, decode, len(ids)))
     return windows.probability_slabs(functions, self.variables, image, ids, window, plan,
                                      boxes=boxes, progress=progress)
@@ -250,9 +253,9 @@ class Predictor:
                        "sides", "predict without it, or train with augment.mirror", usage=True)
     return axes
 
-  def _seconds(self, functions, batch, channels, size) -> tuple[float, float]:
+  def _seconds(self, functions, mirrors, batch, channels, size) -> tuple[float, float]:
     """Of a call of `encode`, and of `decode` for each class; measured once."""
-    key = functions.encode, batch, channels, size
+    key = mirrors, batch, channels, size
     if key in self._measured:
       return self._measured[key]
     image = np.zeros((batch, *self.plan.subvolume, channels), np.float32)
@@ -267,23 +270,26 @@ class Predictor:
     return self._measured[key]
 
 
-def load(workdir, checkpoint: str = "last") -> Predictor:
-  """The predictor of a training run.
+def load(workdir, checkpoint: str = "last", runtime: str = "jax") -> Predictor:
+  """The predictor of a training run or of a model bundle.
 
   Args:
-    workdir: of the run; a local folder or a bucket.
+    workdir: folder of the run, or the bundle; local or in a bucket.
     checkpoint: `last`, `best` (on the held-out part of the training cases) or a step.
+    runtime: `jax`, or `onnx`: onnxruntime, with the graphs of a bundle that has them.
 
   Raises:
-    InputError: no such run or checkpoint, or a damaged one.
+    InputError: no such run, bundle or checkpoint, or a damaged one.
   """
-  checkpoints = Checkpoints(workdir, read_only=True)
-  try:
-    step = checkpoints.pick(checkpoint)
-    record = checkpoints.read_record(step)
-    params = checkpoints.restore_params(step)
-  finally:
-    checkpoints.close()
+  trained = read_model(workdir, checkpoint)
+  record = trained.record
   model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
-  return Predictor(model, {"params": params}, record.table, record.plan, step, record.training,
-                   tuple(record.config["augment"]["mirror"]), record.priors, record.cleaning)
+  functions = None
+  if runtime == "onnx":
+    if not trained.graphs:
+      raise InputError(workdir, "holds no ONNX", "make a bundle with condseg-export --onnx")
+    functions = onnx_functions(trained.graphs, encoder_sees_class=model.encoder_sees_class)
+  return Predictor(model, {"params": trained.params}, record.table, record.plan,
+                   trained.facts["step"], record.training,
+                   tuple(record.config["augment"]["mirror"]), record.priors, record.cleaning,
+                   functions)

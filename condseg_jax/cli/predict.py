@@ -39,7 +39,7 @@ def _define(values: flags.FlagValues) -> None:
   several = functools.partial(flags.DEFINE_list, flag_values=values)
   number = functools.partial(flags.DEFINE_float, lower_bound=0.0, flag_values=values)
   whole = functools.partial(flags.DEFINE_integer, flag_values=values)
-  text("workdir", "", "Folder of the training run.")
+  text("workdir", "", "Folder of the training run, or a bundle.")
   text("checkpoint", "last", "last, best or a step.")
   text("input", "", "An image, a folder of images, or the folder of a DICOM series.")
   text("series", "", "SeriesInstanceUID, where a DICOM folder holds several.")
@@ -62,6 +62,8 @@ def _define(values: flags.FlagValues) -> None:
          "larger than what is looked for.")
   switch("partition", False, "Each image in one pass instead of windows, split over all devices: "
          "for accelerators that hold it only together.")
+  flags.DEFINE_enum("runtime", "jax", ("jax", "onnx"), "onnx: onnxruntime on the CPU, for a bundle "
+                    "exported with --onnx.", flag_values=values)
   number("memory", None, "Gigabytes that prediction may take beside the image as read; a quarter "
          "of the machine's, at most 4, when not given.")
   switch("force", False, "Go on with images that look implausible.")
@@ -76,6 +78,8 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.need(values, "workdir", "input", "output")
+  if values.partition and values.runtime != "jax":
+    raise InputError("--partition", "is done by JAX alone", "leave --runtime out", usage=True)
   from condseg_jax import results
   from condseg_jax.cache import keep_compiled
   from condseg_jax.evaluate.page import collect
@@ -92,7 +96,7 @@ def _work(values: flags.FlagValues) -> int:
   images = list(zip(found, stems, shown_names, strict=True))[values.part::values.num_parts]
   wanted = results.Wanted(values.fusion == "independent", values.picture,
                           _dicom_kinds(values, found), values.series)
-  predictor = load(values.workdir, values.checkpoint)
+  predictor = load(values.workdir, values.checkpoint, values.runtime)
   ids = predictor.table.select(values.classes, values.preset)
   names = [predictor.table.names[i] for i in ids]
   settings = _settings(values)

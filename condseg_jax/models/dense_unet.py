@@ -162,9 +162,9 @@ class DenseUNet(nn.Module):
       if not 0 <= self.from_level <= len(self.depth) - 2:
         raise ValueError(f"from_level {self.from_level} is not one of the decoder's levels, 0 to "
                          f"{len(self.depth) - 2}")
-    most = max(0, self._conditioned_levels() - 1)
+    most = max(0, self.conditioned_levels - 1)
     if not 0 <= self.deep_supervision <= most:
-      raise ValueError(f"deep_supervision {self.deep_supervision}: {self._conditioned_levels()} "
+      raise ValueError(f"deep_supervision {self.deep_supervision}: {self.conditioned_levels} "
                        f"levels of the decoder see the class, so choose 0 to {most}")
 
   def setup(self):
@@ -221,7 +221,7 @@ class DenseUNet(nn.Module):
     summary = None
     if self.position == "head":
       summary = halo.mean(x.astype(jnp.float32), self.partition)
-    while len(skips) > self._conditioned_levels():
+    while len(skips) > self.conditioned_levels:
       x = self._merge(x, skips, None)
     return Features(x, tuple(skips), summary)
 
@@ -268,7 +268,8 @@ class DenseUNet(nn.Module):
     level = len(skips)
     return self.merge[level](self.up[level](x), skip, vector)
 
-  def _conditioned_levels(self) -> int:
+  @property
+  def conditioned_levels(self) -> int:
     """How many decoder levels, finest first, belong to `decode`."""
     if self.position == "head":
       return 0

@@ -1,0 +1,72 @@
+"""condseg-export --workdir=RUN --out=model.condseg [--onnx]
+
+Writes a trained network as one file: parameters, config, classes, plan and a model card, each with
+its SHA-256. It works offline wherever condseg_jax is installed, with any number of devices:
+
+  condseg-export --workdir=runs/ct --checkpoint=best --out=ct.condseg
+  condseg-predict --workdir=ct.condseg --input=scan.nii.gz --output=masks
+
+With --onnx it also holds encoder and decoder as ONNX, compared with JAX before anything is written.
+"""
+
+import sys
+
+from absl import flags
+
+from condseg_jax.cli import shell
+from condseg_jax.errors import InputError
+
+
+def main(argv=None) -> int:
+  return shell.run(__doc__, _define, _work, argv)
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", "", "Folder of the training run, or a bundle.", flag_values=values)
+  flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+  flags.DEFINE_string("out", "", "The bundle, NAME.condseg.", flag_values=values)
+  flags.DEFINE_bool("onnx", False, "Add encoder.onnx and decoder.onnx.", flag_values=values)
+
+
+def _work(values: flags.FlagValues) -> int:
+  shell.need(values, "workdir", "out")
+  if not values.out.endswith(".condseg"):
+    raise InputError(f"--out={values.out}", "does not end in .condseg", "name it so", usage=True)
+
+  from condseg_jax.cache import keep_compiled
+  from condseg_jax.export.bundle import write_bundle
+  from condseg_jax.export.card import run_facts
+  from condseg_jax.export.source import is_bundle
+  from condseg_jax.export.source import read_model
+
+  keep_compiled()
+  bundle = read_model(values.workdir, values.checkpoint)
+  if not is_bundle(values.workdir):
+    bundle = bundle._replace(facts=run_facts(values.workdir, bundle.facts["step"]))
+  if values.onnx:
+    bundle = bundle._replace(graphs=_graphs(bundle))
+  digest = write_bundle(values.out, bundle)
+  print(f"{values.out}: {', '.join(bundle.record.table.names)}, step {bundle.facts['step']}\n"
+        f"SHA-256: {digest}")
+  return 0
+
+
+def _graphs(bundle) -> tuple[bytes, bytes]:
+  """The network as ONNX, compared with JAX."""
+  from condseg_jax.export import runtime
+  from condseg_jax.models.build import build_model
+
+  runtime.require("onnx")
+  from condseg_jax.export.network import onnx_halves
+
+  record = bundle.record
+  model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
+  shape = record.plan.subvolume, record.plan.channels
+  graphs = onnx_halves(model, bundle.params, *shape)
+  difference = runtime.check(model, bundle.params, graphs, *shape)
+  print(f"ONNX and JAX differ by {difference:.1e} at most on random windows")
+  return graphs
+
+
+if __name__ == "__main__":
+  sys.exit(main())
