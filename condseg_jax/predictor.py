@@ -192,15 +192,16 @@ class Predictor:
     if how.tta:
       functions = mirrored(functions, self._mirror_axes(ids))
     on_host = self.functions is not None or jax.default_backend() == "cpu"
-    batch = 1 if on_host else 4
-    call = memory.prediction_bytes(self.model, window, image.shape[-1], batch)
-    plan = schedule.make(image.shape[:-1], window, len(ids), step=how.step, window_batch=batch,
+    batches = (1,) if on_host else (4, 1)
+    call = memory.prediction_bytes(self.model, window, image.shape[-1])
+    plan = schedule.make(image.shape[:-1], window, len(ids), step=how.step, window_batch=batches,
                          budget=how.memory_bytes, channels=image.shape[-1],
                          at_once=functions.at_once, call_bytes=call if on_host else 0,
                          voxel_bytes=9 if how.fusion == "softmax" else 5)
     progress = lambda windows: None
     if announce is not None:
-      encode, decode = self._seconds(functions, how.tta, batch, image.shape[-1], plan.at_once)
+      encode, decode = self._seconds(functions, how.tta, plan.window_batch, image.shape[-1],
+                                     plan.at_once)
       progress = announce(plan, plan.seconds(encode, decode, len(ids)))
     return windows.probability_slabs(functions, self.variables, image, ids, window, plan,
                                      boxes=boxes, progress=progress)

@@ -3,8 +3,9 @@
     encoder  image float32 [1, C, *window] (, class_id int32 [K])  →  x, skip_0, skip_1, …
     decoder  x, skip_0, skip_1, … (, class_id int32 [K])  →  probability float32 [K, *window]
 
-With `position` = `head` there are no skips, but a `summary` of the coarsest features. K is any number of classes. As in JAX, what sees no class is computed once for all of them: its
-batch axis has the length 1 until the first condition. The half that the class does not enter has no
+With `position` = `head` there are no skips, but a `summary` of the coarsest features. K is any
+number of classes. As in JAX, what sees no class is computed once for all of them: its batch axis
+has the length 1 until the first condition. The half that the class does not enter has no
 `class_id`; where it enters neither (`position` = `none`), the decoder's K is 1.
 
 It follows `models.dense_unet` line by line and computes in float32.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from condseg_jax.allocator import lean_memory
 from condseg_jax.infer import tiles
 from condseg_jax.infer.schedule import Schedule
 from condseg_jax.models.dense_unet import DenseUNet
@@ -123,15 +124,23 @@ def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndar
     boxes = {class_id: tuple(slice(s.start + low, s.stop + low)
                              for s, (low, _) in zip(box, padding, strict=True))
              for class_id, box in boxes.items()}
+  with lean_memory(schedule.passes > 1):
+    yield from _slabs(functions, variables, image, image_DHWC.shape[:-1], padding, class_ids,
+                      window, schedule, boxes, progress)
+
+
+def _slabs(functions, variables, image, shape, padding, class_ids, window, schedule, boxes,
+           progress):
+  sums = _slab_arrays(image.shape[:-1], window, schedule)
   for first in range(0, len(class_ids), schedule.classes):
     ids = class_ids[first:first + schedule.classes]
     wanted = None if boxes is None else [boxes[class_id] for class_id in ids]
-    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, wanted,
+    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, wanted, sums,
                                  progress):
       # Back to the volume without what surrounds it.
       start = [max(0, s.start - low) for s, (low, _) in zip(box, padding, strict=True)]
       stop = [min(n, s.stop - low)
-              for s, (low, _), n in zip(box, padding, image_DHWC.shape, strict=False)]
+              for s, (low, _), n in zip(box, padding, shape, strict=True)]
       if start[schedule.axis] >= stop[schedule.axis]:
         continue
       inside = tuple(slice(a + low - s.start, b + low - s.start)
@@ -150,14 +159,21 @@ def class_probabilities(*arguments, **more) -> np.ndarray:
   return planes
 
 
-def _one_pass(functions, variables, image, ids, window, schedule, boxes, progress):
+def _slab_arrays(shape, window, schedule) -> tuple[np.ndarray, ...]:
+  """Sums of scores, of weights, and a product: made once, for memory that comes and goes is never
+  quite given back."""
+  slab = tuple(window[a] if a == schedule.axis else n for a, n in enumerate(shape))
+  return (np.empty((schedule.classes, *slab), np.float32), np.empty(slab, np.float32),
+          np.empty(window, np.float32))
+
+
+def _one_pass(functions, variables, image, ids, window, schedule, boxes, sums, progress):
   """The boxes and planes of some classes."""
   axis, shape = schedule.axis, image.shape[:-1]
   weights = tiles.gaussian_weights(window)
-  slab_shape = tuple(window[a] if a == axis else n for a, n in enumerate(shape))
-  total = np.zeros((len(ids), *slab_shape), np.float32)
-  norm = np.zeros(slab_shape, np.float32)
-  piece = np.empty(window, np.float32)
+  total, norm, piece = sums
+  total = total[:len(ids)]
+  total[:] = norm[:] = 0
 
   def place(start):
     return tuple(slice(0, w) if a == axis else slice(s, s + w)

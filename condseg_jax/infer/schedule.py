@@ -1,7 +1,8 @@
 """In which order windows and classes are worked off, so that a volume fits a memory budget.
 
     slab of one layer of windows, per class  ──  all classes at once where the budget allows
-                                             └─  else in passes of fewer: each encodes anew
+                                             ├─  else fewer classes, then windows, for each call
+                                             └─  then passes of fewer classes: each encodes anew
 
 What grows with the number of classes is the slab alone, so the budget decides how many of them
 share a pass. The axis along which a slab is thinnest costs nothing and is always taken.
@@ -58,7 +59,7 @@ def default_budget() -> int:
 
 
 def make(shape: Sequence[int], window: Sequence[int], classes: int, *, step: float = 0.5,
-         window_batch: int = 1, budget: int | None = None, channels: int = 1,
+         window_batch: Sequence[int] = (1,), budget: int | None = None, channels: int = 1,
          at_once: Sequence[int] = (16,), call_bytes: int = 0,
          voxel_bytes: int = 5) -> Schedule:
   """The schedule of a volume.
@@ -68,7 +69,7 @@ def make(shape: Sequence[int], window: Sequence[int], classes: int, *, step: flo
     window: shape of a window.
     classes: wanted in all.
     step: see `tiles.axis_starts`.
-    window_batch: windows per call.
+    window_batch: windows per call, and fewer where memory is short.
     budget: bytes for all that is counted; `default_budget` when None. What does not fit even with
       one class in a pass is taken anyway: there is no smaller way.
     channels: of the image.
@@ -84,10 +85,12 @@ def make(shape: Sequence[int], window: Sequence[int], classes: int, *, step: flo
   axis = min(range(len(shape)), key=lambda a: areas[a])
   slab = 4 * areas[axis]
   whole = None
-  for size in (min(size, classes) for size in at_once):
+  sizes = [min(size, classes) for size in at_once]
+  for size, batch in ([(size, window_batch[0]) for size in sizes]
+                      + [(sizes[-1], batch) for batch in window_batch[1:]]):
     # Image, result, one plane of weights beside those of the classes, and the output of one call
     # while that of the next is computed.
-    output = 2 * 4 * size * window_batch * math.prod(window)
+    output = 2 * 4 * size * batch * math.prod(window)
     fixed = voxels * (4 * channels + voxel_bytes) + slab + call_bytes + output
     whole = whole or fixed + classes * slab
     fit = max(1, min(classes, (budget - fixed) // slab))
@@ -97,5 +100,5 @@ def make(shape: Sequence[int], window: Sequence[int], classes: int, *, step: flo
   per_pass = math.ceil(classes / passes)
   windows = math.prod(len(tiles.axis_starts(n, w, step))
                       for n, w in zip(shape, window, strict=True))
-  return Schedule(axis, per_pass, passes, windows, window_batch, size, step,
+  return Schedule(axis, per_pass, passes, windows, batch, size, step,
                   fixed + per_pass * slab, whole)

@@ -246,7 +246,7 @@ def test_a_killed_run_is_resumed(again, tmp_path, monkeypatch):
   expected = made(root, tmp_path / "afresh", (3.0, 3.0, 3.0))
   if again:
     made(root, out)  # a finished store at another spacing was there before
-  calls, inner = [], write_lib._create
+  calls, inner = [], write_lib.create_array
 
   def killed(path, *args):
     if path.name == "masks":
@@ -255,7 +255,7 @@ def test_a_killed_run_is_resumed(again, tmp_path, monkeypatch):
         raise KeyboardInterrupt
     return inner(path, *args)
 
-  monkeypatch.setattr(write_lib, "_create", killed)
+  monkeypatch.setattr(write_lib, "create_array", killed)
   with pytest.raises(KeyboardInterrupt):
     made(root, out, (3.0, 3.0, 3.0))
   monkeypatch.undo()

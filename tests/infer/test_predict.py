@@ -1,5 +1,6 @@
 """Encode once, decode per class; the sliding window is what it says, whatever the schedule."""
 
+import functools
 import itertools
 
 import jax
@@ -124,7 +125,7 @@ def test_every_way_to_save_memory_equals_keeping_everything(decoder_network, bud
 def test_the_batch_of_windows_does_not_matter(decoder_network):
   model, variables = decoder_network
   image, ids = noise(5, 5, 11, 19), [1, 2]
-  found = probabilities(window_functions(model), variables, image, ids, window_batch=3)
+  found = probabilities(window_functions(model), variables, image, ids, window_batch=(3,))
   np.testing.assert_allclose(found, everything_kept(model, variables, image, ids), atol=1e-6)
 
 
@@ -154,6 +155,15 @@ def test_slabs_cover_every_class_and_voxel_once(decoder_network):
       seen[(class_id, *slab.box)] += 1
   assert (seen[1:] == 1).all() and not seen[0].any()
   assert sum(told) == 2 * plan.windows  # two passes
+
+
+def test_fewer_windows_per_call_are_the_last_way_before_passes():
+  make = functools.partial(schedule.make, (9, 20, 11), WINDOW, 19, at_once=(16, 4),
+                           window_batch=(4, 1))
+  for at_once, batch in ((16, 4), (4, 4), (4, 1)):
+    plan = make(budget=fixed(at_once, batch) + at_once * SLAB)
+    assert (plan.at_once, plan.window_batch) == (at_once, batch)
+  assert make(budget=0).window_batch == 1
 
 
 def test_in_a_box_nothing_changes_and_outside_nothing_is_found(decoder_network):
@@ -193,7 +203,7 @@ def test_volumes_of_any_shape_share_one_program(decoder_network):
 
 def test_predicted_time_counts_encoding_for_each_pass():
   plan = schedule.make((9, 20, 11), WINDOW, 19, at_once=(4,), budget=fixed(4, 4) + 7 * SLAB,
-                       window_batch=4)
+                       window_batch=(4,))
   windows = 4 * 4 * 2
   assert plan.windows == windows and plan.passes == 3
   assert plan.seconds(2.0, 0.5, 19) == windows / 4 * (3 * 2.0 + 19 * 0.5)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 import concurrent.futures
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -12,6 +11,7 @@ from etils import epath
 import numpy as np
 import tqdm
 
+from condseg_jax.allocator import lean_memory
 from condseg_jax.atomic import write_text
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import sides
@@ -32,10 +32,6 @@ SLAB_WORKERS = 16  # threads that resample and compress, at most; each needs som
 # All cases at work read at most so many times the largest volume. With the slabs in work, and with
 # what the allocator keeps, the peak stays below 3 volumes (benchmarks/input.json).
 MEMORY_SHARE = 1.0
-# Of mallopt (glibc): what is as large goes back to the system once it is freed. Left alone, glibc
-# raises the first limit up to 32 MB and the second to twice that, and keeps half a CT in its heaps.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LEAN, USUAL = ((128 << 10, 4 << 20), (64 << 20, 32 << 20))
 
 
 def median_spacing(folders: Sequence[RawFolder]) -> tuple[float, ...]:
@@ -73,7 +69,7 @@ def prepare(folder: RawFolder, out, spacing: Sequence[float] | None = None, *,
   out = epath.Path(out)
   out.mkdir(parents=True, exist_ok=True)
 
-  with _alone(out), _lean_memory():
+  with _alone(out), lean_memory():
     cases = _prepare_cases(folder, out, spacing, progress)
     _check_positives(folder, cases)
     no_mirror = sides(folder.classes) | dict(folder.no_mirror)
@@ -96,22 +92,6 @@ def _alone(out: epath.Path) -> Iterator[None]:
   with open(out / ".lock", "w") as stream:
     fcntl.flock(stream, fcntl.LOCK_EX)
     yield
-
-
-@contextlib.contextmanager
-def _lean_memory() -> Iterator[None]:
-  """Has the allocator give freed arrays back while preparing, where it is glibc's."""
-  mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-
-  def limits(trim: int, mmap: int) -> None:
-    if mallopt is not None:
-      mallopt(M_TRIM_THRESHOLD, trim)
-      mallopt(M_MMAP_THRESHOLD, mmap)
-  limits(*LEAN)
-  try:
-    yield
-  finally:
-    limits(*USUAL)
 
 
 def _prepare_cases(folder: RawFolder, out, spacing, progress: bool) -> list[store_lib.Case]:
