@@ -22,6 +22,7 @@ from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import predict as windows
+from condseg_jax.infer import schedule
 from condseg_jax.infer.settings import Settings
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
@@ -250,6 +251,35 @@ def test_priors_move_classes_to_where_the_training_masks_show_them(network, volu
   assert not np.any(label[..., :3] == 1) and np.any(label[..., 6:] == 1)  # the last axis goes up
   with pytest.raises(InputError, match="not in this checkpoint"):
     network.predict(volume, priors=True)
+
+
+@pytest.mark.parametrize("fusion", ["argmax", "softmax", "independent"])
+def test_label_maps_of_any_budget_are_those_of_everything_in_memory(network, volume, fusion):
+  """Written out: all classes in full, on the network's grid and on that of the image."""
+  budgets = [network.predict(volume, fusion=fusion, threshold=0.3, memory_bytes=budget).label.array
+             for budget in (None, 600_000, 0)]
+  for label in budgets[1:]:
+    np.testing.assert_array_equal(label, budgets[0])
+
+  image = network._normalised(volume, 1.0).array
+  plan = schedule.make(image.shape[:-1], network.plan.subvolume, 3)
+  planes = windows.class_probabilities(windows.window_functions(network.model), network.variables,
+                                       image, range(3), network.plan.subvolume, plan)
+  if fusion == "softmax":
+    odds = planes / (1 - planes)
+    planes = odds / (1 + odds.sum(0))
+  if fusion == "independent":  # which are kept as float16
+    planes = planes.astype(np.float16).astype(np.float32)
+  best, which = planes.max(0), planes.argmax(0)
+  grid = to_canonical(volume).array.shape
+  shares = np.stack([resample_to(np.where(which == k, best, 0), grid, 1) for k in range(3)])
+  whole = resample_to(best, grid, 1)
+  expected = np.where(whole >= 0.3, shares.argmax(0) + 1, 0)
+  second, first = np.sort(shares, axis=0)[-2:]
+  clear = (first - second > 1e-5) & (np.abs(whole - 0.3) > 1e-5)  # where rounding does not decide
+  found = to_canonical(Volume(budgets[0], volume.affine)).array
+  assert clear.mean() > 0.8 and len(np.unique(found[clear])) > 1
+  np.testing.assert_array_equal(found[clear], expected[clear])
 
 
 def test_images_of_another_kind_are_refused(network):

@@ -41,7 +41,8 @@ def _define(values: flags.FlagValues) -> None:
   whole = functools.partial(flags.DEFINE_integer, flag_values=values)
   text("workdir", "", "Folder of the training run, or a bundle.")
   text("checkpoint", "last", "last, best or a step.")
-  text("input", "", "An image, a folder of images, or the folder of a DICOM series.")
+  text("input", "", "An image, a folder of images, the folder of a DICOM series, or a text file "
+       "that names such, one a line.")
   text("series", "", "SeriesInstanceUID, where a DICOM folder holds several.")
   text("output", "", "Folder for the results.")
   several("classes", [], "Classes to look for; all when empty.")

@@ -121,20 +121,50 @@ def is_image(path: str | os.PathLike) -> bool:
 def list_images(path: str | os.PathLike) -> list[Path]:
   """The images that a path names: itself, those of the folder, or the folder as a DICOM series.
 
+  A text file (.txt) names one file or folder of a DICOM series a line, relative to where it lies.
+
   Raises:
-    InputError: nothing there, or no image in the folder.
+    InputError: nothing there, no image in the folder, or two of one name, whose results would be
+      files of one name, too.
   """
   path = Path(path)
   if not path.exists():
     raise InputError(path, "does not exist", "check the path")
+  if path.suffix.lower() == ".txt":
+    return _listed(path)
   if not path.is_dir():
     return [path]
   found = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
   if found:
-    return found
+    return _of_different_names(path, found)
   if dicom.holds_dicom(path):
     return [path]
   raise InputError(path, "holds no image", f"expected files named {', '.join(READERS)}, or DICOM")
+
+
+def _listed(path: Path) -> list[Path]:
+  """The images that a text file names."""
+  try:
+    lines = path.read_text(encoding="utf-8").splitlines()
+  except ValueError as error:
+    raise InputError(path, "is no text", "name one image a line") from error
+  found = [path.parent / line.strip() for line in lines if line.strip()]
+  for image in found:
+    if not image.exists():
+      raise InputError(image, f"does not exist, but {path.name} names it", "correct the list")
+  if not found:
+    raise InputError(path, "names no image", "name one image a line")
+  return _of_different_names(path, found)
+
+
+def _of_different_names(where: Path, images: list[Path]) -> list[Path]:
+  stems: dict[str, Path] = {}
+  for image in images:
+    if stem(image) in stems:
+      raise InputError(where, f"{stems[stem(image)].name} and {image.name} would have results of "
+                       "one name", "rename one of them, or use two folders")
+    stems[stem(image)] = image
+  return images
 
 
 def _suffix(path) -> str:

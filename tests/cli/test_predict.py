@@ -132,6 +132,20 @@ def test_an_output_folder_that_cannot_be_written_fails_in_one_line(run, images, 
   assert "file" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_list_of_images(run, images, tmp_path, capsys, expected):
+  shutil.copy(images / "scan_1.nii.gz", tmp_path / "scan_1.nii.gz")
+  (tmp_path / "list.txt").write_text(f"{images / 'scan_3.nii.gz'}\n\nscan_1.nii.gz\n")
+  assert segment(run, tmp_path / "list.txt", tmp_path / "out") == 0
+  assert results(tmp_path / "out") == {f"scan_{n}.nii.gz": expected[f"scan_{n}.nii.gz"]
+                                       for n in (1, 3)}
+  for text, reason in ((f"{images / 'scan_1.nii.gz'}\nscan_1.nii.gz", "of one name"),
+                       ("scan_9.nii.gz", "does not exist, but list.txt names it"),
+                       ("\n", "names no image")):
+    (tmp_path / "list.txt").write_text(text)
+    assert segment(run, tmp_path / "list.txt", tmp_path / "out") == 1
+    assert reason in capsys.readouterr().err
+
+
 def test_a_full_disk_leaves_no_half_written_mask(run, images, tmp_path, monkeypatch, capsys):
   """The space ends while the first mask is written, and is there again for the next images."""
   write, calls = files.write_label, []
