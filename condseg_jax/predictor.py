@@ -212,28 +212,19 @@ class Predictor:
     A voxel is taken for a sign of a class at half the threshold; the box grows by `MARGIN_MM`.
     """
     coarse, once = self._normalised(volume, COARSE), dataclasses.replace(how, step=1.0)
-    found = {}
-    for slab in self._window_slabs(coarse.array, ids, once, None):
-      for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
-        signs = plane >= how.threshold / 2
-        if signs.any():
-          index = [np.flatnonzero(signs.any(tuple(a for a in range(signs.ndim) if a != axis)))
-                   for axis in range(signs.ndim)]
-          low = [s.start + i[0] for s, i in zip(slab.box, index, strict=True)]
-          high = [s.start + i[-1] + 1 for s, i in zip(slab.box, index, strict=True)]
-          if class_id in found:
-            low = np.minimum(low, found[class_id][0])
-            high = np.maximum(high, found[class_id][1])
-          found[class_id] = low, high
+    shape = coarse.array.shape[:-1]
+    best, score = fuse.best_class(self._window_slabs(coarse.array, ids, once, None), shape, ids)
+    best[score < how.threshold / 2] = 0
     grid = canonical_geometry(volume.geometry)
     factor = FAST if how.fast else 1.0
     fine = resample.resampled_geometry(grid, [factor * s for s in self.plan.spacing])
-    boxes = {class_id: (slice(0, 0),) * volume.ndim for class_id in ids}
-    for class_id, (low, high) in found.items():
+    boxes = {}
+    for class_id in ids:
+      box = postprocess.main_box(best, class_id + 1)
       boxes[class_id] = tuple(
-          slice(max(0, int(a * n / m - MARGIN_MM / s)), min(n, int(b * n / m + MARGIN_MM / s) + 1))
-          for a, b, n, m, s in zip(low, high, fine.shape, coarse.array.shape, fine.spacing,
-                                   strict=False))
+          slice(max(0, int(b.start * n / m - MARGIN_MM / s)),
+                min(n, int(b.stop * n / m + MARGIN_MM / s) + 1)) if b.stop else slice(0, 0)
+          for b, n, m, s in zip(box, fine.shape, shape, fine.spacing, strict=True))
     return boxes
 
   def _locations(self, ids) -> dict[int, np.ndarray]:

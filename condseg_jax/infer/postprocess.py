@@ -1,6 +1,6 @@
 """What is known of structures and a network does not see: they hang together, and have a size.
 
-All functions change a label map in place, one structure at a time and inside of its box.
+Whatever changes a label map does so in place, one structure at a time and inside of its box.
 """
 
 import dataclasses
@@ -58,6 +58,22 @@ def drop_detached(label: np.ndarray, part: int, whole: int) -> None:
   keep[pieces[near[inner]]] = True
   keep[0] = True
   label[box][~keep[pieces]] = 0
+
+
+def main_box(label: np.ndarray, value: int, part: float = 0.1) -> tuple[slice, ...]:
+  """The box around the largest piece of a structure and all that have a `part` of its voxels.
+
+  Empty slices at 0 where there is none.
+  """
+  box, pieces, count = _pieces(label, value)
+  if not count:
+    return (slice(0, 0),) * label.ndim
+  sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+  chosen = [inner for inner, size in zip(ndimage.find_objects(pieces), sizes, strict=True)
+            if size >= part * sizes.max()]
+  return tuple(slice(outer.start + min(c[axis].start for c in chosen),
+                     outer.start + max(c[axis].stop for c in chosen))
+               for axis, outer in enumerate(box))
 
 
 def _pieces(label: np.ndarray, value: int):

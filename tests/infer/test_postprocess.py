@@ -9,6 +9,7 @@ from scipy import ndimage
 from condseg_jax.infer.postprocess import clean
 from condseg_jax.infer.postprocess import Cleaning
 from condseg_jax.infer.postprocess import drop_detached
+from condseg_jax.infer.postprocess import main_box
 
 
 def picture(text):
@@ -46,6 +47,16 @@ def test_a_tumour_at_the_edge_of_the_image_may_touch_across_nothing():
   label = picture("2 1")
   drop_detached(label, 2, 1)
   np.testing.assert_array_equal(label, picture("2 1"))
+
+
+def test_the_box_of_what_matters():
+  """Pieces of 10, 2 and 1 voxels: the second is a fifth of the first, the third a tenth."""
+  label = picture("0000000001 1110000000 1110000000 1110002200 1000000000 0000000010 0000000010")
+  label[label == 2] = 1
+  assert main_box(label, 1, part=0.15) == (slice(1, 7), slice(0, 9))
+  assert main_box(label, 1, part=0.05) == (slice(0, 7), slice(0, 10))
+  assert main_box(label, 1, part=0.5) == (slice(1, 5), slice(0, 3))
+  assert main_box(label, 3) == (slice(0, 0), slice(0, 0))
 
 
 @settings(deadline=None, max_examples=40)
