@@ -26,7 +26,8 @@ class Settings:
     fast: at `FAST` times the spacing, about half of the work.
     two_pass: find the box of every class at `COARSE` times the spacing, with windows side by side,
       and look closely only there (coarse to fine, after Zhou et al. 2018 and Roth et al. 2018):
-      for volumes that are much larger than what is looked for.
+      for volumes that are much larger than what is looked for. Phantoms in fields of view three
+      times as long along each axis: 4.3 s in place of 7.9, mean Dice 0.759 and 0.760.
     partition: without windows: the whole volume in one pass, split along its first canonical axis
       over all devices of this process (see `infer.whole`).
     memory_bytes: budget on the host for all that does not depend on the file (see
