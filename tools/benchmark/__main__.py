@@ -35,10 +35,11 @@ from tools.benchmark import table
 
 PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel", "tensorstore",
             "onednn-cpu-gomp", "torch", "monai")
-SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "input": reading.run,
+SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "cost": cost.run,
+          "input": reading.run,
           "scale": scale.run, "memory": memory.run, "startup": startup.run,
           "export": export.run}
-PICTURES = {"predict": cost.plot}  # drawn beside the figures
+PICTURES = {"cost": cost.plot}  # drawn beside the figures
 
 
 def main(argv=None) -> int:

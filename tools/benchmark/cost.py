@@ -27,8 +27,8 @@ WINDOW = ()  # of the config when empty
 BUDGET, ROUNDS = 25.0, 7
 
 
-def rows() -> list[dict]:
-  """A row for every network, level and number of classes."""
+def run(folder: Path) -> list[dict]:
+  """The rows of the suite, one for every network, level and number of classes."""
   return [row for name, (config, changes, levels) in NETS.items() for level in levels
           for row in measure(name, nets.config_of(config, changes), level)]
 

@@ -1,4 +1,4 @@
-"""Whole-volume prediction, against MONAI's sliding_window_inference; and what each class costs.
+"""Whole-volume prediction, against MONAI's sliding_window_inference.
 
 Both sides cover the volume with the same windows, half a window apart, and average probabilities
 with the same Gaussian. The peer runs the network once for each class, or (the fair comparison)
@@ -13,7 +13,6 @@ import numpy as np
 
 from condseg_jax.infer import predict as windows
 from condseg_jax.infer import schedule
-from tools.benchmark import cost
 from tools.benchmark import nets
 from tools.benchmark import peer
 from tools.benchmark.timing import race
@@ -26,7 +25,7 @@ VOLUME = (60, 84, 60)
 
 def run(folder: Path) -> list[dict]:
   """The rows of the suite."""
-  return [*map(measure, CLASSES), *cost.rows()]
+  return list(map(measure, CLASSES))
 
 
 def measure(classes: int) -> dict:
