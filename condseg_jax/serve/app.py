@@ -26,15 +26,16 @@ from condseg_jax.serve.order import ANSWER
 from condseg_jax.serve.order import BODY
 from condseg_jax.serve.order import read_order
 from condseg_jax.serve.queue import Queue
+from condseg_jax.serve.refusal import no_disk
 from condseg_jax.serve.refusal import Refusal
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
 
 BLOCK = 1 << 18
 PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"),
-        "/page.js": ("page.js", "text/javascript"), "/viewer.js": ("viewer.js", "text/javascript")}
+        **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in ("page", "viewer", "zip")}}
 # Nothing from elsewhere, and nothing kept: images are of patients.
-HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; "
+HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
            "frame-ancestors 'none'", "Cache-Control": "no-store",
            "X-Content-Type-Options": "nosniff"}
 LOG = logging.getLogger("condseg_jax")
@@ -65,7 +66,6 @@ class Predict:
     request = Request(scope)
     incoming = Incoming(receive, request.headers, self._limits)
     start = time.monotonic()
-    status = 499  # the sender has gone
     try:
       with self._queue.place():
         order = read_order(request.query_params.multi_items(), request.headers.get("accept", "*/*"),
@@ -74,21 +74,31 @@ class Predict:
           folder = Path(name)
           size = await incoming.save(folder / BODY)
           outcome = await _unless_gone(receive, self._queue.predict(folder, order))
-          status = outcome["status"]
-          if status == 200:
-            await self._send(send, folder / ANSWER, outcome)
-          else:
-            raise Refusal(status, outcome["error"], outcome["reason"], outcome["cure"])
+          if outcome["status"] != 200:
+            raise Refusal(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
+          await self._send(send, folder / ANSWER, outcome)
           LOG.info("predict: %d bytes, %s, %.1f s", size, order.output, time.monotonic() - start)
     except Disconnected:
       LOG.info("predict: the sender has gone after %.1f s", time.monotonic() - start)
+    except OSError as error:
+      LOG.exception("a request could not be written")
+      await self._refuse(scope, _refuse(request, no_disk(error)), incoming, send)
     except Refusal as refusal:
       LOG.info("predict: %s", refusal)
-      await incoming.drain()
-      response = _refuse(request, refusal)
-      if not incoming.ended:
-        response.headers["Connection"] = "close"
-      await response(scope, receive, send)
+      await self._refuse(scope, _refuse(request, refusal), incoming, send)
+
+  async def _refuse(self, scope, response: Response, incoming: Incoming, send: Callable) -> None:
+    """Sends a refusal, and ends it when the rest of the body has come, or when that takes long."""
+    async def lingering(message: dict) -> None:
+      if message["type"] == "http.response.body" and not incoming.ended:
+        await send({**message, "more_body": True})
+        await incoming.drain()
+        message = {"type": "http.response.body", "body": b""}
+      await send(message)
+
+    if not incoming.ended:
+      response.headers["Connection"] = "close"
+    await response(scope, incoming.drain, lingering)
 
   async def _send(self, send: Callable, path: Path, outcome: dict) -> None:
     """Sends a file, unless its receiver takes too long."""

@@ -1,5 +1,6 @@
 """A zip of a DICOM series onto the disk, under names of our own, after a look at every member."""
 
+import errno
 from pathlib import Path
 import stat
 import zipfile
@@ -55,6 +56,10 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
         _write(opened, member, folder / MEMBER.format(number))
   except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError,
           OverflowError) as error:
+    raise Refusal(422, "body", "is a damaged or unusual zip", AGAIN) from error
+  except OSError as error:
+    if error.errno != errno.EINVAL:  # the disk's; this one is of an offset before the beginning
+      raise
     raise Refusal(422, "body", "is a damaged or unusual zip", AGAIN) from error
   return [member.filename for member in wanted]
 

@@ -18,6 +18,7 @@ from condseg_jax.serve.body import read_body
 from condseg_jax.serve.limits import Limits
 from condseg_jax.serve.order import ANSWER
 from condseg_jax.serve.order import OUTPUTS
+from condseg_jax.serve.refusal import no_disk
 from condseg_jax.serve.refusal import Refusal
 from condseg_jax.serve.refusal import refused
 from condseg_jax.serve.volumes import statistics
@@ -25,6 +26,8 @@ from condseg_jax.serve.volumes import statistics
 LABEL = "label.nii.gz"
 # Name under which an answer is saved.
 NAMES = {"zip": "segmentation.zip", "label": LABEL, "statistics": "statistics.json", "page": ""}
+
+LOG = logging.getLogger("condseg_jax")
 
 
 def work(predictor: Predictor, folder: Path, order: Mapping, limits: Limits,
@@ -54,9 +57,20 @@ def work(predictor: Predictor, folder: Path, order: Mapping, limits: Limits,
       raise Refusal(413, "body", "is a volume that does not fit into memory",
                     "cut or resample it, or ask for fewer classes") from error
     told = _told(predictor, volume, prediction, order, time.monotonic() - start)
-    media = _write(folder, predictor, volume, prediction, order, told)
+    try:
+      media = _write(folder, predictor, volume, prediction, order, told)
+    except InputError as error:  # says that a file cannot be written
+      raise no_disk(error.__cause__) from error
+  except OSError as error:
+    LOG.exception("a file could not be written")
+    refusal = no_disk(error)
+    return {"status": refusal.status, **refusal.to_json()}
   except Refusal as refusal:
     return {"status": refusal.status, **refusal.to_json()}
+  except Exception:
+    LOG.exception("a prediction failed")
+    return {"status": 500, "error": "service", "reason": "the prediction failed",
+            "cure": "its log says why"}
   return {"status": 200, "media": media, "name": NAMES[order["output"]]}
 
 
@@ -68,8 +82,10 @@ def _read(predictor, folder, order, limits):
     raise
   except MemoryError as error:
     raise Refusal(413, "body", "does not fit into memory", "cut or resample the volume") from error
+  except OSError as error:
+    raise no_disk(error) from error
   except Exception as error:
-    logging.getLogger("condseg_jax").exception("a body that no reader expected")
+    LOG.exception("a body that no reader expected")
     raise Refusal(422, "body", "cannot be read", "convert it again, e.g. with dcm2niix") from error
 
 

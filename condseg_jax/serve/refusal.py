@@ -54,5 +54,10 @@ def refused(error: InputError, status: int, folder="", names: Sequence[str] = ()
   return Refusal(status, subject, told(error.reason), told(error.cure))
 
 
+def no_disk(error: OSError) -> Refusal:
+  """A disk that is full or fails, which is not the sender's fault."""
+  return Refusal(507, "service", f"cannot use its disk: {error.strerror}", "try again later")
+
+
 def _name(names: Sequence[str], number: int) -> str:
   return repr(names[number][-MAX_NAME:]) if number < len(names) else "a file of the zip"

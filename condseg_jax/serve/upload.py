@@ -13,8 +13,7 @@ from condseg_jax.serve.limits import Limits
 from condseg_jax.serve.refusal import Refusal
 
 MAX_BOUNDARY = 70  # RFC 2046, 5.1.1
-# What is still taken of a body that is refused, so that its sender gets to read the answer.
-DRAIN_BYTES, DRAIN_SECONDS = 4 << 20, 2.0
+DRAIN_SECONDS = 5.0
 RAW = "send the file as the body itself, e.g. with curl --data-binary @FILE"
 
 
@@ -31,6 +30,8 @@ class Incoming:
 
   def __init__(self, receive: Callable, headers: Mapping[str, str], limits: Limits):
     self._receive, self._headers, self._limits = receive, headers, limits
+    # Whether its sender waits for a word before it begins.
+    self._held = headers.get("expect", "").lower() == "100-continue"
     self.ended = False
 
   async def save(self, path: Path) -> int:
@@ -58,15 +59,16 @@ class Incoming:
     return size
 
   async def drain(self) -> None:
-    """Takes a little more of a body that nobody wants."""
-    if self._headers.get("expect", "").lower() == "100-continue":
-      return  # its sender waits for an answer before it begins
-    left = DRAIN_BYTES
+    """Takes the rest of a body that nobody wants, for a while.
+
+    Were the connection closed under a sender that still sends, it might never read its answer.
+    """
+    if self._held:
+      return
     try:
       async with asyncio.timeout(DRAIN_SECONDS):
-        while not self.ended and left > 0:
+        while not self.ended:
           message = await self._receive()
-          left -= len(message.get("body", b""))
           self.ended = message["type"] == "http.disconnect" or not message.get("more_body")
     except TimeoutError:
       pass
@@ -85,7 +87,7 @@ class Incoming:
                    "compress it as .nii.gz or zip, cut the volume, or ask for a higher limit")
 
   async def _chunks(self) -> AsyncIterator[bytes]:
-    start, size = time.monotonic(), 0
+    start, size, self._held = time.monotonic(), 0, False
     while not self.ended:
       deadline = start + self._limits.transfer_seconds(size)
       try:

@@ -39,6 +39,8 @@ def main(workdir: str, checkpoint: str) -> int:
     print(json.dumps({"event": event, **told}), file=events, flush=True)
 
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the web process
+  for name in ("absl", "nibabel.global"):
+    logging.getLogger(name).setLevel(logging.ERROR)
   keep_compiled()
   try:
     predictor = load(workdir, checkpoint)
@@ -46,6 +48,8 @@ def main(workdir: str, checkpoint: str) -> int:
   except InputError as error:
     say("failed", subject=error.subject, reason=error.reason, cure=error.cure, usage=error.usage)
     return 1
+  gc.collect()
+  gc.freeze()  # the libraries stay: no later collection need look at them
   busy = [False]
 
   def stop(signum, frame) -> None:
@@ -63,14 +67,10 @@ def main(workdir: str, checkpoint: str) -> int:
       outcome = work(predictor, Path(told["folder"]), told["order"], Limits(**told["limits"]), say)
     except Stopped:
       outcome = {"status": 0}
-    except Exception:
-      logging.getLogger("condseg_jax").exception("a prediction failed")
-      outcome = {"status": 500, "error": "service", "reason": "the prediction failed",
-                 "cure": "its log says why"}
     finally:
       busy[0] = False
-    trim()
     say("done", **outcome)
+    trim()
   return 0
 
 
@@ -89,7 +89,6 @@ def warm(predictor: Predictor) -> None:
   volume = Volume(np.zeros(plan.subvolume, np.float32), affine)
   for classes in ((), predictor.table.names[:1]):
     predictor.predict(volume, classes)
-  trim()
 
 
 def trim() -> None:
