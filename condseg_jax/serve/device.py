@@ -1,6 +1,7 @@
 """The web process's side of the worker: starts it, orders, stops what is not wanted any more."""
 
 import asyncio
+from collections.abc import Sequence
 import contextlib
 import dataclasses
 import json
@@ -17,17 +18,26 @@ STOP_SECONDS = 10.0  # that a worker has to come to the next window
 MAX_LINE = 1 << 24
 
 
+def worker_command(workdir: str, checkpoint: str) -> tuple[str, ...]:
+  """What starts the worker of a run."""
+  return sys.executable, "-m", "condseg_jax.serve.worker", str(workdir), checkpoint
+
+
 class Device:
   """The one worker, which is started again when it ends.
+
+  Args:
+    command: starts the worker, see `worker_command`.
+    limits: of orders.
 
   Attributes:
     table: the classes of its network; None before it was ready for the first time.
     ready: whether it takes orders.
   """
 
-  def __init__(self, workdir: str, checkpoint: str, limits: Limits):
-    self._command = (sys.executable, "-m", "condseg_jax.serve.worker", str(workdir), checkpoint)
-    self._limits = limits
+  def __init__(self, command: Sequence[str], limits: Limits):
+    self._command, self._limits = command, limits
+    self._phase = ""  # of the order: reading, predicting
     self._process: asyncio.subprocess.Process | None = None
     self.table: ClassTable | None = None
     self.ready = False
@@ -52,7 +62,7 @@ class Device:
     self.table = ClassTable.from_json(told["table"])
     self.ready = True
 
-  async def run(self, folder: Path, order: Order, unwanted: asyncio.Event) -> dict:
+  async def run(self, folder: Path, order: Order, unwanted: asyncio.Event) -> dict | None:
     """Has an order carried out.
 
     Args:
@@ -63,9 +73,10 @@ class Device:
     Returns:
       The outcome of `job.work`; also of status 0 if it was stopped, 422 or 504 if it took too long,
       422 or 503 if the worker ended over it. What goes wrong while a body is read is the body's
-      fault. When this returns the worker does not touch the folder any more.
+      fault. None if the worker had ended before it took the order. When this returns the worker
+      does not touch the folder any more.
     """
-    self._predicting = False
+    self._phase = ""
     line = {"folder": str(folder), "order": dataclasses.asdict(order),
             "limits": dataclasses.asdict(self._limits)}
     with contextlib.suppress(ConnectionError):
@@ -109,14 +120,16 @@ class Device:
     """Of the worker."""
     return self._process.pid
 
-  async def _outcome(self) -> dict:
+  async def _outcome(self) -> dict | None:
     while told := await self._event():
       if told["event"] == "done":
         return {key: value for key, value in told.items() if key != "event"}
-      self._predicting = True
+      self._phase = told["event"]
     self.ready = False
     await self._process.wait()
-    if not self._predicting:
+    if not self._phase:
+      return None
+    if self._phase == "reading":
       return {"status": 422, "error": "body", "reason": "makes its reader crash",
               "cure": "convert it again, e.g. with dcm2niix"}
     return {"status": 503, "error": "service", "reason": "the prediction ended before its time, "
@@ -134,7 +147,7 @@ class Device:
 
   def _too_long(self) -> dict:
     told = f"{self._limits.job_seconds:g} seconds"
-    if self._predicting:
+    if self._phase == "predicting":
       return {"status": 504, "error": "service", "reason": f"the prediction takes longer than "
               f"{told}", "cure": "send a smaller volume, or ask for fewer classes"}
     return {"status": 422, "error": "body", "reason": f"takes longer than {told} to read",

@@ -39,12 +39,14 @@ def work(predictor: Predictor, folder: Path, order: Mapping, limits: Limits,
     folder: holds the body; the file `ANSWER` is written there.
     order: of `Order`.
     limits: of size.
-    phase: is told `predicting` when the body has been read: what fails before is the body's fault.
+    phase: is told `reading` and, when the body has been read, `predicting`: what fails before is
+      the body's fault.
 
   Returns:
     `status`; with 200 `media` and `name` of the answer, else its line.
   """
   start = time.monotonic()
+  phase("reading")
   try:
     volume = _read(predictor, folder, order, limits)
     phase("predicting")

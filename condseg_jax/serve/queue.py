@@ -116,13 +116,15 @@ class Queue:
         self._wake.clear()
         await self._wake.wait()
       entry = self._running = self._entries.popleft()
-      start = time.monotonic()
+      start, outcome = time.monotonic(), None
       try:
-        entry.outcome.set_result(await self.device.run(entry.folder, entry.order, entry.unwanted))
+        outcome = await self.device.run(entry.folder, entry.order, entry.unwanted)
       finally:
         self._running = None
-        if not entry.outcome.done():
-          entry.outcome.set_result({"status": 0})
+        if outcome is None and not self._closing and not entry.unwanted.is_set():
+          self._entries.appendleft(entry)
+        else:
+          entry.outcome.set_result(outcome or {"status": 0})
       self._usual_seconds += (time.monotonic() - start - self._usual_seconds) / 4
 
   def close(self) -> None:

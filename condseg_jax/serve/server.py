@@ -12,6 +12,7 @@ import uvicorn
 from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
+from condseg_jax.serve.device import worker_command
 from condseg_jax.serve.limits import Limits
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
@@ -51,7 +52,8 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -
   try:
     with _bound(host, port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
-      asyncio.run(_serve(Device(workdir, checkpoint, limits), listener, limits, Path(folder)))
+      device = Device(worker_command(workdir, checkpoint), limits)
+      asyncio.run(_serve(device, listener, limits, Path(folder)))
   finally:
     for number, handler in before.items():
       signal.signal(number, handler)

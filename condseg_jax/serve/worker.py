@@ -2,9 +2,10 @@
 
     python -m condseg_jax.serve.worker WORKDIR CHECKPOINT
 
-Events: `ready` (the network is loaded and compiled) or `failed`; then for each order `predicting`
-and `done`. SIGUSR1 stops an order at the next window. A process of its own, so that a reader that
-crashes on a hostile file, or a prediction that has to be stopped, does not take the service along.
+Events: `ready` (the network is loaded and compiled) or `failed`; then for each order `reading`,
+`predicting` and `done`. SIGUSR1 stops an order at the next window. A process of its own, so that a
+reader that crashes on a hostile file, or a prediction that has to be stopped, does not take the
+service along.
 """
 
 import ctypes

@@ -26,6 +26,9 @@ class Device:
 
   async def run(self, folder, order, unwanted):
     self.diary.append(folder.name)
+    if order.output == "dead" and self.diary.count("start") == 1:
+      self.ready = False
+      return None
     waits = [asyncio.ensure_future(event.wait()) for event in (self.go, unwanted, self.killed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
@@ -116,6 +119,15 @@ def test_a_device_that_has_ended_is_started_again():
     await predict(queue, "a", "crash")
     await predict(queue, "b")
     assert device.diary == ["start", "a", "start", "b"]
+  run(test)
+
+
+def test_what_a_dead_device_did_not_take_is_not_lost():
+  async def test(queue, device):
+    device.go.set()
+    outcomes = [await task for task in (predict(queue, "a", "dead"), predict(queue, "b"))]
+    assert [told["folder"] for told in outcomes] == ["a", "b"]
+    assert device.diary == ["start", "a", "start", "a", "b"]
   run(test)
 
 
