@@ -11,6 +11,7 @@ from pathlib import Path
 import shutil
 import subprocess
 import tempfile
+import time
 
 FLAGS = ("--headless", "--no-sandbox", "--disable-quic", "--no-first-run", "--disable-gpu",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -59,15 +60,29 @@ class Browser:
     return told["result"].get("value")
 
   def until(self, script: str) -> None:
-    """Waits until an expression is true."""
-    self.run(f"""new Promise(done => {{
-      const look = () => ({script}) ? done() : setTimeout(look, 50); look(); }})""")
+    """Waits until an expression is true; a page with errors may wait for ever."""
+    while not self.run(f"Boolean({script})"):
+      assert not self.complaints(), self.complaints()
+      time.sleep(0.05)
 
   def choose(self, selector: str, *paths: Path) -> None:
     """Chooses files in an input element."""
     node = self.call("DOM.querySelector", selector=selector,
                      nodeId=self.call("DOM.getDocument")["root"]["nodeId"])["nodeId"]
     self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
+
+  def download(self, selector: str, folder: Path) -> Path:
+    """Clicks a link and waits for its file."""
+    self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder),
+              eventsEnabled=True)
+    self.run(f"document.querySelector({selector!r}).click()")
+    while not any(e.get("method") == "Browser.downloadProgress"
+                  and e["params"]["state"] == "completed" for e in self.events):
+      self.run("0")
+      time.sleep(0.05)
+    (name,) = [e["params"]["suggestedFilename"] for e in self.events
+               if e.get("method") == "Browser.downloadWillBegin"]
+    return folder / name
 
   def look(self, width: int = 1400, height: int = 900, scheme: str = "light") -> None:
     """Sets the window, and whether the person likes it dark."""
@@ -82,14 +97,18 @@ class Browser:
     return base64.b64decode(told["data"])
 
   def complaints(self) -> list[str]:
-    """Errors that the page has caused so far."""
-    self.run("0")
-    kinds = ("Runtime.exceptionThrown", "Log.entryAdded", "Network.loadingFailed")
-    return [json.dumps(e["params"]) for e in self.events if e.get("method") in kinds]
+    """Uncaught exceptions and blocked loads in the page so far."""
+    found = []
+    for event in self.events:
+      told = event.get("params", {})
+      if event.get("method") == "Runtime.exceptionThrown":
+        found.append(told["exceptionDetails"]["exception"]["description"][:500])
+      elif event.get("method") == "Log.entryAdded" and told["entry"]["level"] == "error":
+        found.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
+    return found
 
   def addresses(self) -> list[str]:
     """What the page has asked for."""
-    self.run("0")
     return [e["params"]["request"]["url"] for e in self.events
             if e.get("method") == "Network.requestWillBeSent"]
 
@@ -108,10 +127,9 @@ def browser(program: str):
   with contextlib.ExitStack() as stack:
     profile = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
     (for_it, to), (answers, from_it) = os.pipe(), os.pipe()
-    # It reads from 3 and writes to 4, whatever numbers the pipes have here.
     process = subprocess.Popen(
-        ["sh", "-c", f'exec "$@" 3<&{for_it} 4>&{from_it}', "sh", program, *FLAGS,
-         f"--user-data-dir={profile}"],
+        ["bash", "-c", f'exec "$@" 3<&{for_it} 4>&{from_it}', "bash", program, *FLAGS,
+         f"--user-data-dir={profile}"],  # it reads from 3 and writes to 4
         pass_fds=(for_it, from_it), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     stack.callback(process.wait)
     stack.callback(process.terminate)

@@ -5,9 +5,11 @@ import contextlib
 import gzip
 import io
 from pathlib import Path
+import socket
 import stat
 import struct
 import tempfile
+import threading
 import zipfile
 
 from dicom_files import write_series
@@ -18,6 +20,7 @@ import numpy as np
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
+import uvicorn
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.models.dense_unet import DenseUNet
@@ -61,22 +64,40 @@ class Inside:
     pass
 
 
+def application(device, limits: Limits, folder: Path) -> Starlette:
+  """The application on a device, with its queue at work."""
+  queue = Queue(device, limits)
+
+  @contextlib.asynccontextmanager
+  async def lifespan(app):
+    run = asyncio.create_task(queue.run())
+    yield
+    run.cancel()
+
+  return Starlette(routes=[Mount("/", build_app(queue, limits, folder))], lifespan=lifespan)
+
+
 @contextlib.contextmanager
 def client(device, limits: Limits = LIMITS, folder: Path | None = None):
   """A client of the application on a device."""
   with contextlib.ExitStack() as stack:
     folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    queue = Queue(device, limits)
+    yield stack.enter_context(TestClient(application(device, limits, folder),
+                                         raise_server_exceptions=False))
 
-    @contextlib.asynccontextmanager
-    async def lifespan(app):
-      run = asyncio.create_task(queue.run())
-      yield
-      run.cancel()
 
-    app = Starlette(routes=[Mount("/", build_app(queue, limits, folder))], lifespan=lifespan)
-    with TestClient(app, raise_server_exceptions=False) as made:
-      yield made
+@contextlib.contextmanager
+def listening(device, folder: Path, limits: Limits = LIMITS):
+  """The address at which the application listens, in a thread of this process."""
+  config = uvicorn.Config(application(device, limits, folder), log_config=None, loop="asyncio",
+                          http="h11", ws="none")
+  server = uvicorn.Server(config)
+  with socket.create_server(("127.0.0.1", 0)) as listener:
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
 
 
 def voxels(seed=0, shape=(12, 10, 6)) -> np.ndarray:

@@ -5,7 +5,7 @@ import { droppedFiles, zipFiles } from "/zip.js";
 
 const $ = id => document.getElementById(id);
 const RETRIES = 60;
-let classes = [], chosen = null, request = null, urls = [];
+let classes = [], chosen = null, request = null, stopped = false, urls = [];
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -34,7 +34,7 @@ async function health() {
 }
 
 async function watch() {
-  await watch();
+  await health();
   setTimeout(watch, 3000);
 }
 
@@ -116,12 +116,12 @@ async function segment() {
     threshold: $("threshold").value });
   if (wanted().length) query.set("classes", wanted().join(","));
   for (let attempt = 0; ; attempt++) {
+    if (stopped) throw new Error("");
     const answer = await send(`/predict?${query}`, body);
     const again = Number(answer.getResponseHeader("Retry-After"));
     if ([429, 503].includes(answer.status) && again && attempt < RETRIES) {
       tell("The queue is full; waiting for a place");
       await wait(again);
-      if (request === null) throw new Error("");
       continue;
     }
     if (answer.status !== 200) {
@@ -184,6 +184,7 @@ $("order").addEventListener("submit", async event => {
   event.preventDefault();
   fail("");
   $("go").disabled = true;
+  stopped = false;
   $("stop").hidden = $("progress").hidden = false;
   tell("Beginning");
   try {
@@ -191,14 +192,13 @@ $("order").addEventListener("submit", async event => {
   } catch (error) {
     fail(error.message);
   }
-  request = null;
   $("go").disabled = false;
   $("stop").hidden = $("progress").hidden = true;
   health();
 });
 $("stop").addEventListener("click", () => {
+  stopped = true;
   request?.abort();
-  request = null;
 });
 $("classes").addEventListener("input", tellAll);
 $("threshold").addEventListener("input", () => {
