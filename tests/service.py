@@ -29,6 +29,7 @@ from condseg_jax.predictor import Predictor
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.job import work
 from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.protocol import Protocol
 from condseg_jax.serve.queue import Queue
 
 AFFINE = np.array([[-1.0, 0, 0, 9], [0, -1.0, 0, 7], [0, 0, 2.0, -5], [0, 0, 0, 1]])
@@ -90,7 +91,7 @@ def client(device, limits: Limits = LIMITS, folder: Path | None = None):
 def listening(device, folder: Path, limits: Limits = LIMITS):
   """The address at which the application listens, in a thread of this process."""
   config = uvicorn.Config(application(device, limits, folder), log_config=None, loop="asyncio",
-                          http="h11", ws="none")
+                          http=Protocol, ws="none")
   server = uvicorn.Server(config)
   with socket.create_server(("127.0.0.1", 0)) as listener:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

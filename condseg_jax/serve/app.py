@@ -25,6 +25,7 @@ from condseg_jax.serve.limits import Limits
 from condseg_jax.serve.order import ANSWER
 from condseg_jax.serve.order import BODY
 from condseg_jax.serve.order import read_order
+from condseg_jax.serve.queue import closing
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.refusal import no_disk
 from condseg_jax.serve.refusal import Refusal
@@ -80,11 +81,15 @@ class Predict:
           LOG.info("predict: %d bytes, %s, %.1f s", size, order.output, time.monotonic() - start)
     except Disconnected:
       LOG.info("predict: the sender has gone after %.1f s", time.monotonic() - start)
+    except asyncio.CancelledError:  # the server has waited long enough for its end
+      response = _refuse(request, closing())
+      response.headers["Connection"] = "close"
+      await response(scope, receive, send)
     except OSError as error:
       LOG.exception("a request could not be written")
       await self._refuse(scope, _refuse(request, no_disk(error)), incoming, send)
     except Refusal as refusal:
-      LOG.info("predict: %s", refusal)
+      LOG.info("predict: %d", refusal.status)  # its words may be those of a patient's file
       await self._refuse(scope, _refuse(request, refusal), incoming, send)
 
   async def _refuse(self, scope, response: Response, incoming: Incoming, send: Callable) -> None:
@@ -114,7 +119,7 @@ class Predict:
           while block := stream.read(BLOCK):
             await send({"type": "http.response.body", "body": block, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-    except TimeoutError:
+    except (TimeoutError, asyncio.CancelledError):  # the server closes what is incomplete
       LOG.info("predict: the receiver is too slow")
 
 

@@ -40,6 +40,9 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> Volume:
     _check_size(files.read_header(path, series), plan, limits)
     return files.read_volume(path, series)
   except InputError as error:
+    if error.reason == "holds no DICOM image":
+      raise Refusal(422, "body", "is a zip without a DICOM image", "send the folder of a DICOM "
+                    "series as a zip, and NIfTI as it is") from error
     raise refused(error, 422, folder, names) from error
   finally:
     dicom.forget()

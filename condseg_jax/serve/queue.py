@@ -61,7 +61,7 @@ class Queue:
       Refusal: all are taken, or the service is not ready.
     """
     if self._closing:
-      raise _closed()
+      raise closing()
     if self.device.table is None:
       raise Refusal(503, "service", "is still loading its network", "try again",
                     retry_after=round(RESTART_SECONDS))
@@ -84,7 +84,7 @@ class Queue:
       Refusal: the service ends.
     """
     if self._closing:
-      raise _closed()
+      raise closing()
     entry = _Entry(folder, order, asyncio.Event(), asyncio.get_running_loop().create_future())
     self._entries.append(entry)
     self._wake.set()
@@ -98,7 +98,7 @@ class Queue:
         await asyncio.shield(entry.outcome)
       raise
     if outcome["status"] == 0:
-      raise _closed()
+      raise closing()
     return outcome
 
   async def run(self) -> None:
@@ -152,5 +152,6 @@ class Queue:
       await asyncio.sleep(RESTART_SECONDS)
 
 
-def _closed() -> Refusal:
+def closing() -> Refusal:
+  """What is told when the service ends."""
   return Refusal(503, "service", "is being stopped", "try again when it is back", retry_after=10)

@@ -14,6 +14,7 @@ from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
 from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.protocol import Protocol
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
 
@@ -62,7 +63,7 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -
 async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path) -> None:
   queue = Queue(device, limits)
   config = uvicorn.Config(
-      build_app(queue, limits, folder), loop="asyncio", http="h11", ws="none", lifespan="off",
+      build_app(queue, limits, folder), loop="asyncio", http=Protocol, ws="none", lifespan="off",
       log_config=None, access_log=False, server_header=False, proxy_headers=False,
       limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
   server = _Server(config, queue)

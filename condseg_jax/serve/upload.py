@@ -75,7 +75,7 @@ class Incoming:
 
   def _check_headers(self) -> None:
     length = self._headers.get("content-length", "")
-    if length.isdigit() and int(length) > self._limits.body:
+    if length.isdecimal() and int(length) > self._limits.body:
       raise self._too_large()
     encoding = self._headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":

@@ -266,6 +266,18 @@ def test_a_signal_ends_everything_in_order(workdir, tmp_path, number):
     assert not list(tmp_path.glob("condseg-serve-*"))
 
 
+def test_a_body_that_is_being_sent_does_not_hold_up_the_end(workdir, tmp_path):
+  with serving(workdir, tmp_path) as (process, address):
+    host, port = address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as caller:
+      caller.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nbegin")
+      until(lambda: httpx2.get(f"{address}/health").json()["waiting"] == 1)
+      process.send_signal(signal.SIGTERM)
+      assert caller.recv(100).startswith(b"HTTP/1.1 503")
+      assert process.wait() == 0
+    assert not list(tmp_path.glob("condseg-serve-*"))
+
+
 def fails(*flags):
   done = subprocess.run([sys.executable, "-m", "condseg_jax.cli.serve", *map(str, flags)],
                         capture_output=True, encoding="utf-8")
