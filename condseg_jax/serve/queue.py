@@ -102,7 +102,7 @@ class Queue:
     return outcome
 
   async def run(self) -> None:
-    """Starts the device and works for ever.
+    """Starts the device and works until the service ends.
 
     Raises:
       InputError: the device cannot be started for the first time.
@@ -110,6 +110,8 @@ class Queue:
     await self.device.start()
     while True:
       if not self.device.ready:
+        if self._closing:
+          return
         await self._restart()
         continue
       while not self._entries:

@@ -100,7 +100,7 @@ def _bound(host: str, port: int) -> socket.socket:
   try:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     return socket.create_server((host, port), family=family, backlog=512)
-  except (OSError, OverflowError) as error:
-    raise InputError(f"--host={host} --port={port}", "cannot be listened on: "
-                     f"{getattr(error, 'strerror', None) or error}",
+  except OSError as error:
+    told = str(error.strerror).partition(" (")[0]
+    raise InputError(f"--host={host} --port={port}", f"cannot be listened on: {told}",
                      "choose another port or an address of this machine", usage=True) from error
