@@ -1,4 +1,7 @@
-"""A headless Chromium, driven over two pipes by its DevTools protocol, without any network."""
+"""A headless Chromium, driven over two pipes by its DevTools protocol, without any network.
+
+Protocol: https://chromedevtools.github.io/devtools-protocol/
+"""
 
 from collections.abc import Iterator
 import base64
@@ -23,7 +26,7 @@ FLAGS = ("--headless", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsa
          "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync", "--disable-extensions",
          "--disable-default-apps", "--disable-dev-shm-usage", "--hide-scrollbars",
-         "--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-pipe")
+         "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-pipe")
 PATIENCE = 120  # seconds; a machine under load is no fault
 
 
@@ -36,19 +39,21 @@ class Page:
     complaints: exceptions and messages of the page.
   """
 
-  def __init__(self, commands: int, answers: int):
+  def __init__(self, commands: int, answers: int, local: bool):
     self._commands, self._answers = commands, answers
     self._buffer, self._count, self._session = b"", 0, None
     self.requests: dict[str, str] = {}
     self.blocked: set[str] = set()
     self.complaints: list[str] = []
+    self._downloads: dict[str, str] = {}
     target = self.call("Target.createTarget", url="about:blank")["targetId"]
     attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
     self._session = attached["sessionId"]
-    for domain in ("Page", "Runtime", "Log", "Network"):
+    for domain in ("Page", "Runtime", "Log", "Network", "DOM"):
       self.call(f"{domain}.enable")
-    self.call("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=0,
-              uploadThroughput=0)
+    if not local:
+      self.call("Network.emulateNetworkConditions", offline=True, latency=0,
+                downloadThroughput=0, uploadThroughput=0)
 
   def call(self, method: str, **parameters) -> dict:
     """One command of the protocol and its answer."""
@@ -66,16 +71,39 @@ class Page:
           raise RuntimeError(f"{method}: {answer['error']}")
         return answer["result"]
 
-  def open(self, path: Path, fragment: str = "", *, width: int = 1280, height: int = 900,
-           dark: bool = False) -> None:
-    """Opens a file and waits until it has loaded."""
+  def open(self, address: Path | str, fragment: str = "", **look) -> None:
+    """Opens a file, or an address of this machine, and waits until it has loaded; see `look`."""
+    self.look(**look)
+    url = address if isinstance(address, str) else address.as_uri()
+    self.call("Page.navigate", url="about:blank")  # a fragment alone would load nothing
+    self.call("Page.navigate", url=url + fragment)
+    self.wait("location.protocol !== 'about:' && document.readyState === 'complete'")
+
+  def look(self, *, width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    """Sets the window, and whether the person likes it dark."""
     self.call("Emulation.setDeviceMetricsOverride", width=width, height=height,
               deviceScaleFactor=1, mobile=False)
     self.call("Emulation.setEmulatedMedia",
               features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
-    self.call("Page.navigate", url="about:blank")  # a fragment alone would load nothing
-    self.call("Page.navigate", url=path.as_uri() + fragment)
-    self.wait("location.protocol === 'file:' && document.readyState === 'complete'")
+
+  def choose(self, selector: str, *paths: Path) -> None:
+    """Chooses files in an input element."""
+    node = self.call("DOM.querySelector", selector=selector,
+                     nodeId=self.call("DOM.getDocument")["root"]["nodeId"])["nodeId"]
+    self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path) for path in paths])
+
+  def download(self, selector: str, folder: Path) -> Path:
+    """Clicks a link and waits for its file."""
+    self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder),
+              eventsEnabled=True)
+    self._downloads = {}
+    self.run(f"document.querySelector({json.dumps(selector)}).click()")
+    end = time.monotonic() + PATIENCE
+    while self._downloads.get("state") != "completed":
+      assert time.monotonic() < end, "the download does not end"
+      self.run("0")
+      time.sleep(0.05)
+    return folder / self._downloads["name"]
 
   def run(self, script: str):
     """The value of an expression, awaited where it is a promise."""
@@ -121,6 +149,10 @@ class Page:
       self.requests[parameters["requestId"]] = parameters["request"]["url"]
     elif method == "Network.loadingFailed" and parameters.get("blockedReason") == "csp":
       self.blocked.add(parameters["requestId"])
+    elif method == "Browser.downloadWillBegin":
+      self._downloads["name"] = parameters["suggestedFilename"]
+    elif method == "Browser.downloadProgress":
+      self._downloads["state"] = parameters["state"]
     elif method == "Runtime.exceptionThrown":
       details = parameters["exceptionDetails"]
       self.complaints.append(details.get("exception", {}).get("description", details["text"]))
@@ -131,8 +163,8 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(profile: Path) -> Iterator[Page]:
-  """A page of a new browser with an empty profile folder."""
+def browser(profile: Path, *, local: bool = False) -> Iterator[Page]:
+  """A page of a new browser with an empty profile folder; `local` lets it reach 127.0.0.1."""
   ours, theirs = os.pipe(), os.pipe()  # commands to the browser, answers from it
   # The browser reads from descriptor 3 and writes to 4, so its ends must not lie there yet.
   read, write = (fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (ours[0], theirs[1]))
@@ -146,7 +178,7 @@ def browser(profile: Path) -> Iterator[Page]:
   os.close(read)
   os.close(write)
   try:
-    yield Page(ours[1], theirs[0])
+    yield Page(ours[1], theirs[0], local)
   finally:
     process.terminate()
     try:

@@ -26,8 +26,10 @@ from condseg_jax.geometry import Geometry, Volume, check_affine
 SERIES_ID, SERIES_NAME, MODALITY = "0020|000e", "0008|103e", "0008|0060"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 SLICE_SPACING, SLICE_THICKNESS = "0018|0088", "0018|0050"
-# Objects that lie beside images and are none: presentation states, reports, segmentations, plans.
-NO_IMAGE = tuple(f"1.2.840.10008.5.1.4.1.1.{part}" for part in ("11.", "88.", "66", "481.", "104."))
+# Objects that lie beside images and are none: directories (DICOMDIR), presentation states, reports,
+# segmentations, plans.
+NO_IMAGE = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{part}" for part in
+                                      ("11.", "88.", "66", "481.", "104.")))
 MAX_GAP_ERROR = 0.05  # of the slice distance; a missing slice is an error of 1
 MAX_TILT_DEGREES = 0.5
 MIN_AREA = 0.1  # spanned by the unit vectors of rows and columns: 1 if perpendicular
@@ -104,6 +106,11 @@ def series_modality(folder: str | os.PathLike, series: str = "") -> str:
 def holds_dicom(folder: str | os.PathLike) -> bool:
   """Whether a folder, or one inside it, holds a DICOM file; looks no further than the first."""
   return any(_preamble(path) for path in _files(Path(folder)))
+
+
+def forget() -> None:
+  """Drops what is remembered of folders, for a process that reads one after the other for ever."""
+  _scanned_files.cache_clear()
 
 
 def _ordered(folder: Path, series: str) -> tuple[list[_Slice], Geometry]:

@@ -29,6 +29,8 @@ LABEL_INTENT = 1002
 MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 MAX_GZIP_RATIO = 1100  # deflate cannot exceed 1032:1; a header that asks for more is broken
 BLOCK = 1 << 22
+MAX_HEADER = 1 << 24  # bytes before the voxels; extensions are read whole
+MAX_REST = 16 * BLOCK  # bytes after the voxels
 QFORM_TOLERANCE = 0.1  # voxels by which a qform may miss the affine at a corner
 AGAIN = "copy or download it again"
 
@@ -139,8 +141,11 @@ def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
     raw = np.empty(geometry.shape, dtype, order="F")
     stream.seek(image.dataobj.offset)
     _fill(stream, memoryview(raw.reshape(-1, order="F")).cast("B"))
-    while stream.read(2**20):  # only at its end does gzip compare the checksum
-      pass
+    for _ in range(MAX_REST // BLOCK):  # only at its end does gzip compare the checksum
+      if not stream.read(BLOCK):
+        break
+    else:
+      raise InputError(path, f"goes on for more than {MAX_REST >> 20} MiB after its voxels", AGAIN)
     # The header has forgotten them: nibabel hands the scaling over to the array.
     slope, inter = image.dataobj.slope, image.dataobj.inter
   if (slope, inter) == (1.0, 0.0):
@@ -210,6 +215,9 @@ def _image_class(path: Path, stream) -> type:
   if header["sform_code"] == 0 and header["qform_code"] == 0:
     reason = "sform_code and qform_code are 0: the file does not say where its voxels lie"
     raise InputError(path, reason, "set the affine, or convert the original again", kind="affine")
+  if not header["vox_offset"] <= MAX_HEADER:  # NaN, too
+    reason = f"header is broken: its voxels begin at byte {header['vox_offset']:g}"
+    raise InputError(path, reason, AGAIN)
   pixdim = header["pixdim"][1:4]
   if header["sform_code"] == 0 and not np.all((pixdim > 0) & np.isfinite(pixdim)):
     raise InputError(path, f"spacing {pixdim.tolist()} mm", "set pixdim to the voxel size")

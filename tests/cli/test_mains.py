@@ -7,7 +7,7 @@ import sys
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("train", "evaluate", "predict", "prepare", "verify", "fetch", "export")
+COMMANDS = ("train", "evaluate", "predict", "prepare", "verify", "fetch", "export", "serve")
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 
 

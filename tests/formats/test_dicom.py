@@ -1,5 +1,7 @@
 """DICOM: slices in the order of their places, and no volume from what is no regular stack."""
 
+import struct
+
 from dicom_files import write_series
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats import dicom
 from condseg_jax.formats import files
 from condseg_jax.formats.dicom import read_series
 from condseg_jax.formats.dicom import read_series_header
@@ -152,6 +155,29 @@ def test_nothing_there(tmp_path):
     read_series(tmp_path)
   with pytest.raises(InputError, match="not a folder"):
     read_series(tmp_path / "a.txt")
+
+
+def test_the_directory_of_a_disc_is_no_image(tmp_path):
+  """DICOMDIR lies beside the slices on every disc: File-set Standard, PS3.3 F, no pixels."""
+  def element(tag, representation, value):
+    value += b"\0" * (len(value) % 2)
+    return struct.pack("<HH2sH", 2, tag, representation, len(value)) + value
+
+  meta = (element(2, b"UI", b"1.2.840.10008.1.3.10") + element(3, b"UI", b"1.2.3")
+          + element(0x10, b"UI", b"1.2.840.10008.1.2.1"))
+  records = struct.pack("<HH2sHI", 4, 0x1220, b"SQ", 0, 0)
+  write_series(tmp_path, VOXELS, AFFINE)
+  (tmp_path / "DICOMDIR").write_bytes(
+      bytes(128) + b"DICM" + element(0, b"UL", struct.pack("<I", len(meta))) + meta + records)
+  np.testing.assert_array_equal(read_series(tmp_path).array, VOXELS)
+
+
+def test_what_is_remembered_can_be_dropped(tmp_path):
+  write_series(tmp_path, VOXELS, AFFINE)
+  read_series_header(tmp_path)
+  assert dicom._scanned_files.cache_info().currsize > 0
+  dicom.forget()
+  assert dicom._scanned_files.cache_info().currsize == 0
 
 
 def test_what_is_read_again_is_what_is_there_now(tmp_path):

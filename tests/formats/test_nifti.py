@@ -43,7 +43,8 @@ def patched(path, **fields):
   """Sets header fields of an uncompressed little-endian file, past nibabel's checks."""
   offsets = {"qform_code": ("<h", 252), "sform_code": ("<h", 254), "scl_slope": ("<f", 112),
              "scl_inter": ("<f", 116), "datatype": ("<h", 70), "dim3": ("<h", 46),
-             "pixdim3": ("<f", 88), "srow_x0": ("<f", 280), "xyzt_units": ("<b", 123),
+             "pixdim3": ("<f", 88), "vox_offset": ("<f", 108),
+             "srow_x0": ("<f", 280), "xyzt_units": ("<b", 123),
              "quatern_b": ("<f", 256), "magic": ("4s", 344)}
   data = bytearray(path.read_bytes())
   for field, value in fields.items():
@@ -407,6 +408,24 @@ def test_a_header_that_asks_for_absurd_memory_is_refused_before_it_is_given(tmp_
     assert tracemalloc.get_traced_memory()[1] < 50e6  # the header asks for 590 MB
   finally:
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("read", [read_nifti, read_nifti_header])
+@pytest.mark.parametrize("offset", [1e9, float("inf"), float("nan")])
+def test_a_header_without_end_is_refused_before_it_is_read(tmp_path, offset, read):
+  path = patched(saved(tmp_path / "a.nii", ramp()), vox_offset=offset)
+  with pytest.raises(InputError, match="header is broken"):
+    read(path)
+
+
+def test_zeros_without_end_after_the_voxels_are_not_unpacked(tmp_path):
+  whole = saved(tmp_path / "a.nii", ramp()).read_bytes()
+  packed = gzip.compress(whole + bytes(1000), mtime=0)
+  (tmp_path / "padded.nii.gz").write_bytes(packed)
+  np.testing.assert_array_equal(read_nifti(tmp_path / "padded.nii.gz").array, ramp())
+  (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(whole + bytes(1 << 27), 1))
+  with pytest.raises(InputError, match="64 MiB after its voxels"):
+    read_nifti(tmp_path / "bomb.nii.gz")
 
 
 @pytest.mark.parametrize("datatype", [0, 1, 999])

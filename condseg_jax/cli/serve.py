@@ -1,0 +1,57 @@
+"""condseg-serve --workdir=RUN [--host=127.0.0.1] [--port=8000]
+
+Serves a trained network over HTTP: a page for the browser at /, and for programs
+
+  curl --data-binary @scan.nii.gz -o result.zip "http://127.0.0.1:8000/predict?classes=liver"
+  curl --data-binary @series.zip "http://127.0.0.1:8000/predict?output=statistics"
+
+A body is a NIfTI file or a zipped DICOM series, alone or in a form. Query: classes, preset, fusion,
+threshold, series, and output=zip, label or statistics. GET /classes, GET /health.
+
+There are no users and no encryption: what can reach the address may use it, so keep it on this
+machine or behind a proxy that asks who is there. Nothing of a request is kept.
+"""
+
+import sys
+
+from absl import flags
+
+from condseg_jax.cli import shell
+from condseg_jax.errors import InputError
+
+
+def main(argv=None) -> int:
+  return shell.run(__doc__, _define, _work, argv)
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", "", "Folder of the training run.", flag_values=values)
+  flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+  flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 is every one.",
+                      flag_values=values)
+  flags.DEFINE_integer("port", 8000, "Port to listen on; a free one when 0.", lower_bound=0,
+                       upper_bound=65535, flag_values=values)
+  flags.DEFINE_integer("queue", 8, "Requests that may wait; later ones are told 429.",
+                       lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("max_mb", 512, "Largest body, in MiB. A volume may have half a million "
+                       "voxels for each.", lower_bound=1, flag_values=values)
+  flags.DEFINE_float("timeout", 1800, "Seconds that one prediction may take.", lower_bound=0.1,
+                     flag_values=values)
+
+
+def _work(values: flags.FlagValues) -> int:
+  shell.need(values, "workdir")
+  try:
+    from condseg_jax.serve.server import serve
+  except ModuleNotFoundError as error:
+    raise InputError(f"the package {error.name}", "is not installed",
+                     'pip install "condseg-jax[serve]"') from error
+  from condseg_jax.serve.limits import Limits
+
+  serve(values.workdir, values.checkpoint, values.host, values.port,
+        Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout))
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

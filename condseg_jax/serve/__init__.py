@@ -1,0 +1,1 @@
+"""The network as a service over HTTP: a web process that never predicts, a worker that does."""

@@ -1,0 +1,219 @@
+// Choose, send, wait, look.
+
+import { readVolume, showVolume } from "/viewer.js";
+import { droppedFiles, zipFiles } from "/zip.js";
+
+const $ = id => document.getElementById(id);
+const RETRIES = 60;
+let classes = [], chosen = null, request = null, stopped = false, urls = [];
+
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+
+const wait = seconds => new Promise(resolve => setTimeout(resolve, 1000 * seconds));
+const bytes = size => size < 1e6 ? `${Math.ceil(size / 1e3)} kB`
+  : `${(size / 1e6).toFixed(size < 1e7 ? 1 : 0)} MB`;
+
+// --- the service ----------------------------------------------------------------------------
+async function health() {
+  const state = $("state");
+  try {
+    const told = await (await fetch("/health")).json();
+    state.className = told.ready ? "state ready" : "state";
+    const others = told.running + told.waiting;
+    state.textContent = !told.ready ? "loading the network …"
+      : others ? `ready, ${others} in the queue` : "ready";
+    if (told.ready && !classes.length) await loadClasses();
+  } catch {
+    state.className = "state lost";
+    state.textContent = "not reachable";
+  }
+}
+
+async function watch() {
+  await health();
+  setTimeout(watch, 3000);
+}
+
+async function loadClasses() {
+  const told = await (await fetch("/classes")).json();
+  classes = told.classes;
+  for (const { name, color } of classes) {
+    const dot = make("span", { className: "dot" });
+    dot.style.background = `rgb(${color})`;
+    $("classes").append(make("label", {}, make("input", { type: "checkbox", value: name }), dot,
+      name));
+  }
+  for (const [name, members] of Object.entries(told.presets)) {
+    const button = make("button", { type: "button", textContent: name });
+    button.addEventListener("click", () => choose(members));
+    $("presets").append(button);
+  }
+}
+
+function choose(members) {
+  for (const box of $("classes").querySelectorAll("input")) {
+    box.checked = members.includes(box.value);
+  }
+  tellAll();
+}
+
+const wanted = () => [...$("classes").querySelectorAll(":checked")].map(box => box.value);
+const tellAll = () => { $("all").hidden = wanted().length > 0; };
+
+// --- what to send ---------------------------------------------------------------------------
+function take(files) {
+  if (!files.length) return;
+  chosen = { files, zip: files.length > 1 || !/\.(nii|nii\.gz|zip)$/i.test(files[0].name) };
+  const size = files.reduce((sum, file) => sum + file.size, 0);
+  $("chosen").textContent = chosen.zip ? `${files.length} files, ${bytes(size)}`
+    : `${files[0].name}, ${bytes(size)}`;
+  $("go").disabled = false;
+  fail("");
+}
+
+function fail(text) {
+  $("error").textContent = text;
+  $("error").hidden = !text;
+}
+
+function tell(step, part) {
+  $("step").textContent = step;
+  if (part === undefined) $("bar").removeAttribute("value");
+  else $("bar").value = part;
+}
+
+// Sends a body once; resolves to the request when it is answered.
+function send(address, body) {
+  return new Promise((resolve, reject) => {
+    request = new XMLHttpRequest();
+    request.open("POST", address);
+    request.responseType = "blob";
+    const started = Date.now();
+    let clock;
+    request.upload.onprogress = event => tell(`Sending, ${bytes(event.loaded)}`,
+      event.loaded / event.total);
+    request.upload.onload = () => {
+      const tick = () => tell(`Segmenting, ${Math.round((Date.now() - started) / 1000)} s`);
+      tick();
+      clock = setInterval(tick, 1000);
+    };
+    request.onloadend = () => clearInterval(clock);
+    request.onload = () => resolve(request);
+    request.onerror = () => reject(new Error("The connection broke off. Is the service running?"));
+    request.onabort = () => reject(new Error(""));
+    request.send(body);
+  });
+}
+
+async function segment() {
+  const body = chosen.zip ? await zipFiles(chosen.files, part => tell("Packing the folder", part))
+    : chosen.files[0];
+  const query = new URLSearchParams({ output: "page", fusion: $("fusion").value,
+    threshold: $("threshold").value });
+  if (wanted().length) query.set("classes", wanted().join(","));
+  for (let attempt = 0; ; attempt++) {
+    if (stopped) throw new Error("");
+    const answer = await send(`/predict?${query}`, body);
+    const again = Number(answer.getResponseHeader("Retry-After"));
+    if ([429, 503].includes(answer.status) && again && attempt < RETRIES) {
+      tell("The queue is full; waiting for a place");
+      await wait(again);
+      continue;
+    }
+    if (answer.status !== 200) {
+      const { error, reason, cure } = JSON.parse(await answer.response.text());
+      throw new Error(`${error}: ${reason} (${cure})`);
+    }
+    const type = answer.getResponseHeader("Content-Type");
+    return new Response(answer.response, { headers: { "Content-Type": type } }).formData();
+  }
+}
+
+// --- the answer -----------------------------------------------------------------------------
+async function show(form) {
+  const [statistics, layout] = await Promise.all(["statistics.json", "layout.json"]
+    .map(async name => JSON.parse(await form.get(name).text())));
+  const volume = await readVolume(form.get("image.png"), form.get("labels.png"), layout);
+  $("result").hidden = false;
+  document.querySelector("main").classList.add("looking");
+  $("views").replaceChildren();
+  const redraw = showVolume($("views"), volume);
+  $("rows").replaceChildren();
+  for (const [name, { value, voxels, volume_ml }] of Object.entries(statistics.classes)) {
+    const dot = make("span", { className: "dot" });
+    dot.style.background = `rgb(${classes[value - 1].color})`;
+    const box = make("input", { type: "checkbox", checked: true, value });
+    box.addEventListener("input", paint);
+    $("rows").append(make("tr", { className: voxels ? "" : "none" },
+      make("td", {}, make("label", {}, box, dot, name)),
+      make("td", { className: "number",
+        textContent: voxels ? `${volume_ml.toPrecision(4)} ml` : "not found" }),
+      make("td", { className: "number", textContent: voxels.toLocaleString("en") })));
+  }
+  function paint() {
+    const shown = [...$("rows").querySelectorAll(":checked")].map(box => Number(box.value));
+    redraw({ colors: new Map(shown.map(value => [value, classes[value - 1].color])),
+      opacity: $("opacity").valueAsNumber });
+  }
+  $("opacity").oninput = paint;
+  paint();
+  $("about").textContent = `${statistics.shape.join(" × ")} voxels of `
+    + `${statistics.spacing_mm.map(s => s.toPrecision(3)).join(" × ")} mm, `
+    + `${statistics.seconds.toFixed(1)} s`;
+  offer(form);
+}
+
+function offer(form) {
+  urls.forEach(url => URL.revokeObjectURL(url));
+  urls = [];
+  $("downloads").replaceChildren();
+  for (const [name, file] of form) {
+    if (!name.endsWith(".nii.gz") && name !== "statistics.json") continue;
+    urls.push(URL.createObjectURL(file));
+    $("downloads").append(make("a", { href: urls.at(-1), download: name,
+      textContent: `${name} (${bytes(file.size)})` }));
+  }
+}
+
+// --- what the person does -------------------------------------------------------------------
+$("order").addEventListener("submit", async event => {
+  event.preventDefault();
+  fail("");
+  $("go").disabled = true;
+  stopped = false;
+  $("stop").hidden = $("progress").hidden = false;
+  tell("Beginning");
+  try {
+    await show(await segment());
+  } catch (error) {
+    fail(error.message);
+  }
+  $("go").disabled = false;
+  $("stop").hidden = $("progress").hidden = true;
+  health();
+});
+$("stop").addEventListener("click", () => {
+  stopped = true;
+  request?.abort();
+});
+$("classes").addEventListener("input", tellAll);
+$("threshold").addEventListener("input", () => {
+  $("threshold-shown").textContent = $("threshold").value;
+});
+for (const id of ["file", "folder"]) {
+  $(id).addEventListener("change", () => take([...$(id).files]));
+}
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  $("drop").addEventListener(kind, event => {
+    event.preventDefault();
+    $("drop").classList.toggle("over", kind === "dragover");
+  });
+}
+$("drop").addEventListener("drop", async event => {
+  take(await droppedFiles(event.dataTransfer.items));
+});
+watch();

@@ -1,0 +1,170 @@
+"""The body of a request onto the disk, as it is or out of its form, within size and time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+import time
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
+from python_multipart.multipart import parse_options_header
+
+from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.refusal import Refusal
+
+MAX_BOUNDARY = 70  # RFC 2046, 5.1.1
+DRAIN_SECONDS = 5.0
+RAW = "send the file as the body itself, e.g. with curl --data-binary @FILE"
+
+
+class Disconnected(Exception):
+  """The sender has gone."""
+
+
+class Incoming:
+  """The body of one request while it comes.
+
+  Attributes:
+    ended: whether all of it has come.
+  """
+
+  def __init__(self, receive: Callable, headers: Mapping[str, str], limits: Limits):
+    self._receive, self._headers, self._limits = receive, headers, limits
+    # Whether its sender waits for a word before it begins.
+    self._held = headers.get("expect", "").lower() == "100-continue"
+    self.ended = False
+
+  async def save(self, path: Path) -> int:
+    """Writes the body, or the file in its form, and returns its size.
+
+    Raises:
+      Refusal: too large, too slow, empty, encoded, or a form without a file.
+      Disconnected: the sender has gone.
+    """
+    self._check_headers()
+    kind, options = parse_options_header(self._headers.get("content-type", ""))
+    size = 0
+    with path.open("wb") as file:
+      if kind == b"multipart/form-data":
+        form = FormFile(options.get(b"boundary", b""), file.write)
+        async for chunk in self._chunks():
+          form.feed(chunk)
+        form.end()
+      else:
+        async for chunk in self._chunks():
+          file.write(chunk)
+      size = file.tell()
+    if not size:
+      raise Refusal(400, "body", "is empty (0 bytes)", RAW)
+    return size
+
+  async def drain(self) -> None:
+    """Takes the rest of a body that nobody wants, for a while.
+
+    Were the connection closed under a sender that still sends, it might never read its answer.
+    """
+    if self._held:
+      return
+    try:
+      async with asyncio.timeout(DRAIN_SECONDS):
+        while not self.ended:
+          message = await self._receive()
+          self.ended = message["type"] == "http.disconnect" or not message.get("more_body")
+    except TimeoutError:
+      pass
+
+  def _check_headers(self) -> None:
+    length = self._headers.get("content-length", "")
+    if length.isdecimal() and int(length) > self._limits.body:
+      raise self._too_large()
+    encoding = self._headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+      raise Refusal(415, "body", f"has the content encoding {encoding[:40]!r}",
+                    "send the file as it is; .nii.gz needs no Content-Encoding")
+
+  def _too_large(self) -> Refusal:
+    return Refusal(413, "body", f"is larger than {self._limits.body / (1 << 20):g} MiB",
+                   "compress it as .nii.gz or zip, cut the volume, or ask for a higher limit")
+
+  async def _chunks(self) -> AsyncIterator[bytes]:
+    start, size, self._held = time.monotonic(), 0, False
+    while not self.ended:
+      deadline = start + self._limits.transfer_seconds(size)
+      try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+          message = await self._receive()
+      except TimeoutError:
+        raise Refusal(408, "body", f"comes too slowly: {size} bytes so far",
+                      "send it again over a faster connection") from None
+      if message["type"] == "http.disconnect":
+        raise Disconnected
+      chunk = message.get("body", b"")
+      size += len(chunk)
+      if size > self._limits.body:
+        raise self._too_large()
+      self.ended = not message.get("more_body", False)
+      yield chunk
+
+
+class FormFile:
+  """The one file in multipart/form-data, handed on while it comes; nothing else may be there.
+
+  Args:
+    boundary: of the header.
+    write: takes the bytes of the file.
+  """
+
+  def __init__(self, boundary: bytes, write: Callable[[bytes], object]):
+    if not 0 < len(boundary) <= MAX_BOUNDARY:
+      raise _no_form("has no boundary of 1 to 70 bytes in its Content-Type")
+    self._write, self._files, self._ended = write, 0, False
+    self._name, self._value, self._headers = b"", b"", {}
+    self._parser = MultipartParser(boundary, {
+        "on_part_begin": self._headers.clear,
+        "on_header_field": self._header_name,
+        "on_header_value": self._header_value,
+        "on_header_end": self._header_end,
+        "on_headers_finished": self._begin,
+        "on_part_data": lambda data, start, end: self._write(data[start:end]),
+        "on_end": self._end})
+
+  def feed(self, data: bytes) -> None:
+    """Takes the next bytes of the body."""
+    try:
+      self._parser.write(data)
+    except FormParserError as error:
+      raise _no_form(f"is no multipart/form-data ({error})") from error
+
+  def end(self) -> None:
+    """Raises a refusal where the form is incomplete."""
+    if not self._ended:
+      raise _no_form("is a form that ends too early")
+    if not self._files:
+      raise _no_form("is a form without a file")
+
+  def _header_name(self, data: bytes, start: int, end: int) -> None:
+    self._name += data[start:end]
+
+  def _header_value(self, data: bytes, start: int, end: int) -> None:
+    self._value += data[start:end]
+
+  def _header_end(self) -> None:
+    self._headers[self._name.lower()] = self._value
+    self._name = self._value = b""
+
+  def _begin(self) -> None:
+    _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+    if b"filename" not in options:
+      name = options.get(b"name", b"").decode("latin-1")[:40]
+      raise Refusal(400, f"form field {name!r}", "is no file", "give parameters in the query of "
+                    "the address, e.g. /predict?classes=…")
+    self._files += 1
+    if self._files > 1:
+      raise _no_form("is a form with several files")
+
+  def _end(self) -> None:
+    self._ended = True
+
+
+def _no_form(reason: str) -> Refusal:
+  return Refusal(400, "body", reason, f"send a form with one file, or {RAW}")

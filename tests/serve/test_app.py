@@ -1,0 +1,248 @@
+"""The service as its callers see it: every answer, every refusal, nothing left behind."""
+
+import asyncio
+import dataclasses
+import errno
+import gzip
+import io
+import json
+import threading
+import zipfile
+
+import numpy as np
+from PIL import Image
+import pytest
+from python_multipart.multipart import parse_options_header
+from service import bad_bodies
+from service import client
+from service import Inside
+from service import LIMITS
+from service import network
+from service import nifti
+from service import series
+from service import voxels
+
+from condseg_jax.formats.nifti import read_names
+from condseg_jax.formats.nifti import read_nifti
+from condseg_jax.serve.limits import Limits
+
+
+@pytest.fixture(scope="module")
+def predictor():
+  return network()
+
+
+@pytest.fixture(scope="module")
+def service(predictor, tmp_path_factory):
+  folder = tmp_path_factory.mktemp("requests")
+  with client(Inside(predictor, LIMITS), folder=folder) as made:
+    yield made
+  assert not list(folder.iterdir())
+
+
+@pytest.fixture
+def volume(tmp_path):
+  (tmp_path / "a.nii").write_bytes(nifti())
+  return read_nifti(tmp_path / "a.nii")
+
+
+def read_label(tmp_path, content):
+  path = tmp_path / "label.nii.gz"
+  path.write_bytes(content)
+  return read_nifti(path)
+
+
+def told(response, status):
+  """The one line of a refusal."""
+  assert response.status_code == status, response.text
+  assert response.headers["content-type"] == "application/json"
+  assert response.text.endswith("}\n") and response.text.count("\n") == 1
+  line = response.json()
+  assert set(line) == {"error", "reason", "cure"} and all(line.values())
+  return line
+
+
+@pytest.mark.parametrize("content", [nifti(), gzip.compress(nifti()), series()],
+                         ids=["nii", "nii.gz", "dicom"])
+def test_a_zip_with_the_label_map_and_the_numbers(service, predictor, volume, tmp_path, content):
+  response = service.post("/predict", content=content)
+  assert response.status_code == 200 and response.headers["content-type"] == "application/zip"
+  assert response.headers["cache-control"] == "no-store"
+  archive = zipfile.ZipFile(io.BytesIO(response.content))
+  assert archive.namelist() == ["label.nii.gz", "statistics.json"]
+  label = read_label(tmp_path, archive.read("label.nii.gz"))
+  expected = predictor.predict(volume)
+  np.testing.assert_array_equal(label.array, expected.label.array)
+  np.testing.assert_allclose(label.affine, volume.affine, atol=1e-4)
+  assert read_names(tmp_path / "label.nii.gz") == dict(expected.names)
+  statistics = json.loads(archive.read("statistics.json"))
+  assert statistics["shape"] == list(voxels().shape) and statistics["spacing_mm"] == [1, 1, 2]
+  for name, value in expected.names.items():
+    count = int((expected.label.array == value).sum())  # of 1 x 1 x 2 mm
+    assert statistics["classes"][name] == {"value": value, "voxels": count,
+                                           "volume_ml": pytest.approx(count * 0.002)}
+
+
+def test_a_form_and_parameters(service, predictor, volume, tmp_path):
+  response = service.post("/predict?output=label&preset=two&fusion=softmax&threshold=0.1",
+                          files={"file": ("../../a.nii", nifti())})
+  assert response.headers["content-type"] == "application/gzip"
+  expected = predictor.predict(volume, preset="two", fusion="softmax", threshold=0.1)
+  label = read_label(tmp_path, response.content)
+  np.testing.assert_array_equal(label.array, expected.label.array)
+  assert label.array.any()
+
+
+def test_numbers_alone_by_the_accept_header(service):
+  response = service.post("/predict?classes=spleen", content=nifti(),
+                          headers={"Accept": "application/json"})
+  assert list(response.json()["classes"]) == ["spleen"]
+
+
+def test_masks_that_overlap(service, predictor, volume, tmp_path):
+  response = service.post("/predict?fusion=independent&threshold=0.4", content=nifti())
+  archive = zipfile.ZipFile(io.BytesIO(response.content))
+  expected = predictor.predict(volume, fusion="independent", threshold=0.4)
+  statistics = json.loads(archive.read("statistics.json"))["classes"]
+  for name, value in expected.names.items():
+    mask = read_label(tmp_path, archive.read(f"mask_{name}_{value}.nii.gz")).array
+    np.testing.assert_array_equal(mask, expected.masks[name])
+    assert statistics[name]["voxels"] == mask.sum() > 0
+
+
+def test_all_that_the_page_needs(service, predictor, volume):
+  """Browsers take a form apart; here the multipart parser of the server does."""
+  response = service.post("/predict?output=page", content=nifti())
+  kind, options = parse_options_header(response.headers["content-type"])
+  assert kind == b"multipart/form-data"
+  edge = b"--" + options[b"boundary"]
+  parts = {}
+  for part in response.content.split(edge)[1:-1]:
+    head, _, content = part.partition(b"\r\n\r\n")
+    parts[head.split(b'"')[1].decode()] = content.removesuffix(b"\r\n")
+  assert set(parts) == {"label.nii.gz", "statistics.json", "image.png", "labels.png", "layout.json"}
+  assert json.loads(parts["layout.json"])["shape"] == [6, 10, 12]
+  painted = np.asarray(Image.open(io.BytesIO(parts["labels.png"])))
+  found = np.bincount(predictor.predict(volume).label.array.ravel())[1:]
+  np.testing.assert_array_equal(np.bincount(painted[..., 0].ravel())[1:], found)
+
+
+@pytest.mark.parametrize("name", bad_bodies())
+def test_bad_bodies(service, name):
+  content, status = bad_bodies()[name]
+  told(service.post("/predict", content=content), status)
+
+
+def test_bad_parameters(service):
+  assert "liver" in told(service.post("/predict?classes=heart", content=nifti()), 400)["cure"]
+  told(service.post("/predict?threshold=2", content=nifti()), 400)
+  told(service.post("/predict", content=nifti(), headers={"Accept": "text/html"}), 406)
+  told(service.post("/predict", files={"file": ("a.nii", nifti())}, data={"classes": "liver"}), 400)
+
+
+def test_other_addresses(service):
+  told(service.get("/etc/passwd"), 404)
+  told(service.get("/predict"), 405)
+  told(service.post("/classes"), 405)
+
+
+def test_classes_and_health(service, predictor):
+  classes = service.get("/classes").json()
+  assert [c["name"] for c in classes["classes"]] == ["liver", "spleen", "pancreas"]
+  assert [c["value"] for c in classes["classes"]] == [1, 2, 3]
+  assert tuple(classes["classes"][1]["color"]) == predictor.table.colors[1]
+  assert classes["presets"] == {"two": ["liver", "spleen"]}
+  response = service.get("/health")
+  assert response.status_code == 200
+  assert response.json() == {"live": True, "ready": True, "running": 0, "waiting": 0, "places": 9}
+
+
+@pytest.mark.parametrize("path, kind", [("/", "text/html"), ("/page.css", "text/css"),
+                                        ("/page.js", "text/javascript"),
+                                        ("/viewer.js", "text/javascript")])
+def test_the_page_asks_for_nothing_from_elsewhere(service, path, kind):
+  response = service.get(path)
+  assert response.status_code == 200 and response.headers["content-type"].startswith(kind)
+  assert "default-src 'self'" in response.headers["content-security-policy"]
+  assert "//" not in response.text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
+
+
+class Held(Inside):
+  """Waits with each prediction until it is let go; says what it was told."""
+
+  def __init__(self, predictor, limits):
+    super().__init__(predictor, limits)
+    self.begun, self.go, self.stopped = threading.Event(), threading.Event(), threading.Event()
+
+  async def run(self, folder, order, unwanted):
+    self.begun.set()
+    while not self.go.is_set():
+      if unwanted.is_set():
+        self.stopped.set()
+        return {"status": 0}
+      await asyncio.sleep(0.01)
+    return await super().run(folder, order, unwanted)
+
+
+def until(condition):
+  wait = threading.Event()
+  while not condition():
+    wait.wait(0.01)
+
+
+def test_more_than_wait_may_are_sent_away(predictor):
+  held = Held(predictor, LIMITS)
+  with client(held, Limits(body=1 << 20, waiting=2)) as service:
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(
+        service.post("/predict", content=nifti()))) for _ in range(3)]
+    for thread in threads:
+      thread.start()
+    until(lambda: service.get("/health").json()["waiting"] == 2)
+    assert service.get("/health").json()["running"] == 1
+    refused = service.post("/predict", content=nifti())
+    told(refused, 429)
+    assert int(refused.headers["retry-after"]) >= 1
+    held.go.set()
+    for thread in threads:
+      thread.join()
+    assert [answer.status_code for answer in answers] == [200] * 3
+    assert service.get("/health").json()["waiting"] == 0
+    assert service.post("/predict", content=nifti()).status_code == 200
+
+
+def test_a_defect_of_the_service_tells_nothing(predictor):
+  broken = dataclasses.replace(predictor, variables={})
+  with client(Inside(broken, LIMITS)) as service:
+    line = told(service.post("/predict", content=nifti()), 500)
+    assert "Error" not in str(line) and "/" not in str(line)
+    told(service.post("/predict", content=b"text"), 415)
+
+
+@pytest.mark.parametrize("place", ["condseg_jax.serve.upload.Path.open",
+                                   "condseg_jax.serve.archive.Path.mkdir",
+                                   "condseg_jax.serve.job.files.write_label"])
+def test_a_full_disk_is_not_the_senders_fault(service, monkeypatch, place):
+  def full(*args, **options):
+    raise OSError(errno.ENOSPC, "No space left on device", "/tmp/secret")
+
+  content = series()
+  monkeypatch.setattr(place, full)
+  line = told(service.post("/predict", content=content), 507)
+  assert "No space left" in line["reason"] and "secret" not in str(line)
+
+
+def test_not_ready(predictor):
+  loading = Inside(predictor, LIMITS)
+  loading.ready, loading.table = False, None
+
+  async def never():
+    await asyncio.Event().wait()
+
+  loading.start = never
+  with client(loading) as service:
+    assert service.get("/health").status_code == 503
+    assert service.get("/health").json()["ready"] is False
+    for response in (service.post("/predict", content=nifti()), service.get("/classes")):
+      told(response, 503)
+      assert response.headers["retry-after"]

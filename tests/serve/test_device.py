@@ -1,0 +1,131 @@
+"""The web process and its worker, played here by a script that behaves and misbehaves as told."""
+
+import asyncio
+import json
+from pathlib import Path
+import sys
+
+import pytest
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.errors import InputError
+from condseg_jax.serve import device as module
+from condseg_jax.serve.device import Device
+from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.order import Order
+
+TABLE = ClassTable.create(["liver", "spleen"])
+# An order's `series` is what the worker does with it: say something, end, sleep, turn deaf.
+WORKER = """
+import json, os, signal, sys, time
+class Stopped(Exception): pass
+def stop(*_): raise Stopped
+signal.signal(signal.SIGUSR1, stop)
+say = lambda event, **told: print(json.dumps({"event": event, **told}), flush=True)
+TOLD
+for line in sys.stdin:
+  try:
+    for act in json.loads(line)["order"]["series"].split():
+      if act == "end": os._exit(3)
+      elif act == "deaf": signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+      elif act == "sleep": time.sleep(3600)
+      else: say(act)
+    say("done", status=200, pid=os.getpid())
+  except Stopped:
+    say("done", status=0)
+"""
+READY = f"say('ready', table={json.dumps(TABLE.to_json())})"
+GONE = f"{READY}; sys.stdout.close(); os._exit(0)"
+
+
+def run(test, told=READY, **limits):
+  async def body():
+    command = (sys.executable, "-c", WORKER.replace("TOLD", told))
+    device = Device(command, Limits(**limits))
+    try:
+      await test(device)
+    finally:
+      await device.close()
+  asyncio.run(body())
+
+
+async def outcome(device, acts, unwanted=None):
+  return await device.run(Path("folder"), Order(series=acts), unwanted or asyncio.Event())
+
+
+def test_orders_one_after_the_other():
+  async def test(device):
+    assert not device.ready and device.table is None
+    await device.start()
+    assert device.ready and device.table == TABLE
+    assert [await outcome(device, "reading predicting") for _ in range(3)] == [
+        {"status": 200, "pid": device.pid()}] * 3
+  run(test)
+
+
+@pytest.mark.parametrize("acts, status, told", [
+    ("reading end", 422, "crash"), ("reading predicting end", 503, "memory")])
+def test_a_worker_that_ends_over_an_order(acts, status, told):
+  async def test(device):
+    await device.start()
+    found = await outcome(device, acts)
+    assert found["status"] == status and told in found["reason"] and not device.ready
+    await device.start()
+    assert device.ready and (await outcome(device, "reading"))["status"] == 200
+  run(test)
+
+
+def test_a_worker_that_ended_before_has_not_taken_the_order():
+  async def test(device):
+    await device.start()
+    assert await outcome(device, "reading") is None and not device.ready
+  run(test, GONE)
+
+
+@pytest.mark.parametrize("acts, status, error", [
+    ("reading sleep", 422, "body"), ("reading predicting sleep", 504, "service")])
+def test_an_order_that_takes_too_long(acts, status, error):
+  async def test(device):
+    await device.start()
+    first = device.pid()
+    found = await outcome(device, acts)
+    assert (found["status"], found["error"]) == (status, error) and "1 seconds" in found["reason"]
+    assert device.ready and device.pid() == first  # it came back from the order
+  run(test, job_seconds=1)
+
+
+def test_an_order_that_is_not_wanted_any_more():
+  async def test(device):
+    await device.start()
+    unwanted = asyncio.Event()
+    work = asyncio.create_task(outcome(device, "reading predicting sleep", unwanted))
+    while device._phase != "predicting":
+      await asyncio.sleep(0.01)
+    unwanted.set()
+    assert await work == {"status": 0} and device.ready
+    assert (await outcome(device, "reading"))["status"] == 200
+  run(test)
+
+
+def test_a_worker_that_does_not_listen_is_ended(monkeypatch):
+  async def test(device):
+    await device.start()
+    assert (await outcome(device, "reading predicting deaf sleep"))["status"] == 504
+    assert not device.ready
+  monkeypatch.setattr(module, "STOP_SECONDS", 0.1)
+  run(test, job_seconds=1)
+
+
+def test_a_network_that_cannot_be_loaded():
+  async def test(device):
+    with pytest.raises(InputError, match="gone") as caught:
+      await device.start()
+    assert caught.value.usage and not device.ready
+  run(test, "say('failed', subject='run', reason='has gone', cure='look', usage=True); sys.exit(1)")
+
+
+def test_a_worker_that_ends_while_it_starts():
+  async def test(device):
+    with pytest.raises(InputError, match="code 5"):
+      await device.start()
+  run(test, "sys.exit(5)")
