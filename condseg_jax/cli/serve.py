@@ -6,7 +6,7 @@ Serves a trained network over HTTP: a page for the browser at /, and for program
   curl --data-binary @series.zip "http://127.0.0.1:8000/predict?output=statistics"
 
 A body is a NIfTI file or a zipped DICOM series, alone or in a form. Query: classes, preset, fusion,
-threshold, series, and output=zip, label or statistics. GET /classes, GET /health.
+threshold, series, force=1, and output=zip, label or statistics. GET /classes, GET /health.
 
 There are no users and no encryption: what can reach the address may use it, so keep it on this
 machine or behind a proxy that asks who is there. Nothing of a request is kept.

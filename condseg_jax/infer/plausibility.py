@@ -71,13 +71,15 @@ def check_image(volume: Volume, plan: Plan, training: Mapping | None = None, *,
   return [*findings, *_geometry(volume, plan, training or {})]
 
 
-def enforce(subject, findings: Iterable[Finding], *, force: bool = False) -> list[str]:
+def enforce(subject, findings: Iterable[Finding], *, force: bool = False,
+            switch: str = "--force") -> list[str]:
   """The findings as lines to show, unless one stops the work.
 
   Args:
     subject: the file.
     findings: of `check_image`.
     force: go on past refusals where something can be computed at all.
+    switch: by which the user asks for that.
 
   Raises:
     InputError: the image is refused.
@@ -85,7 +87,7 @@ def enforce(subject, findings: Iterable[Finding], *, force: bool = False) -> lis
   findings = list(findings)
   for one in findings:
     if one.severity == REFUSE and (one.final or not force):
-      cure = one.cure if one.final else f"{one.cure}; --force goes on"
+      cure = one.cure if one.final else f"{one.cure}; {switch} goes on"
       raise InputError(subject, one.reason, cure, kind=one.kind)
   return [f"{one.reason} ({one.cure})" for one in findings]
 

@@ -11,8 +11,11 @@ import zipfile
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
+from condseg_jax.infer.plausibility import check_image
+from condseg_jax.infer.plausibility import enforce
 from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
+from condseg_jax.results import structures
 from condseg_jax.serve import view
 from condseg_jax.serve.body import read_body
 from condseg_jax.serve.limits import Limits
@@ -21,7 +24,6 @@ from condseg_jax.serve.order import OUTPUTS
 from condseg_jax.serve.refusal import no_disk
 from condseg_jax.serve.refusal import Refusal
 from condseg_jax.serve.refusal import refused
-from condseg_jax.serve.volumes import statistics
 
 LABEL = "label.nii.gz"
 # Name under which an answer is saved.
@@ -51,6 +53,8 @@ def work(predictor: Predictor, folder: Path, order: Mapping, limits: Limits,
     volume = _read(predictor, folder, order, limits)
     phase("predicting")
     try:
+      findings = enforce("body", check_image(volume, predictor.plan, predictor.training),
+                         force=order["force"], switch="force=1")
       prediction = predictor.predict(volume, order["classes"], order["preset"],
                                      fusion=order["fusion"], threshold=order["threshold"])
     except InputError as error:
@@ -58,7 +62,7 @@ def work(predictor: Predictor, folder: Path, order: Mapping, limits: Limits,
     except MemoryError as error:
       raise Refusal(413, "body", "is a volume that does not fit into memory",
                     "cut or resample it, or ask for fewer classes") from error
-    told = _told(predictor, volume, prediction, order, time.monotonic() - start)
+    told = _told(predictor, volume, prediction, order, time.monotonic() - start, findings)
     try:
       media = _write(folder, predictor, volume, prediction, order, told)
     except InputError as error:  # says that a file cannot be written
@@ -92,8 +96,10 @@ def _read(predictor, folder, order, limits):
 
 
 def _told(predictor: Predictor, volume, prediction: Prediction, order: Mapping,
-          seconds: float) -> dict:
-  return {"classes": statistics(prediction), "shape": list(volume.geometry.shape),
+          seconds: float, findings) -> dict:
+  found = structures(volume, prediction, order["fusion"] == "independent")
+  classes = {name: {"value": prediction.names[name], **entry} for name, entry in found.items()}
+  return {"classes": classes, "findings": findings, "shape": list(volume.geometry.shape),
           "spacing_mm": [round(s, 6) for s in volume.spacing], "fusion": order["fusion"],
           "threshold": order["threshold"], "model_step": predictor.step,
           "seconds": round(seconds, 3)}

@@ -17,7 +17,7 @@ OUTPUTS = {"zip": ("application/zip",),
            "page": ("multipart/form-data",)}
 # Files in the folder of a request.
 BODY, ANSWER = "body", "answer"
-PARAMETERS = ("classes", "preset", "fusion", "threshold", "series", "output")
+PARAMETERS = ("classes", "preset", "fusion", "threshold", "series", "force", "output")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Order:
   Attributes:
     classes, preset, fusion, threshold: as of `Predictor.predict`.
     series: SeriesInstanceUID, where a zip holds several.
+    force: go on with a volume that looks implausible.
     output: a key of `OUTPUTS`.
   """
 
@@ -35,6 +36,7 @@ class Order:
   fusion: str = "argmax"
   threshold: float = 0.5
   series: str = ""
+  force: bool = False
   output: str = "zip"
 
 
@@ -60,7 +62,7 @@ def read_order(query: Iterable[tuple[str, str]], accept: str, table: ClassTable)
   classes = tuple(name.strip() for name in given.get("classes", "").split(",") if name.strip())
   order = Order(classes, given.get("preset", ""), given.get("fusion", "argmax"),
                 _threshold(given.get("threshold", "0.5")), given.get("series", ""),
-                given.get("output") or _accepted(accept))
+                _switch(given.get("force", "0")), given.get("output") or _accepted(accept))
   if order.output not in OUTPUTS:
     raise Refusal(400, f"output {order.output[:40]!r}", "is not known",
                   f"one of {', '.join(OUTPUTS)}")
@@ -80,6 +82,12 @@ def _threshold(text: str) -> float:
   if not 0 <= value <= 1:
     raise Refusal(400, "threshold", f"is {text[:40]!r}", "give a number from 0 to 1")
   return value
+
+
+def _switch(text: str) -> bool:
+  if text not in ("0", "1"):
+    raise Refusal(400, "force", f"is {text[:40]!r}", "give 0 or 1")
+  return text == "1"
 
 
 def _accepted(accept: str) -> str:

@@ -79,8 +79,10 @@ def test_a_zip_with_the_label_map_and_the_numbers(service, predictor, volume, tm
   assert statistics["shape"] == list(voxels().shape) and statistics["spacing_mm"] == [1, 1, 2]
   for name, value in expected.names.items():
     count = int((expected.label.array == value).sum())  # of 1 x 1 x 2 mm
-    assert statistics["classes"][name] == {"value": value, "voxels": count,
-                                           "volume_ml": pytest.approx(count * 0.002)}
+    entry = statistics["classes"][name]
+    assert entry["value"] == value and entry["voxels"] == count
+    assert entry["volume_ml"] == pytest.approx(count * 0.002)
+    assert entry["touches_border"] == (count > 0) and 0 < entry["confidence"] < 1
 
 
 def test_a_form_and_parameters(service, predictor, volume, tmp_path):
@@ -91,6 +93,14 @@ def test_a_form_and_parameters(service, predictor, volume, tmp_path):
   label = read_label(tmp_path, response.content)
   np.testing.assert_array_equal(label.array, expected.label.array)
   assert label.array.any()
+
+
+def test_an_implausible_volume_is_refused_and_can_be_forced(service):
+  air = nifti(np.zeros_like(voxels()))
+  line = told(service.post("/predict", content=air), 422)
+  assert "force=1 goes on" in line["cure"]
+  answer = service.post("/predict?force=1&output=statistics", content=air)
+  assert answer.status_code == 200 and answer.json()["findings"]
 
 
 def test_numbers_alone_by_the_accept_header(service):

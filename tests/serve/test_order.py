@@ -15,13 +15,14 @@ def order(accept="*/*", **query):
 
 
 def test_everything_has_a_default():
-  assert order() == Order((), "", "argmax", 0.5, "", "zip")
+  assert order() == Order((), "", "argmax", 0.5, "", False, "zip")
 
 
 def test_all_parameters():
   asked = order(classes=" Liver , left kidney,", preset="all", fusion="independent",
                 threshold="0.25", series="1.2.3", output="label")
-  assert asked == Order(("Liver", "left kidney"), "all", "independent", 0.25, "1.2.3", "label")
+  assert asked == Order(("Liver", "left kidney"), "all", "independent", 0.25, "1.2.3", False,
+                        "label")
 
 
 @pytest.mark.parametrize("accept, output", [

@@ -157,6 +157,10 @@ def test_the_table_shows_every_row(tmp_path):
   assert "| far | – | – |  | no GPU |" in text
 
 
+def test_the_readme_shows_all_rows_as_they_are():
+  assert table.markdown() in table.README.read_text(encoding="utf-8")
+
+
 def test_work_is_what_the_compiler_counts(monkeypatch):
   """With native convolutions, whose padding XLA counts out; norms and pooling are the rest."""
   from condseg_jax.models import layers

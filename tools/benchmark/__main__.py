@@ -7,7 +7,7 @@ Times the package against a peer, in one run and in turns (A B A B …), and wri
    "rows": [{"name", "ours", "peer", "ratio", "unit", …}]}
 
 The ratio is how far we are ahead: above 1 is ahead. The peer needs the `bench` extra; without it
-its figures stay empty. `table` prints the figures of benchmarks/*.json for the README. Suites:
+its figures stay empty. `table` prints benchmarks/*.json and puts them into the README. Suites:
 """
 
 import argparse
@@ -53,6 +53,7 @@ def main(argv=None) -> int:
   arguments = parser.parse_args(argv)
   if arguments.suite == "table":
     print(table.markdown())
+    table.into_readme()
     return 0
   if not arguments.json:
     parser.error("--json=FILE is needed")

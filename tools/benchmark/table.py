@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+README = FOLDER.parent / "README.md"
+BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 NAMED = ("jax", "torch", "monai")  # versions worth a word
 
 
@@ -19,6 +21,14 @@ def markdown(folder: Path = FOLDER) -> str:
         f"{key}: {value}" for key, value in tree.get("settings", {}).items())])
     parts += [f"**{path.stem}** ({about})", "", *table(tree["rows"]), ""]
   return "\n".join(parts)
+
+
+def into_readme(path: Path = README) -> None:
+  """Puts the tables between the two marks of the README."""
+  text = path.read_text(encoding="utf-8")
+  before, _, rest = text.partition(BEGIN)
+  _, _, after = rest.partition(END)
+  path.write_text(f"{before}{BEGIN}\n\n{markdown()}\n{END}{after}", encoding="utf-8")
 
 
 def table(rows: Sequence[dict]) -> list[str]:
