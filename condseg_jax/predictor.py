@@ -39,9 +39,9 @@ from condseg_jax.plan import Plan
 
 MARGIN_MM = 10.0  # around what a coarse look has found
 
-# Told the schedule and the predicted seconds before the start; what it returns is told the number
-# of windows done since it was told last.
-Announce = Callable[[schedule.Schedule, float], Callable[[int], None]]
+# Told before the start: the schedule, the predicted seconds, and those of a single pass. What it
+# returns is told the number of windows done since it was told last.
+Announce = Callable[[schedule.Schedule, float, float], Callable[[int], None]]
 
 
 class Masks(Mapping):
@@ -202,7 +202,8 @@ class Predictor:
     if announce is not None:
       encode, decode = self._seconds(functions, how.tta, plan.window_batch, image.shape[-1],
                                      plan.at_once)
-      progress = announce(plan, plan.seconds(encode, decode, len(ids)))
+      progress = announce(plan, plan.seconds(encode, decode, len(ids)),
+                          plan.seconds(encode, decode, len(ids), passes=1))
     return windows.probability_slabs(functions, self.variables, image, ids, window, plan,
                                      boxes=boxes, progress=progress)
 

@@ -72,6 +72,7 @@ def _define(values: flags.FlagValues) -> None:
   whole("part", 0, "The part to work on.", lower_bound=0)
   switch("continue", False, "Skip images whose results are there.")
   several("dicom", ["seg"], "Written beside the masks of a DICOM series: seg, rtstruct.")
+  switch("separate", False, "A mask for each class in place of the label map.")
   switch("probabilities", False, "Also write the probabilities of all classes, as zarr.")
   switch("picture", True, "Write a picture of every result beside it.")
   shell.define_report(values)
@@ -95,7 +96,7 @@ def _work(values: flags.FlagValues) -> int:
   stems = [files.stem(path) for path in found]
   shown_names = collect.case_names(stems, values.report_names)
   images = list(zip(found, stems, shown_names, strict=True))[values.part::values.num_parts]
-  wanted = results.Wanted(values.fusion == "independent", values.picture,
+  wanted = results.Wanted(values.separate or values.fusion == "independent", values.picture,
                           _dicom_kinds(values, found), values.series)
   predictor = load(values.workdir, values.checkpoint, values.runtime)
   ids = predictor.table.select(values.classes, values.preset)
@@ -185,13 +186,13 @@ def _read(path: Path, predictor, values):
   return volume, findings
 
 
-def _announce(title: str, plan, seconds: float):
+def _announce(title: str, plan, seconds: float, single: float):
   """Says what is to come, and shows how far it is."""
   import tqdm
   text = f"{title}: {plan.windows} windows, about {plan.bytes / 1e6:.0f} MB, {seconds:.0f} s"
   if plan.passes > 1:
     text += (f" in {plan.passes} passes of {plan.classes} classes; in a single one "
-             f"{plan.whole_bytes / 1e6:.0f} MB (--memory)")
+             f"{plan.whole_bytes / 1e6:.0f} MB, {single:.0f} s (--memory)")
   print(text, file=sys.stderr, flush=True)
   return tqdm.tqdm(total=plan.windows * plan.passes, unit="window", leave=False, delay=1).update
 

@@ -41,16 +41,18 @@ class Schedule(NamedTuple):
   bytes: int
   whole_bytes: int
 
-  def seconds(self, encode: float, decode: float, classes: int) -> float:
+  def seconds(self, encode: float, decode: float, classes: int,
+              passes: int | None = None) -> float:
     """Predicted time of all windows.
 
     Args:
       encode: seconds of a call for a batch of windows.
       decode: seconds for a class of such a batch.
       classes: wanted in all.
+      passes: instead of those of the schedule.
     """
     batches = math.ceil(self.windows / self.window_batch)
-    return batches * (self.passes * encode + classes * decode)
+    return batches * ((passes or self.passes) * encode + classes * decode)
 
 
 def default_budget() -> int:

@@ -5,6 +5,9 @@ import json
 import os
 from pathlib import Path
 import shutil
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -107,6 +110,33 @@ def test_independent_masks_are_one_file_a_class(run, images, tmp_path):
   assert segment(run, only, tmp_path, "--fusion=independent", "--continue") == 0
   assert len(results(tmp_path)) == 2  # one was missing, so both are made
   assert (tmp_path / "scan_0_ball.nii.gz").stat().st_mtime_ns > before
+
+
+def test_separate_masks_are_those_of_the_label_map(run, images, tmp_path, expected):
+  assert segment(run, images / "scan_2.nii.gz", tmp_path, "--separate") == 0
+  assert sorted(results(tmp_path)) == ["scan_2_ball.nii.gz", "scan_2_box.nii.gz"]
+  label = nifti.read_nifti(images.parent / "expected" / "scan_2.nii.gz").array
+  for value, name in ((1, "ball"), (2, "box")):
+    np.testing.assert_array_equal(nifti.read_nifti(tmp_path / f"scan_2_{name}.nii.gz").array,
+                                  label == value)
+
+
+@pytest.mark.slow
+def test_a_killed_run_leaves_whole_files_and_goes_on(run, images, tmp_path, expected):
+  """Killed when the first label map is there, in the middle of the others."""
+  arguments = [f"--workdir={run}", f"--input={images}", f"--output={tmp_path}", "--nopicture",
+               "--threshold=0.3"]
+  command = [sys.executable, "-m", "condseg_jax.cli.predict", *arguments]
+  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+  while process.poll() is None and not results(tmp_path):
+    time.sleep(0.01)
+  process.kill()
+  process.wait()
+  before = results(tmp_path)
+  assert before and before == {name: expected[name] for name in before}
+  assert subprocess.run([*command, "--continue"], stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL, check=False).returncode == 0
+  assert results(tmp_path) == expected
 
 
 def test_a_batch_goes_on_past_bad_images_and_names_them(run, images, tmp_path, capsys, expected):

@@ -207,6 +207,7 @@ def test_predicted_time_counts_encoding_for_each_pass():
   windows = 4 * 4 * 2
   assert plan.windows == windows and plan.passes == 3
   assert plan.seconds(2.0, 0.5, 19) == windows / 4 * (3 * 2.0 + 19 * 0.5)
+  assert plan.seconds(2.0, 0.5, 19, passes=1) == windows / 4 * (2.0 + 19 * 0.5)
 
 
 def test_the_default_budget_is_a_part_of_the_machine_s_memory():
