@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from tiny import AFFINE
 from tiny import case
-from tiny import overrides
-from tiny import write_datasets
 
 from condseg_jax.cli import evaluate
 from condseg_jax.cli import predict
@@ -20,19 +18,6 @@ from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
 
 BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-  return write_datasets(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(root):
-  workdir = root / "run"
-  arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
-  assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={workdir}", *arguments]) == 0
-  return workdir
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-from pathlib import Path
 import shutil
 import subprocess
 import sys
@@ -11,29 +10,11 @@ import time
 
 import numpy as np
 import pytest
-from tiny import overrides
-from tiny import write_datasets
 
 from condseg_jax.cli import predict
-from condseg_jax.cli import train
 from condseg_jax.formats import files
 from condseg_jax.formats import nifti
 from condseg_jax.geometry import Volume
-
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-  return write_datasets(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(root):
-  arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
-  assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={root / 'run'}",
-                     *arguments]) == 0
-  return root / "run"
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """What condseg-predict writes beside the masks, and what it refuses to look at."""
 
 import json
-from pathlib import Path
 
 from dicom_files import fill_polygons
 from dicom_files import read_segments
@@ -11,12 +10,9 @@ import pydicom
 import pytest
 from tiny import AFFINE
 from tiny import case
-from tiny import overrides
-from tiny import write_datasets
 
 import condseg_jax
 from condseg_jax.cli import predict
-from condseg_jax.cli import train
 from condseg_jax.formats import dicom_source
 from condseg_jax.formats.nifti import read_colors
 from condseg_jax.formats.nifti import read_names
@@ -25,21 +21,7 @@ from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
 from condseg_jax.train.checkpoint import ModelRecord
 
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 ANY = "--threshold=0"  # a network of two steps is sure of nothing
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-  return write_datasets(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def run(root):
-  workdir = root / "run"
-  arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
-  assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={workdir}", *arguments]) == 0
-  return workdir
 
 
 @pytest.fixture

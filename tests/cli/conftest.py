@@ -1,0 +1,24 @@
+"""One tiny data folder and one run of two steps for all tests of commands; nobody changes them."""
+
+from pathlib import Path
+
+import pytest
+from tiny import overrides
+from tiny import write_datasets
+
+from condseg_jax.cli import train
+
+BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory):
+  return write_datasets(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def run(root):
+  workdir = root / "run"
+  arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
+  assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={workdir}", *arguments]) == 0
+  return workdir
