@@ -18,7 +18,11 @@ class Protocol(H11Protocol):
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     super().connection_made(transport)
-    self.loop.call_later(HEADER_SECONDS, self._close_idle)
+    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    self._idle.cancel()  # or it would hold all that hangs on the connection
+    super().connection_lost(exc)
 
   def send_400_response(self, msg: str) -> None:
     refusal = Refusal(400, "request", "is no valid HTTP", "look at how its body is framed")

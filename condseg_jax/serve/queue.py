@@ -12,6 +12,7 @@ import time
 from condseg_jax.errors import InputError
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.memory import trim
 from condseg_jax.serve.order import Order
 from condseg_jax.serve.refusal import Refusal
 
@@ -74,6 +75,8 @@ class Queue:
       yield
     finally:
       self.taken -= 1
+      if not self.taken:
+        trim()
 
   async def predict(self, folder: Path, order: Order) -> dict:
     """Waits for its turn and for the outcome, see `Device.run`.

@@ -14,6 +14,7 @@ from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
 from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.memory import settle
 from condseg_jax.serve.protocol import Protocol
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
@@ -61,6 +62,7 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -
 
 
 async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path) -> None:
+  settle()
   queue = Queue(device, limits)
   config = uvicorn.Config(
       build_app(queue, limits, folder), loop="asyncio", http=Protocol, ws="none", lifespan="off",

@@ -8,8 +8,6 @@ reader that crashes on a hostile file, or a prediction that has to be stopped, d
 service along.
 """
 
-import ctypes
-import gc
 import json
 import logging
 import os
@@ -26,6 +24,8 @@ from condseg_jax.predictor import load
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.job import work
 from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.memory import settle
+from condseg_jax.serve.memory import trim
 
 
 class Stopped(BaseException):
@@ -49,8 +49,7 @@ def main(workdir: str, checkpoint: str) -> int:
   except InputError as error:
     say("failed", subject=error.subject, reason=error.reason, cure=error.cure, usage=error.usage)
     return 1
-  gc.collect()
-  gc.freeze()  # the libraries stay: no later collection need look at them
+  settle()
   busy = [False]
 
   def stop(signum, frame) -> None:
@@ -90,15 +89,6 @@ def warm(predictor: Predictor) -> None:
   volume = Volume(np.zeros(plan.subvolume, np.float32), affine)
   for classes in ((), predictor.table.names[:1]):
     predictor.predict(volume, classes)
-
-
-def trim() -> None:
-  """Gives freed memory back to the system, where the C library can."""
-  gc.collect()
-  try:
-    ctypes.CDLL(None).malloc_trim(0)
-  except (OSError, AttributeError):
-    pass
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 
@@ -35,7 +36,7 @@ BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.p
 REQUESTS = 200
 WAITING = 8
 # What the memory of either process may have grown by: allocators keep a little of what was freed.
-GROWTH, SLACK = 1.1, 20 << 20
+GROWTH, SLACK = 1.05, 4 << 20
 SHAPES = ((12, 10, 6), (18, 20, 8), (7, 31, 3), (25, 8, 12), (1, 9, 30))
 ORDERS = ({}, {"classes": ["ball"]}, {"fusion": "softmax", "threshold": 0.3})
 
@@ -108,7 +109,6 @@ def good_requests(predictor):
 
 def read(body):
   """The volume of a body, by the readers of files alone."""
-  import tempfile
   with tempfile.TemporaryDirectory() as folder:
     if body.startswith(b"PK"):
       zipfile.ZipFile(io.BytesIO(body)).extractall(folder)
@@ -119,8 +119,7 @@ def read(body):
 
 
 async def answered(client, body, params):
-  """The answer to a request that comes again until there is a place; and how often there was none.
-  """
+  """The answer to a request that is sent until there is a place, and how often there was none."""
   full = 0
   while True:
     sent = {"files": {"file": ("x", body)}} if full % 2 else {"content": body}
