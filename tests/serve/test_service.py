@@ -37,7 +37,7 @@ REQUESTS = 200
 WAITING = 8
 # What the memory of either process may have grown by: allocators keep a little of what was freed.
 GROWTH, SLACK = 1.05, 4 << 20
-SHAPES = ((12, 10, 6), (18, 20, 8), (7, 31, 3), (25, 8, 12), (1, 9, 30))
+SHAPES = ((12, 10, 6), (18, 20, 8), (7, 31, 3), (25, 8, 12), (9, 9, 30))
 ORDERS = ({}, {"classes": ["ball"]}, {"fusion": "softmax", "threshold": 0.3})
 
 pytestmark = pytest.mark.slow
