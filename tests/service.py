@@ -23,6 +23,7 @@ from starlette.testclient import TestClient
 import uvicorn
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.infer.fuse import FUSIONS
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
@@ -52,7 +53,7 @@ class Inside:
 
   def __init__(self, predictor: Predictor, limits: Limits):
     self._predictor, self._limits = predictor, limits
-    self.table, self.ready = predictor.table, True
+    self.table, self.fusions, self.ready = predictor.table, FUSIONS, True
 
   async def start(self):
     self.ready = True

@@ -70,7 +70,7 @@ class Predict:
     try:
       with self._queue.place():
         order = read_order(request.query_params.multi_items(), request.headers.get("accept", "*/*"),
-                           self._queue.device.table)
+                           self._queue.device.table, self._queue.device.fusions)
         with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as name:
           folder = Path(name)
           size = await incoming.save(folder / BODY)

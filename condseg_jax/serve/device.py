@@ -32,6 +32,7 @@ class Device:
 
   Attributes:
     table: the classes of its network; None before it was ready for the first time.
+    fusions: the ways in which its classes can share voxels.
     ready: whether it takes orders.
   """
 
@@ -40,6 +41,7 @@ class Device:
     self._phase = ""  # of the order: reading, predicting
     self._process: asyncio.subprocess.Process | None = None
     self.table: ClassTable | None = None
+    self.fusions: tuple[str, ...] = ()
     self.ready = False
 
   async def start(self) -> None:
@@ -59,7 +61,7 @@ class Device:
       code = await self._process.wait()
       raise InputError("worker", f"ended with code {code} while the network was loaded",
                        "the lines above say why")
-    self.table = ClassTable.from_json(told["table"])
+    self.table, self.fusions = ClassTable.from_json(told["table"]), tuple(told["fusions"])
     self.ready = True
 
   async def run(self, folder: Path, order: Order, unwanted: asyncio.Event) -> dict | None:

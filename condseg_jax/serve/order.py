@@ -1,12 +1,11 @@
 """What a request asks for: its query and its Accept header, checked before its body is read."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 import dataclasses
 import math
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
-from condseg_jax.infer.fuse import check_fusion
 from condseg_jax.serve.refusal import Refusal
 from condseg_jax.serve.refusal import refused
 
@@ -40,13 +39,15 @@ class Order:
   output: str = "zip"
 
 
-def read_order(query: Iterable[tuple[str, str]], accept: str, table: ClassTable) -> Order:
+def read_order(query: Iterable[tuple[str, str]], accept: str, table: ClassTable,
+               fusions: Collection[str]) -> Order:
   """The order in a request.
 
   Args:
     query: names and values.
     accept: the header; the query's `output` comes first.
     table: the classes that the network knows.
+    fusions: the ways in which classes can share voxels.
 
   Raises:
     Refusal: unknown, doubled or senseless parameters; an answer that there is none of.
@@ -66,8 +67,10 @@ def read_order(query: Iterable[tuple[str, str]], accept: str, table: ClassTable)
   if order.output not in OUTPUTS:
     raise Refusal(400, f"output {order.output[:40]!r}", "is not known",
                   f"one of {', '.join(OUTPUTS)}")
+  if order.fusion not in fusions:
+    raise Refusal(400, f"fusion {order.fusion[:40]!r}", "is not known",
+                  f"one of {', '.join(fusions)}")
   try:
-    check_fusion(order.fusion)
     table.select(order.classes, order.preset)
   except InputError as error:
     raise refused(error, 400) from error

@@ -1,4 +1,7 @@
-"""The web process: listens at once, is ready when its worker is, ends in order."""
+"""The web process: listens at once, is ready when its worker is, ends in order.
+
+It imports none of the libraries that read images or predict: a tenth of the worker's memory.
+"""
 
 import asyncio
 import logging

@@ -20,6 +20,7 @@ import numpy as np
 from condseg_jax.cache import keep_compiled
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
+from condseg_jax.infer.fuse import FUSIONS
 from condseg_jax.predictor import load
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.job import work
@@ -58,8 +59,7 @@ def main(workdir: str, checkpoint: str) -> int:
       raise Stopped
 
   signal.signal(signal.SIGUSR1, stop)
-  say("ready", table=predictor.table.to_json(), modality=predictor.plan.modality,
-      step=predictor.step)
+  say("ready", table=predictor.table.to_json(), fusions=FUSIONS)
   for line in sys.stdin:
     told = json.loads(line)
     try:

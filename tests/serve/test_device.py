@@ -34,7 +34,7 @@ for line in sys.stdin:
   except Stopped:
     say("done", status=0)
 """
-READY = f"say('ready', table={json.dumps(TABLE.to_json())})"
+READY = f"say('ready', table={json.dumps(TABLE.to_json())}, fusions=['argmax'])"
 GONE = f"{READY}; sys.stdout.close(); os._exit(0)"
 
 
@@ -57,7 +57,7 @@ def test_orders_one_after_the_other():
   async def test(device):
     assert not device.ready and device.table is None
     await device.start()
-    assert device.ready and device.table == TABLE
+    assert device.ready and device.table == TABLE and device.fusions == ("argmax",)
     assert [await outcome(device, "reading predicting") for _ in range(3)] == [
         {"status": 200, "pid": device.pid()}] * 3
   run(test)

@@ -11,7 +11,7 @@ TABLE = ClassTable.create(["liver", "left kidney"], presets={"all": ["liver", "l
 
 
 def order(accept="*/*", **query):
-  return read_order(list(query.items()), accept, TABLE)
+  return read_order(list(query.items()), accept, TABLE, ("argmax", "softmax", "independent"))
 
 
 def test_everything_has_a_default():
@@ -49,7 +49,7 @@ def test_what_makes_no_sense_is_refused(query, told):
 
 def test_a_parameter_twice():
   with pytest.raises(Refusal, match="twice"):
-    read_order([("classes", "liver"), ("classes", "left kidney")], "*/*", TABLE)
+    read_order([("classes", "liver"), ("classes", "left kidney")], "*/*", TABLE, ())
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png;q=1, application/zip;q=0", "*/*;q=no"])

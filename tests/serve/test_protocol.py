@@ -2,6 +2,8 @@
 
 import json
 import socket
+import subprocess
+import sys
 
 import pytest
 from service import Inside
@@ -38,6 +40,13 @@ def test_what_is_no_http(address, sent):
   head, _, body = answer(address, sent).partition(b"\r\n\r\n")
   assert head.startswith(b"HTTP/1.1 400 "), head
   assert body.count(b"\n") == 1 and set(json.loads(body)) == {"error", "reason", "cure"}
+
+
+def test_the_web_process_is_light():
+  """What reads images or predicts is imported by the worker alone."""
+  code = "import sys, condseg_jax.serve.server; print(*sys.modules)"
+  loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+  assert not {b"jax", b"scipy", b"nibabel", b"SimpleITK", b"matplotlib"} & set(loaded.split())
 
 
 def test_a_connection_that_says_nothing_is_closed(address, monkeypatch):
