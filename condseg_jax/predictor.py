@@ -242,8 +242,10 @@ class Predictor:
     sides = {axis for i in ids for axis in self.table.classes[i].no_mirror}
     axes = [a for a, name in enumerate(names) if name in self.mirror and name not in sides]
     if not axes:
-      raise InputError("tta", "the training mirrored no axis along which these classes have no "
-                       "sides", "predict without it, or train with augment.mirror", usage=True)
+      reason = ("the training mirrored no axis (augment.mirror is empty)" if not self.mirror else
+                "the training mirrored no axis but such along which these classes have sides")
+      raise InputError("tta", reason, "predict without it, or train with augment.mirror",
+                       usage=True)
     return axes
 
   def _seconds(self, functions, mirrors, batch, channels, size) -> tuple[float, float]:

@@ -118,16 +118,26 @@ class Run:
     predictor: the network.
     classes: looked for.
     settings: of the prediction.
+    same: whether an earlier run must have asked for the same.
+
+  Raises:
+    InputError: it has not.
   """
 
-  def __init__(self, path: Path, predictor: Predictor, classes: Sequence[str], settings: Mapping):
+  def __init__(self, path: Path, predictor: Predictor, classes: Sequence[str], settings: Mapping,
+               same: bool = False):
     self._path = path
     try:
-      cases = dict(json.loads(path.read_text(encoding="utf-8"))["cases"])
+      earlier = dict(json.loads(path.read_text(encoding="utf-8")))
+      cases = dict(earlier["cases"])
     except (OSError, ValueError, KeyError, TypeError):
-      cases = {}
-    self._run = {"step": predictor.step, "classes": list(classes), "settings": dict(settings),
-                 "versions": versions(), "devices": devices(), "cases": cases}
+      earlier, cases = {}, {}
+    asked = {"step": predictor.step, "classes": list(classes), "settings": dict(settings)}
+    for key, value in asked.items():
+      if same and earlier and earlier.get(key) != value:
+        raise InputError(path, f"was begun with another {key}: {earlier.get(key)}, not {value}",
+                         "choose another --output, or leave --continue out", usage=True)
+    self._run = {**asked, "versions": versions(), "devices": devices(), "cases": cases}
 
   @contextlib.contextmanager
   def case(self, name: str) -> Iterator[Case]:

@@ -104,7 +104,7 @@ def listening(device, folder: Path, limits: Limits = LIMITS):
 
 def voxels(seed=0, shape=(12, 10, 6)) -> np.ndarray:
   """A volume along the axes of its file."""
-  return np.random.default_rng(seed).normal(100, 40, shape).astype(np.int16)
+  return np.random.default_rng(seed).normal(60, 60, shape).astype(np.int16)
 
 
 def nifti(array=None, affine=AFFINE) -> bytes:

@@ -17,6 +17,7 @@ masks of an image are written last and whole.
 """
 
 import functools
+import math
 from pathlib import Path
 import sys
 
@@ -104,22 +105,25 @@ def _work(values: flags.FlagValues) -> int:
   settings = _settings(values)
   output = Path(values.output)
   output.mkdir(parents=True, exist_ok=True)
-  run = results.Run(output / "run.json", predictor, names, settings)
+  run = results.Run(output / "run.json", predictor, names, settings,
+                    same=values["continue"].value)
   failed, shown = [], []
   for number, (path, stem, shown_name) in enumerate(images, 1):
     title = f"{number}/{len(images)} {stem}"
     masks = results.mask_files(output, stem, predictor, names, wanted.separate)
     if values["continue"].value and all(mask.exists() for mask in masks.values()):
       print(f"{title}: is there", flush=True)
+      shown.append(collect.earlier_case(shown_name))
       continue
     try:
       with run.case(stem) as case:
         volume, findings = _read(path, predictor, values)
+        announce = functools.partial(_announce, title, settings.get("memory_bytes", math.inf))
         if values.probabilities:
           settings["probabilities"] = str(output / f"{stem}_probabilities.zarr")
         try:
           prediction = predictor.predict(
-              volume, names, announce=functools.partial(_announce, title), **settings)
+              volume, names, announce=announce, **settings)
         except InputError as error:
           raise error if error.usage else InputError(path, error.reason, error.cure) from error
         structures = results.structures(volume, prediction, wanted.separate)
@@ -186,10 +190,13 @@ def _read(path: Path, predictor, values):
   return volume, findings
 
 
-def _announce(title: str, plan, seconds: float, single: float):
+def _announce(title: str, budget: float, plan, seconds: float, single: float):
   """Says what is to come, and shows how far it is."""
   import tqdm
-  text = f"{title}: {plan.windows} windows, about {plan.bytes / 1e6:.0f} MB, {seconds:.0f} s"
+  text = (f"{title}: {plan.windows} windows, about {seconds:.0f} s, {plan.bytes / 1e6:.0f} MB "
+          "beside program and image")
+  if plan.bytes > budget:
+    text += f" (more than the {budget / 1e6:.0f} MB asked for: there is no smaller way)"
   if plan.passes > 1:
     text += (f" in {plan.passes} passes of {plan.classes} classes; in a single one "
              f"{plan.whole_bytes / 1e6:.0f} MB, {single:.0f} s (--memory)")

@@ -20,7 +20,8 @@ MAX_LINE = 1 << 24
 
 def worker_command(workdir: str, checkpoint: str) -> tuple[str, ...]:
   """What starts the worker of a run."""
-  return sys.executable, "-m", "condseg_jax.serve.worker", str(workdir), checkpoint
+  # -P: a file that lies in the folder it was started from is no module.
+  return sys.executable, "-P", "-m", "condseg_jax.serve.worker", str(workdir), checkpoint
 
 
 class Device:

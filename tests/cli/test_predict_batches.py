@@ -66,17 +66,28 @@ def test_a_budget_of_nothing_changes_no_voxel_and_says_what_it_costs(run, images
                                                                      expected):
   assert segment(run, images, tmp_path, "--memory=0") == 0
   assert results(tmp_path) == expected
-  assert "in 2 passes of 1 classes; in a single one" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert "in 2 passes of 1 classes; in a single one" in said and "no smaller way" in said
 
 
 def test_continue_makes_what_is_missing_and_nothing_else(run, images, tmp_path, capsys, expected):
-  for name in ("scan_1.nii.gz", "scan_3.nii.gz"):
+  for name in ("scan_1.nii.gz", "scan_3.nii.gz"):  # as of a run whose run.json is gone
     (tmp_path / name).write_bytes(b"as it was")
   assert segment(run, images, tmp_path, "--continue") == 0
   found = results(tmp_path)
   assert found.pop("scan_1.nii.gz") == found.pop("scan_3.nii.gz") == b"as it was"
   assert found == {name: expected[name] for name in found} and len(found) == 3
   assert capsys.readouterr().out.count("is there") == 2
+
+
+def test_continue_refuses_to_mix_what_was_asked_for(run, images, tmp_path, capsys):
+  only = images / "scan_0.nii.gz"
+  assert segment(run, only, tmp_path, "--classes=ball") == 0
+  assert segment(run, only, tmp_path, "--continue") == 2
+  assert "was begun with another classes: ['ball']" in capsys.readouterr().err
+  assert segment(run, only, tmp_path, "--continue", "--classes=ball", "--fast") == 2
+  assert segment(run, only, tmp_path, "--continue", "--classes=ball", "--report") == 0
+  assert "earlier run" in (tmp_path / "report.html").read_text()
 
 
 def test_independent_masks_are_one_file_a_class(run, images, tmp_path):

@@ -162,6 +162,14 @@ def test_outliers_that_would_squash_an_mr_image():
   assert kinds(Volume(array, AFFINE), MR) == [(FLAG, "range")]
 
 
+def test_a_ct_without_its_rescale_intercept_is_refused(real_data):
+  """1024 too high, with a handful of voxels that undershoot: they must not let it pass."""
+  image = files.read_volume(real_data / "ct_sample" / "ct.nii.gz")
+  shifted = Volume(image.array.astype(np.int32) + 1024, image.affine)
+  assert (shifted.array < 0).any()
+  assert (REFUSE, "modality") in kinds(shifted, CT)
+
+
 # --- what becomes of it -------------------------------------------------------------------------
 def test_a_refusal_is_an_error_unless_forced():
   findings = check_image(scaled(mr(), (3.0, 1.0, 1.0)), CT, TRAINED)

@@ -78,6 +78,12 @@ def watch(predictor: Predictor, ids: Sequence[str],
   return cases, seen
 
 
+def earlier_case(name: str) -> Case:
+  """A case that was done before, by a run that went on here."""
+  return Case(name, failure="segmented in an earlier run, which this one went on from: it is not "
+              "looked at again")
+
+
 def failed_case(name: str, error: InputError, path: str | os.PathLike, shown: bool) -> Case:
   """A case without a result; unless `shown`, whatever names its file is taken out of the reason."""
   return Case(name, failure=error.reason if shown else without_names(error.reason, path))
