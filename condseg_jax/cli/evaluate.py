@@ -53,15 +53,15 @@ def _work(values: flags.FlagValues) -> int:
   keep_compiled()
   predictor = load(values.workdir, values.checkpoint)
   cases, split = labelled_cases(values.data, values.split)
+  if not any(name in predictor.table.names for case in cases for name in case.annotated):
+    raise InputError(values.data, "annotates no class of this network",
+                     f"the network knows {', '.join(predictor.table.names)}")
   out = Path(values.out)
   out.mkdir(parents=True, exist_ok=True)
   shown, seen = collect.watch(predictor, [case.id for case in cases], values.report_names)
   rows = evaluate(predictor, tqdm.tqdm(cases, desc=f"scoring {split}"),
                   tolerance_mm=values.tolerance_mm, fusion=values.fusion,
                   seen=seen if values.report else None)
-  if not rows:
-    raise InputError(values.data, "annotates no class of this network",
-                     f"the network knows {', '.join(predictor.table.names)}")
   scored = {row.class_name for row in rows}
   names = [name for name in predictor.table.names if name in scored]
   summary = summarise(rows, names)

@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 a job that failed, 2 wrong usage.
 from collections.abc import Callable, Sequence
 import logging
 import os
+import re
 import sys
 
 from absl import flags
@@ -70,6 +71,12 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
   except flags.Error:
     raise
   except Exception as error:  # whatever a user's config file raises
+    for argument in argv:
+      name = argument.partition("=")[0]
+      if name.startswith("--config.") and name.rpartition(".")[2] in str(error):
+        guess = re.search(r"[Dd]id you mean .(\w+)", str(error))
+        raise InputError(name, "is no setting", f"did you mean {guess[1]}?" if guess else
+                         "see experiments/configs/base.py", usage=True) from error
     path = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "--config")
     raise InputError(path, f"cannot be loaded: {type(error).__name__}: {_line(error)}",
                      "correct the config file or its path", usage=True) from error

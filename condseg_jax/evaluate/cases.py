@@ -23,10 +23,12 @@ class LabelledCase:
   Attributes:
     id: unique among the cases scored together.
     read: reads image and masks.
+    annotated: the classes that it has masks of.
   """
 
   id: str
   read: Callable[[], Labelled]
+  annotated: tuple[str, ...] = ()
 
 
 def stored_cases(datasets: Iterable[Dataset]) -> list[LabelledCase]:
@@ -67,11 +69,11 @@ def _raw(case: RawCase, case_id: str) -> LabelledCase:
   def read():
     volume, masks = case.read()
     return volume, dict(zip(case.classes, masks, strict=True))
-  return LabelledCase(case_id, read)
+  return LabelledCase(case_id, read, tuple(case.classes))
 
 
 def _stored(store: Store, case: Case, case_id: str) -> LabelledCase:
   def read():
     masks = store.read_masks(case, case.annotated)
     return store.read_volume(case), dict(zip(case.annotated, masks, strict=True))
-  return LabelledCase(case_id, read)
+  return LabelledCase(case_id, read, tuple(case.annotated))

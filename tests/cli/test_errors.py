@@ -52,6 +52,8 @@ def test_wrong_usage(says, run, tmp_path):
   (tmp_path / "broken.py").write_text("def get_config(:")
   assert "broken.py" in says(train, 2, f"--config={tmp_path / 'broken.py'}", "--workdir=w")
   assert "data.root" in says(train, 2, f"--config={BASE}", f"--workdir={tmp_path / 'new'}")
+  line = says(train, 2, f"--config={BASE}", "--workdir=w", "--config.data.rot=x")
+  assert "--config.data.rot: is no setting (did you mean root?)" in line
 
 
 def test_images_that_cannot_be_read(says, run, tmp_path):
