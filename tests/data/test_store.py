@@ -147,7 +147,7 @@ def test_a_half_written_case_does_not_exist(killed_at, rewritten, tmp_path, monk
       return function(path, *args)
     return wrapper
 
-  for name in ("_create", "write_text"):
+  for name in ("create_array", "write_text"):
     monkeypatch.setattr(write_lib, name, killed(getattr(write_lib, name)))
   with pytest.raises(KeyboardInterrupt):
     write(tmp_path, image, masks, source="after")

@@ -69,7 +69,7 @@ def refused_or_read(service, caplog, body, kind, folder):
   assert not unexpected, "a reader failed in a way that it does not know of"
 
 
-LASTING = settings(deadline=None, max_examples=150,
+LASTING = settings(deadline=None, max_examples=40,
                    suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
