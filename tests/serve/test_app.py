@@ -195,8 +195,10 @@ class Held(Inside):
 
 
 def until(condition):
-  wait = threading.Event()
+  wait, patience = threading.Event(), 60_000
   while not condition():
+    patience -= 1
+    assert patience > 0
     wait.wait(0.01)
 
 
