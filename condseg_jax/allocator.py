@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import ctypes
+import gc
 
 # Of mallopt: what is as large goes back to the system once it is freed. Left alone, glibc raises
 # the first limit up to 32 MB and the second to twice that, and keeps half a CT in its heaps.
@@ -24,3 +25,18 @@ def lean_memory(lean: bool = True) -> Iterator[None]:
     yield
   finally:
     limits(*USUAL)
+
+
+def settle() -> None:
+  """What is there now stays for good: no later collection need look at it."""
+  gc.collect()
+  gc.freeze()
+
+
+def trim() -> None:
+  """Gives freed memory back, where the C library can; it would keep it for the next request."""
+  gc.collect()
+  try:
+    ctypes.CDLL(None).malloc_trim(0)
+  except (OSError, AttributeError):
+    pass

@@ -222,6 +222,11 @@ def turn_to(image: Geometry, label: Volume) -> Volume:
                 label.affine @ orientations.inv_ornt_aff(change, label.geometry.shape))
 
 
+def voxel_ml(affine: np.ndarray) -> float:
+  """Volume of a voxel in ml, shear counted; in 2-D a thousandth of its area."""
+  return float(abs(np.linalg.det(np.asarray(affine)[:-1, :-1]))) / 1000
+
+
 def shear(affine: np.ndarray) -> float:
   """The largest angle in degrees by which two axes of an affine miss being perpendicular."""
   unit = affine[:-1, :-1] / np.linalg.norm(affine[:-1, :-1], axis=0)

@@ -19,6 +19,7 @@ from condseg_jax.formats import resample
 from condseg_jax.geometry import canonical_geometry
 from condseg_jax.geometry import from_canonical
 from condseg_jax.geometry import to_canonical
+from condseg_jax.geometry import voxel_ml
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import fuse
 from condseg_jax.infer import native
@@ -126,7 +127,9 @@ class Predictor:
     ids = self.table.select(classes, preset)
     within = {self.table.index(part): self.table.index(whole)
               for part, whole in how.within.items()}
-    rank = {k: depth for k, depth in fuse.ranks(within).items() if k in ids}
+    # A part whose whole is not looked for can neither take voxels from it nor touch it.
+    within = {part: whole for part, whole in within.items() if {part, whole} <= set(ids)}
+    rank = fuse.ranks(within)
     names = {self.table.names[i]: i + 1 for i in ids}
     boxes = self._boxes(volume, ids, how) if how.two_pass else None
     image = self._normalised(volume, FAST if how.fast else 1.0)
@@ -149,16 +152,16 @@ class Predictor:
       postprocess.drop_detached(canonical, part + 1, within[part] + 1)
     cleanings = {names[name]: postprocess.Cleaning(**fields)
                  for name, fields in self.cleaning.items() if how.clean and name in names}
-    voxel_ml = float(abs(np.linalg.det(volume.affine[:-1, :-1]))) / 1000
+    size = voxel_ml(volume.affine)
     for value, cleaning in cleanings.items():
-      postprocess.clean(canonical, value, cleaning, voxel_ml)
+      postprocess.clean(canonical, value, cleaning, size)
     label = from_canonical(canonical, volume.geometry)
 
     def independent(name):
       value = names[name]
       found = native.mask(lambda rows: planes.rows(value - 1, rows), shape, grid, how.threshold)
       if value in cleanings:
-        postprocess.clean(found, True, cleanings[value], voxel_ml)
+        postprocess.clean(found, True, cleanings[value], size)
       return from_canonical(found, volume.geometry).array
 
     def exclusive(name):
@@ -174,9 +177,8 @@ class Predictor:
       raise InputError("image", f"has {volume.ndim} axes, the model was trained on "
                        f"{len(self.plan.spacing)}", "use a model for such images")
     channels = volume.array.shape[-1] if volume.array.ndim > volume.ndim else 1
-    wanted = 3 if self.plan.modality == "rgb" else 1
-    if channels != wanted:
-      raise InputError("image", f"has {channels} channels, the model takes {wanted}",
+    if channels != self.plan.channels:
+      raise InputError("image", f"has {channels} channels, the model takes {self.plan.channels}",
                        "convert the image")
     spacing = tuple(factor * s for s in self.plan.spacing)
     volume = resample.resample_image(to_canonical(volume), spacing)

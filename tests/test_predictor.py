@@ -224,6 +224,10 @@ def test_a_part_takes_its_voxels_from_the_whole(network, volume):
   part = label == 3
   assert part.sum() > (network.predict(volume, threshold=0.45).label.array == 3).sum()
   assert np.mean(part == masks["pancreas"]) > 0.9
+  plain, alone = (network.predict(volume, ["pancreas"], threshold=0.45, within=w).label.array
+                  for w in ({}, {"pancreas": "liver"}))
+  assert plain.any()
+  np.testing.assert_array_equal(plain, alone)  # there is no liver that it could touch
   with pytest.raises(InputError, match="kidney"):
     network.predict(volume, within={"kidney": "liver"})
 

@@ -23,8 +23,7 @@ def main(argv=None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("workdir", "", "Folder of the training run, or a bundle.", flag_values=values)
-  flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+  shell.define_model(values)
   flags.DEFINE_string("data", "", "Raw dataset or prepared store with labels.", flag_values=values)
   flags.DEFINE_string("out", "", "Folder for the results.", flag_values=values)
   flags.DEFINE_string("split", "", "train, val or test; by default val where there is one, else "

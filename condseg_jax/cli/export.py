@@ -22,8 +22,7 @@ def main(argv=None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("workdir", "", "Folder of the training run, or a bundle.", flag_values=values)
-  flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+  shell.define_model(values)
   flags.DEFINE_string("out", "", "The bundle, NAME.condseg.", flag_values=values)
   flags.DEFINE_bool("onnx", False, "Add encoder.onnx and decoder.onnx.", flag_values=values)
 

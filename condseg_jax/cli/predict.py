@@ -40,8 +40,7 @@ def _define(values: flags.FlagValues) -> None:
   several = functools.partial(flags.DEFINE_list, flag_values=values)
   number = functools.partial(flags.DEFINE_float, lower_bound=0.0, flag_values=values)
   whole = functools.partial(flags.DEFINE_integer, flag_values=values)
-  text("workdir", "", "Folder of the training run, or a bundle.")
-  text("checkpoint", "last", "last, best or a step.")
+  shell.define_model(values)
   text("input", "", "An image, a folder of images, the folder of a DICOM series, or a text file "
        "that names such, one a line.")
   text("series", "", "SeriesInstanceUID, where a DICOM folder holds several.")

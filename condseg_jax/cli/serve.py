@@ -25,8 +25,7 @@ def main(argv=None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_string("workdir", "", "Folder of the training run.", flag_values=values)
-  flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+  shell.define_model(values)
   flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 is every one.",
                       flag_values=values)
   flags.DEFINE_integer("port", 8000, "Port to listen on; a free one when 0.", lower_bound=0,

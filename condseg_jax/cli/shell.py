@@ -89,6 +89,12 @@ def need(values: flags.FlagValues, *names: str) -> None:
       raise InputError(f"--{name}", "is missing", f"give --{name}=…, see --help", usage=True)
 
 
+def define_model(values: flags.FlagValues) -> None:
+  """Flags of the commands that use a trained network."""
+  flags.DEFINE_string("workdir", "", "Folder of the training run, or a bundle.", flag_values=values)
+  flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+
+
 def define_report(values: flags.FlagValues) -> None:
   """Flags of the commands that write the page."""
   flags.DEFINE_bool("report", False, "Write report.html, one page that shows all cases and opens "

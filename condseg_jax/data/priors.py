@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from condseg_jax.data.store import Case
+from condseg_jax.geometry import voxel_ml
 
 GRID = 8  # cells along each axis of the field of view
 SPREAD = 1.0  # cells: positions are known from 64 voxels of each case
@@ -48,10 +49,10 @@ def smallest_ml(cases: Iterable[Case]) -> dict[str, float]:
   """Class → its smallest volume in ml among the cases that show it; in 2-D pixels / 1000."""
   found = {}
   for case in cases:
-    voxel = abs(np.linalg.det(np.asarray(case.affine)[:-1, :-1])) / 1000
+    voxel = voxel_ml(case.affine)
     for name, count in case.positives.items():
       if count:
-        found[name] = min(found.get(name, np.inf), float(count * voxel))
+        found[name] = min(found.get(name, np.inf), count * voxel)
   return found
 
 

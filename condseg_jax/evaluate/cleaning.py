@@ -7,6 +7,7 @@ import numpy as np
 
 from condseg_jax import metrics
 from condseg_jax.evaluate.scores import nan_mean
+from condseg_jax.geometry import voxel_ml
 from condseg_jax.geometry import Volume
 from condseg_jax.infer.postprocess import clean
 from condseg_jax.infer.postprocess import Cleaning
@@ -32,7 +33,7 @@ class Trials:
 
   def seen(self, case_id: str, volume: Volume, prediction: Prediction,
            truth: Mapping[str, np.ndarray], scored) -> None:
-    voxel_ml = voxel_size_ml(volume)
+    size = voxel_ml(volume.affine)
     for name, mask in truth.items():
       if name not in prediction.masks:
         continue
@@ -42,7 +43,7 @@ class Trials:
       found = prediction.masks[name].astype(np.uint8)
       for cleaning in candidates:
         cleaned = found.copy()
-        clean(cleaned, 1, cleaning, voxel_ml)
+        clean(cleaned, 1, cleaning, size)
         score = metrics.score_case(cleaned.astype(bool), mask, volume.spacing, None, fast=True)
         self.rows.append((name, cleaning, score["dice"]))
 
@@ -58,8 +59,3 @@ def choose(rows: Sequence[Row]) -> dict[str, Cleaning]:
     if means[best] >= means[Cleaning()] + GAIN:
       chosen[name] = best
   return chosen
-
-
-def voxel_size_ml(volume: Volume) -> float:
-  """Volume of a voxel in ml; in 2-D a thousandth of its area."""
-  return float(abs(np.linalg.det(volume.affine[:-1, :-1]))) / 1000

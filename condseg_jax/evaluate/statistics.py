@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from condseg_jax.evaluate.tables import write_summary
+from condseg_jax.geometry import voxel_ml
 from condseg_jax.geometry import Volume
 
 DIGITS = 6  # significant, in the file
@@ -112,12 +113,12 @@ class _Sums:
 
   def describe(self, value: int, affine: np.ndarray, border: bool) -> dict:
     count, space = int(self.count[value]), len(affine) - 1 == 3
-    size = count * abs(np.linalg.det(affine[:-1, :-1]))
+    ml = count * voxel_ml(affine)
     centroid = None
     if count:
       centroid = affine[:-1, :-1] @ (self.index[:, value] / count) + affine[:-1, -1]
     return {
-        **({"volume_ml": size / 1000} if space else {"area_px": size}), "voxels": count,
+        **({"volume_ml": ml} if space else {"area_px": 1000 * ml}), "voxels": count,
         "mean": float(self.mean[value]) if count else None,
         "sd": float(np.sqrt(self.squares[value] / count)) if count else None,
         "touches_border": bool(border and count),

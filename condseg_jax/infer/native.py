@@ -7,7 +7,8 @@ the same all around x, this is the interpolation of its own probability; between
 touch, the larger share decides, and no gap opens. With equal grids nothing is interpolated.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+import math
 
 import numpy as np
 from scipy import ndimage
@@ -40,16 +41,21 @@ def label_map(best: np.ndarray, score: np.ndarray, shape: Sequence[int],
     return best
   boxes = [(value, box) for value, box in enumerate(ndimage.find_objects(best), 1) if box]
   out = np.zeros(shape, best.dtype)
-  rows_at_once = max(1, WORK_VOXELS // int(np.prod(shape[1:])))
   taps = [resample.linear_taps(n, m) for n, m in zip(old, shape, strict=True)]
-  for first in range(0, shape[0], rows_at_once):
-    rows = slice(first, min(first + rows_at_once, shape[0]))
+  for rows in _slabs(shape):
     source = resample.source_rows(old, shape, rows)
     inside = resample.resampled_rows(score[source], shape, 1, rows, old) >= threshold
     if inside.any():
       slab = [tuple(t[rows] for t in taps[0]), *taps[1:]]
       out[rows] = _largest_share(best, score, boxes, slab, inside)
   return out
+
+
+def _slabs(shape: tuple[int, ...]) -> Iterator[slice]:
+  """Rows of a result, as many at a time as `WORK_VOXELS` allows."""
+  count = max(1, WORK_VOXELS // math.prod(shape[1:]))
+  for first in range(0, shape[0], count):
+    yield slice(first, min(first + count, shape[0]))
 
 
 def _forget_far_background(best: np.ndarray, score: np.ndarray, threshold: float) -> None:
@@ -97,11 +103,10 @@ def mask(rows_of: Callable[[slice], np.ndarray], old: Sequence[int], shape: Sequ
     shape: of the result, over the same field of view.
     threshold: of the probability.
   """
+  old, shape = tuple(old), tuple(shape)
   out = np.zeros(shape, bool)
-  rows_at_once = max(1, WORK_VOXELS // int(np.prod(shape[1:])))
-  for first in range(0, shape[0], rows_at_once):
-    rows = slice(first, min(first + rows_at_once, shape[0]))
-    part = rows_of(resample.source_rows(tuple(old), tuple(shape), rows))
-    found = resample.resampled_rows(part, tuple(shape), 1, rows, tuple(old))
+  for rows in _slabs(shape):
+    part = rows_of(resample.source_rows(old, shape, rows))
+    found = resample.resampled_rows(part, shape, 1, rows, old)
     np.greater_equal(found, threshold, out=out[rows])
   return out

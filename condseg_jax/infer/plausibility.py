@@ -98,7 +98,7 @@ def _form(volume: Volume, plan: Plan) -> Iterable[Finding]:
                   f"{len(plan.spacing)}", "use a model for such images", final=True)
     return
   channels = volume.array.shape[-1] if volume.array.ndim > volume.ndim else 1
-  wanted = 3 if plan.modality == "rgb" else 1
+  wanted = plan.channels
   if channels != wanted:
     cure = "convert it to grey values" if channels == 3 else "name one volume of it"
     yield Finding(REFUSE, "channels", f"has {channels} channels, the model takes {wanted}",

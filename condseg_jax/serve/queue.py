@@ -9,10 +9,10 @@ import logging
 from pathlib import Path
 import time
 
+from condseg_jax.allocator import trim
 from condseg_jax.errors import InputError
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.memory import trim
 from condseg_jax.serve.order import Order
 from condseg_jax.serve.refusal import Refusal
 

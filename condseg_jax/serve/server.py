@@ -12,12 +12,12 @@ import tempfile
 
 import uvicorn
 
+from condseg_jax.allocator import settle
 from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
 from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.memory import settle
 from condseg_jax.serve.protocol import Protocol
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue

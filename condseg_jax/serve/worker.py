@@ -17,6 +17,8 @@ import sys
 
 import numpy as np
 
+from condseg_jax.allocator import settle
+from condseg_jax.allocator import trim
 from condseg_jax.cache import keep_compiled
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
@@ -25,8 +27,6 @@ from condseg_jax.predictor import load
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.job import work
 from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.memory import settle
-from condseg_jax.serve.memory import trim
 
 
 class Stopped(BaseException):

@@ -113,7 +113,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
     log.info("%s", line)
 
   # --- state ----------------------------------------------------------------------------------
-  image = jnp.zeros((1, *plan.subvolume, 3 if plan.modality == "rgb" else 1), jnp.float32)
+  image = jnp.zeros((1, *plan.subvolume, plan.channels), jnp.float32)
   variables = jax.jit(model.init)(jax.random.key(config["seed"]), image, jnp.zeros(1, jnp.int32))
   state = TrainState.create(variables["params"], optimizer, ema=settings["ema_decay"] > 0)
   if last is not None:
