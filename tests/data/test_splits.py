@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 import pytest
 
 from condseg_jax.classes import Annotation
+from condseg_jax.data.prepare.carve import annotate_in_full
 from condseg_jax.data.prepare.carve import carve_cases
 from condseg_jax.data.prepare.carve import carve_frames
 from condseg_jax.data.prepare.raw import RawCase
@@ -127,3 +128,15 @@ def test_what_cannot_be_carved():
     carve_frames(folder([""] * 6), 0)
   with pytest.raises(InputError, match="every class"):
     carve_cases(carve_cases(folder([""] * 6)))
+
+
+def test_carved_cases_annotated_in_full_again_are_the_cases_before_in_the_datasets_after():
+  raw = folder([""] * 9)
+  carved = carve_cases(raw)
+  full = annotate_in_full(carved)
+  assert [c.labels for c in full.cases] == [c.labels for c in raw.cases]
+  assert [(c.id, c.dataset, c.split) for c in full.cases] == [
+      (c.id, c.dataset, c.split) for c in carved.cases]
+  assert full.recipe == {**carved.recipe, "annotated": "in full"}
+  with pytest.raises(InputError, match="no fully labelled case"):
+    annotate_in_full(carve_cases(folder([""] * 9, test=0)))

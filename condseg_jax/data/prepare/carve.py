@@ -1,7 +1,8 @@
 """Single-class datasets out of a fully labelled one, over disjoint cases.
 
 Each training case goes to one class, whose dataset it joins and which alone it annotates, whatever
-else it shows. Cases of other splits stay annotated in full, for scoring.
+else it shows. Cases of other splits stay annotated in full, for scoring. And the way back, for
+comparison: `annotate_in_full`.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import numpy as np
 from condseg_jax.data.prepare.raw import annotate_only
 from condseg_jax.data.prepare.raw import RawCase
 from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.data.prepare.raw import RawLabel
 from condseg_jax.errors import InputError
 
 BLOCK = 6  # frames; neighbouring ones are near duplicates
@@ -52,6 +54,32 @@ def carve_cases(folder: RawFolder, seed: int = 0) -> RawFolder:
   order = np.random.default_rng(seed).permutation(len(names))
   return _dealt(folder, [patients[names[i]] for i in order],
                 {"carve": {"by": "cases", "seed": seed}})
+
+
+def annotate_in_full(folder: RawFolder) -> RawFolder:
+  """Training cases annotate all classes, as the cases of the other splits do; datasets stay.
+
+  The upper bound of learning from single-class datasets: the same cases, sampled alike.
+
+  Raises:
+    InputError: the cases of other splits do not say how all classes are annotated.
+  """
+  classes = set(folder.classes)
+  whole = [case.labels[0].annotation for case in folder.cases
+           if case.split != "train" and len(case.labels) == 1 and set(case.classes) == classes]
+  if not whole or any(annotation != whole[0] for annotation in whole):
+    raise InputError(folder.root, "has no fully labelled case outside of train, or several kinds",
+                     "annotate training cases in full yourself")
+
+  def full(case: RawCase) -> RawCase:
+    paths = list(dict.fromkeys(label.path for label in case.labels))
+    if len(paths) != 1:
+      raise InputError(case.image, "has several label maps", "join them into one")
+    return dataclasses.replace(case, labels=(RawLabel(paths[0], whole[0]),))
+
+  cases = tuple(full(case) if case.split == "train" else case for case in folder.cases)
+  return dataclasses.replace(folder, cases=cases,
+                             recipe={**folder.recipe, "annotated": "in full"})
 
 
 def _dealt(folder: RawFolder, blocks, recipe) -> RawFolder:

@@ -158,6 +158,7 @@ def write_abdomen(
   cases_per_organ: int = 32,
   test_cases_per_profile: int = 6,
   seed: int = 0,
+  every_organ: bool = False,
 ) -> None:
   """Writes `out/train/<organ>/` for every organ and `out/test/`, all in the MSD layout.
 
@@ -172,6 +173,8 @@ def write_abdomen(
     cases_per_organ: training cases in each set.
     test_cases_per_profile: test cases under each of the scanners in use.
     seed: non-negative; another seed, other patients.
+    every_organ: training sets label all organs, as the test set does: the same images under full
+      supervision.
 
   Raises:
     InputError: an unknown organ or size, no organ, an organ named twice.
@@ -184,7 +187,8 @@ def write_abdomen(
     raise InputError(f"size {size}", "is unknown", f"choose from {', '.join(SIZES)}", usage=True)
   for organ in organs:
     cases = [(organ, i, f"{organ}_{i:03d}") for i in range(cases_per_organ)]
-    _write_msd(Path(out) / "train" / organ, cases, (organ,), size, seed, "train")
+    labelled = organs if every_organ else (organ,)
+    _write_msd(Path(out) / "train" / organ, cases, labelled, size, seed, "train")
   cases = [(organ, i, f"profile-{organ}_case-{i:03d}") for organ in organs
            for i in range(test_cases_per_profile)]
   _write_msd(Path(out) / "test", cases, organs, size, seed, "test")

@@ -1,0 +1,111 @@
+"""python -m experiments.study STUDY --data=DIR --out=DIR
+
+Runs a study (a file of experiments/studies, `all` of them, or the path of a file): trains what is
+not trained yet, scores it, and writes tables and figures. The same command goes on where it
+stopped, and does nothing where everything is done.
+
+  python -m experiments.study hippocampus --data=DATA --out=results
+  python -m experiments.study all --data=DATA --out=results --dry_run
+  python -m experiments.study all --out=results --tables
+
+DATA holds the raw datasets (hippocampus/, camvid/); phantoms are drawn. In OUT lie STUDY.csv,
+STUDY.md, STUDY.tex, figures/ and records/; OUT/work holds what is prepared and trained.
+"""
+
+import os
+from pathlib import Path
+import sys
+
+from absl import flags
+
+from condseg_jax.cli import shell
+from condseg_jax.errors import InputError
+
+
+def main(argv=None) -> int:
+  return shell.run(__doc__, _define, _work, argv, positional="STUDY")
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("data", "", "Folder with the raw datasets.", flag_values=values)
+  flags.DEFINE_string("out", "", "Folder for records, tables, figures, and work/.",
+                      flag_values=values)
+  flags.DEFINE_string("experiments", "experiments", "Folder with configs/ and studies/.",
+                      flag_values=values)
+  flags.DEFINE_list("seeds", [], "Seeds; those of the study when empty.", flag_values=values)
+  flags.DEFINE_list("only", [], "Variants to run; all when empty.", flag_values=values)
+  flags.DEFINE_bool("tables", False, "Write tables and figures from the records there are, and run "
+                    "nothing.", flag_values=values)
+  flags.DEFINE_bool("dry_run", False, "Say what is done, what is to be run and how long it will "
+                    "take.", flag_values=values)
+  flags.DEFINE_bool("drop_old", False, "Remove records of other code, data or settings than "
+                    "now.", flag_values=values)
+  flags.DEFINE_bool("prune", False, "Remove checkpoints of trainings that no study here needs any "
+                    "more.", flag_values=values)
+
+
+def _work(values: flags.FlagValues, name: str) -> int:
+  shell.need(values, "out")
+  from condseg_jax.study import declare
+
+  try:
+    seeds = tuple(int(seed) for seed in values.seeds)
+  except ValueError as error:
+    raise InputError("--seeds", str(error), "whole numbers, as in 0,1,2", usage=True) from error
+  studies = declare.load(name, values.experiments)
+  if values.tables:
+    for study in studies:
+      if len(studies) == 1 or any((Path(values.out) / "records" / study.name).glob("*.json")):
+        _report(study, Path(values.out))
+    return 0
+  from condseg_jax.cache import keep_compiled
+  from condseg_jax.study import plan
+
+  keep_compiled()
+  out, data = (Path(os.path.abspath(p)) for p in (values.out, values.data or "."))
+  places = plan.Places(Path(values.experiments), data, out)
+  missing = plan.unprepared(studies, places, seeds, values.only) if values.dry_run else {}
+  if missing:
+    for dataset, count in missing.items():
+      print(f"{dataset}: not prepared yet, {count} trial(s) to be run")
+  if values.drop_old and not values.dry_run:
+    for study in studies:
+      plan.drop_old(study, places, print)
+  jobs = plan.jobs(studies, places, seeds, values.only, without=missing)
+  if values.dry_run:
+    return _tell(jobs, places)
+  from condseg_jax.study.runner import run
+  run(jobs, places)
+  for study in studies:
+    _report(study, out)
+  if values.prune:
+    everything = [*declare.load("all", values.experiments), *studies]
+    others = plan.jobs(everything, places, without=plan.unprepared(everything, places))
+    count = plan.prune([*others, *jobs], jobs, places, print)
+    print(f"removed the checkpoints of {count} training(s)")
+  return 0
+
+
+def _tell(jobs, places) -> int:
+  from condseg_jax.study import plan
+  pace = plan.Pace(places.out)
+  for job in jobs:
+    left = "done" if job.done else plan.duration(pace.left([job], places))
+    print(f"{job.study.name:24} {job.trial.variant.label:36} seed {job.trial.seed}  "
+          f"{'+'.join(map(str, job.steps)):>20} steps  {left}")
+  waiting = [job for job in jobs if not job.done]
+  print(f"{len(jobs) - len(waiting)} of {len(jobs)} trials are done; the rest takes about "
+        f"{plan.duration(pace.left(waiting, places))}")
+  return 0
+
+
+def _report(study, out: Path) -> None:
+  from condseg_jax.study import records
+  rows = records.of_study(out, study.name)
+  path = out / f"{study.name}.csv"
+  records.write_csv(path, rows)
+  print(path)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

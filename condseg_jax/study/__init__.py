@@ -1,0 +1,1 @@
+"""Studies: a declared grid of trainings, run, scored, and told in tables and figures."""

@@ -1,0 +1,139 @@
+"""The datasets of studies, by name: made from raw folders, or drawn, and prepared on first use.
+
+    hippocampus, camvid    single-class datasets over disjoint cases
+    NAME_full              the same cases, each annotated in full
+    NAME_parts_25          the training masks of NAME damaged at 25 %, or NAME_false_positives_25
+    phantom, phantom_full  drawn here
+    any other name         DATA/NAME/train, a folder of raw datasets, scored on DATA/NAME/test
+"""
+
+from collections.abc import Callable
+import functools
+from pathlib import Path
+import re
+from typing import NamedTuple
+
+from condseg_jax.data import store as store_lib
+from condseg_jax.data.prepare import sources
+from condseg_jax.data.prepare.carve import annotate_in_full
+from condseg_jax.data.prepare.carve import carve_frames
+from condseg_jax.data.prepare.damage import Damage
+from condseg_jax.data.prepare.damage import KINDS
+from condseg_jax.data.prepare.layouts.camvid import read_camvid
+from condseg_jax.data.prepare.layouts.msd import read_msd
+from condseg_jax.data.prepare.phantom import write_abdomen
+from condseg_jax.data.prepare.prepare import median_spacing
+from condseg_jax.data.prepare.prepare import prepare
+from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.errors import InputError
+from condseg_jax.study.key import data_digest
+from condseg_jax.study.key import scored_digest
+
+PHANTOM_CASES = 32  # of each organ
+_DAMAGED = re.compile(rf"(.+)_({'|'.join(KINDS)})_(\d+)")
+_PROFILE = re.compile(r"profile-(.+)_case-")
+
+
+class Raw(NamedTuple):
+  """How a folder of raw cases becomes a dataset.
+
+  Attributes:
+    read: folder → single-class datasets.
+    spacing: that all its images get.
+  """
+
+  read: Callable[[Path], RawFolder]
+  spacing: tuple[float, ...]
+
+
+RAW = {
+    "hippocampus": Raw(read_msd, (1.0, 1.0, 1.0)),
+    "camvid": Raw(lambda path: carve_frames(read_camvid(path)), (1.0, 1.0)),
+}
+
+
+class Dataset(NamedTuple):
+  """A dataset that is ready.
+
+  Attributes:
+    root: prepared, to learn from.
+    scored, split: cases to score on, see `evaluate.cases.labelled_cases`.
+    data: digest of what is learned from.
+    truth: digest of what is scored on.
+  """
+
+  root: Path
+  scored: Path
+  split: str
+  data: str
+  truth: str
+
+
+def begun(name: str, work: Path) -> bool:
+  """Whether something of a dataset was prepared before."""
+  root = work / "data" / name
+  return _finished(root) or any(map(_finished, root.glob("*")))
+
+
+@functools.cache
+def dataset(name: str, data: Path, work: Path) -> Dataset:
+  """A dataset, prepared where that was not done before; once in a process.
+
+  Args:
+    name: see the module.
+    data: folder of raw datasets.
+    work: folder for what is drawn and prepared.
+
+  Raises:
+    InputError: raw data that is missing or unusable, an unknown name.
+  """
+  damaged = _DAMAGED.fullmatch(name)
+  origin = damaged[1] if damaged else name.removesuffix("_full")
+  if origin in RAW:
+    folder = RAW[origin].read(_folder(data, origin))
+    if name.endswith("_full"):
+      folder = annotate_in_full(folder)
+    if damaged:
+      folder = folder.altered(Damage(damaged[2], int(damaged[3]) / 100))
+    stores = [_prepared(folder, work / "data" / name, RAW[origin].spacing)]
+    return Dataset(work / "data" / name, folder.root, "val", data_digest(stores),
+                   scored_digest(folder.root, "val"))
+  raw = _phantom(name, work) if origin == "phantom" else _folder(data, name)
+  folders = sources.find(raw / "train")
+  for found in folders:
+    if not isinstance(found, RawFolder):
+      raise InputError(found.root, "is prepared already", "studies prepare raw datasets")
+  spacing, root = median_spacing(folders), work / "data" / name
+  stores = [_prepared(found, root / found.root.name, spacing) for found in folders]
+  return Dataset(root, raw / "test", "all", data_digest(stores), scored_digest(raw / "test", ""))
+
+
+def profile_of(case_id: str) -> str:
+  """The scanner of a phantom; "" for other cases."""
+  found = _PROFILE.match(case_id)
+  return found[1] if found else ""
+
+
+def _folder(data: Path, name: str) -> Path:
+  path = data / name
+  if not path.is_dir():
+    raise InputError(path, "does not exist", f"put the raw dataset {name!r} under --data",
+                     usage=True)
+  return path
+
+
+def _phantom(name: str, work: Path) -> Path:
+  out = work / "raw" / name
+  if not (out / "test" / "dataset.json").exists():  # which is written last
+    write_abdomen(out, size="quick", cases_per_organ=PHANTOM_CASES,
+                  every_organ=name.endswith("_full"))
+  return out
+
+
+def _prepared(folder: RawFolder, out: Path, spacing) -> store_lib.Store:
+  """What is there already from the same files is kept."""
+  return prepare(folder, out, spacing, progress=not _finished(out))
+
+
+def _finished(root: Path) -> bool:
+  return (root / store_lib.MANIFEST).exists()

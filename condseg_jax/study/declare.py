@@ -1,0 +1,185 @@
+"""What a study is: variants of a network, each trained from several seeds on some dataset.
+
+A file of a study (`experiments/studies/NAME.py`) holds `get_study()` and a docstring, its lab note.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import importlib.util
+from pathlib import Path
+import re
+import sys
+
+from condseg_jax.errors import InputError
+
+BASE = "base"  # what the study files share; no study
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+  """One training.
+
+  Attributes:
+    config: name of a file in `experiments/configs`.
+    overrides: dotted field of that config → value.
+  """
+
+  config: str
+  overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
+
+  def but(self, **changes) -> "Member":
+    """With more overrides; `__` stands for the dot."""
+    named = {key.replace("__", "."): value for key, value in changes.items()}
+    return dataclasses.replace(self, overrides={**self.overrides, **named})
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """What is compared with others: a network, or several that are used as one.
+
+  Attributes:
+    name: of the variant.
+    members: its trainings; several are specialists, each for classes of its own.
+    dataset: a name that `study.datasets` knows.
+    mechanism: of its condition, where the study compares several.
+    level: a number that the study varies, e.g. the number of cases.
+    fusion: how classes share voxels when it is scored, see `Predictor.predict`.
+    against: label of the variant that it is compared with; the study's reference when empty.
+  """
+
+  name: str
+  members: tuple[Member, ...]
+  dataset: str
+  mechanism: str = ""
+  level: float | None = None
+  fusion: str = "argmax"
+  against: str = ""
+
+  @property
+  def label(self) -> str:
+    """Unique in a study."""
+    level = "" if self.level is None else f"{self.level:g}"
+    return " ".join(part for part in (self.name, self.mechanism, level) if part)
+
+  def but(self, *, dataset: str = "", mechanism: str = "", level: float | None = None,
+          name: str = "", against: str = "", **changes) -> "Variant":
+    """The variant with other overrides in all its members, `__` for the dot, or other names."""
+    return dataclasses.replace(
+        self, name=name or self.name, members=tuple(m.but(**changes) for m in self.members),
+        dataset=dataset or self.dataset, mechanism=mechanism or self.mechanism,
+        level=self.level if level is None else level, against=against or self.against)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """A variant with its seed: a row of the results."""
+
+  study: str
+  variant: Variant
+  seed: int
+  against: str
+
+  @property
+  def name(self) -> str:
+    """For files."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{self.variant.label}-s{self.seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """A study.
+
+  Attributes:
+    name: of its file.
+    variants: what is compared.
+    seeds: every variant is trained from each.
+    reference: label of the variant that others are compared with.
+    level: what `Variant.level` counts, for the axis of a figure; "" where nothing is varied.
+    seconds: a guess of the time of a step, until steps were measured.
+  """
+
+  name: str
+  variants: tuple[Variant, ...]
+  seeds: tuple[int, ...] = (0,)
+  reference: str = "cond_dec"
+  level: str = ""
+  seconds: float = 0.5
+
+  def __post_init__(self):
+    labels = [v.label for v in self.variants]
+    for label in labels:
+      if labels.count(label) > 1:
+        raise InputError(f"study {self.name}", f"two variants are called {label!r}",
+                         "give them different names, mechanisms or levels", usage=True)
+    for label in {self.reference, *(v.against for v in self.variants if v.against)}:
+      if label not in labels:
+        raise InputError(f"study {self.name}", f"compares with {label!r}, which it does not have",
+                         f"its variants: {', '.join(labels)}", usage=True)
+
+  def trials(self, seeds: Sequence[int] = (), only: Sequence[str] = ()) -> Iterator[Trial]:
+    """All of its trials, the first seed of every variant before the second of any.
+
+    Args:
+      seeds: those of the study when empty.
+      only: names or labels of variants; all when empty.
+
+    Raises:
+      InputError: a name that no variant has.
+    """
+    names = {name for v in self.variants for name in (v.name, v.label)}
+    for name in only:
+      if name not in names:
+        raise InputError("--only", f"the study {self.name} has no variant {name!r}",
+                         f"its variants: {', '.join(dict.fromkeys(v.name for v in self.variants))}",
+                         usage=True)
+    for seed in seeds or self.seeds:
+      for variant in self.variants:
+        if not only or {variant.name, variant.label} & set(only):
+          yield Trial(self.name, variant, seed, variant.against or self.reference)
+
+
+def names(experiments) -> list[str]:
+  """The studies of a folder `experiments`."""
+  found = sorted(p.stem for p in (Path(experiments) / "studies").glob("*.py"))
+  return [name for name in found if name not in (BASE, "__init__")]
+
+
+def load(name: str, experiments) -> list[Study]:
+  """A study by name, by the path of its file, or `all` of them.
+
+  Raises:
+    InputError: there is no such study, or its file cannot be loaded.
+  """
+  if name == "all":
+    return [study for one in names(experiments) for study in load(one, experiments)]
+  is_path = name.endswith(".py")
+  path = Path(name) if is_path else Path(experiments) / "studies" / f"{name}.py"
+  if not path.exists() or (path.stem == BASE and not is_path):
+    raise InputError(f"study {name}", "is not known",
+                     f"one of all, {', '.join(names(experiments))}, or the path of a file",
+                     usage=True)
+  return [module_function(path, "get_study", experiments)()]
+
+
+def module_function(path: Path, function: str, experiments) -> Callable:
+  """A function of a file that may import others as `configs.NAME` and `studies.NAME`.
+
+  Raises:
+    InputError: the file cannot be loaded, or has no such function.
+  """
+  home = str(Path(experiments).resolve())
+  if home not in sys.path:
+    sys.path.insert(0, home)
+  try:
+    spec = importlib.util.spec_from_file_location(f"_loaded_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, function)
+  except InputError:
+    raise
+  except Exception as error:  # whatever a user's file raises
+    raise InputError(path, f"cannot be loaded: {type(error).__name__}: {error}",
+                     f"correct the file; it needs {function}()", usage=True) from error

@@ -1,0 +1,179 @@
+"""What of some studies is done and what is to be run, by keys."""
+
+from collections.abc import Callable
+from collections.abc import Container
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+from pathlib import Path
+import shutil
+
+from condseg_jax.study import configs
+from condseg_jax.study import datasets
+from condseg_jax.study import key as keys
+from condseg_jax.study import records
+from condseg_jax.study.declare import Study
+from condseg_jax.study.declare import Trial
+from condseg_jax.train.record import finished
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+  """Folders of a session.
+
+  Attributes:
+    experiments: with `configs/` and `studies/`.
+    data: raw datasets.
+    out: records, tables, figures, and `work`, which is never committed.
+  """
+
+  experiments: Path
+  data: Path
+  out: Path
+
+  @property
+  def work(self) -> Path:
+    return self.out / "work"
+
+  def run(self, key: str) -> Path:
+    """Where a member trains."""
+    return self.work / "runs" / key
+
+  def kept(self, key: str) -> Path:
+    """Where image, truth and prediction of one case of a trial are kept."""
+    return self.work / "shown" / f"{key[:records.KEY_DIGITS]}.npz"
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """A trial, with all that decides its result.
+
+  Attributes:
+    trial: as declared.
+    order: of its variant in its study.
+    study: its study.
+    data: its dataset.
+    configs, keys: of its members.
+    key: of its result.
+    path: of its record.
+  """
+
+  trial: Trial
+  order: int
+  study: Study
+  data: datasets.Dataset
+  configs: tuple[Mapping, ...]
+  keys: tuple[str, ...]
+  key: str
+  path: Path
+
+  @property
+  def done(self) -> bool:
+    return records.known(self.path, self.key)
+
+  @property
+  def steps(self) -> list[int]:
+    return [config["train"]["steps"] for config in self.configs]
+
+
+def make_job(study: Study, trial: Trial, places: Places) -> Job:
+  """A trial with its keys; its dataset is prepared where it was not."""
+  data = datasets.dataset(trial.variant.dataset, places.data, places.work)
+  source = keys.source_digest()
+  made = tuple(configs.member_config(m, places.experiments, seed=trial.seed, root=data.root,
+                                     cache=places.work / "data")
+               for m in trial.variant.members)
+  member_keys = tuple(keys.member_key(config, data.data, source) for config in made)
+  key = keys.trial_key(member_keys, trial.variant.fusion, data.truth)
+  return Job(trial, study.variants.index(trial.variant), study, data, made, member_keys, key,
+             records.path_of(places.out, study.name, trial.name, key))
+
+
+def jobs(studies: Iterable[Study], places: Places, seeds: Sequence[int] = (),
+         only: Sequence[str] = (), *, without: Container[str] = ()) -> list[Job]:
+  """All trials of some studies, in the order in which they are run.
+
+  Args:
+    seeds, only: see `Study.trials`.
+    without: datasets whose trials are left out.
+  """
+  return [make_job(study, trial, places) for study in studies
+          for trial in study.trials(seeds, only) if trial.variant.dataset not in without]
+
+
+def unprepared(studies: Iterable[Study], places: Places, seeds=(), only=()) -> dict[str, int]:
+  """Dataset that was never prepared → how many trials need it: nothing of them can be done."""
+  counts: dict[str, int] = {}
+  for study in studies:
+    for trial in study.trials(seeds, only):
+      if not datasets.begun(trial.variant.dataset, places.work):
+        counts[trial.variant.dataset] = counts.get(trial.variant.dataset, 0) + 1
+  return counts
+
+
+class Pace:
+  """Seconds that a step takes, from the records there are; the study's own guess before."""
+
+  def __init__(self, out: Path):
+    self._seconds: dict[str, list[float]] = {}
+    for path in sorted((out / "records").glob("*/*.json")):
+      if records.known(path, (record := records.read(path)).get("key", "")):
+        self.add(record)
+
+  def add(self, record: Mapping) -> None:
+    steps, seconds = sum(record["steps"]), record["seconds"]
+    for name in (record["label"], record["dataset"].split("_")[0]):
+      self._seconds.setdefault(name, []).append((seconds["training"] + seconds["scoring"]) / steps)
+
+  def left(self, todo: Sequence[Job], places: Places) -> float:
+    """Seconds for all trials of a list; members that are trained already cost nothing."""
+    seen, total = set(), 0.0
+    for job in todo:
+      variant = job.trial.variant
+      measured = self._seconds.get(variant.dataset.split("_")[0])
+      if variant.label in self._seconds and measured:
+        measured = self._seconds[variant.label]
+      pace = sorted(measured)[len(measured) // 2] if measured else job.study.seconds
+      for key, steps in zip(job.keys, job.steps, strict=True):
+        if key not in seen and not finished(places.run(key)):
+          total += pace * steps
+        seen.add(key)
+    return total
+
+
+def duration(seconds: float) -> str:
+  """For people."""
+  minutes = round(seconds / 60)
+  return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+def prune(everything: Sequence[Job], chosen: Sequence[Job], places: Places,
+          tell: Callable[[str], None]) -> int:
+  """Removes the checkpoints of members that no trial needs any more; returns how many.
+
+  Args:
+    everything: trials of all studies, of which a member may be shared.
+    chosen: those whose members may go.
+    tell: told of each.
+  """
+  needed = {key for job in everything if not job.done for key in job.keys}
+  removed = 0
+  for key in dict.fromkeys(key for job in chosen if job.done for key in job.keys):
+    folder = places.run(key) / "checkpoints"
+    if key not in needed and folder.is_dir() and finished(places.run(key)):
+      shutil.rmtree(folder)
+      tell(f"removed {folder}")
+      removed += 1
+  return removed
+
+
+def drop_old(study: Study, places: Places, tell: Callable[[str], None]) -> None:
+  """Removes the records of a study that are of none of its trials as they are now."""
+  paths = sorted((places.out / "records" / study.name).glob("*.json"))
+  seeds = dict.fromkeys((*study.seeds, *(records.read(path)["seed"] for path in paths)))
+  current = {job.path.name for job in jobs([study], places, tuple(seeds))}
+  for path in paths:
+    if path.name not in current:
+      path.unlink()
+      tell(f"removed {path}")

@@ -1,0 +1,162 @@
+"""The records of a study, one file for each row of its results, and the CSV made of them.
+
+    OUT/records/STUDY/NAME-KEY.json    what was trained and scored, on what, and with what result
+
+Tables and figures are made of these files alone: no network and no image is needed.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+import platform
+
+import jax
+import jax.numpy as jnp
+
+from condseg_jax.atomic import write_text
+from condseg_jax.errors import InputError
+from condseg_jax.models.onednn import convolution
+from condseg_jax.study import statistics
+
+KEY_DIGITS = 16
+CURVE_POINTS = 100
+
+# Of a record, what belongs to the study and not to the result, which studies may share.
+_OWN = ("study", "label", "variant", "mechanism", "level", "seed", "against", "order",
+        "level_name")
+
+
+def path_of(out: Path, study: str, name: str, key: str) -> Path:
+  """Where the record of a trial lies."""
+  return out / "records" / study / f"{name}-{key[:KEY_DIGITS]}.json"
+
+
+def write(path: Path, record: Mapping) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  write_text(path, json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
+
+
+def read(path: Path) -> dict:
+  """A record.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  try:
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+  except (OSError, ValueError, TypeError) as error:
+    raise InputError(path, f"is no record ({error})",
+                     "remove it and run the study again") from error
+
+
+def known(path: Path, key: str) -> bool:
+  """Whether a record is there, whole and of this key."""
+  try:
+    return path.exists() and read(path).get("key") == key
+  except InputError:
+    return False
+
+
+def borrowed(out: Path, key: str) -> dict:
+  """The result that another study has for the same trainings and cases; {} where none has."""
+  for path in sorted((out / "records").glob(f"*/*-{key[:KEY_DIGITS]}.json")):
+    if known(path, key):
+      return {name: value for name, value in read(path).items() if name not in _OWN}
+  return {}
+
+
+def of_study(out: Path, study: str) -> list[dict]:
+  """The records of a study, ordered by seed and then as they are named.
+
+  Raises:
+    InputError: there are none; some are of other source files, or two are of one trial.
+  """
+  folder = out / "records" / study
+  paths = sorted(folder.glob("*.json"))
+  found = [read(path) for path in paths]
+  cure = f"leave out those of before: run the study with --drop_old, or remove them from {folder}"
+  if not found:
+    raise InputError(folder, "holds no record", f"run: python -m experiments.study {study}")
+  sources = list(dict.fromkeys(record["source"] for record in found))
+  if len(sources) > 1:
+    told = "; ".join(
+        f"{s[:12]}: {sum(r['source'] == s for r in found)} record(s), e.g. "
+        f"{next(p.name for p, r in zip(paths, found, strict=True) if r['source'] == s)}"
+        for s in sources)
+    raise InputError(f"study {study}", f"mixes results of different source files ({told})", cure)
+  seen = {}
+  for path, record in zip(paths, found, strict=True):
+    place = record["label"], record["seed"]
+    if place in seen:
+      raise InputError(f"study {study}", f"holds two results of {record['label']!r} with seed "
+                       f"{record['seed']} ({seen[place]}, {path.name})", cure)
+    seen[place] = path.name
+  return sorted(found, key=lambda r: (r["seed"], r["order"]))
+
+
+def curve(workdir: Path) -> dict:
+  """Mean soft Dice of every class over training: {"step": […], "dice": {class: […]}}, thinned."""
+  lines = map(json.loads, (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+  lines = [line for line in lines if "loss" in line]
+  every = math.ceil(len(lines) / CURVE_POINTS) if lines else 1
+  lines = lines[::-1][::every][::-1]  # so that the end is one of them
+  names = dict.fromkeys(key for line in lines for key in line if key.startswith("dice/"))
+  return {"step": [line["step"] for line in lines],
+          "dice": {name.removeprefix("dice/"): [_rounded(line.get(name)) for line in lines]
+                   for name in names}}
+
+
+def run_seconds(workdir: Path) -> float:
+  """What a training took, all sessions together."""
+  return float(json.loads((workdir / "run.json").read_text(encoding="utf-8"))["seconds"])
+
+
+def machine() -> dict:
+  """What the numbers were computed with."""
+  onednn = convolution.usable(jnp.zeros((1,), jnp.float32))
+  return {"cpus": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}",
+          "platform": jax.default_backend(), "device": jax.devices()[0].device_kind,
+          "devices": jax.device_count(), "jax": jax.__version__,
+          "convolution": "onednn" if onednn else "xla"}
+
+
+def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
+  """One row for each record: what it is, its scores, and what it was made with."""
+  classes = classes_of(rows)
+  flat = statistics.is_flat(rows[0])
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(["study", "dataset", "variant", "mechanism", "level", "seed", "mean_dice",
+                   "mean_iou", *(f"{'iou' if flat else 'dice'} {name}" for name in classes),
+                   "parameters", "steps", "key", "source", "git", "machine",
+                   "seconds_training", "seconds_scoring"])
+  for row in rows:
+    scores = statistics.row_scores(row)
+    own = dict(zip(row["scores"]["classes"], scores["classes"], strict=True))
+    machine = row["machine"]
+    writer.writerow([
+        row["study"], row["dataset"], row["variant"], row["mechanism"], _cell(row["level"]),
+        row["seed"], _cell(scores["mean_dice"]), _cell(scores["mean_iou"]) if flat else "",
+        *(_cell(own.get(name)) for name in classes), row["parameters"],
+        "+".join(map(str, row["steps"])), row["key"][:KEY_DIGITS], row["source"][:KEY_DIGITS],
+        row["git"], f"{machine['cpus']} {machine['device']} jax {machine['jax']} "
+        f"{machine['convolution']}", row["seconds"]["training"], row["seconds"]["scoring"]])
+  write_text(path, text.getvalue())
+
+
+def classes_of(rows: Sequence[Mapping]) -> list[str]:
+  """The classes that records score, in order of appearance."""
+  return list(dict.fromkeys(name for row in rows for name in row["scores"]["classes"]))
+
+
+def _cell(value) -> str:
+  return "" if value is None or math.isnan(value) else f"{value:.6g}"
+
+
+def _rounded(value):
+  return None if value is None else round(value, 4)

@@ -1,0 +1,117 @@
+"""Runs the trials of studies: trains what is not trained, scores, writes records."""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import logging
+import os
+from pathlib import Path
+import signal
+import time
+
+import numpy as np
+
+from condseg_jax.atomic import replacing
+from condseg_jax.evaluate.cases import labelled_cases
+from condseg_jax.study import configs
+from condseg_jax.study import datasets
+from condseg_jax.study import key as keys
+from condseg_jax.study import records
+from condseg_jax.study import score as scoring
+from condseg_jax.study import statistics
+from condseg_jax.study.plan import duration
+from condseg_jax.study.plan import Job
+from condseg_jax.study.plan import Pace
+from condseg_jax.study.plan import Places
+from condseg_jax.train.loop import train
+
+log = logging.getLogger("condseg_jax")
+
+
+def run(todo: Sequence[Job], places: Places) -> None:
+  """Runs what is not done, one trial after the other.
+
+  Raises:
+    KeyboardInterrupt: on Ctrl-C or SIGTERM; a training has saved its state before, and the same
+      command goes on from there.
+  """
+  waiting = [job for job in todo if not job.done]
+  log.info("%d of %d trials are done", len(todo) - len(waiting), len(todo))
+  pace = Pace(places.out)
+  with interruptible():
+    for number, job in enumerate(waiting):
+      trial = job.trial
+      log.info("[%d/%d] %s: %s, seed %d; about %s left", number + 1, len(waiting), trial.study,
+               trial.variant.label, trial.seed, duration(pace.left(waiting[number:], places)))
+      record = run_job(job, places)
+      pace.add(record)
+      scores = statistics.row_scores(record)
+      log.info("%s, seed %d: mean Dice %.4f, mean IoU %.4f", trial.variant.label, trial.seed,
+               scores["mean_dice"], scores["mean_iou"])
+
+
+def run_job(job: Job, places: Places) -> dict:
+  """The record of a trial, which is written; another study's result for the same is taken."""
+  result = records.borrowed(places.out, job.key) or _result(job, places)
+  variant = job.trial.variant
+  record = {
+      "study": job.study.name, "label": variant.label, "variant": variant.name,
+      "mechanism": variant.mechanism or configs.mechanism_of(job.configs[0]),
+      "level": variant.level, "seed": job.trial.seed, "against": job.trial.against,
+      "order": job.order, "level_name": job.study.level, **result}
+  records.write(job.path, record)
+  return record
+
+
+def _result(job: Job, places: Places) -> dict:
+  """Trains, scores, and tells everything that does not depend on the study."""
+  folders = [places.run(key) for key in job.keys]
+  for number, (config, folder) in enumerate(zip(job.configs, folders, strict=True)):
+    if len(folders) > 1:
+      log.info("member %d of %d", number + 1, len(folders))
+    if train(config, str(folder)) == "interrupted":
+      raise KeyboardInterrupt
+  start = time.perf_counter()
+  predictor = scoring.predictor_of([str(folder) for folder in folders])
+  cases, _ = labelled_cases(str(job.data.scored), job.data.split)
+
+  def keep(image, truth, prediction):
+    path = places.kept(job.key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+      np.savez_compressed(
+          Path(temporary), image=image.array, truth=truth.array, prediction=prediction.array,
+          spacing=np.asarray(image.spacing), names=np.array(predictor.table.names),
+          colors=np.array(predictor.table.colors), case=np.array(cases[0].id),
+          modality=np.array(predictor.plan.modality))
+
+  scores = scoring.score(predictor, cases, fusion=job.trial.variant.fusion,
+                         groups=[datasets.profile_of(case.id) for case in cases], keep=keep)
+  return {
+      "dataset": job.trial.variant.dataset, "steps": job.steps, "fusion": job.trial.variant.fusion,
+      "parameters": scoring.parameters(predictor), "scores": scores,
+      "curves": [records.curve(folder) for folder in folders],
+      "configs": [keys.without_paths(config) for config in job.configs],
+      "key": job.key, "members": list(job.keys), "data": job.data.data, "truth": job.data.truth,
+      "source": keys.source_digest(), "git": keys.git_hash(), "machine": records.machine(),
+      "seconds": {"training": round(sum(map(records.run_seconds, folders)), 1),
+                  "scoring": round(time.perf_counter() - start, 1)}}
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+  """Ctrl-C is a SIGTERM, which a training saves its state on; anywhere else both end the session.
+  """
+  def leave(*_):
+    raise KeyboardInterrupt
+
+  def pass_on(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+  before = {signal.SIGTERM: signal.signal(signal.SIGTERM, leave),
+            signal.SIGINT: signal.signal(signal.SIGINT, pass_on)}
+  try:
+    yield
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)

@@ -1,0 +1,115 @@
+"""Scores of a trial, in arrays: what the tables of a study are made of."""
+
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import math
+
+import jax
+import numpy as np
+
+from condseg_jax.classes import POSITIVE
+from condseg_jax.classes import UNLABELLED
+from condseg_jax.evaluate.cases import LabelledCase
+from condseg_jax.evaluate.pictures import truth_map
+from condseg_jax.evaluate.run import evaluate
+from condseg_jax.geometry import to_canonical
+from condseg_jax.geometry import Volume
+from condseg_jax.predictor import load
+from condseg_jax.predictor import Predictor
+from condseg_jax.study.specialists import specialists
+
+MEASURED = ("dice", "iou")
+COUNTED = ("tp", "fp", "fn")
+
+
+def predictor_of(workdirs: Sequence) -> Predictor:
+  """The network of a trial, from the last checkpoints of its trainings."""
+  members = [load(workdir, "last") for workdir in workdirs]
+  return members[0] if len(members) == 1 else specialists(members)
+
+
+def parameters(predictor: Predictor) -> int:
+  """Numbers that were learned, of all members."""
+  members = predictor.variables.get("members", (predictor.variables,))
+  return sum(leaf.size for variables in members for leaf in jax.tree.leaves(variables["params"]))
+
+
+def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
+          groups: Sequence[str] = (), keep: Callable[..., None] | None = None) -> dict:
+  """Scores a network on labelled cases, all of its classes competing.
+
+  Args:
+    predictor: the network.
+    cases: to score on.
+    fusion: see `Predictor.predict`.
+    groups: of each case, e.g. its scanner; confusions are counted for each group.
+    keep: told image, truth (label map, 255 unlabelled) and prediction of the first case, all in
+      canonical axes.
+
+  Returns:
+    For JSON: `cases`, `classes`, `groups`, `axes`; `dice`, `iou` (rounded, None without a value),
+    `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where a case does
+    not annotate a class; `confusion`: group → see `confusion`.
+  """
+  groups = list(groups) or [""] * len(cases)
+  group_of = dict(zip((case.id for case in cases), groups, strict=True))
+  classes = [n for n in predictor.table.names if any(n in case.annotated for case in cases)]
+  confusions, axes = {}, 0
+
+  def seen(case_id, volume, prediction, truth, _):
+    nonlocal axes
+    axes = volume.ndim
+    counts = confusion(prediction.masks, truth, classes)
+    group = group_of[case_id]
+    confusions[group] = confusions.get(group, 0) + counts
+    if keep is not None and case_id == cases[0].id:
+      known = {name: mask for name, mask in truth.items() if name in predictor.table.names}
+      shown = Volume(truth_map(known, predictor.table), volume.affine)
+      keep(*(to_canonical(v) for v in (volume, shown, prediction.label)))
+
+  rows = evaluate(predictor, cases, fast=True, fusion=fusion, seen=seen)
+  found = {(row.case, row.class_name): row.metrics for row in rows}
+
+  def values(key, rounded):
+    return [[rounded(found[case.id, name][key]) if (case.id, name) in found else None
+             for name in classes] for case in cases]
+
+  return {"cases": [case.id for case in cases], "classes": classes, "groups": groups,
+          "axes": axes, **{key: values(key, _number) for key in MEASURED},
+          **{key: values(key, int) for key in COUNTED},
+          "confusion": {group: counts.tolist() for group, counts in confusions.items()}}
+
+
+def confusion(masks: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
+              classes: Sequence[str]) -> np.ndarray:
+  """Voxels of every true class (rows) that were given to every class asked for (columns).
+
+  The last row is what is of none of the classes, the last column what was given to none. A voxel
+  that is unlabelled for some class has no row but those of classes that it is known to be of; with
+  masks that overlap, a voxel counts in several columns.
+
+  Returns:
+    int64 [K + 1, K + 1].
+  """
+  table = np.zeros((len(classes) + 1,) * 2, np.int64)
+  shape = next(iter(truth.values())).shape
+  known, taken = np.ones(shape, bool), np.zeros(shape, bool)
+  chosen = [masks[name] for name in classes]
+  for mask in chosen:
+    taken |= mask
+  for row, name in enumerate(classes):
+    if name not in truth:
+      known[:] = False
+      continue
+    true = truth[name] == POSITIVE
+    known &= ~true & (truth[name] != UNLABELLED)
+    table[row] = [*(np.count_nonzero(true & mask) for mask in chosen),
+                  np.count_nonzero(true & ~taken)]
+  table[-1] = [*(np.count_nonzero(known & mask) for mask in chosen),
+               np.count_nonzero(known & ~taken)]
+  return table
+
+
+def _number(value: float) -> float | None:
+  return None if math.isnan(value) else float(f"{value:.6g}")

@@ -1,0 +1,109 @@
+"""What the studies share: steps, and the variants of the comparison. Not a study.
+
+A variant is one training, or several whose networks are used as one:
+
+    found["wide"] = one("hippocampus", model__channels=16)   # `__` stands for the dot
+
+The steps are those of a network that learns all classes. Learning rate, its warm-up, batch and
+augmentation are the config's. Nothing is held out and the last step is scored: no variant is chosen
+by its scores.
+"""
+
+from typing import NamedTuple
+
+from condseg_jax.study.declare import Member
+from condseg_jax.study.declare import Variant
+
+STEPS = {"hippocampus": 500, "hippocampus_long": 3000, "camvid": 400, "phantom": 500}
+
+
+class Task(NamedTuple):
+  """A dataset with its classes and the config that it is learned with."""
+
+  config: str
+  classes: tuple[str, ...]
+  classes_full: int  # decodes of an image under full supervision; 0 for all
+  seconds: float  # of a step on 2 CPU cores, a guess
+
+
+TASKS = {
+    "hippocampus": Task("hippocampus", ("anterior", "posterior"), 0, 0.5),
+    "camvid": Task("camvid", ("sky", "building", "pole", "road", "pavement", "tree", "sign",
+                              "fence", "car", "pedestrian", "bicyclist"), 1, 0.7),
+    "phantom": Task("phantom", ("liver", "spleen", "pancreas"), 0, 0.3),
+}
+
+
+def one(task: str, *, dataset: str = "", steps: int = 0, fusion: str = "argmax",
+        name: str = "", **changes) -> Variant:
+  """One network."""
+  member = Member(TASKS[task].config, {"data.hold_out": 0.0,
+                                       "train.steps": steps or STEPS[task]}).but(**changes)
+  return Variant(name, (member,), dataset or task, fusion=fusion)
+
+
+def specialists(task: str, *, dataset: str = "", steps: int = 0, **changes) -> Variant:
+  """One network for each class, of the size of the conditional one; `steps` for each of them."""
+  of_all = one(task, dataset=dataset, steps=steps, **changes)
+
+  def of_one(name):
+    return of_all.members[0].but(data__keep=(name,), data__classes=(name,), data__presets={},
+                                 data__no_mirror=sides(task, name))
+
+  return Variant("", tuple(map(of_one, TASKS[task].classes)), of_all.dataset)
+
+
+def sides(task: str, name: str) -> dict:
+  """What a config says of the class `name` alone in `data.no_mirror`."""
+  return {name: ("H",)} if task == "hippocampus" else {}
+
+
+def conditional(task: str, **changes) -> dict[str, Variant]:
+  """The three positions of the paper."""
+  return {"cond_2nd": one(task, conditioning__position="input", **changes),
+          "cond_enc": one(task, conditioning__position="encoder", **changes),
+          "cond_dec": one(task, conditioning__position="decoder", **changes)}
+
+
+def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
+  """Every variant of the comparison, trained with the same number of samples."""
+  steps, count = steps or STEPS[task], len(TASKS[task].classes)
+  output = dict(conditioning__position="head", conditioning__mechanism="output")
+  found = conditional(task, steps=steps)
+  found["full"] = one(task, dataset=f"{task}_full", steps=steps, conditioning__position="decoder",
+                      data__classes_per_image=TASKS[task].classes_full)
+  found["indivs"] = specialists(task, steps=max(1, steps // count))
+  found["indivs_long"] = specialists(task, steps=steps)
+  found["no_cond"] = one(task, steps=steps, data__unlabelled="background",
+                         data__classes_per_image=0, **output)
+  found["single_map"] = one(task, steps=steps, fusion="independent", conditioning__position="none")
+  found["multi_channel"] = one(task, steps=steps, **output)
+  found["heads"] = one(task, steps=steps, conditioning__position="decoders")
+  return found
+
+
+def mechanisms(task: str) -> list[Variant]:
+  """Ways in which the class enters the decoder, and two in which it enters behind it."""
+  decoder = [("channel", vector) for vector in ("embedding", "one_hot", "hash")]
+  decoder += [(name, "embedding") for name in ("film", "norm", "batch_norm", "channel_gate",
+                                               "spatial_gate", "spade")]
+  found = [one(task, conditioning__position="decoder", conditioning__mechanism=mechanism,
+               conditioning__vector=vector).but(name="cond_dec", mechanism=f"{mechanism} {vector}")
+           for mechanism, vector in decoder]
+  dynamic = one(task, conditioning__position="head", conditioning__mechanism="dynamic",
+                conditioning__vector="embedding")
+  output = one(task, conditioning__position="head", conditioning__mechanism="output")
+  return [*found, dynamic.but(name="head", mechanism="dynamic embedding"),
+          output.but(name="head", mechanism="output")]
+
+
+def positions(task: str, levels: int) -> list[Variant]:
+  """The condition in the n finest of the decoder's levels, for every n."""
+  decoder = one(task, name="cond_dec", conditioning__position="decoder")
+  return [decoder.but(level=n, conditioning__from_level=None if n == levels else n - 1)
+          for n in range(1, levels + 1)]
+
+
+def named(found: dict[str, Variant]) -> tuple[Variant, ...]:
+  """Variants that are called as their keys."""
+  return tuple(variant.but(name=name) for name, variant in found.items())

@@ -1,0 +1,16 @@
+"""Hippocampus: where the condition enters, and what it is compared with.
+
+The comparison of Dmitriev & Kaufman (CVPR 2019, table 1) on real data: two classes from two
+single-class halves, scored on the fully labelled `val`. So few steps measure the speed of
+convergence as much as its end; `hippocampus_long` goes on to the end.
+
+  python -m experiments.study hippocampus --data=DATA --out=results
+"""
+
+from condseg_jax.study.declare import Study
+from studies import base
+
+
+def get_study():
+  return Study("hippocampus", base.named(base.comparison("hippocampus")), seeds=(0, 1, 2),
+               seconds=base.TASKS["hippocampus"].seconds)

@@ -1,0 +1,16 @@
+"""Hippocampus: how the decoder is told the class, and by which vector.
+
+Is a fixed hash naive? Does it matter how the vector enters? Channels as in the paper, with a hash,
+a one-hot and a learned vector; other mechanisms with a learned one; at the head, weights that the
+class writes (DoDNet) and one output per class.
+
+  python -m experiments.study mechanisms_hippocampus --data=DATA --out=results
+"""
+
+from condseg_jax.study.declare import Study
+from studies import base
+
+
+def get_study():
+  return Study("mechanisms_hippocampus", tuple(base.mechanisms("hippocampus")),
+               reference="cond_dec channel embedding", seconds=base.TASKS["hippocampus"].seconds)

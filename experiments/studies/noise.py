@@ -1,0 +1,26 @@
+"""Hippocampus with damaged training masks: parts missing, and false regions.
+
+Rates are voxels changed, in percent of those of the class; the truth that is scored on is whole.
+Does one network of all classes, which shares its features, stand it better than one per class?
+
+  python -m experiments.study noise --data=DATA --out=results
+"""
+
+from condseg_jax.study.declare import Study
+from studies import base
+
+KINDS = ("parts", "false_positives")
+RATES = (0, 10, 25, 50)
+
+
+def get_study():
+  found = base.comparison("hippocampus")
+  variants = []
+  for kind in KINDS:
+    for rate in RATES:
+      dataset = f"hippocampus_{kind}_{rate}" if rate else "hippocampus"
+      variants += [found[name].but(name=f"{name}, {kind}", level=rate, dataset=dataset,
+                                   against=f"cond_dec, {kind} {rate}")
+                   for name in ("cond_dec", "indivs")]
+  return Study("noise", tuple(variants), reference="cond_dec, parts 0",
+               level="voxels changed, % of the class", seconds=base.TASKS["hippocampus"].seconds)

@@ -1,0 +1,16 @@
+"""Phantom CTs: three organs from three single-organ sets, each with a scanner of its own.
+
+The setting of the paper. Every test case shows all organs under one scanner, so that the table of
+class and scanner says whether a network takes the scanner for the class, and the confusions what it
+gives to which class.
+
+  python -m experiments.study phantom --out=results
+"""
+
+from condseg_jax.study.declare import Study
+from studies import base
+
+
+def get_study():
+  return Study("phantom", base.named(base.comparison("phantom")),
+               seconds=base.TASKS["phantom"].seconds)

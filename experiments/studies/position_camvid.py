@@ -1,0 +1,18 @@
+"""CamVid: which levels of the decoder need to be told the class.
+
+The condition enters the n finest levels; all coarser ones are shared by the classes and computed
+once for an image.
+
+  python -m experiments.study position_camvid --data=DATA --out=results
+"""
+
+from condseg_jax.study.declare import Study
+from studies import base
+
+LEVELS = 4  # of the decoder
+
+
+def get_study():
+  return Study("position_camvid", tuple(base.positions("camvid", LEVELS)),
+               reference=f"cond_dec {LEVELS}", level="finest levels that see the class",
+               seconds=base.TASKS["camvid"].seconds)

@@ -1,0 +1,18 @@
+"""Hippocampus: which levels of the decoder need to be told the class.
+
+The condition enters the n finest levels; all coarser ones are shared by the classes and computed
+once for an image.
+
+  python -m experiments.study position_hippocampus --data=DATA --out=results
+"""
+
+from condseg_jax.study.declare import Study
+from studies import base
+
+LEVELS = 3  # of the decoder
+
+
+def get_study():
+  return Study("position_hippocampus", tuple(base.positions("hippocampus", LEVELS)),
+               reference=f"cond_dec {LEVELS}", level="finest levels that see the class",
+               seconds=base.TASKS["hippocampus"].seconds)

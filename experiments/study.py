@@ -1,0 +1,8 @@
+"""Runs studies, from a checkout: python -m experiments.study --help"""
+
+import sys
+
+from condseg_jax.cli.study import main
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,78 @@
+"""The datasets of studies: the same cases, whatever is annotated of them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from condseg_jax.data.store import Store
+from condseg_jax.errors import InputError
+from condseg_jax.study import datasets
+
+
+@pytest.fixture(scope="module")
+def hippocampus(real_data, tmp_path_factory):
+  """Four single-class cases and two of val, of the real dataset."""
+  root = tmp_path_factory.mktemp("raw")
+  folder = root / "hippocampus"
+  shutil.copytree(real_data / "hippocampus", folder, symlinks=True,
+                  ignore=lambda _, names: [n for n in names if n.endswith(".nii.gz")])
+  splits = json.loads((folder / "splits.json").read_text())
+  splits = {"train": {name: ids[:2] for name, ids in splits["train"].items()},
+            "val": splits["val"][:2]}
+  (folder / "splits.json").write_text(json.dumps(splits))
+  index = json.loads((folder / "dataset.json").read_text())
+  for entry in index["training"]:
+    for kind in ("image", "label"):
+      (folder / entry[kind]).symlink_to(real_data / "hippocampus" / entry[kind])
+  return root
+
+
+def test_full_is_the_same_cases_with_all_labels(hippocampus, tmp_path):
+  single, full = (datasets.dataset(name, hippocampus, tmp_path)
+                  for name in ("hippocampus", "hippocampus_full"))
+  stores = [Store.open(d.root) for d in (single, full)]
+  for one, two in zip(*(s.cases for s in stores), strict=True):
+    assert (one.id, one.dataset, one.split) == (two.id, two.dataset, two.split)
+    assert one.image_sha256 == two.image_sha256
+    assert two.annotated == ("anterior", "posterior")
+    assert one.annotated == (("anterior", "posterior") if one.split == "val" else (one.dataset,))
+    for name in one.annotated:
+      np.testing.assert_array_equal(*(s.read_masks(c, [name])
+                                      for s, c in zip(stores, (one, two), strict=True)))
+  assert single.truth == full.truth and single.data != full.data
+
+
+def test_damage_is_met_and_spares_what_is_scored(hippocampus, tmp_path):
+  whole, less, more = (
+      Store.open(datasets.dataset(f"hippocampus{name}", hippocampus, tmp_path).root)
+      for name in ("", "_parts_25", "_false_positives_50"))
+  for plain, cut, grown in zip(whole.cases, less.cases, more.cases, strict=True):
+    if plain.split == "val":
+      assert plain.sha256 == cut.sha256 == grown.sha256
+      continue
+    count, = plain.positives.values()
+    assert cut.positives[plain.dataset] == count - round(0.25 * count)
+    assert grown.positives[plain.dataset] == count + round(0.5 * count)
+
+
+def test_a_dataset_is_asked_for_where_it_is_missing(tmp_path):
+  with pytest.raises(InputError, match="--data"):
+    datasets.dataset("hippocampus", tmp_path, tmp_path)
+  assert not datasets.begun("hippocampus", tmp_path)
+
+
+def test_phantoms_have_the_same_images_under_full_supervision(tmp_path, monkeypatch):
+  monkeypatch.setattr(datasets, "PHANTOM_CASES", 1)
+  single, full = (datasets.dataset(name, tmp_path, tmp_path) for name in ("phantom",
+                                                                          "phantom_full"))
+  for organ in ("liver", "spleen", "pancreas"):
+    one, two = (Store.open(d.root / organ).cases[0] for d in (single, full))
+    assert one.image_sha256 == two.image_sha256 and one.dataset == two.dataset == organ
+    assert one.annotated == (organ,) and set(two.annotated) == {"liver", "spleen", "pancreas"}
+    assert one.positives[organ] == two.positives[organ]
+  assert single.truth == full.truth
+  names = [p.name for p in sorted((single.scored / "imagesTr").iterdir())]
+  assert {datasets.profile_of(n) for n in names} == {"liver", "spleen", "pancreas"}
+  assert datasets.profile_of("hippocampus_001") == ""

@@ -1,0 +1,106 @@
+"""Every committed study loads, compares what it has, and its configs build networks."""
+
+from pathlib import Path
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from condseg_jax.errors import InputError
+from condseg_jax.models import conditioning
+from condseg_jax.models.build import build_model
+from condseg_jax.study import configs
+from condseg_jax.study import declare
+
+EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
+NAMES = declare.names(EXPERIMENTS)
+
+
+@pytest.fixture(autouse=True)
+def modules_of_experiments(monkeypatch):
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  for name in [n for n in sys.modules if n.partition(".")[0] in ("configs", "studies")]:
+    monkeypatch.delitem(sys.modules, name)
+
+
+def missing(config, member):
+  """What this tree's networks and data lack for a member; "" for nothing."""
+  fields = {"conditioning": set(config["conditioning"]), "data": set(config["data"])}
+  for dotted, value in member.overrides.items():
+    part, _, field = dotted.partition(".")
+    if part in fields and field not in fields[part]:
+      return dotted
+    if dotted == "conditioning.position" and value not in conditioning.POSITIONS:
+      return f"position {value}"
+    if dotted == "conditioning.mechanism" and value not in conditioning.MECHANISMS:
+      return f"mechanism {value}"
+  return ""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_study_builds(name):
+  study, = declare.load(name, EXPERIMENTS)
+  path = EXPERIMENTS / "studies" / f"{name}.py"
+  assert study.name == name and f"experiments.study {name} " in path.read_text(encoding="utf-8")
+  lacking, seen = {}, set()
+  for variant in study.variants:
+    for member in variant.members:
+      plain = configs.member_config(declare.Member(member.config), EXPERIMENTS, seed=0, root="",
+                                    cache="")
+      if missing(plain, member):
+        lacking[variant.label] = missing(plain, member)
+        continue
+      config = configs.member_config(member, EXPERIMENTS, seed=0, root="r", cache="c")
+      assert config["data"]["hold_out"] == 0 and config["train"]["steps"] > 0
+      condition = repr(config["conditioning"])
+      if condition in seen:
+        continue
+      seen.add(condition)
+      model = build_model(config["model"], config["conditioning"], (0.1, -0.4))
+      image = jax.ShapeDtypeStruct((1, *config["data"]["subvolume"], 3 if model.ndim == 2 else 1),
+                                   jnp.float32)
+      jax.eval_shape(model.init, jax.random.key(0), image, jax.ShapeDtypeStruct((1,), jnp.int32))
+  if lacking:
+    pytest.skip(f"not in this tree: {lacking}")
+
+
+def test_equal_compute_is_equal_compute():
+  for name in ("hippocampus", "camvid", "phantom"):
+    study, = declare.load(name, EXPERIMENTS)
+    steps = {v.name: sum(m.overrides["train.steps"] for m in v.members) for v in study.variants}
+    classes = max(len(v.members) for v in study.variants)
+    assert steps["cond_dec"] - classes < steps["indivs"] <= steps["cond_dec"]
+    assert steps.get("indivs_long", classes * steps["cond_dec"]) == classes * steps["cond_dec"]
+    assert {steps[n] for n in set(steps) - {"indivs", "indivs_long"}} == {steps["cond_dec"]}
+
+
+def test_what_studies_have_in_common_is_one_training():
+  """cond_dec of the comparison is that of the studies of noise, cases and positions, too."""
+  found = [v for name in ("hippocampus", "noise", "cases", "position_hippocampus")
+           for v in declare.load(name, EXPERIMENTS)[0].variants
+           if v.label in ("cond_dec", "cond_dec, parts 0", "cond_dec 80", "cond_dec 3")]
+  made = [configs.with_overrides(
+      {"train": {"steps": 0}, "data": {"hold_out": 0.1, "cases": 0},
+       "conditioning": {"position": "", "from_level": None}}, v.members[0].overrides)
+      for v in found]
+  assert len(made) == 4 and all(m == made[0] for m in made)
+
+
+def test_overrides_have_to_fit():
+  config = {"a": {"steps": 1, "rate": 0.5, "names": [], "on": True, "none": None}}
+  found = configs.with_overrides(config, {"a.steps": 2, "a.rate": 1, "a.names": ("x",),
+                                          "a.none": 3})
+  assert found == {"a": {"steps": 2, "rate": 1, "names": ["x"], "on": True, "none": 3}}
+  assert config["a"]["steps"] == 1
+  for dotted, value in (("a.step", 1), ("b.x", 1), ("a.names", 3), ("a.on", 1), ("a.rate", "1")):
+    with pytest.raises(InputError, match=dotted):
+      configs.with_overrides(config, {dotted: value})
+
+
+def test_two_variants_of_one_name_are_refused():
+  one = declare.Variant("cond_dec", (), "tiny")
+  with pytest.raises(InputError, match="two variants"):
+    declare.Study("x", (one, one))
+  with pytest.raises(InputError, match="compares with 'nobody'"):
+    declare.Study("x", (one,), reference="nobody")

@@ -1,0 +1,151 @@
+"""A whole study of the tiny datasets: trained once, taken up again, told, and never mixed."""
+
+import csv
+import json
+import signal
+
+import pytest
+
+from condseg_jax.cli.study import main
+from condseg_jax.study import key as keys
+from condseg_jax.study import records
+
+
+def arguments(experiments, data, out, *more):
+  return ["study", "tiny", f"--data={data}", f"--out={out}", f"--experiments={experiments}", *more]
+
+
+@pytest.fixture(scope="module")
+def out(experiments, data, tmp_path_factory):
+  out = tmp_path_factory.mktemp("results")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    assert main(arguments(experiments, data, out)) == 0
+  return out
+
+
+def test_one_row_for_each_variant_and_seed(out):
+  with open(out / "tiny.csv", encoding="utf-8") as stream:
+    rows = list(csv.DictReader(stream))
+  assert [(r["variant"], r["seed"]) for r in rows] == [
+      ("cond_dec", "0"), ("cond_2nd", "0"), ("cond_dec", "1"), ("cond_2nd", "1")]
+  for row in rows:
+    dice = [float(row[f"dice {name}"]) for name in ("ball", "box")]
+    assert float(row["mean_dice"]) == pytest.approx(sum(dice) / 2, abs=1e-6)
+    assert row["steps"] == "4" and int(row["parameters"]) > 100 and len(row["key"]) == 16
+
+
+def test_records_hold_what_reports_need(out):
+  record = records.of_study(out, "tiny")[0]
+  scores = record["scores"]
+  assert scores["cases"] == ["case_08", "case_09"] and scores["classes"] == ["ball", "box"]
+  for c in range(2):
+    for k in range(2):
+      tp, fp, fn = (scores[name][c][k] for name in ("tp", "fp", "fn"))
+      assert scores["dice"][c][k] == pytest.approx(2 * tp / (2 * tp + fp + fn), abs=1e-5)
+  table = scores["confusion"][""]
+  voxels = 2 * 8 * 20 * 18
+  assert sum(map(sum, table)) == voxels  # argmax: every voxel is given to one class or none
+  assert [table[k][k] for k in range(2)] == [sum(t[k] for t in scores["tp"]) for k in range(2)]
+  assert record["curves"][0]["step"] == [2, 4]
+  assert record["configs"][0]["data"]["root"] == ""
+
+
+def test_nothing_is_done_twice(out, experiments, data, monkeypatch, capsys):
+  def trained(*_, **__):
+    raise AssertionError("trained again")
+
+  before = {p: p.read_bytes() for p in out.glob("records/*/*")}
+  with monkeypatch.context() as patch:
+    patch.setattr("condseg_jax.study.runner.train", trained)
+    assert main(arguments(experiments, data, out)) == 0
+    assert {p: p.read_bytes() for p in out.glob("records/*/*")} == before
+    # One record lost: it is scored again, from what was trained.
+    lost = next(iter(before))
+    lost.unlink()
+    with pytest.raises(AssertionError, match="trained again"):
+      main(arguments(experiments, data, out))
+  capsys.readouterr()
+  assert main(arguments(experiments, data, out, "--dry_run")) == 0
+  assert "3 of 4 trials are done" in capsys.readouterr().out
+  assert main(arguments(experiments, data, out)) == 0
+  again, first = json.loads(lost.read_text()), json.loads(before[lost])
+  assert again["scores"] == first["scores"]
+  assert again["seconds"]["training"] == first["seconds"]["training"]
+
+
+def test_a_study_that_was_interrupted_goes_on(experiments, data, tmp_path, monkeypatch, capsys):
+  """SIGTERM in the second step of the second trial: its state is saved, the first is not redone."""
+  steps = []
+
+  def asked(*_, **__):
+    steps.append(None)
+    if len(steps) == 6:
+      signal.raise_signal(signal.SIGINT)  # which is a SIGTERM here
+    return caught(*_, **__)
+
+  from condseg_jax.train.clock import Interrupt
+  caught = Interrupt.everywhere
+  with monkeypatch.context() as patch:
+    patch.setattr(Interrupt, "everywhere", asked)
+    assert main(arguments(experiments, data, tmp_path, "--seeds=0")) == 130
+  assert "interrupted" in capsys.readouterr().err
+  runs = [json.loads(p.read_text()) for p in tmp_path.glob("work/runs/*/run.json")]
+  assert sorted((run["status"], run["step"]) for run in runs) == [("finished", 4),
+                                                                  ("interrupted", 2)]
+  assert len(list(tmp_path.glob("records/tiny/*.json"))) == 1
+  assert main(arguments(experiments, data, tmp_path, "--seeds=0")) == 0
+  assert len(list(tmp_path.glob("records/tiny/*.json"))) == 2
+
+
+def test_studies_share_what_is_the_same(out, experiments, data, monkeypatch):
+  study = (experiments / "studies" / "tiny.py").read_text()
+  other = experiments.parent / "other.py"
+  other.write_text(study.replace('Study("tiny"', 'Study("other"'))
+
+  def trained(*_, **__):
+    raise AssertionError("trained again")
+
+  monkeypatch.setattr("condseg_jax.study.runner.train", trained)
+  assert main(["study", str(other), *arguments(experiments, data, out)[2:]]) == 0
+  ours, theirs = (records.of_study(out, name) for name in ("tiny", "other"))
+  assert [r["scores"] for r in ours] == [r["scores"] for r in theirs]
+  assert {r["study"] for r in theirs} == {"other"}
+
+
+def test_results_of_other_code_are_not_mixed(out, experiments, data, tmp_path, capsys):
+  """One record says that it is of other source files: no table, one line, and a way out."""
+  copy = tmp_path / "records" / "tiny"
+  copy.mkdir(parents=True)
+  for number, path in enumerate(sorted((out / "records" / "tiny").glob("*.json"))):
+    record = json.loads(path.read_text())
+    if number == 0:
+      record |= {"source": "0" * 64, "key": "0" * 64}
+      path = path.with_name("cond_dec-s0-0000000000000000.json")
+    (copy / path.name).write_text(json.dumps(record))
+  assert main(["study", "tiny", f"--out={tmp_path}", f"--experiments={experiments}",
+               "--tables"]) == 1
+  message = capsys.readouterr().err
+  assert message.count("\n") == 1 and "000000000000: 1 record(s)" in message
+  assert keys.source_digest()[:12] in message and "--drop_old" in message
+  assert not (tmp_path / "tiny.csv").exists()
+
+
+def test_prune_takes_checkpoints_of_what_is_done(experiments, data, tmp_path, capsys):
+  assert main(arguments(experiments, data, tmp_path, "--seeds=0", "--only=cond_dec")) == 0
+  folder, = tmp_path.glob("work/runs/*")
+  assert (folder / "checkpoints").is_dir()
+  assert main(arguments(experiments, data, tmp_path, "--seeds=0", "--only=cond_dec",
+                        "--prune")) == 0
+  assert not (folder / "checkpoints").exists() and (folder / "metrics.jsonl").exists()
+  assert str(folder) in capsys.readouterr().out
+  assert main(arguments(experiments, data, tmp_path, "--seeds=0", "--only=cond_dec")) == 0
+  assert not (folder / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("flags, reason", [
+    (["--only=nobody"], "no variant 'nobody'"), (["--seeds=x"], "--seeds"),
+    (["--experiments=nowhere"], "is not known")])
+def test_wrong_usage_is_told_in_a_line(flags, reason, experiments, data, tmp_path, capsys):
+  assert main([*arguments(experiments, data, tmp_path), *flags]) == 2
+  assert reason in capsys.readouterr().err
