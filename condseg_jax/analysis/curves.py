@@ -30,7 +30,7 @@ class Panel(NamedTuple):
     title: above it.
     label: of its axis.
     lines: what is drawn of each network: the mean over classes.
-    limits: of its axis; as the values need where they are None.
+    limits: of its axis; as the values need where it is None.
     log: whether its axis is logarithmic.
     guide: a value with a thin line, such as chance, and its name.
   """
@@ -55,7 +55,7 @@ def panels(study: Mapping) -> dict[str, tuple[Panel, ...]]:
           Panel("Which class was asked for, read off the mean features of an image", "accuracy",
                 (Line("class_probe"),), (0, 1.05), guide=chance),
           Panel("Variance of the features that is due to the class", "share of variance",
-                (Line("class_share"),), (0, None))),
+                (Line("class_share"),), (0, 1.05))),
       "masks.png": (
           Panel("Mask of a class, read off each voxel's features", "Dice of the linear probe",
                 (Line("mask_dice", "asked for this class"),
@@ -87,7 +87,8 @@ def draw_curves(path: str | os.PathLike, study: Mapping, figure_panels: Sequence
   order = union([[layer["name"] for layer in n["layers"]] for n in networks.values()])
   parts = {layer["name"]: layer["part"] for n in networks.values() for layer in n["layers"]}
   styles = max((panel.lines for panel in figure_panels), key=len)
-  heights = [0.62, *[2.5] * len(figure_panels), 1.1]
+  longest = max(map(len, order))
+  heights = [0.62, *[2.5] * len(figure_panels), max(0.0, 0.066 * longest - 0.25)]
   width, height = max(7.0, 2.2 + 0.27 * len(order)), sum(heights)
   figure = Figure(figsize=(width, height), facecolor="white")
   top = height - heights[0]

@@ -19,7 +19,7 @@ def draw(folder: Path, study: Mapping) -> list[Path]:
     grids.draw_maps(folder / f"features_{file}.png", network,
                     f"{name}: features of {network['maps']['case']} under each class")
     drawn.append(folder / f"features_{file}.png")
-    if network["class_plane"] is not None:
+    if network["class_plane"] is not None and len(network["classes"]) > 2:
       grids.draw_plane(folder / f"vectors_{file}.png", network, f"{name}: class vectors")
       drawn.append(folder / f"vectors_{file}.png")
   return drawn

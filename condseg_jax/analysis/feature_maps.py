@@ -23,8 +23,7 @@ class LayerMap(NamedTuple):
 
   Attributes:
     name: of the layer.
-    maps: class → [H, W], projection on the direction in which the features vary most, one for all
-      classes.
+    maps: class → [H, W], see `principal_maps`.
     change: [H, W], standard deviation between the classes as a part of that of all features.
     share: `class_share` of this image.
   """
@@ -39,18 +38,20 @@ def principal_maps(features_KSC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Features [K, *shape, C] as two kinds of scalar maps.
 
   Returns:
-    (the first principal component of all voxels under all classes [K, *shape], with a sign that
-    makes most weights positive; the change between classes [*shape]:
-    √(Σ_c Var_k f) / √(Σ_c Var f)). Zeros where nothing varies.
+    (the projection on the direction in which the voxels of a class vary most, one direction for
+    all classes, [K, *shape]: the mean over space of every class is taken off, the sign makes what
+    is rare high; the change between classes [*shape], √(Σ_c Var_k f) / √(Σ_c Var f)). Zeros where
+    nothing varies.
   """
   features = np.asarray(features_KSC, np.float64)
-  flat = features.reshape(-1, features.shape[-1])
-  centred = flat - flat.mean(0)
-  _, axes = np.linalg.eigh(centred.T @ centred)
-  axis = axes[:, -1] * (1 if axes[:, -1].sum() >= 0 else -1)
-  total = centred.var(0).sum()
+  flat = features.reshape(len(features), -1, features.shape[-1])
+  centred = flat - flat.mean(1, keepdims=True)
+  _, axes = np.linalg.eigh(np.einsum("kvc,kve->ce", centred, centred))
+  projection = centred @ axes[:, -1]
+  projection *= 1 if (projection ** 3).sum() >= 0 else -1
+  total = flat.var((0, 1)).sum()
   change = np.sqrt(features.var(0).sum(-1) / total) if total > 0 else np.zeros(features.shape[1:-1])
-  return (centred @ axis).reshape(features.shape[:-1]), change
+  return projection.reshape(features.shape[:-1]), change
 
 
 def shown_layers(places: Sequence[activations.Place]) -> list[str]:

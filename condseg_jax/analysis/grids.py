@@ -81,6 +81,7 @@ def draw_maps(path: str | os.PathLike, network: Mapping, title: str) -> None:
               color=curves.INK, ha="right", va="top")
   scale = figure.add_axes((1 - 0.62 / width, bottom / height, 0.1 / width, tall / height))
   figure.colorbar(drawn, cax=scale)
+  scale.set_title("relative\nSD", size=7, color=curves.FAINT, pad=4)
   scale.tick_params(labelsize=7, colors=curves.FAINT, length=2)
   scale.spines[:].set_visible(False)
   curves.save(path, figure)
@@ -96,8 +97,8 @@ def draw_plane(path: str | os.PathLike, network: Mapping, title: str) -> None:
   axes = figure.add_subplot()
   axes.scatter(*points.T, s=44, color=np.array(network["colors"]) / 255, zorder=3)
   for name, (x, y) in zip(network["classes"], points, strict=True):
-    axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", size=9,
-                  color=curves.INK)
+    axes.annotate(name, (x, y), xytext=(0, 7), textcoords="offset points", size=9,
+                  color=curves.INK, ha="center")
   reach = 1.35 * max(float(np.abs(points).max()), 1e-9)
   axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
   for side, axis, part in zip("xy", (axes.xaxis, axes.yaxis), plane["variance"], strict=True):

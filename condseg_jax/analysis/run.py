@@ -57,6 +57,8 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
   ids = {name: i for i, name in enumerate(names)}
   starting = jax.jit(model.init)(jax.random.key(seed), samples[0].image[None],
                                  jnp.zeros(1, jnp.int32))
+  # Where the trained ones are; elsewhere the gradient would be compiled again.
+  starting = jax.device_put(starting, jax.local_devices()[0])
   for suffix, values in (("", variables), ("_init", starting)):
     rounds = gradients.rounds(gradient, values, images, ids, gradient_images)
     sums = gradients.compare(_watched(rounds, seen))
