@@ -29,7 +29,7 @@ def test_a_map_times_a_vector_of_channels_is_found_again():
 def test_no_change_where_the_class_changes_nothing():
   features = np.repeat(normal(1, 5, 6, 4), 3, axis=0)
   maps, change = feature_maps.principal_maps(features)
-  np.testing.assert_array_equal(change, 0)
+  np.testing.assert_allclose(change, 0, atol=1e-12)
   np.testing.assert_allclose(maps[0], maps[2])
   maps, change = feature_maps.principal_maps(np.ones((2, 5, 6, 4)))
   assert not maps.any() and not change.any()
