@@ -87,7 +87,7 @@ class Predictor:
 
   Attributes:
     model: the network.
-    variables: its parameters, {"params": …}.
+    variables: its parameters, {"params": …}, and {"statistics": …} where it keeps some.
     table: the classes it knows.
     plan: how images become its input.
     step: of the checkpoint it came from.
@@ -286,7 +286,7 @@ def load(workdir, checkpoint: str = "last", runtime: str = "jax") -> Predictor:
     if not trained.graphs:
       raise InputError(workdir, "holds no ONNX", "make a bundle with condseg-export --onnx")
     functions = onnx_functions(trained.graphs, encoder_sees_class=model.encoder_sees_class)
-  return Predictor(model, {"params": trained.params}, record.table, record.plan,
+  return Predictor(model, trained.variables, record.table, record.plan,
                    trained.facts["step"], record.training,
                    tuple(record.config["augment"]["mirror"]), record.priors, record.cleaning,
                    functions)

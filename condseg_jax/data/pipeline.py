@@ -11,6 +11,8 @@ import grain
 import numpy as np
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.classes import NEGATIVE
+from condseg_jax.classes import normal_name
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.data.batch import Batch
 from condseg_jax.data.store import Case
@@ -18,20 +20,31 @@ from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
 
+UNLABELLED_CLASSES = ("ignored", "background")
 FOREGROUND = 1 / 3  # part of the subvolumes that are centred on a voxel of the class
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Cases that are sampled together and annotate the same classes."""
+  """Cases that are sampled together and annotate the same classes.
+
+  Attributes:
+    name: of the dataset.
+    store: that holds its cases.
+    cases: its cases.
+    learned: those of its classes that are learned; all when empty.
+    number: its place among the datasets, by which its samples are drawn whatever else is learned.
+  """
 
   name: str
   store: Store
   cases: tuple[Case, ...]
+  learned: tuple[str, ...] = ()
+  number: int = 0
 
   @property
   def annotated(self) -> tuple[str, ...]:
-    return self.cases[0].annotated
+    return self.learned or self.cases[0].annotated
 
 
 def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
@@ -48,11 +61,48 @@ def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
       if any(c.annotated != cases[0].annotated for c in cases):
         raise InputError(store.root, f"cases of dataset {name!r} annotate different classes",
                          "give them different dataset names")
-      out.append(Dataset(name, store, cases))
+      out.append(Dataset(name, store, cases, number=len(out)))
   if not out:
     raise InputError(", ".join(str(s.root) for s in stores), f"no case of the split {split!r}",
                      "check splits.json")
   return out
+
+
+def learn_only(datasets: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
+  """Only some classes of the datasets; those that annotate none of them are left out.
+
+  Args:
+    names: the classes to learn; all of them when empty.
+
+  Raises:
+    InputError: a class that no dataset annotates.
+  """
+  names = [normal_name(name) for name in names]
+  present = dict.fromkeys(name for d in datasets for name in d.annotated)
+  for name in names:
+    if name not in present:
+      raise InputError(f"data.keep: class {name!r}", "is annotated in no training dataset",
+                       f"annotated: {', '.join(present)}", usage=True)
+  if not names:
+    return list(datasets)
+  kept = (dataclasses.replace(d, learned=tuple(n for n in d.annotated if n in names))
+          for d in datasets)
+  return [d for d in kept if d.learned]
+
+
+def fewer_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
+  """At most so many cases of a dataset; a smaller number takes some of those of a larger one.
+
+  Args:
+    count: 0 for all.
+    seed: of the choice.
+  """
+  if not count or count >= len(dataset.cases):
+    return dataset
+  order = np.random.default_rng(seed).permutation(len(dataset.cases))
+  chosen = set(order[:count].tolist())
+  return dataclasses.replace(
+      dataset, cases=tuple(c for i, c in enumerate(dataset.cases) if i in chosen))
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
@@ -69,13 +119,15 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
   return training, out
 
 
-def decodes_per_image(training: Sequence[Dataset], wanted: int, batch_class: str = "mixed") -> int:
-  """N, the classes decoded per image: never more than some dataset annotates.
+def decodes_per_image(training: Sequence[Dataset], wanted: int, batch_class: str = "mixed",
+                      unlabelled: str = "ignored") -> int:
+  """N, the classes decoded per image: never more than have a mask in some dataset.
 
   Args:
     training: the datasets.
     wanted: at most so many; 0 for all that a dataset annotates.
     batch_class: see `batches`; with `single` there is one.
+    unlabelled: see `batches`; with `background` every class has a mask everywhere.
 
   Raises:
     InputError: a negative number.
@@ -83,14 +135,16 @@ def decodes_per_image(training: Sequence[Dataset], wanted: int, batch_class: str
   if wanted < 0:
     raise InputError("data.classes_per_image", f"{wanted} is negative",
                      "choose 1 or more, or 0 for all that a dataset annotates", usage=True)
-  most = max(len(d.annotated) for d in training) if batch_class == "mixed" else 1
-  return min(wanted or most, most)
+  most = max(len(d.annotated) for d in training)
+  if unlabelled == "background":
+    most = len({name for d in training for name in d.annotated})
+  return min(wanted or most, most) if batch_class == "mixed" else 1
 
 
 def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch_size: int,
             seed: int, start_step: int = 0, weights: Sequence[float] = (),
-            batch_class: str = "mixed", classes_per_image: int = 1, process_index: int = 0,
-            process_count: int = 1, threads: int = 2) -> Iterator[Batch]:
+            batch_class: str = "mixed", classes_per_image: int = 1, unlabelled: str = "ignored",
+            process_index: int = 0, process_count: int = 1, threads: int = 2) -> Iterator[Batch]:
   """An endless stream of this process's part of every batch.
 
   Args:
@@ -105,6 +159,9 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
       from one class of one dataset, as in the paper.
     classes_per_image: decodes per image, see `decodes_per_image`; places that a dataset's
       annotated classes do not fill, because another dataset annotates more, have β = 0.
+    unlabelled: what a class is that a dataset does not annotate: `ignored`, it has no say;
+      `background`, it counts as absent (β = 1), which is wrong wherever it is in the image and here
+      for comparison.
     process_index, process_count: of this process.
     threads: readers; each works on a sample of its own.
 
@@ -112,13 +169,14 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
     InputError: settings that do not fit each other or the data.
   """
   weights = list(weights) or [1.0] * len(training)
-  _check(training, weights, batch_size, batch_class, process_count)
-  classes_per_image = decodes_per_image(training, classes_per_image, batch_class)
+  _check(training, weights, batch_size, batch_class, unlabelled, process_count)
+  classes_per_image = decodes_per_image(training, classes_per_image, batch_class, unlabelled)
   part = slice(process_index, None, process_count)
 
-  def stream(number, dataset, names):
+  def stream(dataset, names, number):
     cases = grain.MapDataset.source(dataset.cases).seed(seed + 7919 * number).shuffle().repeat()
-    return cases.random_map(_Cutter(dataset.store, names, table, plan, classes_per_image))
+    return cases.random_map(_Cutter(dataset.store, names, table, plan, classes_per_image,
+                                     unlabelled == "background"))
 
   def batched(samples):
     numbered = samples.map_with_index(_number(batch_size))[part]
@@ -126,12 +184,12 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
     return numbered.batch(batch_size // process_count, drop_remainder=True)
 
   if batch_class == "mixed":
-    streams = [stream(i, d, d.annotated) for i, d in enumerate(training)]
+    streams = [stream(d, d.annotated, d.number) for d in training]
     stepped = batched(grain.MapDataset.mix(streams, weights))
   else:
     pairs = [(d, name, w / len(d.annotated)) for d, w in zip(training, weights, strict=True)
              for name in d.annotated]
-    streams = [batched(stream(i, d, (name,))) for i, (d, name, _) in enumerate(pairs)]
+    streams = [batched(stream(d, (name,), i)) for i, (d, name, _) in enumerate(pairs)]
     stepped = grain.MapDataset.mix(streams, [w for _, _, w in pairs])
   options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
   return iter(stepped[start_step:].to_iter_dataset(options))
@@ -163,6 +221,7 @@ class _Cutter:
   table: ClassTable
   plan: Plan
   classes_per_image: int
+  absent: bool  # whether classes without a mask count as absent
 
   def __call__(self, case: Case, rng: np.random.Generator) -> Batch:
     n = self.classes_per_image
@@ -181,9 +240,12 @@ class _Cutter:
     within = tuple(slice(low, size - high)
                    for (low, high), size in zip(padding, self.plan.subvolume, strict=True))
     masks[(slice(0, len(chosen)), *within)] = self.store.read_masks(case, chosen, inside)
+    beta = self.table.beta(self.names)[ids]
+    if self.absent:
+      masks[(slice(len(chosen), n), *within)] = NEGATIVE
+      beta[:] = 1
     return Batch(image=self.plan.normalise(image, case.mean, case.sd), class_id=ids,
-                 mask=np.moveaxis(masks, 0, -1), beta=self.table.beta(self.names)[ids],
-                 index=np.int32(0))
+                 mask=np.moveaxis(masks, 0, -1), beta=beta, index=np.int32(0))
 
   def _start(self, case: Case, name: str, rng: np.random.Generator) -> list[int]:
     """Where the box begins: around a voxel of the class, or anywhere in the volume."""
@@ -211,7 +273,7 @@ class _number:
     return sample._replace(index=np.int32(index % self.batch_size))
 
 
-def _check(training, weights, batch_size, batch_class, process_count):
+def _check(training, weights, batch_size, batch_class, unlabelled, process_count):
   if len(weights) != len(training) or min(weights) <= 0:
     names = ", ".join(d.name for d in training)
     raise InputError("data.weights", f"{tuple(weights)} for {len(training)} datasets",
@@ -219,6 +281,9 @@ def _check(training, weights, batch_size, batch_class, process_count):
   if batch_class not in ("mixed", "single"):
     raise InputError("data.batch_class", f"{batch_class!r} is unknown", "mixed or single",
                      usage=True)
+  if unlabelled not in UNLABELLED_CLASSES:
+    raise InputError("data.unlabelled", f"{unlabelled!r} is unknown",
+                     f"one of {', '.join(UNLABELLED_CLASSES)}", usage=True)
   if batch_size < 1 or batch_size % process_count:
     raise InputError("data.batch_size", f"{batch_size} is no multiple of {process_count} processes",
                      "choose a multiple", usage=True)

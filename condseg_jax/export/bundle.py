@@ -26,9 +26,10 @@ from condseg_jax.export.archive import write_archive
 from condseg_jax.export.card import model_card
 from condseg_jax.models.build import build_model
 from condseg_jax.train.checkpoint import ModelRecord
+from condseg_jax.train.state import variables
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
-_FOLDER = "parameters/"
+_FOLDERS = ("parameters/", "statistics/")
 
 
 class Bundle(NamedTuple):
@@ -39,12 +40,19 @@ class Bundle(NamedTuple):
     params: the parameters to predict with.
     facts: see `card.run_facts`.
     graphs: encoder and decoder as ONNX, or none.
+    statistics: running moments of batch normalisation, if the network keeps some.
   """
 
   record: ModelRecord
   params: Mapping
   facts: Mapping[str, Any]
   graphs: tuple[bytes, ...] = ()
+  statistics: Mapping = {}
+
+  @property
+  def variables(self) -> dict:
+    """As `model.apply` takes them."""
+    return variables(self.params, self.statistics)
 
 
 def write_bundle(path, bundle: Bundle) -> str:
@@ -54,8 +62,9 @@ def write_bundle(path, bundle: Bundle) -> str:
   members["facts.json"] = _to_json(bundle.facts)
   members["model_card.md"] = model_card(record, bundle.params, bundle.facts,
                                         onnx=bool(bundle.graphs)).encode()
-  for name, array in traverse_util.flatten_dict(bundle.params, sep="/").items():
-    members[f"{_FOLDER}{name}.npy"] = _to_npy(np.asarray(array))
+  for folder, tree in zip(_FOLDERS, (bundle.params, bundle.statistics), strict=True):
+    for name, array in traverse_util.flatten_dict(tree, sep="/").items():
+      members[f"{folder}{name}.npy"] = _to_npy(np.asarray(array))
   members |= dict(zip(GRAPHS, bundle.graphs, strict=False))
   return write_archive(path, members)
 
@@ -71,20 +80,22 @@ def read_bundle(path) -> Bundle:
     facts = json.loads(members.pop("facts.json"))
     members.pop("model_card.md")
     graphs = tuple(members.pop(name) for name in GRAPHS if name in members)
-    arrays = {name: members.pop(name) for name in list(members) if name.startswith(_FOLDER)}
-    arrays = {name.removeprefix(_FOLDER).removesuffix(".npy"): _from_npy(content)
-              for name, content in arrays.items()}
+    arrays, statistics = (
+        {name.removeprefix(folder).removesuffix(".npy"): _from_npy(members.pop(name))
+         for name in list(members) if name.startswith(folder)} for folder in _FOLDERS)
     record = ModelRecord.from_json({name.removesuffix(".json"): json.loads(content)
                                     for name, content in members.items()})
-    _check(record, arrays, facts)
+    _check(record, {"params": arrays, "statistics": statistics}, facts)
     model_card(record, arrays, facts, onnx=False)  # so that the model can be exported again
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
     reason = error.reason if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     raise damaged(path, reason) from error
   if len(graphs) not in (0, len(GRAPHS)):
     raise damaged(path, f"one of {', '.join(GRAPHS)} is missing")
-  params = jax.device_put(traverse_util.unflatten_dict(arrays, sep="/"), jax.local_devices()[0])
-  return Bundle(record, params, facts, graphs)
+  params, statistics = jax.device_put(
+      [traverse_util.unflatten_dict(a, sep="/") for a in (arrays, statistics)],
+      jax.local_devices()[0])
+  return Bundle(record, params, facts, graphs, statistics)
 
 
 def without_paths(config: Mapping) -> dict:
@@ -93,8 +104,8 @@ def without_paths(config: Mapping) -> dict:
   return {**config, "data": data | {key: "" for key in ("root", "cache") if key in data}}
 
 
-def _check(record: ModelRecord, arrays: Mapping[str, np.ndarray], facts) -> None:
-  """Raises ValueError where the parameters are not those of the network."""
+def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], facts) -> None:
+  """Raises ValueError where parameters and statistics are not those of the network."""
   if not isinstance(facts["step"], int):
     raise ValueError("facts.json has no step")
   model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
@@ -102,13 +113,14 @@ def _check(record: ModelRecord, arrays: Mapping[str, np.ndarray], facts) -> None
     raise ValueError("plan and network differ in their axes")
   image = jax.ShapeDtypeStruct((1, *model.stride, record.plan.channels), jnp.float32)
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), image, ids)
-  wanted = {name: x.shape
-            for name, x in traverse_util.flatten_dict(variables["params"], sep="/").items()}
-  found = {name: array.shape for name, array in arrays.items()}
-  for name in sorted(set(wanted) | set(found)):
-    if wanted.get(name) != found.get(name):
-      raise ValueError(f"parameter {name}: {found.get(name)}, the network has {wanted.get(name)}")
+  needed = jax.eval_shape(model.init, jax.random.key(0), image, ids)
+  for kind, held in arrays.items():
+    wanted = {name: x.shape for name, x in traverse_util.flatten_dict(needed.get(kind, {}),
+                                                                      sep="/").items()}
+    found = {name: array.shape for name, array in held.items()}
+    for name in sorted(set(wanted) | set(found)):
+      if wanted.get(name) != found.get(name):
+        raise ValueError(f"{kind} {name}: {found.get(name)}, the network has {wanted.get(name)}")
 
 
 def _to_json(tree) -> bytes:

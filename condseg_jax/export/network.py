@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from onnx import TensorProto
 
+from condseg_jax.errors import InputError
 from condseg_jax.export import graph as layers
 from condseg_jax.models.conditioning import head_layers
 from condseg_jax.models.dense_unet import DenseUNet
@@ -46,7 +47,14 @@ def onnx_halves(model: DenseUNet, params: Mapping, window: Sequence[int], channe
     params: its parameters.
     window: spatial shape of the input.
     channels: of the image.
+
+  Raises:
+    InputError: a condition that has no ONNX form here.
   """
+  if (model.position == "decoders" or model.vector not in ("hash", "embedding")
+      or (model.position != "none" and model.mechanism not in ("channel", "dynamic"))):
+    raise InputError("the network", f"{model.position}, {model.mechanism}, {model.vector}: this "
+                     "condition has no ONNX form", "export without --onnx")
   encoder, features = _encoder(model, params, tuple(window), channels)
   return Halves(encoder, _decoder(model, params, features))
 
@@ -105,7 +113,7 @@ class _Network:
   def class_vector(self, inputs: dict) -> str:
     inputs["class_id"] = (TensorProto.INT32, ["K"])
     table = np.asarray(self._model.codes, np.float32)[:, None]
-    if self._model.mechanism == "embedding":
+    if self._model.vector == "embedding":
       table = np.asarray(self._params["class_vector"]["embedding"])
     return self.graph.add("Gather", self.graph.constant(table, "class_vector"), "class_id")
 

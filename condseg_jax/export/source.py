@@ -34,6 +34,8 @@ def read_model(source, checkpoint: str = "last") -> Bundle:
   checkpoints = Checkpoints(source, read_only=True)
   try:
     step = checkpoints.pick(checkpoint)
-    return Bundle(checkpoints.read_record(step), checkpoints.restore_params(step), {"step": step})
+    variables = checkpoints.restore_variables(step)
+    return Bundle(checkpoints.read_record(step), variables["params"], {"step": step},
+                  statistics=variables.get("statistics", {}))
   finally:
     checkpoints.close()

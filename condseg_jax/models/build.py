@@ -16,15 +16,17 @@ def build_model(model: Mapping, conditioning: Mapping, codes: Sequence[float]) -
 
   Args:
     model: the `model` part of a config: fields of `DenseUNet`, `dtype` by name.
-    conditioning: the `conditioning` part: `position`, `mechanism`, `embedding_size`, `from_level`.
+    conditioning: the `conditioning` part: `position`, `mechanism`, `vector`, `embedding_size`,
+      `texts`, `from_level`.
     codes: class codes in the order of the ids.
 
   Raises:
     InputError: a setting that the network does not have, or a value that it cannot take.
   """
   settings = {**model, **conditioning}
+  settings.pop("text_vectors", None)  # the file that the texts came from
   known = {f.name for f in dataclasses.fields(DenseUNet)}
-  known -= {"codes", "partition", "parent", "name"}
+  known -= {"codes", "partition", "batch_axes", "parent", "name"}
   for key in settings:
     if key not in known:
       raise InputError(f"model setting {key!r}", "is not known",
@@ -37,6 +39,7 @@ def build_model(model: Mapping, conditioning: Mapping, codes: Sequence[float]) -
     settings["depth"] = tuple(int(n) for n in settings["depth"])
     if settings.get("decoder_depth") is not None:
       settings["decoder_depth"] = tuple(int(n) for n in settings["decoder_depth"])
+    settings["texts"] = tuple(tuple(map(float, row)) for row in settings.get("texts", ()))
     network = DenseUNet(codes=tuple(float(c) for c in codes), dtype=_DTYPES[dtype], **settings)
     network.check()
   except KeyError as error:

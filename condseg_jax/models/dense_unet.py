@@ -12,16 +12,27 @@ the activation open; the defaults are ours.
 `encode` holds all that is computed once per image, `decode` what is computed once per class.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from condseg_jax.models import conditioning
 from condseg_jax.models import halo
 from condseg_jax.models import layers
+from condseg_jax.models.blocks import DenseBlock
+from condseg_jax.models.blocks import Layer
+from condseg_jax.models.blocks import Style
+from condseg_jax.models.class_vector import ClassVector
+from condseg_jax.models.class_vector import VECTORS
+
+
+CLASSES = "classes"  # the mapped axis of the classes decoded of an image
 
 
 class Features(NamedTuple):
@@ -38,53 +49,28 @@ class Features(NamedTuple):
   summary: jax.Array | None = None
 
 
-class Layer(nn.Module):
-  """Convolution, normalisation, condition, activation."""
+class PerClass(nn.Module):
+  """Parameters of a function for each class, and the function with those of each sample's class.
 
-  features: int
-  window: tuple[int, ...]
-  norm: str
-  activation: str
-  dtype: jnp.dtype
-  partition: str | None = None
+  Attributes:
+    begin: (key, features of one sample) → parameters.
+    run: (parameters, features of one sample) → arrays with a batch axis of 1.
+    classes: number of classes.
+  """
 
-  @nn.compact
-  def __call__(self, x: jax.Array, shared: jax.Array | None = None,
-               vector_BE: jax.Array | None = None) -> jax.Array:
-    condition_size = 0 if vector_BE is None else vector_BE.shape[-1]
-    y = layers.Conv(self.features, self.window, condition_size, use_bias=self.norm == "none",
-                    dtype=self.dtype, partition=self.partition, name="conv")(x, shared)
-    y = layers.Norm(self.norm, self.dtype, self.partition, name="norm")(y)
-    if vector_BE is not None:
-      channels = x.shape[-1] + (0 if shared is None else shared.shape[-1])
-      summand = conditioning.ConstantChannels(
-          self.features, self.window, channels, self.partition,
-          name="condition")(vector_BE, y.shape[1:-1])
-      y = y + summand.astype(y.dtype)
-    return layers.ACTIVATIONS[self.activation](y)
-
-
-class DenseBlock(nn.Module):
-  """`depth` densely connected layers of `growth` channels, joined into `features` channels."""
-
-  depth: int
-  growth: int
-  features: int
-  ndim: int
-  norm: str
-  activation: str
-  dtype: jnp.dtype
-  partition: str | None = None
+  begin: Callable
+  run: Callable
+  classes: int
 
   @nn.compact
-  def __call__(self, x: jax.Array, shared: jax.Array | None = None,
-               vector_BE: jax.Array | None = None) -> jax.Array:
-    style = dict(norm=self.norm, activation=self.activation, dtype=self.dtype,
-                 partition=self.partition)
-    for i in range(self.depth):
-      y = Layer(self.growth, (3,) * self.ndim, **style, name=f"layer_{i}")(x, shared, vector_BE)
-      x = jnp.concatenate([x, y], axis=-1)
-    return Layer(self.features, (1,) * self.ndim, **style, name="join")(x, shared, vector_BE)
+  def __call__(self, features: Features, class_id_B: jax.Array):
+    alone = jax.tree.map(lambda x: x[:1], features)
+    stacked = self.param("each", lambda key: jax.vmap(lambda k: self.begin(k, alone))(
+        jax.random.split(key, self.classes)))
+    mine = jax.tree.map(lambda p: p[class_id_B], stacked)
+    one = lambda params, x: jax.tree.map(
+        lambda y: y[0], self.run(params, jax.tree.map(lambda a: a[None], x)))
+    return jax.vmap(one)(mine, features)
 
 
 class DenseUNet(nn.Module):
@@ -102,10 +88,13 @@ class DenseUNet(nn.Module):
     activation: a name in `layers.ACTIVATIONS`.
     position: where the condition enters: `none`, `input` (cond-2nd: beside the image), `encoder`
       (cond-enc: into every block below the finest, after its skip has left), `decoder` (cond-dec:
-      into every decoder block, beside the skip), `head` (a `conditioning.DynamicHead`, everything
-      before it shared by all classes).
-    mechanism: `hash` or `embedding`.
-    embedding_size: length of a learned class vector.
+      into every decoder block, beside the skip), `head` (into the last layers, everything before
+      them shared by all classes), `decoders` (a decoder for each class and no condition, after Chen
+      et al., Med3D, 2019).
+    mechanism: how it acts there, a name in `conditioning.MECHANISMS`.
+    vector: what stands for a class, see `class_vector.ClassVector`.
+    embedding_size: length of a vector that is learned.
+    texts: the fixed vectors of `vector` = `text`, in the order of the ids.
     from_level: coarsest decoder level that sees the class; None for all of them. Coarser ones are
       shared by all classes and computed in `encode`.
     dtype: of the computation; parameters, normalisation statistics, class codes and logits are
@@ -116,6 +105,7 @@ class DenseUNet(nn.Module):
       memory, about a third more work, the same numbers.
     partition: mesh axis that one volume is split along over several devices, inside
       `jax.shard_map` (see `halo`); None, as always in training, where a device holds whole inputs.
+    batch_axes: mapped axes that a batch is spread over in training, for batch normalisation.
   """
 
   codes: tuple[float, ...]
@@ -126,14 +116,17 @@ class DenseUNet(nn.Module):
   norm: str = "group"
   activation: str = "leaky_relu"
   position: str = "decoder"
-  mechanism: str = "hash"
+  mechanism: str = "channel"
+  vector: str = "hash"
   embedding_size: int = 8
+  texts: tuple[tuple[float, ...], ...] = ()
   from_level: int | None = None
   dtype: jnp.dtype = jnp.float32
   deep_supervision: int = 0
   remat: bool = False
   decoder_depth: Sequence[int] | None = None
   partition: str | None = None
+  batch_axes: tuple[str, ...] = ()
 
   def check(self) -> None:
     """Raises ValueError for settings that make no network."""
@@ -151,13 +144,24 @@ class DenseUNet(nn.Module):
       raise ValueError("channels, growth, embedding_size and strides must be 1 or more, depth 0 or "
                        "more")
     for value, name, known in ((self.position, "position", conditioning.POSITIONS),
-                               (self.mechanism, "mechanism", conditioning.MECHANISMS),
+                               (self.mechanism, "mechanism", tuple(conditioning.MECHANISMS)),
+                               (self.vector, "vector", VECTORS),
                                (self.norm, "norm", layers.NORMS),
                                (self.activation, "activation", tuple(layers.ACTIVATIONS))):
       if value not in known:
         raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+    if self.position not in ("none", "decoders"):
+      chosen = conditioning.MECHANISMS[self.mechanism]
+      if self.position not in chosen.positions:
+        raise ValueError(f"mechanism {self.mechanism!r} does not act at position "
+                         f"{self.position!r}, but at {', '.join(chosen.positions)}")
+      if chosen.needs_norm and self.norm == "none":
+        raise ValueError(f"mechanism {self.mechanism!r} needs a normalisation, norm is 'none'")
+    if self.vector == "text" and (len(self.texts) != len(self.codes) or not all(
+        len(row) == len(self.texts[0]) and any(row) for row in self.texts)):
+      raise ValueError("vector 'text' needs one vector for each class, of one length and not zero")
     if self.from_level is not None:
-      if self.position != "decoder":
+      if self.position not in ("decoder", "decoders"):
         raise ValueError(f"from_level has no effect where position is {self.position!r}")
       if not 0 <= self.from_level <= len(self.depth) - 2:
         raise ValueError(f"from_level {self.from_level} is not one of the decoder's levels, 0 to "
@@ -170,19 +174,28 @@ class DenseUNet(nn.Module):
   def setup(self):
     self.check()
     levels = len(self.depth)
-    self.stem = Layer(self.channels, (3,) * self.ndim, self.norm, self.activation, self.dtype,
-                      self.partition)
+    self.stem = Layer(self.channels, (3,) * self.ndim, self.style)
     self.down = [self._block(level, n) for level, n in enumerate(self.depth)]
     self.up = [layers.Upsample(self._width(level), self.strides[level], self.dtype)
                for level in range(levels - 1)]
     merge_depth = self.depth[:-1] if self.decoder_depth is None else self.decoder_depth
     self.merge = [self._block(level, n) for level, n in enumerate(merge_depth)]
-    # In float32: rounded to bfloat16, the scores of two classes would often tie.
-    self.head = (conditioning.DynamicHead(layers.ACTIVATIONS[self.activation])
-                 if self.position == "head" else self._head())
-    self.coarse_heads = [self._head() for _ in range(self.deep_supervision)]
-    if self.position != "none":
-      self.class_vector = conditioning.ClassVector(self.mechanism, self.codes, self.embedding_size)
+    self.head = self._head()
+    self.coarse_heads = [self._channel() for _ in range(self.deep_supervision)]
+    if self.position not in ("none", "decoders"):
+      self.class_vector = ClassVector(self.vector, self.codes, self.embedding_size, self.texts)
+    if self.position == "decoders":
+      inner = self.clone(position="none", from_level=None, parent=None)
+      decode = functools.partial(inner.apply, method=inner.decode_levels)
+      ids = np.zeros(1, np.int32)
+      self.decoders = PerClass(
+          lambda key, x: inner.init(key, x, ids, method=inner.decode_levels)["params"],
+          lambda params, x: decode({"params": params}, x, ids), len(self.codes))
+
+  @property
+  def style(self) -> Style:
+    return Style(self.norm, self.activation, self.dtype, self.mechanism, len(self.codes),
+                 self.partition, self.batch_axes)
 
   @property
   def ndim(self) -> int:
@@ -208,18 +221,17 @@ class DenseUNet(nn.Module):
       image_BDHWC: normalised image; without D in 2-D.
       class_id_B: int [B], needed where `encoder_sees_class`.
     """
-    vector = self.class_vector(class_id_B) if self.encoder_sees_class else None
-    x = self.stem(image_BDHWC.astype(self.dtype), None,
-                  vector if self.position == "input" else None)
+    told = self._condition(class_id_B) if self.encoder_sees_class else None
+    x = self.stem(image_BDHWC.astype(self.dtype), None, told if self.position == "input" else None)
     x = self.down[0](x)
     skips = [x]
     for level in range(1, len(self.depth)):
       x = layers.max_pool(x, self.strides[level - 1])
-      x = self.down[level](x, None, vector if self.position == "encoder" else None)
+      x = self.down[level](x, None, told if self.position == "encoder" else None)
       skips.append(x)
     skips.pop()
     summary = None
-    if self.position == "head":
+    if (self.position, self.mechanism) == ("head", "dynamic"):
       summary = halo.mean(x.astype(jnp.float32), self.partition)
     while len(skips) > self.conditioned_levels:
       x = self._merge(x, skips, None)
@@ -244,14 +256,17 @@ class DenseUNet(nn.Module):
       1 + `deep_supervision` arrays, float32 [B, *shape of the level]. Under jit, what is not used
       of them is not computed.
     """
-    seen = self.position in ("decoder", "head")
-    vector = self.class_vector(class_id_B) if seen else None
+    if self.position == "decoders":
+      return self.decoders(features, class_id_B)
     if self.position == "head":
-      return (self.head(features.x, features.summary, vector),)
+      if self.mechanism == "output":
+        return (self.head(features.x, class_id_B),)
+      return (self.head(features.x, features.summary, self.class_vector(class_id_B)),)
+    told = self._condition(class_id_B) if self.position == "decoder" else None
     x, skips = features.x, list(features.skips)
     logits = []
     while skips:
-      x = self._merge(x, skips, vector)
+      x = self._merge(x, skips, told)
       level = len(skips)
       if level <= self.deep_supervision:
         head = self.coarse_heads[level - 1] if level else self.head
@@ -262,11 +277,14 @@ class DenseUNet(nn.Module):
     """Logits of one class per sample, float32 [B, *shape]."""
     return self.decode(self.encode(image_BDHWC, class_id_B), class_id_B)
 
-  def _merge(self, x, skips, vector):
+  def _condition(self, class_id_B: jax.Array) -> conditioning.Condition:
+    return conditioning.Condition(self.class_vector(class_id_B), class_id_B)
+
+  def _merge(self, x, skips, told):
     """One decoder level; takes its skip off the list."""
     skip = skips.pop()
     level = len(skips)
-    return self.merge[level](self.up[level](x), skip, vector)
+    return self.merge[level](self.up[level](x), skip, told)
 
   @property
   def conditioned_levels(self) -> int:
@@ -278,13 +296,20 @@ class DenseUNet(nn.Module):
   def _width(self, level: int) -> int:
     return self.channels * (level + 1)
 
-  def _head(self) -> layers.Conv:
+  def _head(self) -> nn.Module:
+    if self.position != "head":
+      return self._channel()
+    if self.mechanism == "output":
+      return conditioning.OutputChannels(len(self.codes))
+    return conditioning.DynamicHead(layers.ACTIVATIONS[self.activation])
+
+  def _channel(self) -> layers.Conv:
+    # In float32: rounded to bfloat16, the scores of two classes would often tie.
     return layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)
 
   def _block(self, level: int, depth: int) -> DenseBlock:
     block = nn.remat(DenseBlock) if self.remat else DenseBlock
-    return block(depth, self.growth * (level + 1), self._width(level), self.ndim,
-                 self.norm, self.activation, self.dtype, self.partition)
+    return block(depth, self.growth * (level + 1), self._width(level), self.ndim, self.style)
 
 
 def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
@@ -308,13 +333,36 @@ def level_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
   Returns:
     1 + `model.deep_supervision` arrays, finest level first, float32 [B, *shape of the level, N].
   """
+  return _every_class(model, variables, image_BDHWC, class_id_BN, False)[0]
+
+
+def training_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+                    class_id_BN: jax.Array) -> tuple[tuple[jax.Array, ...], dict]:
+  """`level_logits` in training, and what changes there beside the parameters.
+
+  Returns:
+    The logits, and {"statistics": …} where batch normalisation keeps some, else {}.
+  """
+  if "statistics" not in variables:
+    return level_logits(model, variables, image_BDHWC, class_id_BN), {}
+  model = model.clone(batch_axes=(*model.batch_axes, CLASSES))
+  return _every_class(model, variables, image_BDHWC, class_id_BN, ["statistics"])
+
+
+def _every_class(model, variables, image, class_id_BN, mutable):
+  def apply(changed, *arguments, method):
+    out = model.apply({**variables, **changed}, *arguments, method=method, mutable=mutable)
+    return out if mutable else (out, {})
+
   def encode(class_id_B):
-    return model.apply(variables, image_BDHWC, class_id_B, method=model.encode)
+    return apply({}, image, class_id_B, method=model.encode)
 
-  def decode(features, class_id_B):
-    return model.apply(variables, features, class_id_B, method=model.decode_levels)
+  def decode(encoded, class_id_B):
+    features, changed = encoded
+    return apply(changed, features, class_id_B, method=model.decode_levels)
 
+  # Statistics are sums over the classes: the same for all of them.
+  lanes = dict(out_axes=(-1, None), axis_name=CLASSES)
   if model.encoder_sees_class:
-    both = jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, out_axes=-1)
-    return both(class_id_BN)
-  return jax.vmap(decode, in_axes=(None, 1), out_axes=-1)(encode(None), class_id_BN)
+    return jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, **lanes)(class_id_BN)
+  return jax.vmap(decode, in_axes=(None, 1), **lanes)(encode(None), class_id_BN)

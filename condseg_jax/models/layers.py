@@ -97,7 +97,7 @@ class Norm(nn.Module):
   over the voxels and channels of a group. Groups have eight channels where that divides their
   number (Wu & He, "Group Normalization", ECCV 2018); instance normalisation is the group of one
   channel. Statistics are float32, and of the whole volume where it is split along a `partition`
-  (see `halo`).
+  (see `halo`). Where it is not `affine`, scale is 1 and bias 0.
 
   Sums are taken per channel, and per group only over these few numbers; then y = a x + b with one
   a and b for each channel is a single pass, which the compiler joins to the condition and the
@@ -107,6 +107,7 @@ class Norm(nn.Module):
   kind: str
   dtype: jnp.dtype = jnp.float32
   partition: str | None = None
+  affine: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -114,8 +115,10 @@ class Norm(nn.Module):
       return x
     channels = x.shape[-1]
     size = 1 if self.kind == "instance" else math.gcd(8, channels)
-    scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-    bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
+    scale, bias = jnp.ones(channels, jnp.float32), jnp.zeros(channels, jnp.float32)
+    if self.affine:
+      scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
+      bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
 
     x = x.astype(jnp.float32)
     space = tuple(range(1, x.ndim - 1))
@@ -144,8 +147,9 @@ class Conv(nn.Module):
     features: output channels.
     window: kernel size per axis.
     condition_size: channels of the class condition that the concatenation also holds (see
-      `conditioning.constant_channels`); they only enter the fan-in here.
+      `constant_channels`); they only enter the fan-in here.
     partition: mesh axis that the first spatial axis is split along, if it is (see `halo`).
+    scale: of the output at the start, for an input of squares 1.
   """
 
   features: int
@@ -154,6 +158,7 @@ class Conv(nn.Module):
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
   partition: str | None = None
+  scale: float = math.sqrt(2)
 
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None) -> jax.Array:
@@ -162,7 +167,7 @@ class Conv(nn.Module):
     # After He et al. 2015, with the fan-in of the whole concatenation and a truncated normal, whose
     # standard deviation is 0.88 of the value given.
     fan_in = math.prod(self.window) * (channels + self.condition_size)
-    init = nn.initializers.truncated_normal(math.sqrt(2.0 / fan_in))
+    init = nn.initializers.truncated_normal(self.scale / math.sqrt(fan_in))
     kernel = self.param("kernel", init, (*self.window, channels, self.features), jnp.float32)
     kernel = kernel.astype(self.dtype)
     first = 0

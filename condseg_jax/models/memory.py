@@ -94,10 +94,14 @@ def _outputs(model: DenseUNet, channels: int) -> tuple[Mapping, Outputs, Outputs
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)
   capture = dict(capture_intermediates=True, mutable=["intermediates"])
   variables = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)
+  seen = variables
+  if model.position == "decoders":  # a sample runs through one of them
+    model = model.clone(position="none", from_level=None)
+    seen = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)
   features, encoded = jax.eval_shape(
-      lambda v, x, i: model.apply(v, x, i, method=model.encode, **capture), variables, image, ids)
+      lambda v, x, i: model.apply(v, x, i, method=model.encode, **capture), seen, image, ids)
   _, decoded = jax.eval_shape(
-      lambda v, f, i: model.apply(v, f, i, method=model.decode_levels, **capture), variables,
+      lambda v, f, i: model.apply(v, f, i, method=model.decode_levels, **capture), seen,
       features, ids)
   return variables, _sizes(encoded["intermediates"]), _sizes(decoded["intermediates"])
 

@@ -18,6 +18,7 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
 from condseg_jax.train.state import TrainState
+from condseg_jax.train.state import variables
 
 
 class ModelRecord(NamedTuple):
@@ -118,8 +119,8 @@ class Checkpoints:
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return self._read(step, "state", ocp.args.StandardRestore(target))
 
-  def restore_params(self, step: int) -> dict:
-    """The parameters to predict with, on one device of this process, whatever wrote them."""
+  def restore_variables(self, step: int) -> dict:
+    """The variables to predict with, on one device of this process, whatever wrote them."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
       tree = self._manager.item_metadata(step)["state"]
@@ -129,7 +130,8 @@ class Checkpoints:
       raise InputError(self.folder / str(step), f"is damaged ({_line(error)})",
                        "use another checkpoint, or train again") from error
     state = self._read(step, "state", ocp.args.StandardRestore(target))
-    return state["params"] if state.get("ema") is None else state["ema"]
+    params = state["params"] if state.get("ema") is None else state["ema"]
+    return variables(params, state.get("statistics"))
 
   def wait(self) -> None:
     """Returns once everything started is on the disk."""

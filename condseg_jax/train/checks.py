@@ -30,7 +30,7 @@ def check_same_model(recorded: ModelRecord, config: Mapping, workdir) -> None:
   default = {f.name: f.default for f in dataclasses.fields(DenseUNet)}.get
   for part in ("model", "conditioning"):
     before, now = recorded.config[part], config[part]
-    keys = sorted(k for k in {*before, *now} - {"remat"}
+    keys = sorted(k for k in {*before, *now} - {"remat", "text_vectors"}
                   if before.get(k, default(k)) != now.get(k, default(k)))
     if keys:
       raise InputError(workdir, f"holds a run of another model ({part}.{keys[0]} differs)",
@@ -45,6 +45,13 @@ def check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir)
     if before != value and not (name == "spacing" and same_spacing(before, value)):
       raise InputError(workdir, f"was started with {name} {before}, now it is {value}",
                        "choose another --workdir, or the data and settings it was started with")
+
+
+def check_parts(model: DenseUNet, parts: int) -> None:
+  """Batch normalisation needs a batch as a whole."""
+  if model.mechanism == "batch_norm" and parts > 1:
+    raise InputError("train.accumulate", f"{parts} parts of a batch, whose moments the mechanism "
+                     "'batch_norm' needs as a whole", "use 1, or another mechanism", usage=True)
 
 
 def check_subvolume(plan: Plan, model) -> None:

@@ -45,6 +45,7 @@ from condseg_jax.train.record import Record
 from condseg_jax.train.record import trim_metrics
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
+from condseg_jax.train.texts import with_texts
 
 log = logging.getLogger("condseg_jax")
 
@@ -77,10 +78,13 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
                                  progress=jax.process_index() == 0)
   everything = pipeline.datasets(stores, "train")
   parts = [pipeline.hold_out(d, data["hold_out"], config["seed"]) for d in everything]
-  training, held_out = [p[0] for p in parts], [p[1] for p in parts if p[1].cases]
+  seen = [pipeline.fewer_cases(p[0], data["cases"], config["seed"]) for p in parts]
+  training = pipeline.learn_only(seen, data["keep"])
+  held_out = pipeline.learn_only([p[1] for p in parts if p[1].cases], data["keep"])
   if recorded is None:
     table = class_table(training, stores, data)
-    config, plan = make_plan(config, training, table)
+    config = with_texts(config, table)
+    config, plan = make_plan(config, training, table, seen)
   else:
     table, plan = recorded.table, recorded.plan
     config = recorded_plan(config, recorded.config)
@@ -98,6 +102,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   settings = config["train"]
   model = build_model(config["model"], config["conditioning"], table.codes)
   checks.check_subvolume(plan, model)
+  checks.check_parts(model, settings["accumulate"])
   optimizer = make_optimizer(config["optimizer"], settings["steps"])
   schedule = make_schedule(config["optimizer"], settings["steps"])
   augmentation = Augmentation(**{**config["augment"], "mirror": tuple(config["augment"]["mirror"])})
@@ -115,7 +120,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   # --- state ----------------------------------------------------------------------------------
   image = jnp.zeros((1, *plan.subvolume, plan.channels), jnp.float32)
   variables = jax.jit(model.init)(jax.random.key(config["seed"]), image, jnp.zeros(1, jnp.int32))
-  state = TrainState.create(variables["params"], optimizer, ema=settings["ema_decay"] > 0)
+  state = TrainState.create(variables, optimizer, ema=settings["ema_decay"] > 0)
   if last is not None:
     state = checkpoints.restore(last, state)
     trim_metrics(workdir, last)
@@ -126,7 +131,8 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   batches = pipeline.batches(
       training, table, plan, batch_size=data["batch_size"], seed=config["seed"], start_step=first,
       weights=data["weights"], batch_class=data["batch_class"],
-      classes_per_image=data["classes_per_image"], process_index=jax.process_index(),
+      classes_per_image=data["classes_per_image"], unlabelled=data["unlabelled"],
+      process_index=jax.process_index(),
       process_count=jax.process_count())
   writer = Record(workdir, config, resumed=last is not None)
   writer.plan(planned)
@@ -186,7 +192,10 @@ def class_table(training: Sequence[pipeline.Dataset], stores: Sequence[Store],
                 data: Mapping) -> ClassTable:
   """The classes that the training data annotates, ordered by the config or by appearance."""
   present = dict.fromkeys(name for d in training for name in d.annotated)
-  names = [normal_name(n) for n in data["classes"]] or list(present)
+  known = {c.name for s in stores for c in s.table.classes}
+  left_out = known - set(present) if data["keep"] else set()
+  names = [normal_name(n) for n in data["classes"] if normal_name(n) not in left_out]
+  names = names or list(present)
   for name in names:
     if name not in present:
       raise InputError(f"class {name!r}", "is annotated in no training dataset",
@@ -198,11 +207,16 @@ def class_table(training: Sequence[pipeline.Dataset], stores: Sequence[Store],
   refused = {c.name: c.no_mirror for s in stores for c in s.table.classes}
   refused = {k: v for k, v in refused.items() if k in names}
   for name, axes in data["no_mirror"].items():
+    if normal_name(name) in left_out:
+      continue
     if normal_name(name) not in names:
       raise InputError(f"data.no_mirror.{name}", "is no class of the training data",
                        f"classes: {', '.join(names)}", usage=True)
     refused[normal_name(name)] = tuple(axes)
-  return ClassTable.create(names, presets=data["presets"], no_mirror=refused,
+  presets = {key: [n for n in group if normal_name(n) not in left_out]
+             for key, group in data["presets"].items()}
+  presets = {key: group for key, group in presets.items() if group or not left_out}
+  return ClassTable.create(names, presets=presets, no_mirror=refused,
                            capacity=max(64, len(names)))
 
 
@@ -240,8 +254,8 @@ def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float
   """
   if not held_out:
     return None, {}
-  params = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
-  predictor = Predictor(model, {"params": params}, record.table, record.plan, step)
+  variables = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
+  predictor = Predictor(model, variables, record.table, record.plan, step)
   trials = Trials(smallest_ml([case for d in held_out for case in d.cases]))
   rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True, seen=trials.seen)
   rows = [CaseScore(*row) for row in cluster.gather([dataclasses.astuple(row) for row in rows])]

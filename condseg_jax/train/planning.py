@@ -20,9 +20,12 @@ from condseg_jax.plan import Plan
 PLANS = ("config", "auto")
 
 
-def make_plan(config: Mapping, training: Sequence[Dataset],
-              table: ClassTable) -> tuple[Mapping, Plan]:
+def make_plan(config: Mapping, training: Sequence[Dataset], table: ClassTable,
+              seen: Sequence[Dataset]) -> tuple[Mapping, Plan]:
   """The plan of a new run, and its config with what the plan decided.
+
+  Intensities are pooled over all datasets that are `seen`, whichever of them are learned: networks
+  for some of their classes see images alike.
 
   With `data.plan` = `auto`, subvolume and strides are the largest that fit into `data.memory_gb` on
   one device, and the last entry of `model.depth` holds for all coarser levels. Spacing and
@@ -40,16 +43,19 @@ def make_plan(config: Mapping, training: Sequence[Dataset],
         shape, store.spacing, _cost(config, training, table, store.modality),
         data["memory_gb"] * 1e9)
     config["model"] = with_strides(config["model"], strides)
-  foreground = [case.intensities for case in cases]
+  foreground = [case.intensities for dataset in seen for case in dataset.cases]
   return config, Plan.pooled(store.modality, store.spacing, data["subvolume"], foreground)
 
 
 def recorded_plan(config: Mapping, recorded: Mapping) -> Mapping:
-  """The config of a run that goes on: what `auto` decided when it began, it keeps."""
+  """The config of a run that goes on: what `auto` decided when it began, it keeps,
+  and so it does the texts of its classes."""
   config = copy.deepcopy(dict(config))
   if config["data"]["plan"] == "auto" == recorded["data"].get("plan"):
     config["data"]["subvolume"] = tuple(recorded["data"]["subvolume"])
     config["model"] = with_strides(config["model"], recorded["model"]["strides"])
+  if "texts" in recorded["conditioning"]:
+    config["conditioning"]["texts"] = recorded["conditioning"]["texts"]
   return config
 
 
@@ -69,8 +75,7 @@ def plan_record(config: Mapping, training: Sequence[Dataset], table: ClassTable,
           "memory_gb": estimate / 1e9,
           "bytes_per_voxel": (estimate - nothing) / math.prod(plan.subvolume),
           "largest_subvolume": largest,
-          "decodes_per_image": decodes_per_image(training, data["classes_per_image"],
-                                                 data["batch_class"]),
+          "decodes_per_image": _decodes(training, data),
           "device": jax.default_backend(), **fingerprint(cases)}
 
 
@@ -95,7 +100,7 @@ def with_strides(model: Mapping, strides: Sequence[Sequence[int]]) -> dict:
 def _cost(config: Mapping, training: Sequence[Dataset], table: ClassTable, modality: str):
   """(subvolume, strides) → bytes of a step on one device."""
   data = config["data"]
-  decodes = decodes_per_image(training, data["classes_per_image"], data["batch_class"])
+  decodes = _decodes(training, data)
   images = -(-data["batch_size"] // jax.device_count())
 
   def cost(subvolume, strides) -> int:
@@ -103,3 +108,8 @@ def _cost(config: Mapping, training: Sequence[Dataset], table: ClassTable, modal
     return training_bytes(model, subvolume, 3 if modality == "rgb" else 1, images, decodes,
                           accumulate=config["train"]["accumulate"])
   return cost
+
+
+def _decodes(training: Sequence[Dataset], data: Mapping) -> int:
+  return decodes_per_image(training, data["classes_per_image"], data["batch_class"],
+                           data["unlabelled"])

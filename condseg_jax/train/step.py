@@ -13,8 +13,9 @@ from condseg_jax.data.augment import augment
 from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.dense_unet import level_logits
+from condseg_jax.models.dense_unet import training_logits
 from condseg_jax.train.state import TrainState
+from condseg_jax.train.state import variables
 
 # (state, batch, *, axis_name=None) → (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
@@ -48,32 +49,35 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
   alpha_K = np.asarray(alpha_K, np.float32)
   may_not_mirror = np.asarray(may_not_mirror, bool)
 
-  def gradient_and_sums(params, batch: Batch, key, global_batch: int):
-    """What some samples of a batch contribute to its gradient, loss and Dice."""
+  def gradient_and_sums(params, statistics, model, batch: Batch, key, global_batch: int):
+    """What some samples of a batch contribute to its gradient, loss and Dice; the statistics."""
     batch = augment(batch, key, augmentation, spacing, jnp.asarray(may_not_mirror))
 
     def loss_function(params):
-      logits = level_logits(model, {"params": params}, batch.image, batch.class_id)
+      logits, changed = training_logits(model, variables(params, statistics), batch.image,
+                                        batch.class_id)
       per_sample, finest = losses.deep_terms(logits, batch.mask)
       loss = losses.objective(per_sample, batch.class_id, batch.beta, jnp.asarray(alpha_K),
                               bce_weight=bce_weight, global_batch=global_batch)
-      return loss, finest.dice
+      return loss, (finest.dice, changed.get("statistics"))
 
-    (loss, dice_BN), gradient = jax.value_and_grad(loss_function, has_aux=True)(params)
+    (loss, (dice_BN, changed)), gradient = jax.value_and_grad(loss_function, has_aux=True)(params)
     ids, beta = batch.class_id.reshape(-1), batch.beta.reshape(-1)
     classes = alpha_K.shape[0]
     return gradient, {
         "loss": loss,
         "dice_K": jax.ops.segment_sum(beta * (1 - dice_BN.reshape(-1)), ids, classes),
         "count_K": jax.ops.segment_sum(beta, ids, classes),
-    }
+    }, changed
 
   def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    contribution = functools.partial(gradient_and_sums, state.params, key=key,
-                                     global_batch=batch.image.shape[0] * devices)
-    gradient, sums = _add_up(contribution, batch, accumulate)
+    here = model if axis_name is None else model.clone(batch_axes=(axis_name,))
+    contribution = lambda batch: gradient_and_sums(
+        state.params, state.statistics, here, batch, key, global_batch)
+    global_batch = batch.image.shape[0] * devices
+    gradient, sums, statistics = _add_up(contribution, batch, accumulate)
     if axis_name is not None:
       gradient, sums = jax.lax.psum((gradient, sums), axis_name)
 
@@ -89,8 +93,9 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     ema = state.ema
     if ema is not None:
       ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
+    statistics = jax.tree.map(keep, statistics, state.statistics)
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema,
-                       skipped=state.skipped + (~finite).astype(jnp.int32))
+                       statistics=statistics, skipped=state.skipped + (~finite).astype(jnp.int32))
     return state, {**sums, "gradient_norm": norm, "skipped": state.skipped}
 
   return train_step

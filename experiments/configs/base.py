@@ -25,6 +25,9 @@ def get_config() -> ml_collections.ConfigDict:
       weights=(),  # one per dataset; equal when empty
       hold_out=0.1,  # of every training dataset, for periodic scores and the best checkpoint
       classes=(),  # order of the ids; order of appearance when empty
+      keep=(),  # the classes to learn; all that a dataset annotates when empty
+      cases=0,  # of every training dataset, at most; 0 for all
+      unlabelled="ignored",  # or background: classes without a mask count as absent
   ))
   config.data.presets = ml_collections.ConfigDict()  # name of a group = ("class", …)
   config.data.no_mirror = ml_collections.ConfigDict()  # class = ("W",) where it has sides
@@ -42,7 +45,11 @@ def get_config() -> ml_collections.ConfigDict:
       deep_supervision=0,  # coarser decoder levels that are scored too
       remat=False))  # compute blocks again in the gradient: less memory on accelerators
   config.conditioning = ml_collections.ConfigDict(dict(
-      position="decoder", mechanism="hash", embedding_size=8,
+      position="decoder",  # where: none | input | encoder | decoder | head | decoders
+      mechanism="channel",  # how: a name in condseg_jax.models.conditioning.MECHANISMS
+      vector="hash",  # what stands for a class: hash | one_hot | embedding | text
+      text_vectors="",  # for text: JSON file, {class: [numbers]}
+      embedding_size=8,
       from_level=config_dict.placeholder(int)))
 
   config.loss = ml_collections.ConfigDict(dict(bce_weight=1.0))

@@ -23,7 +23,7 @@ def get_config():
   config.augment.update(probability=0.3, rotate=5.0, zoom=0.3, shift=0.15, scale=0.3, offset=0.3,
                         gamma=0.3, noise=0.05, mirror=("W",))
   config.model.update(strides=((2, 2),) * 4, depth=(1, 1, 2, 2, 2))
-  config.conditioning.mechanism = "embedding"
+  config.conditioning.vector = "embedding"
   config.optimizer.learning_rate = 3e-3
   config.train.update(steps=900, eval_every=450)
   return config

@@ -29,7 +29,7 @@ def get_config():
   config.data.no_mirror = {"anterior": ("H",), "posterior": ("H",)}
   config.augment.update(probability=0.3, rotate=10.0, zoom=0.1)
   config.model.update(channels=8, growth=8)
-  config.conditioning.mechanism = "embedding"
+  config.conditioning.vector = "embedding"
   config.optimizer.learning_rate = 5e-3
   config.train.update(steps=1_000, eval_every=250)
   return config

@@ -28,7 +28,7 @@ def get_config():
   config.data.presets = {"abdomen": ("liver", "spleen", "pancreas")}
   config.augment.probability = 0.2
   config.model.update(channels=8, growth=8)
-  config.conditioning.mechanism = "embedding"
+  config.conditioning.vector = "embedding"
   config.optimizer.learning_rate = 5e-3
   config.train.update(steps=720, eval_every=360)
   return config

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from condseg_jax.study.declare import Member
 from condseg_jax.study.declare import Variant
 
-STEPS = {"hippocampus": 500, "hippocampus_long": 3000, "camvid": 400, "phantom": 500}
+STEPS = {"hippocampus": 500, "hippocampus_long": 3000, "camvid": 500, "phantom": 500}
 
 
 class Task(NamedTuple):

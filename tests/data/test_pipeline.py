@@ -424,3 +424,55 @@ def test_damaged_data_is_named(tmp_path):
       path.unlink()
   with pytest.raises(InputError, match="case_1"):
     take(10, datasets([store]), TABLE, PLAN)
+
+
+# --- fewer classes, fewer cases, and unlabelled taken for background ---------------------------
+def test_learning_one_class_draws_its_dataset_as_learning_all_does(training):
+  """The same cases at the same places in the same order, whatever else is learned."""
+  (spleen,) = pipeline.learn_only(training, ["Spleen"])
+  assert spleen.annotated == ("spleen",)
+  alone = [s for s in samples(take(4, [spleen], TABLE, PLAN))]
+  together = [s for s in samples(take(16, training, TABLE, PLAN))
+              if dataset_of(s, training) == "b"]
+  for a, b in zip(alone, together[:len(alone)], strict=False):
+    np.testing.assert_array_equal(a.image, b.image)
+    np.testing.assert_array_equal(a.mask, b.mask)
+
+
+def test_of_a_dataset_with_two_classes_one_can_be_learned(training):
+  (only,) = pipeline.learn_only(training, ["pancreas"])
+  assert only.name == "c" and only.annotated == ("pancreas",)
+  ids = {int(s.class_id[0]) for s in samples(take(4, [only], TABLE, PLAN))}
+  assert ids == {TABLE.index("pancreas")}
+
+
+def test_a_class_to_keep_must_be_there(training):
+  with pytest.raises(InputError, match="lung.*annotated: liver, spleen, kidney, pancreas"):
+    pipeline.learn_only(training, ["lung"])
+  assert pipeline.learn_only(training, []) == training
+
+
+@given(fewer=st.integers(1, 23), more=st.integers(1, 30), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=20)
+def test_fewer_cases_are_some_of_more(training, fewer, more, seed):
+  fewer, more = sorted((fewer, more))
+  small, large = (pipeline.fewer_cases(training[0], n, seed) for n in (fewer, more))
+  assert len(small.cases) == fewer and len(large.cases) == min(more, 24)
+  assert {c.id for c in small.cases} <= {c.id for c in large.cases}
+  assert pipeline.fewer_cases(training[0], 0, seed) == training[0]
+
+
+def test_unlabelled_taken_for_background(training):
+  """Every class has a mask then; of those not annotated it is empty, and unlabelled outside."""
+  plan = dataclasses.replace(PLAN, subvolume=(16, 8, 8))  # six slices more than there are
+  taken = take(6, training, TABLE, plan, classes_per_image=0, unlabelled="background")
+  for sample in samples(taken):
+    assert sorted(sample.class_id) == [0, 1, 2, 3] and (sample.beta == 1).all()
+    annotated = next(d for d in training if d.name == dataset_of(sample, training)).annotated
+    for n, class_id in enumerate(sample.class_id):
+      mask = sample.mask[..., n]
+      if TABLE.names[class_id] not in annotated:
+        outside = (mask == 255).all((1, 2))
+        assert outside.sum() == 6 and (mask[~outside] == 0).all()
+  with pytest.raises(InputError, match="data.unlabelled"):
+    take(1, training, TABLE, PLAN, unlabelled="maybe")

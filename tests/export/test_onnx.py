@@ -51,12 +51,12 @@ def assert_same(model, params, window=WINDOW, channels=1, tolerance=1e-5, batch=
 
 NETWORKS = {
     "decoder": {},
-    "embedding": {"mechanism": "embedding", "embedding_size": 3},
+    "embedding": {"vector": "embedding", "embedding_size": 3},
     "input": {"position": "input"},
-    "head": {"position": "head", "mechanism": "embedding"},
-    "head, hash": {"position": "head", "activation": "relu"},
+    "head": {"position": "head", "mechanism": "dynamic", "vector": "embedding"},
+    "head, hash": {"position": "head", "mechanism": "dynamic", "activation": "relu"},
     "light decoder": {"decoder_depth": (0, 1), "from_level": 0},
-    "encoder": {"position": "encoder", "mechanism": "embedding"},
+    "encoder": {"position": "encoder", "vector": "embedding"},
     "none": {"position": "none"},
     "from_level": {"from_level": 0},
     "no layers": {"depth": (0, 1, 0)},
@@ -130,7 +130,7 @@ def test_the_graph_is_the_same_each_time():
 
 def test_a_difference_is_found():
   """In one class of five, and where it is not a number."""
-  model, params = network(mechanism="embedding")
+  model, params = network(vector="embedding")
   assert runtime.check(model, params, onnx_halves(model, params, WINDOW, 1), WINDOW, 1) < 1e-5
   for value in (10.0, np.nan):
     table = np.array(params["class_vector"]["embedding"])

@@ -28,7 +28,7 @@ def test_golden_run(tmp_path):
   changes = {"data.subvolume": "(16,32,32)", "data.hold_out": 0.0, "data.cache": tmp_path / "cache",
              "model.strides": "((2,2,2),(2,2,2))", "model.depth": "(1,1,1)", "train.steps": 40,
              "train.log_every": 5, "train.eval_every": 40,
-             "conditioning.mechanism": "embedding"}
+             "conditioning.vector": "embedding"}
   assert main(["condseg-train", f"--config={BASE}", f"--workdir={tmp_path / 'run'}",
                *overrides(tmp_path / "data", **changes)]) == 0
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()

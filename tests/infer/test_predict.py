@@ -22,7 +22,7 @@ CODES = tuple(np.linspace(-1, 1, CLASSES_AT_ONCE[0] + 3).tolist())
 
 def network(position):
   model = DenseUNet(codes=CODES, strides=((2, 2, 2),), depth=(1, 1), channels=4, growth=4,
-                    position=position)
+                    position=position, mechanism="dynamic" if position == "head" else "channel")
   image = jnp.zeros((1, *WINDOW, 1))
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
   return model, variables
@@ -85,7 +85,7 @@ def test_the_encoder_runs_once_per_window_whatever_the_class_count(decoder_netwo
   assert calls["decode"] == windows * -(-classes // CLASSES_AT_ONCE[0])
 
 
-@pytest.mark.parametrize("position", ["decoder", "encoder", "input", "head"])
+@pytest.mark.parametrize("position", ["decoder", "encoder", "input", "head", "decoders"])
 def test_one_window_equals_the_full_pass(position):
   model, variables = network(position)
   image = noise(1, *WINDOW)

@@ -11,7 +11,8 @@ from condseg_jax.models.dense_unet import DenseUNet
 CODES = (0.7, -0.5, 0.1)
 MODEL = dict(strides=[[2, 2]], depth=[1, 1], channels=4, growth=4, norm="group",
              activation="leaky_relu", dtype="float32")
-CONDITION = dict(position="decoder", mechanism="hash", embedding_size=8, from_level=None)
+CONDITION = dict(position="decoder", mechanism="channel", vector="hash", embedding_size=8,
+                 from_level=None)
 
 
 def test_a_config_to_a_network():
@@ -30,8 +31,14 @@ def test_a_config_to_a_network():
     (dict(strides=[[2, 0]]), "1 or more"), (dict(depth=3), "model"),
     (dict(depth=[1, -1]), "0 or more"), (dict(channels=0), "1 or more"),
     (dict(position="bridge"), "position"), (dict(decoder_depth=[1, 1]), "decoder_depth"),
-    (dict(decoder_depth=[-1]), "0 or more"), (dict(from_level=0, position="head"), "from_level"),
-    (dict(mechanism="film"), "mechanism"), (dict(norm="batch"), "norm"),
+    (dict(decoder_depth=[-1]), "0 or more"),
+    (dict(from_level=0, position="head", mechanism="dynamic"), "from_level"),
+    (dict(position="head"), "does not act"),
+    (dict(position="encoder", mechanism="spade"), "does not act"),
+    (dict(mechanism="norm", norm="none"), "needs a normalisation"), (dict(vector="word"), "vector"),
+    (dict(vector="text"), "one vector for each class"),
+    (dict(vector="text", texts=[[1, 2], [3], [4, 5]]), "one length"),
+    (dict(mechanism="tint"), "mechanism"), (dict(norm="batch"), "norm"),
     (dict(activation="elu"), "activation"), (dict(from_level=1), "from_level"),
     (dict(from_level=-1), "from_level"), (dict(from_level=0, position="input"), "from_level")])
 def test_settings_that_make_no_network(change, fault):

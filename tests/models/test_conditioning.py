@@ -7,10 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from condseg_jax.models.conditioning import ClassVector
-from condseg_jax.models.conditioning import constant_channels
-from condseg_jax.models.conditioning import ConstantChannels
-from condseg_jax.models.dense_unet import Layer
+from condseg_jax.models import conditioning
+from condseg_jax.models.blocks import Layer
+from condseg_jax.models.blocks import Style
+from condseg_jax.models.class_vector import ClassVector
+from condseg_jax.models.conditioning import Condition
+from condseg_jax.models.conditioning import Mechanic
+from condseg_jax.models.conditioning import OutputChannels
+from condseg_jax.models.constant_channels import constant_channels
 from condseg_jax.models.layers import convolve_native
 
 
@@ -23,6 +27,17 @@ def literally(vector_BE, kernel, shape):
   ones = jnp.ones((1, *shape, 1))
   channels = vector_BE.reshape(len(vector_BE), *(1,) * len(shape), -1) * ones
   return convolve_native(channels, kernel)
+
+
+def acted(mechanism, y, vector, *, ids=None, shared=None, classes=3, train=False):
+  """What a mechanism makes of y, and parameters away from where they begin."""
+  ids = jnp.zeros(len(y), jnp.int32) if ids is None else ids
+  module = Mechanic(mechanism, classes, (3,) * (y.ndim - 2))
+  arguments = y, Condition(vector, ids), 8, shared
+  variables = module.init(jax.random.key(0), *arguments)
+  params = jax.tree.map(lambda p: normal(p.size, *p.shape), variables["params"])
+  variables = {**variables, "params": params}
+  return module.apply(variables, *arguments, mutable=["statistics"] if train else False), params
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -63,10 +78,11 @@ def test_a_layer_without_normalisation_is_the_paper_s_concatenation(norm):
   """Without it: activation(conv([x, shared, constant])). With it, the summand comes after."""
   shape, window, size = (4, 3, 5), (3, 3, 3), 2
   x, shared, vector = normal(0, 2, *shape, 3), normal(1, 2, *shape, 4), normal(2, 2, size)
-  layer = Layer(8, window, norm, "relu", jnp.float32)
-  shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared, vector)["params"]
+  layer = Layer(8, window, Style(norm, "relu"))
+  condition = Condition(vector, jnp.zeros(2, jnp.int32))
+  shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared, condition)["params"]
   params = jax.tree.map(lambda s: normal(3, *s.shape), shapes)
-  found = layer.apply({"params": params}, x, shared, vector)
+  found = layer.apply({"params": params}, x, shared, condition)
 
   convolved = convolve_native(jnp.concatenate([x, shared], -1), params["conv"]["kernel"])
   summand = literally(vector, params["condition"]["kernel"], shape)
@@ -113,9 +129,118 @@ def test_codes_that_bfloat16_would_blur_stay_apart():
   codes = (0.7, 0.7 + 1 / 1024)
   assert jnp.bfloat16(codes[0]) == jnp.bfloat16(codes[1])
   vectors = ClassVector("hash", codes, 1).apply({}, jnp.arange(2))
-  condition = ConstantChannels(4, (3, 3), 8)
-  variables = condition.init(jax.random.key(0), vectors, (6, 6))
-  found = condition.apply(variables, vectors, (6, 6))
-  kernel = variables["params"]["kernel"].sum((0, 1))[0]
+  found, params = acted("channel", jnp.zeros((2, 6, 6, 4)), vectors)
+  kernel = params["kernel"].sum((0, 1))[0]
   assert found.dtype == jnp.float32
   np.testing.assert_allclose(found[1, 3, 3] - found[0, 3, 3], kernel / 1024, atol=2e-7)
+
+
+def test_a_one_hot_vector_makes_rows_of_a_table():
+  vector = ClassVector("one_hot", (0.1, 0.2, 0.3), 8)
+  np.testing.assert_array_equal(vector.apply({}, jnp.array([2, 0])), [[0, 0, 1], [1, 0, 0]])
+
+
+def test_a_text_vector_is_a_learned_view_of_its_direction():
+  """Longer texts weigh no more; of the texts nothing is learned."""
+  texts = ((3.0, 4.0), (0.3, 0.4), (0.0, -2.0))
+  vector, ids = ClassVector("text", (0.1, 0.2, 0.3), 5, texts), jnp.array([0, 1, 2])
+  variables = vector.init(jax.random.key(0), ids)
+  (kernel,) = jax.tree.leaves(variables)
+  found = vector.apply(variables, ids)
+  np.testing.assert_allclose(found[0], 0.6 * kernel[0] + 0.8 * kernel[1], atol=1e-6)
+  np.testing.assert_array_equal(found[0], found[1])
+  np.testing.assert_allclose(found[2], -kernel[1], atol=1e-6)
+
+
+Y = normal(5, 4, 6, 5, 4)
+VECTOR = normal(6, 4, 3)
+
+
+def by_voxel(a_BC):
+  return np.asarray(a_BC)[:, None, None]
+
+
+def test_film_scales_and_shifts_each_channel():
+  for name in ("film", "norm"):  # the same after other normalisations
+    found, params = acted(name, Y, VECTOR)
+    gamma, beta = (by_voxel(VECTOR @ params[k]["kernel"]) for k in ("gamma", "beta"))
+    np.testing.assert_allclose(found, (1 + gamma) * Y + beta, atol=1e-5)
+
+
+def test_conditional_normalisation_has_no_scale_for_all_classes():
+  """With one-hot vectors its rows are those of Dumoulin et al."""
+  layer = Layer(4, (3, 3), Style("instance", "relu", mechanism="norm", classes=3))
+  condition = Condition(jnp.eye(3)[jnp.array([0, 2, 1, 1])], jnp.array([0, 2, 1, 1]))
+  params = layer.init(jax.random.key(0), Y, None, condition)["params"]
+  assert set(params) == {"conv", "condition"}
+  convolved = convolve_native(Y, params["conv"]["kernel"])
+  standard = (convolved - convolved.mean((1, 2), keepdims=True)) / convolved.std(
+      (1, 2), keepdims=True)
+  rows = {k: by_voxel(params["condition"][k]["kernel"][condition.class_id_B])
+          for k in ("gamma", "beta")}
+  np.testing.assert_allclose(layer.apply({"params": params}, Y, None, condition),
+                             jax.nn.relu((1 + rows["gamma"]) * standard + rows["beta"]), atol=1e-3)
+
+
+def test_batch_moments_weigh_classes_alike():
+  """Three samples of class 0 and one of class 2: half of the moments each."""
+  ids = jnp.array([0, 0, 2, 0])
+  (found, changed), params = acted("batch_norm", Y, VECTOR, ids=ids, train=True)
+  y = np.asarray(Y, np.float64)
+  weights = np.array([1 / 6, 1 / 6, 1 / 2, 1 / 6])
+  mean, square = (np.einsum("b,bhwc->c", weights, y ** n) / 30 for n in (1, 2))
+  gamma, beta = (by_voxel(VECTOR @ params[k]["kernel"]) for k in ("gamma", "beta"))
+  wanted = (1 + gamma) * (y - mean) / np.sqrt(square - mean ** 2) + beta
+  np.testing.assert_allclose(found, wanted, atol=1e-4)
+  kept = changed["statistics"]["moments"]
+  np.testing.assert_allclose(kept[0], 0.1 * mean, atol=1e-5)
+  np.testing.assert_allclose(kept[1], 0.9 + 0.1 * square, atol=1e-5)
+
+
+def test_batch_normalisation_predicts_with_what_it_kept():
+  """The moments begin at mean 0 and square 1; a sample then knows nothing of its batch."""
+  found, params = acted("batch_norm", Y, VECTOR)
+  gamma, beta = (by_voxel(VECTOR @ params[k]["kernel"]) for k in ("gamma", "beta"))
+  np.testing.assert_allclose(found, (1 + gamma) * Y + beta, atol=1e-4)
+
+
+def test_gates_close_and_open():
+  found, params = acted("channel_gate", Y, VECTOR)
+  gate = jax.nn.sigmoid(VECTOR @ params["gate"]["kernel"])
+  np.testing.assert_allclose(found, 2 * by_voxel(gate) * Y, atol=1e-5)
+  half_open, _ = acted("channel_gate", Y, jnp.zeros((4, 3)))
+  np.testing.assert_allclose(half_open, Y, atol=1e-6)
+
+
+def test_a_spatial_gate_is_one_number_for_each_voxel():
+  found, params = acted("spatial_gate", Y, VECTOR)
+  hidden = Y @ params["features"]["kernel"][0, 0] + by_voxel(VECTOR @ params["gate"]["kernel"])
+  gate = jax.nn.sigmoid(jax.nn.relu(hidden) @ params["psi"]["kernel"][0, 0])
+  np.testing.assert_allclose(found, 2 * gate * Y, atol=1e-4)
+  assert gate.std() > 0.05
+
+
+def test_spade_on_a_constant_skip_is_film():
+  skip = jnp.ones((4, 6, 5, 2))
+  found, params = acted("spade", Y, VECTOR, shared=skip)
+  told = VECTOR @ params["class"]["kernel"]
+  gamma, beta = (by_voxel(told @ params[k]["kernel"][0, 0]) for k in ("gamma", "beta"))
+  np.testing.assert_allclose(found, (1 + gamma) * Y + beta, atol=1e-4)
+  varied, _ = acted("spade", Y, VECTOR, shared=normal(7, 4, 6, 5, 2))
+  assert np.abs(varied - found).max() > 0.1
+
+
+def test_output_channels_are_a_convolution_and_a_choice():
+  head, ids = OutputChannels(3), jnp.array([2, 0, 0, 1])
+  params = jax.tree.map(lambda p: normal(p.size, *p.shape),
+                        head.init(jax.random.key(0), Y, ids)["params"])
+  every = Y @ params["kernel"].T + jnp.broadcast_to(params["bias"], (*Y.shape[:-1], 3))
+  found = head.apply({"params": params}, Y, ids)
+  np.testing.assert_allclose(found, [every[b, ..., k] for b, k in enumerate(ids.tolist())],
+                             atol=1e-5)
+
+
+def test_every_mechanism_has_its_equation_and_source():
+  for name, mechanism in conditioning.MECHANISMS.items():
+    if mechanism.apply is not None:
+      assert " et al" in mechanism.apply.__doc__ or "Kaufman" in mechanism.apply.__doc__, name

@@ -101,7 +101,7 @@ def test_cost(tmp_path, monkeypatch):
   monkeypatch.setattr(cost, "BUDGET", 0.0)
   monkeypatch.setattr(cost, "NETS", {
       "decoder": ("hippocampus", {}, (0,)),
-      "head": ("hippocampus", {"conditioning": {"position": "head"}}, (None,))})
+      "head": ("hippocampus", {"conditioning": cost.DYNAMIC}, (None,))})
   rows = run("cost", tmp_path)
   assert [row["classes"] for row in rows] == [2, 9, 2, 9]
   assert all(1 < row["predicted_least"] <= row["peer"] <= row["classes"] for row in rows)
@@ -184,7 +184,7 @@ def test_work_is_what_the_compiler_counts(monkeypatch):
 
 NETS = {
     "3-D, hash": dict(strides=((1, 2, 2), (2, 2, 2))),
-    "3-D, embedding, one level": dict(strides=((1, 2, 2), (2, 2, 2)), mechanism="embedding",
+    "3-D, embedding, one level": dict(strides=((1, 2, 2), (2, 2, 2)), vector="embedding",
                                       from_level=0),
     "2-D, instance": dict(strides=((2, 2), (2, 1)), norm="instance", from_level=1),
     "3-D, no norm": dict(strides=((2, 2, 2), (2, 2, 2)), norm="none", activation="gelu"),

@@ -50,7 +50,7 @@ def make_step(model, optimizer, augmentation=NOTHING, ema_decay=0.0, alpha_K=(1.
 
 def new_state(params, optimizer, ema=False):
   # The jit driver donates its state, so each takes a copy.
-  return TrainState.create(jax.tree.map(jnp.copy, params), optimizer, ema=ema)
+  return TrainState.create({"params": jax.tree.map(jnp.copy, params)}, optimizer, ema=ema)
 
 
 def largest_difference(a, b):
@@ -202,3 +202,29 @@ def test_several_classes_of_an_image_are_the_sum_of_single_class_steps(model, pa
   assert largest_difference(found, expected) < 1e-5
   for key in ("loss", "dice_K", "count_K"):
     np.testing.assert_allclose(metrics[key], parts[0][1][key] + parts[1][1][key], rtol=1e-5)
+
+
+def test_batch_moments_are_those_of_all_devices():
+  """jit = pmap with batch normalisation, where samples meet: state, moments and gradient."""
+  model = DenseUNet(codes=(-0.5, 0.7), strides=((2, 2, 2),), depth=(1, 1), channels=4, growth=4,
+                    mechanism="batch_norm", vector="embedding", embedding_size=3)
+  image = jnp.zeros((1, *SHAPE, 1))
+  variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
+  optimizer, results = optax.sgd(0.1), {}
+  for name in ("jit", "pmap"):
+    driver = make_driver(name, make_step(model, optimizer, AUGMENTATION), 4)
+    state = driver.place_state(TrainState.create(jax.tree.map(jnp.copy, variables), optimizer,
+                                                 ema=False))
+    for seed in range(2):
+      batch = make_batch(seed)
+      # Two decodes per image, and one class more often than the other on the first device.
+      ids = np.array([[0, 1], [0, 0], [0, 1], [1, 0]], np.int32)
+      batch = batch._replace(class_id=ids, mask=np.repeat(batch.mask, 2, -1),
+                             beta=np.ones((4, 2), np.float32))
+      with jax.transfer_guard("disallow"):
+        state, metrics = driver.step(state, driver.place_batch(batch))
+    results[name] = jax.device_get((state.params, state.statistics, metrics))
+  moved = jax.tree.map(jnp.subtract, results["jit"][1], variables["statistics"])
+  assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(moved))
+  assert largest_difference(results["jit"][0], variables["params"]) > 1e-3
+  assert largest_difference(results["jit"], results["pmap"]) < 1e-5

@@ -19,9 +19,10 @@ from tools.benchmark.timing import progress
 from tools.benchmark.timing import seconds
 
 CLASSES = (1, 3, 14, 64)
+DYNAMIC = {"position": "head", "mechanism": "dynamic"}
 # Networks by name: a config, what is changed in it, and the levels from which it sees the class.
 NETS = {"hippocampus": ("hippocampus", {}, (0, 1, 2)),
-        "dynamic head": ("hippocampus", {"conditioning": {"position": "head"}}, (None,)),
+        "dynamic head": ("hippocampus", {"conditioning": DYNAMIC}, (None,)),
         "light decoder": ("hippocampus_light", {}, (0,))}
 WINDOW = ()  # of the config when empty
 BUDGET, ROUNDS = 25.0, 7

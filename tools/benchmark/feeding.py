@@ -68,7 +68,8 @@ def measure(name: str, config: Mapping, root: Path, cache: Path) -> dict:
       may_not_mirror=loop.may_not_mirror(table, model.ndim),
       alpha_K=loop.alphas(table, config["loss"]), ema_decay=0.0, seed=0)
   driver = parallel.make_driver("jit", step, data["batch_size"])
-  state = driver.place_state(TrainState.create(nets.parameters(model), optimizer, ema=False))
+  state = driver.place_state(TrainState.create({"params": nets.parameters(model)},
+                                                optimizer, ema=False))
   batches = pipeline.batches(training, table, plan, batch_size=data["batch_size"], seed=0)
   kept = jax.tree.map(jnp.copy, driver.place_batch(next(batches)))
 

@@ -41,7 +41,8 @@ class Step:
         alpha_K=np.ones(len(model.codes)), bce_weight=config["loss"]["bce_weight"], ema_decay=0.0,
         seed=0)
     self.driver = DRIVERS[driver](train_step)
-    self.state = self.driver.place_state(TrainState.create(params, optimizer, ema=False))
+    state = TrainState.create({"params": params}, optimizer, ema=False)
+    self.state = self.driver.place_state(state)
     self.batch = self.driver.place_batch(batch_of(*arrays))
     # A pmap of several processes cannot be compiled ahead.
     self.compiled = self.driver.step if driver == "pmap" else (

@@ -101,7 +101,7 @@ class TorchNet(nn.Module):
     super().__init__()
     if model.position not in ("decoder", "none"):
       raise ValueError(f"the peer has no condition at {model.position!r}")
-    levels, learned = len(model.depth), model.mechanism == "embedding"
+    levels, learned = len(model.depth), model.vector == "embedding"
     size = 0 if model.position == "none" else model.embedding_size if learned else 1
     last = levels - 2 if model.from_level is None else model.from_level
     self.conditioned = last + 1  # decoder levels, finest first, that belong to `decode`
