@@ -1,13 +1,12 @@
-"""The class-conditional dense U-Net (after Dmitriev & Kaufman, CVPR 2019), 2-D and 3-D.
+"""The class-conditional U-Net (after Dmitriev & Kaufman, CVPR 2019), 2-D and 3-D.
 
     image ─ stem ─ block 0 ──────────── skip ───────────── block 0 ─ head ─ logits of the class
                       └ pool ─ block 1 ─ skip ─ block 1 ─ up ┘
                                   └ pool ─ block 2 ─ up ┘        (decoder: told the class)
 
-A block is densely connected (Huang et al., CVPR 2017): every layer sees the block's input and all
-earlier layers; a 1×1×1 layer then joins them into `channels · (level + 1)` features, proportional
-to depth as in the paper. The paper leaves the layers per block, the growth, the normalisation and
-the activation open; the defaults are ours.
+A block (see `blocks`) is densely connected if nothing else is asked for, and makes `channels ·
+(level + 1)` features, proportional to depth as in the paper. The paper leaves the layers per block,
+the growth, the normalisation and the activation open; the defaults are ours.
 
 `encode` holds all that is computed once per image, `decode` what is computed once per class.
 """
@@ -25,7 +24,8 @@ import numpy as np
 from condseg_jax.models import conditioning
 from condseg_jax.models import halo
 from condseg_jax.models import layers
-from condseg_jax.models.blocks import DenseBlock
+from condseg_jax.models.blocks import Block
+from condseg_jax.models.blocks import BLOCKS
 from condseg_jax.models.blocks import Layer
 from condseg_jax.models.blocks import Style
 from condseg_jax.models.class_vector import ClassVector
@@ -84,6 +84,7 @@ class DenseUNet(nn.Module):
     decoder_depth: the same for the decoder, which has no coarsest level; None for those of `depth`.
     channels: features of the finest level; level l has (l + 1) times as many.
     growth: channels of a dense layer at the finest level; at level l (l + 1) times as many.
+    encoder_block, decoder_block: how layers are connected, names in `blocks.BLOCKS`.
     norm: group | instance | none.
     activation: a name in `layers.ACTIVATIONS`.
     position: where the condition enters: `none`, `input` (cond-2nd: beside the image), `encoder`
@@ -125,6 +126,8 @@ class DenseUNet(nn.Module):
   deep_supervision: int = 0
   remat: bool = False
   decoder_depth: Sequence[int] | None = None
+  encoder_block: str = "dense"
+  decoder_block: str = "dense"
   partition: str | None = None
   batch_axes: tuple[str, ...] = ()
 
@@ -147,9 +150,16 @@ class DenseUNet(nn.Module):
                                (self.mechanism, "mechanism", tuple(conditioning.MECHANISMS)),
                                (self.vector, "vector", VECTORS),
                                (self.norm, "norm", layers.NORMS),
+                               (self.encoder_block, "encoder_block", tuple(BLOCKS)),
+                               (self.decoder_block, "decoder_block", tuple(BLOCKS)),
                                (self.activation, "activation", tuple(layers.ACTIVATIONS))):
       if value not in known:
         raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+    for name, block, depth in (
+        ("encoder_block", self.encoder_block, self.depth),
+        ("decoder_block", self.decoder_block, self.decoder_depths)):
+      if block != "dense" and 0 in depth:
+        raise ValueError(f"{name} {block!r} has no layer at a level of depth 0: give it 1 or more")
     if self.position not in ("none", "decoders"):
       chosen = conditioning.MECHANISMS[self.mechanism]
       if self.position not in chosen.positions:
@@ -175,11 +185,10 @@ class DenseUNet(nn.Module):
     self.check()
     levels = len(self.depth)
     self.stem = Layer(self.channels, (3,) * self.ndim, self.style)
-    self.down = [self._block(level, n) for level, n in enumerate(self.depth)]
+    self.down = [self._block(self.encoder_block, *at) for at in enumerate(self.depth)]
     self.up = [layers.Upsample(self._width(level), self.strides[level], self.dtype)
                for level in range(levels - 1)]
-    merge_depth = self.depth[:-1] if self.decoder_depth is None else self.decoder_depth
-    self.merge = [self._block(level, n) for level, n in enumerate(merge_depth)]
+    self.merge = [self._block(self.decoder_block, *at) for at in enumerate(self.decoder_depths)]
     self.head = self._head()
     self.coarse_heads = [self._channel() for _ in range(self.deep_supervision)]
     if self.position not in ("none", "decoders"):
@@ -196,6 +205,11 @@ class DenseUNet(nn.Module):
   def style(self) -> Style:
     return Style(self.norm, self.activation, self.dtype, self.mechanism, len(self.codes),
                  self.partition, self.batch_axes)
+
+  @property
+  def decoder_depths(self) -> Sequence[int]:
+    """Layers in the decoder's block of every level, finest first."""
+    return self.depth[:-1] if self.decoder_depth is None else self.decoder_depth
 
   @property
   def ndim(self) -> int:
@@ -307,8 +321,8 @@ class DenseUNet(nn.Module):
     # In float32: rounded to bfloat16, the scores of two classes would often tie.
     return layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)
 
-  def _block(self, level: int, depth: int) -> DenseBlock:
-    block = nn.remat(DenseBlock) if self.remat else DenseBlock
+  def _block(self, kind: str, level: int, depth: int) -> Block:
+    block = nn.remat(BLOCKS[kind]) if self.remat else BLOCKS[kind]
     return block(depth, self.growth * (level + 1), self._width(level), self.ndim, self.style)
 
 
