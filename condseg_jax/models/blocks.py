@@ -44,6 +44,7 @@ class Layer(nn.Module):
     style: of the network.
     reads_shared: whether the convolution reads the skip; the condition may in any case.
     activates: whether the activation is done here.
+    dilation: of the convolution.
   """
 
   features: int
@@ -51,6 +52,7 @@ class Layer(nn.Module):
   style: Style
   reads_shared: bool = True
   activates: bool = True
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None,
@@ -61,13 +63,13 @@ class Layer(nn.Module):
     beside = condition.vector_BE.shape[-1] if told and style.mechanism == "channel" else 0
     skip = shared if self.reads_shared else None
     y = layers.Conv(self.features, self.window, beside, use_bias=norm == "none", dtype=style.dtype,
-                    partition=style.partition, name="conv")(x, skip)
+                    partition=style.partition, dilation=self.dilation, name="conv")(x, skip)
     y = layers.Norm(norm, style.dtype, style.partition, affine=told is None or told.affine,
                     name="norm")(y)
     if told is not None:
       channels = x.shape[-1] + (0 if skip is None else skip.shape[-1])
       y = Mechanic(style.mechanism, style.classes, self.window, style.partition, style.batch_axes,
-                   name="condition")(y, condition, channels, shared)
+                   self.dilation, name="condition")(y, condition, channels, shared)
     return layers.ACTIVATIONS[style.activation](y) if self.activates else y
 
 
@@ -80,6 +82,7 @@ class Block(nn.Module):
     features: output channels.
     ndim: 2 or 3.
     style: of the network.
+    dilation: of the convolutions.
   """
 
   depth: int
@@ -87,6 +90,7 @@ class Block(nn.Module):
   features: int
   ndim: int
   style: Style
+  dilation: int = 1
 
 
 class DenseBlock(Block):
@@ -99,7 +103,8 @@ class DenseBlock(Block):
   def __call__(self, x: jax.Array, shared: jax.Array | None = None,
                condition: Condition | None = None) -> jax.Array:
     for i in range(self.depth):
-      y = Layer(self.growth, (3,) * self.ndim, self.style, name=f"layer_{i}")(x, shared, condition)
+      y = Layer(self.growth, (3,) * self.ndim, self.style, dilation=self.dilation,
+                name=f"layer_{i}")(x, shared, condition)
       x = jnp.concatenate([x, y], axis=-1)
     return Layer(self.features, (1,) * self.ndim, self.style, name="join")(x, shared, condition)
 
@@ -121,7 +126,8 @@ class ResidualBlock(Block):
       y, last = x, min(first + 2, self.depth) - 1
       for i in range(first, last + 1):
         y = Layer(self.features, (3,) * self.ndim, self.style, reads_shared=i == 0,
-                  activates=i < last, name=f"layer_{i}")(y, shared, condition)
+                  activates=i < last, dilation=self.dilation,
+                  name=f"layer_{i}")(y, shared, condition)
       if x.shape[-1] != self.features or (first == 0 and shared is not None):
         x = Layer(self.features, (1,) * self.ndim, self.style, activates=False,
                   name="projection")(x, shared)
@@ -140,7 +146,7 @@ class PlainBlock(Block):
                condition: Condition | None = None) -> jax.Array:
     for i in range(self.depth):
       x = Layer(self.features, (3,) * self.ndim, self.style, reads_shared=i == 0,
-                name=f"layer_{i}")(x, shared, condition)
+                dilation=self.dilation, name=f"layer_{i}")(x, shared, condition)
     return x
 
 

@@ -42,6 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
   config.model = ml_collections.ConfigDict(dict(
       strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), depth=(1, 2, 2, 2), channels=16, growth=16,
       encoder_block="dense", decoder_block="dense",  # or residual, plain
+      decoder="unet",  # or fcn, deeplab: for position none, input, encoder or head
+      rates=(6, 12, 18),  # of the pyramid of deeplab
       norm="group", activation="leaky_relu", dtype="float32",
       decoder_depth=config_dict.placeholder(tuple),  # as depth where it is None
       deep_supervision=0,  # coarser decoder levels that are scored too

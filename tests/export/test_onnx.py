@@ -86,6 +86,7 @@ def test_pictures(position):
 
 
 @pytest.mark.parametrize("settings", [{"encoder_block": "plain"}, {"decoder_block": "residual"},
+                                      {"decoder": "fcn", "position": "none"},
                                       {"mechanism": "film"}])
 def test_networks_without_an_onnx_form_are_refused(settings):
   model, params = network(**settings)

@@ -3,7 +3,6 @@
 from pathlib import Path
 import re
 
-import jax
 import numpy as np
 import pytest
 from tiny import overrides
@@ -12,7 +11,6 @@ from tiny import write_datasets
 import condseg_jax
 from condseg_jax.cli.train import main
 from condseg_jax.models.conditioning import MECHANISMS
-from condseg_jax.train.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -36,9 +34,7 @@ def test_the_mechanism_of_the_guide_trains(tint, tmp_path):
                              "data.hold_out": 0.0, "conditioning.mechanism": "tint"})
   config = ROOT / "experiments" / "configs" / "base.py"
   assert main(["condseg-train", f"--config={config}", f"--workdir={run}", *flags]) == 0
-  checkpoints = Checkpoints(run, read_only=True)
-  params = jax.device_get(checkpoints.restore_params(checkpoints.pick("last")))
-  checkpoints.close()
-  told = params["merge_0"]["join"]["condition"]
+  trained = condseg_jax.load(run)
+  assert trained.model.mechanism == "tint" and trained.step == 2
+  told = trained.variables["params"]["merge_0"]["join"]["condition"]
   assert set(told) == {"tint"} and np.all(np.isfinite(told["tint"]["kernel"]))
-  assert condseg_jax.load(run).model.mechanism == "tint"
