@@ -145,7 +145,7 @@ def test_a_volume_is_not_split_and_that_is_said():
 
 @pytest.mark.parametrize("decoder", ["fcn", "deeplab"])
 def test_learning_and_its_memory(decoder):
-  """Squares of three brightnesses, one class each: ten steps, and what a step takes."""
+  """Squares of three brightnesses, one class each: forty steps, and what a step takes."""
   model = DenseUNet(**{**NET, "decoder": decoder})
   rng = np.random.default_rng(0)
   label = np.kron(rng.integers(0, 3, (4, 4, 4)), np.ones((1, 8, 8), int))
@@ -162,9 +162,9 @@ def test_learning_and_its_memory(decoder):
   state = TrainState.create(variables, optimizer, ema=False)
   compiled = step.lower(state, batch).compile()
   taken = compiled.memory_analysis().temp_size_in_bytes
-  assert 0.7 * taken < training_bytes(model, image.shape[1:-1], 1, 4, 3) < 4 * taken
+  assert 0.7 * taken < training_bytes(model, image.shape[1:-1], 1, 4, 3) < 5 * taken
   losses = []
-  for _ in range(10):
+  for _ in range(40):
     state, metrics = compiled(state, batch)
     losses.append(float(metrics["loss"]))
-  assert losses[-1] < 0.8 * losses[0]
+  assert losses[-1] < 0.5 * losses[0]

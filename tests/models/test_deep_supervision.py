@@ -45,7 +45,7 @@ def test_prediction_is_that_of_the_network_without_it():
 
 @pytest.mark.parametrize("settings, most", [
     ({}, 2), ({"from_level": 1}, 1), ({"from_level": 0}, 0), ({"position": "encoder"}, 2),
-    ({"position": "head"}, 0)])
+    ({"position": "head", "mechanism": "dynamic"}, 0)])
 def test_only_levels_that_see_the_class_have_a_head(settings, most):
   DenseUNet(**NET, **settings, deep_supervision=most).check()
   for wrong in (most + 1, -1):

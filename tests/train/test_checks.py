@@ -21,6 +21,7 @@ def check(before, now, condition=CONDITION):
 def test_a_setting_younger_than_the_run_had_its_default():
   check(MODEL, MODEL | {"deep_supervision": 0})
   check(MODEL | {"deep_supervision": 0}, MODEL)
+  check(MODEL, MODEL | {"decoder_block": "dense", "rates": [6, 12, 18]})
   with pytest.raises(InputError, match="model.deep_supervision differs"):
     check(MODEL, MODEL | {"deep_supervision": 1})
 
