@@ -27,7 +27,7 @@ def masks():
 
 
 def test_layers_hold_all_parameters_but_the_class_vectors():
-  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), mechanism="embedding")
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), vector="embedding")
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)),
                           jnp.zeros(1, jnp.int32))
   params = jax.tree.map(lambda s: np.zeros(s.shape), shapes["params"])

@@ -63,7 +63,7 @@ def test_an_image_and_more_classes_than_it_annotates(tmp_path):
   names, window = ("a", "b", "c", "d", "e"), (16, 24)
   table = ClassTable.create(names)
   model = DenseUNet(tuple(table.codes.tolist()), ((2, 2),), (0, 0), channels=4, growth=4,
-                    mechanism="embedding")
+                    vector="embedding")
   image = normal(*window, 3).astype(np.float32)
   variables = jax.jit(model.init)(jax.random.key(0), image[None], jnp.zeros(1, jnp.int32))
   masks = np.full((*window, 5), 255, np.uint8)
@@ -87,7 +87,7 @@ def test_an_image_and_more_classes_than_it_annotates(tmp_path):
 
 
 def test_the_table_holds_every_parameter():
-  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, mechanism="embedding",
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, vector="embedding",
                     embedding_size=3)
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)),
                           jnp.zeros(1, jnp.int32))["params"]
