@@ -6,7 +6,7 @@ stopped, and does nothing where everything is done.
 
   python -m experiments.study hippocampus --data=DATA --out=results
   python -m experiments.study all --data=DATA --out=results --dry_run
-  python -m experiments.study all --out=results --tables
+  python -m experiments.study all --out=results --tables --paper=RESULTS.md
 
 DATA holds the raw datasets (hippocampus/, camvid/); phantoms are drawn. In OUT lie STUDY.csv,
 STUDY.md, STUDY.tex, figures/ and records/; OUT/work holds what is prepared and trained.
@@ -36,6 +36,8 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_list("only", [], "Variants to run; all when empty.", flag_values=values)
   flags.DEFINE_bool("tables", False, "Write tables and figures from the records there are, and run "
                     "nothing.", flag_values=values)
+  flags.DEFINE_string("paper", "", "With --tables: a Markdown file with marks that the tables are "
+                      "put between.", flag_values=values)
   flags.DEFINE_bool("dry_run", False, "Say what is done, what is to be run and how long it will "
                     "take.", flag_values=values)
   flags.DEFINE_bool("drop_old", False, "Remove records of other code, data or settings than "
@@ -56,6 +58,10 @@ def _work(values: flags.FlagValues, name: str) -> int:
   if values.tables:
     for study in studies:
       _report(study.name, Path(values.out), must=len(studies) == 1)
+    if values.paper:
+      from condseg_jax.study import paper
+      paper.fill(Path(values.paper), Path(values.out))
+      print(values.paper)
     return 0
   from condseg_jax.cache import keep_compiled
   from condseg_jax.study import plan

@@ -30,6 +30,7 @@ from condseg_jax.train.state import variables
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
 _FOLDERS = ("parameters/", "statistics/")
+_KINDS = {"params": "parameter", "statistics": "statistic"}
 
 
 class Bundle(NamedTuple):
@@ -120,7 +121,8 @@ def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], 
     found = {name: array.shape for name, array in held.items()}
     for name in sorted(set(wanted) | set(found)):
       if wanted.get(name) != found.get(name):
-        raise ValueError(f"{kind} {name}: {found.get(name)}, the network has {wanted.get(name)}")
+        raise ValueError(f"{_KINDS[kind]} {name}: {found.get(name)}, the network has "
+                         f"{wanted.get(name)}")
 
 
 def _to_json(tree) -> bytes:

@@ -22,7 +22,7 @@ def network(position="decoder", ndim=3, **settings):
 
 @pytest.mark.parametrize("settings", [
     {"position": "input"}, {"position": "encoder"}, {"position": "decoder"}, {"position": "none"},
-    {"position": "head"}, {"from_level": 0}, {"ndim": 2}, {"remat": True},
+    {"position": "head", "mechanism": "dynamic"}, {"from_level": 0}, {"ndim": 2}, {"remat": True},
     {"deep_supervision": 1}], ids=str)
 def test_order_and_place(settings):
   """The layers are the same, in the same order, wherever the condition enters."""
@@ -39,7 +39,8 @@ def test_order_and_place(settings):
                                              ("none", None)])
 def test_outputs(position, first):
   """They are those of the network; the class changes all behind the condition, nothing before."""
-  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, position=position)
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, position=position,
+                    mechanism="dynamic" if position == "head" else "channel")
   image = jax.random.normal(jax.random.key(1), (1, 8, 12, 1))
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
   names, compute = [p.name for p in activations.places(model, 1)], activations.compiled(model)

@@ -37,7 +37,8 @@ def segment(run, images, output, *more):
 
 
 def results(folder):
-  return {path.name: path.read_bytes() for path in folder.glob("*.nii.gz")}
+  # A hidden file is one that is being written.
+  return {path.name: path.read_bytes() for path in folder.glob("[!.]*.nii.gz")}
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def network(monkeypatch):
   """What is written does not depend on what a network has learned."""
   def use(window=(8, 16, 16), modality="mr"):
     found = untrained(window, modality)
-    monkeypatch.setattr("condseg_jax.predictor.load", lambda *_: found)
+    monkeypatch.setattr("condseg_jax.predictor.load", lambda *_, **__: found)
     return found
   return use
 

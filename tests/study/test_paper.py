@@ -1,0 +1,38 @@
+"""Tables in a text are those of the studies, and stay so."""
+
+from pathlib import Path
+
+import pytest
+
+from condseg_jax.errors import InputError
+from condseg_jax.study.paper import fill
+from condseg_jax.study.paper import filled
+
+ROOT = Path(__file__).parent.parent.parent
+TABLES = "# Study s\n\nOf records.\n\n## Scores\n\n| a |\n| --- |\n\nA note.\n\n## Ranks\n\n| b |\n"
+TEXT = "Before.\n\n<!-- s: Scores -->\nold\n<!-- end -->\n\nAfter, <!-- no mark -->.\n"
+
+
+def test_a_table_and_its_note_stand_between_the_marks(tmp_path):
+  (tmp_path / "s.md").write_text(TABLES)
+  paper = tmp_path / "paper.md"
+  paper.write_text(TEXT)
+  fill(paper, tmp_path)
+  wanted = TEXT.replace("old\n", "\n| a |\n| --- |\n\nA note.\n\n")
+  assert paper.read_text() == wanted
+  fill(paper, tmp_path)  # again changes nothing
+  assert paper.read_text() == wanted
+
+
+@pytest.mark.parametrize("mark, fault", [("t: Scores", "does not exist"),
+                                         ("s: Figures", "it has: Scores, Ranks")])
+def test_a_mark_that_names_nothing(mark, fault, tmp_path):
+  (tmp_path / "s.md").write_text(TABLES)
+  with pytest.raises(InputError, match=fault):
+    filled(TEXT.replace("s: Scores", mark), tmp_path)
+
+
+def test_the_tables_of_the_results_are_those_of_the_studies():
+  text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+  assert filled(text, ROOT / "results") == text
+  assert text.count("<!-- end -->") >= 3
