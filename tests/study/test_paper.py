@@ -1,10 +1,12 @@
 """Tables in a text are those of the studies, and stay so."""
 
 from pathlib import Path
+import shutil
 
 import pytest
 
 from condseg_jax.errors import InputError
+from condseg_jax.study import report
 from condseg_jax.study.paper import fill
 from condseg_jax.study.paper import filled
 
@@ -36,3 +38,12 @@ def test_the_tables_of_the_results_are_those_of_the_studies():
   text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
   assert filled(text, ROOT / "results") == text
   assert text.count("<!-- end -->") >= 3
+
+
+@pytest.mark.parametrize("study", sorted(p.name for p in (ROOT / "results" / "records").glob("*")))
+def test_tables_are_made_again_of_the_records(study, tmp_path):
+  shutil.copytree(ROOT / "results" / "records" / study, tmp_path / "records" / study)
+  report.write(tmp_path, study)
+  for ending in ("csv", "md", "tex"):
+    name = f"{study}.{ending}"
+    assert (tmp_path / name).read_text() == (ROOT / "results" / name).read_text(), name
