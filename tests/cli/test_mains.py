@@ -7,7 +7,8 @@ import sys
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("train", "evaluate", "predict", "prepare", "verify", "fetch", "export", "serve")
+COMMANDS = ("train", "evaluate", "predict", "prepare", "verify", "fetch", "export", "serve",
+            "analyse")
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 
 

@@ -1,0 +1,189 @@
+"""Curves over the depth of the networks, one line for each."""
+
+from collections.abc import Mapping, Sequence
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+from condseg_jax.atomic import replacing
+
+INK, FAINT, RULE = "#1f2328", "#59636e", "#d1d9e0"
+# Okabe & Ito's colours, which the colour-blind tell apart too.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = "os^Dv*"
+
+
+class Line(NamedTuple):
+  """A line style and the measure it shows."""
+
+  measure: str
+  said: str = ""
+  dashed: bool = False
+
+
+class Panel(NamedTuple):
+  """One of the plots of a figure.
+
+  Attributes:
+    title: above it.
+    label: of its axis.
+    lines: what is drawn of each network: the mean over classes.
+    limits: of its axis; as the values need where it is None.
+    log: whether its axis is logarithmic.
+    guide: a value with a thin line, such as chance, and its name.
+  """
+
+  title: str
+  label: str
+  lines: tuple[Line, ...]
+  limits: tuple[float, float] | None = None
+  log: bool = False
+  guide: tuple[float, str] | None = None
+
+
+def panels(study: Mapping) -> dict[str, tuple[Panel, ...]]:
+  """File name → the panels of a figure."""
+  counts = {len(n["classes"]) for n in study["networks"].values()}
+  chance = (1 / max(counts), "chance") if len(counts) == 1 else None
+  between = Line("gradient_cosine", "two classes, the same image")
+  within = Line("gradient_agreement", "one class, two images", True)
+  at_start = [line._replace(measure=line.measure + "_init") for line in (between, within)]
+  return {
+      "class.png": (
+          Panel("Which class was asked for, read off the mean features of an image", "accuracy",
+                (Line("class_probe"),), (0, 1.05), guide=chance),
+          Panel("Variance of the features that is due to the class", "share of variance",
+                (Line("class_share"),), (0, 1.05))),
+      "masks.png": (
+          Panel("Mask of a class, read off each voxel's features", "Dice of the linear probe",
+                (Line("mask_dice", "asked for this class"),
+                 Line("mask_dice_other", "asked for another class", True)), (0, 1)),),
+      "cka.png": (
+          Panel("Likeness of the features under two classes", "linear CKA",
+                (Line("cka"),), (0, 1.05)),),
+      "gradient_norm.png": (
+          Panel("Gradient of a class's loss, trained", "norm", (Line("gradient_norm"),), log=True),
+          Panel("at initialisation", "norm", (Line("gradient_norm_init"),), log=True)),
+      "gradient_conflict.png": (
+          Panel("Do gradients point the same way? Trained", "cosine", (between, within),
+                (-1, 1), guide=(0, "")),
+          Panel("at initialisation", "cosine", tuple(at_start), (-1, 1), guide=(0, ""))),
+  }
+
+
+def draw_curves(path: str | os.PathLike, study: Mapping, figure_panels: Sequence[Panel]) -> None:
+  """Draws panels one below the other, layers in network order from left to right.
+
+  Args:
+    path: picture to write.
+    study: what analysis.json holds.
+    figure_panels: of `panels`.
+  """
+  from matplotlib.figure import Figure  # heavy, and needed by the figures alone
+
+  networks = study["networks"]
+  order = union([[layer["name"] for layer in n["layers"]] for n in networks.values()])
+  parts = {layer["name"]: layer["part"] for n in networks.values() for layer in n["layers"]}
+  styles = max((panel.lines for panel in figure_panels), key=len)
+  longest = max(map(len, order))
+  heights = [0.62, *[2.5] * len(figure_panels), max(0.0, 0.066 * longest - 0.25)]
+  width, height = max(7.0, 2.2 + 0.27 * len(order)), sum(heights)
+  figure = Figure(figsize=(width, height), facecolor="white")
+  top = height - heights[0]
+  for i, panel in enumerate(figure_panels):
+    axes = figure.add_axes((0.75 / width, (top - 2.5 * i - 2.05) / height, 1 - 0.95 / width,
+                            1.8 / height))
+    _draw_panel(axes, panel, networks, order)
+    _draw_parts(axes, [parts[name] for name in order])
+    last = i == len(figure_panels) - 1
+    axes.set_xticks(range(len(order)), order if last else [""] * len(order), rotation=90, size=8)
+  _draw_legend(figure, list(networks), styles, height)
+  save(path, figure)
+
+
+def union(orders: Sequence[Sequence[str]]) -> list[str]:
+  """Several orders of layers as one: what is new goes behind what precedes it in its own."""
+  out: list[str] = []
+  for order in orders:
+    place = 0
+    for name in order:
+      if name in out:
+        place = out.index(name) + 1
+      else:
+        out.insert(place, name)
+        place += 1
+  return out
+
+
+def mean_over_classes(table: Mapping[str, Sequence]) -> np.ndarray:
+  """A value for each layer; NaN where no class has one."""
+  columns = np.array([[math.nan if v is None else v for v in values] for values in table.values()])
+  known = ~np.isnan(columns)
+  return np.where(known.any(0), np.where(known, columns, 0).sum(0) / np.maximum(known.sum(0), 1),
+                  math.nan)
+
+
+def save(path: str | os.PathLike, figure) -> None:
+  """Writes a figure."""
+  with replacing(path) as temporary:
+    figure.savefig(temporary, dpi=150, facecolor="white")
+
+
+def color(number: int) -> str:
+  """Of a network."""
+  return COLORS[number % len(COLORS)]
+
+
+def _draw_panel(axes, panel: Panel, networks: Mapping, order: Sequence[str]) -> None:
+  for number, network in enumerate(networks.values()):
+    x = [order.index(layer["name"]) for layer in network["layers"]]
+    for line in panel.lines:
+      table = network["measures"].get(line.measure)
+      if not table:
+        continue
+      y = mean_over_classes(table)
+      if panel.log:
+        y = np.where(y > 0, y, math.nan)
+      axes.plot(x, y, color=color(number), linewidth=1.2 if line.dashed else 1.8,
+                linestyle=(0, (3, 2)) if line.dashed else "-", clip_on=False, zorder=3,
+                marker="" if line.dashed else MARKERS[number % len(MARKERS)], markersize=4)
+  if panel.log:
+    axes.set_yscale("log")
+  if panel.limits:
+    axes.set_ylim(*panel.limits)
+  if panel.guide:
+    value, said = panel.guide
+    axes.axhline(value, color=FAINT, linewidth=0.9, linestyle=":", zorder=2)
+    if said:
+      axes.text(len(order) - 0.55, value, said, color=FAINT, size=8, ha="right", va="bottom")
+  axes.set_title(panel.title, loc="left", size=10, color=INK, pad=14)
+  axes.set_ylabel(panel.label, size=9, color=INK)
+  axes.set_xlim(-0.5, len(order) - 0.5)
+  axes.grid(axis="y", color=RULE, linewidth=0.7)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=FAINT, labelsize=8, length=3)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.spines[["left", "bottom"]].set_color(FAINT)
+
+
+def _draw_parts(axes, parts: Sequence[str]) -> None:
+  """A line between encoder and decoder, and their names above the plot."""
+  first = next((i for i, part in enumerate(parts) if part == "decoder"), len(parts))
+  axes.axvline(first - 0.5, color=FAINT, linewidth=1)
+  for centre, name in (((first - 1) / 2, "encoder"), ((first + len(parts) - 1) / 2, "decoder")):
+    axes.text(centre, 1.015, name, transform=axes.get_xaxis_transform(), color=FAINT, size=8,
+              ha="center", va="bottom")
+
+
+def _draw_legend(figure, names: Sequence[str], styles: Sequence[Line], height: float) -> None:
+  from matplotlib.lines import Line2D
+
+  handles = [Line2D([], [], color=color(i), marker=MARKERS[i % len(MARKERS)], markersize=4,
+                    linewidth=1.8, label=name) for i, name in enumerate(names)]
+  handles += [Line2D([], [], color=FAINT, linestyle=(0, (3, 2)) if style.dashed else "-",
+                     linewidth=1.4, label=style.said) for style in styles if style.said]
+  figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1 - 0.04 / height),
+                ncols=len(handles), frameon=False, fontsize=9, labelcolor=INK, handlelength=2.2,
+                columnspacing=1.4)

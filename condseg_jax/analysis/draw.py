@@ -1,0 +1,25 @@
+"""All pictures of an analysis, from what analysis.json holds."""
+
+from collections.abc import Mapping
+from pathlib import Path
+import re
+
+from condseg_jax.analysis import curves
+from condseg_jax.analysis import grids
+
+
+def draw(folder: Path, study: Mapping) -> list[Path]:
+  """Draws the figures into a folder and returns their paths."""
+  drawn = []
+  for name, panels in curves.panels(study).items():
+    curves.draw_curves(folder / name, study, panels)
+    drawn.append(folder / name)
+  for name, network in study["networks"].items():
+    file = re.sub(r"[^\w.-]+", "_", name)
+    grids.draw_maps(folder / f"features_{file}.png", network,
+                    f"{name}: features of {network['maps']['case']} under each class")
+    drawn.append(folder / f"features_{file}.png")
+    if network["class_plane"] is not None and len(network["classes"]) > 2:
+      grids.draw_plane(folder / f"vectors_{file}.png", network, f"{name}: class vectors")
+      drawn.append(folder / f"vectors_{file}.png")
+  return drawn

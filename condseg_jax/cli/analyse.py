@@ -1,0 +1,114 @@
+"""condseg-analyse --workdir=RUN[,RUN…] --data=DIR --out=DIR
+
+Compares what networks make of the class they are asked for, layer by layer: how much each layer
+tells of the class and of its mask, how alike its features are under two classes, how large the
+gradients of the classes are and whether they conflict.
+
+  condseg-analyse --workdir=runs/input,runs/decoder --names=cond_2nd,cond_dec \\
+    --data=Task04_Hippocampus --out=analysis
+
+Writes analysis.json (all numbers), analysis.csv (network, layer, part, level, measure, class,
+value) and the figures. With --redraw, CSV and figures are made again from analysis.json in --out.
+"""
+
+from pathlib import Path
+import sys
+
+from absl import flags
+
+from condseg_jax.cli import shell
+from condseg_jax.errors import InputError
+
+
+def main(argv=None) -> int:
+  return shell.run(__doc__, _define, _work, argv)
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_list("workdir", [], "Folders of the training runs, or bundles.", flag_values=values)
+  flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+  flags.DEFINE_list("names", [], "Name of each run; those of their folders when empty.",
+                    flag_values=values)
+  flags.DEFINE_string("data", "", "Raw dataset or prepared store with labels.", flag_values=values)
+  flags.DEFINE_string("out", "", "Folder for the results.", flag_values=values)
+  flags.DEFINE_string("split", "", "train, val or test; by default val where there is one, else "
+                      "test, else train.", flag_values=values)
+  flags.DEFINE_integer("cases", 20, "Cases that features are taken of.", lower_bound=2,
+                       flag_values=values)
+  flags.DEFINE_integer("gradient_cases", 8, "How many of these gradients are taken of.",
+                       lower_bound=2, flag_values=values)
+  flags.DEFINE_string("cache", "", "Where raw data is prepared; by default in the user's cache "
+                      "folder.", flag_values=values)
+  flags.DEFINE_bool("redraw", False, "Make CSV and figures again from analysis.json in --out.",
+                    flag_values=values)
+
+
+def _work(values: flags.FlagValues) -> int:
+  shell.need(values, *(("out",) if values.redraw else ("workdir", "data", "out")))
+  from condseg_jax.analysis import draw
+  from condseg_jax.analysis import files
+
+  out = Path(values.out)
+  if values.redraw:
+    study = files.read_json(out)
+  else:
+    names = _names(values)
+    study = _study(values, names)
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_json(out, study)
+  files.write_csv(out, study)
+  pictures = draw.draw(out, study)
+  for name, network in study["networks"].items():
+    for state, layers in network["no_gradient"].items():
+      if layers:
+        print(f"{name}, {state}: no gradient reaches {', '.join(layers)}")
+  print(f"results: {out}: {files.JSON}, {files.CSV}, {', '.join(p.name for p in pictures)}")
+  return 0
+
+
+def _names(values: flags.FlagValues) -> list[str]:
+  """One for each run, all different."""
+  names = values.names or [Path(run).stem for run in values.workdir]
+  if len(names) != len(values.workdir):
+    raise InputError("--names", f"{len(names)} for {len(values.workdir)} runs",
+                     "give one name for each", usage=True)
+  if len(set(names)) < len(names):
+    raise InputError("--names", f"are not different: {', '.join(names)}", "give each run its own",
+                     usage=True)
+  return names
+
+
+def _study(values: flags.FlagValues, names: list[str]) -> dict:
+  """Every network on the same cases."""
+  import tqdm
+
+  from condseg_jax.analysis.run import analyse
+  from condseg_jax.analysis.samples import read_samples
+  from condseg_jax.cache import keep_compiled
+  from condseg_jax.data.prepare import sources
+  from condseg_jax.export.source import read_model
+  from condseg_jax.predictor import load
+
+  keep_compiled()
+  networks, told = {}, {}
+  for name, run in zip(names, values.workdir, strict=True):
+    predictor = load(run, values.checkpoint)
+    config = read_model(run, values.checkpoint).record.config
+    stores = sources.open_stores(values.data, predictor.plan.spacing, values.cache or None)
+    samples, split = read_samples(stores, predictor.table, predictor.plan, values.cases,
+                                  values.split)
+    if len(samples) < 2:
+      raise InputError(values.data, f"holds {len(samples)} case of the split {split!r}",
+                       "two are needed: one to fit on and one to score", usage=True)
+    steps = len(samples) * len(predictor.table) + 2 * min(len(samples), values.gradient_cases)
+    with tqdm.tqdm(total=steps, desc=name) as bar:
+      networks[name] = analyse(predictor, samples, bce_weight=config["loss"]["bce_weight"],
+                               seed=config["seed"], gradient_images=values.gradient_cases,
+                               seen=lambda bar=bar: bar.update())
+    told = {"split": split, "cases": [s.id for s in samples],
+            "gradient_cases": values.gradient_cases}
+  return {**told, "networks": networks}
+
+
+if __name__ == "__main__":
+  sys.exit(main())
