@@ -73,16 +73,8 @@ def learn_only(datasets: Sequence[Dataset], names: Sequence[str]) -> list[Datase
 
   Args:
     names: the classes to learn; all of them when empty.
-
-  Raises:
-    InputError: a class that no dataset annotates.
   """
   names = [normal_name(name) for name in names]
-  present = dict.fromkeys(name for d in datasets for name in d.annotated)
-  for name in names:
-    if name not in present:
-      raise InputError(f"data.keep: class {name!r}", "is annotated in no training dataset",
-                       f"annotated: {', '.join(present)}", usage=True)
   if not names:
     return list(datasets)
   kept = (dataclasses.replace(d, learned=tuple(n for n in d.annotated if n in names))

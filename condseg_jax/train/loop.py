@@ -77,6 +77,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
     stores = sources.open_stores(data["root"], data["spacing"], data["cache"] or None,
                                  progress=jax.process_index() == 0)
   everything = pipeline.datasets(stores, "train")
+  check_kept(data["keep"], everything)
   parts = [pipeline.hold_out(d, data["hold_out"], config["seed"]) for d in everything]
   seen = [pipeline.fewer_cases(p[0], data["cases"], config["seed"]) for p in parts]
   training = pipeline.learn_only(seen, data["keep"])
@@ -188,6 +189,15 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
 
 
 # --- parts ------------------------------------------------------------------------------------
+def check_kept(keep: Sequence[str], datasets: Sequence[pipeline.Dataset]) -> None:
+  """Raises InputError where a class to learn is annotated nowhere."""
+  present = dict.fromkeys(name for d in datasets for name in d.annotated)
+  for name in keep:
+    if normal_name(name) not in present:
+      raise InputError(f"data.keep: class {name!r}", "is annotated in no training dataset",
+                       f"annotated: {', '.join(present)}", usage=True)
+
+
 def class_table(training: Sequence[pipeline.Dataset], stores: Sequence[Store],
                 data: Mapping) -> ClassTable:
   """The classes that the training data annotates, ordered by the config or by appearance."""

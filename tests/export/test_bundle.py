@@ -68,6 +68,25 @@ def volume():
   return Volume(case(np.random.default_rng(3))[0].astype(np.float32), AFFINE)
 
 
+def test_moments_of_batch_normalisation_come_back(run, tmp_path):
+  """And predict: they are part of the network."""
+  arguments = overrides(run.parent, **{"data.cache": run.parent / "cache",
+                                       "conditioning.mechanism": "batch_norm", "train.steps": 4})
+  config = ROOT / "experiments" / "configs" / "base.py"
+  assert train.main(["train", f"--config={config}", f"--workdir={tmp_path / 'run'}",
+                     *arguments]) == 0
+  bundle = read_model(tmp_path / "run")
+  moments = jax.tree.leaves(bundle.statistics)
+  assert moments and all(np.abs(np.asarray(m)[0]).max() > 1e-3 for m in moments)
+  bundles.write_bundle(tmp_path / "m.condseg",
+                       bundle._replace(facts=run_facts(tmp_path / "run", 4)))
+  found = bundles.read_bundle(tmp_path / "m.condseg")
+  jax.tree.map(np.testing.assert_array_equal, found.variables, bundle.variables)
+  a, b = (condseg_jax.load(tmp_path / name).predict(volume()).label.array
+          for name in ("run", "m.condseg"))
+  np.testing.assert_array_equal(a, b)
+
+
 def test_the_same_model_comes_back(trained, tmp_path):
   path = tmp_path / "m.condseg"
   bundles.write_bundle(path, trained)

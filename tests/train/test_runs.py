@@ -38,7 +38,7 @@ def arguments(root, workdir, **changes):
 def parameters(workdir):
   checkpoints = Checkpoints(workdir, read_only=True)
   try:
-    return jax.device_get(checkpoints.restore_params(checkpoints.pick("last")))
+    return jax.device_get(checkpoints.restore_variables(checkpoints.pick("last")))
   finally:
     checkpoints.close()
 
@@ -52,10 +52,10 @@ def environment(devices=2):
           "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
-@pytest.mark.parametrize("driver", ["jit", "pmap"])
-def test_stop_and_resume_is_bit_for_bit_the_same(driver, root, tmp_path):
+@pytest.mark.parametrize("driver, mechanism", [("jit", "batch_norm"), ("pmap", "channel")])
+def test_stop_and_resume_is_bit_for_bit_the_same(driver, mechanism, root, tmp_path):
   """6 steps in one go equal 3, a new process's worth of objects, and 3 more."""
-  changes = {"train.driver": driver, "train.steps": 6}
+  changes = {"train.driver": driver, "train.steps": 6, "conditioning.mechanism": mechanism}
   assert main(arguments(root, tmp_path / "whole", **changes)) == 0
   # The schedule must know the length of the whole run, so the first half is cut by a signal.
   half = arguments(root, tmp_path / "parts", **changes)
