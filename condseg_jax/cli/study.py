@@ -55,8 +55,7 @@ def _work(values: flags.FlagValues, name: str) -> int:
   studies = declare.load(name, values.experiments)
   if values.tables:
     for study in studies:
-      if len(studies) == 1 or any((Path(values.out) / "records" / study.name).glob("*.json")):
-        _report(study, Path(values.out))
+      _report(study.name, Path(values.out), must=len(studies) == 1)
     return 0
   from condseg_jax.cache import keep_compiled
   from condseg_jax.study import plan
@@ -75,14 +74,15 @@ def _work(values: flags.FlagValues, name: str) -> int:
   if values.dry_run:
     return _tell(jobs, places)
   from condseg_jax.study.runner import run
-  run(jobs, places)
-  for study in studies:
-    _report(study, out)
+  failures = run(jobs, places, lambda study: _report(study, out))
   if values.prune:
     everything = [*declare.load("all", values.experiments), *studies]
     others = plan.jobs(everything, places, without=plan.unprepared(everything, places))
     count = plan.prune([*others, *jobs], jobs, places, print)
     print(f"removed the checkpoints of {count} training(s)")
+  if failures:
+    raise InputError(f"{len(failures)} trial(s)", f"failed, the first: {failures[0]}",
+                     "correct what is wrong; the same command runs what is missing")
   return 0
 
 
@@ -99,12 +99,18 @@ def _tell(jobs, places) -> int:
   return 0
 
 
-def _report(study, out: Path) -> None:
-  from condseg_jax.study import records
-  rows = records.of_study(out, study.name)
-  path = out / f"{study.name}.csv"
-  records.write_csv(path, rows)
-  print(path)
+def _report(study: str, out: Path, must: bool = False) -> None:
+  if not must and not any((out / "records" / study).glob("*.json")):
+    return
+  from condseg_jax.study import figures
+  from condseg_jax.study import overlay
+  from condseg_jax.study import report
+  found = report.write(out, study)
+  paths = [out / f"{study}.{ending}" for ending in ("csv", "md", "tex")]
+  paths += figures.write(out / "figures", study, found)
+  paths.append(overlay.write(out, study, found.rows))
+  for path in filter(None, paths):
+    print(path)
 
 
 if __name__ == "__main__":

@@ -144,6 +144,8 @@ class Pace:
 
 def duration(seconds: float) -> str:
   """For people."""
+  if seconds < 60:
+    return f"{round(seconds)} s"
   minutes = round(seconds / 60)
   return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 

@@ -1,5 +1,6 @@
 """Runs the trials of studies: trains what is not trained, scores, writes records."""
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
@@ -12,6 +13,7 @@ import time
 import numpy as np
 
 from condseg_jax.atomic import replacing
+from condseg_jax.errors import InputError
 from condseg_jax.evaluate.cases import labelled_cases
 from condseg_jax.study import configs
 from condseg_jax.study import datasets
@@ -28,8 +30,17 @@ from condseg_jax.train.loop import train
 log = logging.getLogger("condseg_jax")
 
 
-def run(todo: Sequence[Job], places: Places) -> None:
-  """Runs what is not done, one trial after the other.
+def run(todo: Sequence[Job], places: Places,
+        after: Callable[[str], None] = lambda study: None) -> list[str]:
+  """Runs what is not done, one trial after the other; one that fails does not stop the others.
+
+  Args:
+    todo: the trials.
+    places: folders.
+    after: told the name of every study when the last of its trials has been dealt with.
+
+  Returns:
+    What failed, one line each.
 
   Raises:
     KeyboardInterrupt: on Ctrl-C or SIGTERM; a training has saved its state before, and the same
@@ -37,17 +48,28 @@ def run(todo: Sequence[Job], places: Places) -> None:
   """
   waiting = [job for job in todo if not job.done]
   log.info("%d of %d trials are done", len(todo) - len(waiting), len(todo))
-  pace = Pace(places.out)
+  pace, failures = Pace(places.out), []
+  for name in dict.fromkeys(job.study.name for job in todo):
+    if not any(job.study.name == name for job in waiting):
+      after(name)
   with interruptible():
     for number, job in enumerate(waiting):
       trial = job.trial
       log.info("[%d/%d] %s: %s, seed %d; about %s left", number + 1, len(waiting), trial.study,
                trial.variant.label, trial.seed, duration(pace.left(waiting[number:], places)))
-      record = run_job(job, places)
-      pace.add(record)
-      scores = statistics.row_scores(record)
-      log.info("%s, seed %d: mean Dice %.4f, mean IoU %.4f", trial.variant.label, trial.seed,
-               scores["mean_dice"], scores["mean_iou"])
+      try:
+        record = run_job(job, places)
+      except Exception as error:  # hours of other trials wait behind this one
+        failures.append(f"{trial.study}: {trial.variant.label}, seed {trial.seed}: {error}")
+        log.error("%s", failures[-1], exc_info=not isinstance(error, InputError))
+      else:
+        pace.add(record)
+        scores = statistics.row_scores(record)
+        log.info("%s, seed %d: mean Dice %.4f, mean IoU %.4f", trial.variant.label, trial.seed,
+                 scores["mean_dice"], scores["mean_iou"])
+      if all(other.study.name != trial.study for other in waiting[number + 1:]):
+        after(trial.study)
+  return failures
 
 
 def run_job(job: Job, places: Places) -> dict:

@@ -19,8 +19,8 @@ def get_study():
   for kind in KINDS:
     for rate in RATES:
       dataset = f"hippocampus_{kind}_{rate}" if rate else "hippocampus"
-      variants += [found[name].but(name=f"{name}, {kind}", level=rate, dataset=dataset,
-                                   against=f"cond_dec, {kind} {rate}")
+      variants += [found[name].but(name=f"{name} {kind}", level=rate, dataset=dataset,
+                                   against=f"cond_dec {kind} {rate}")
                    for name in ("cond_dec", "indivs")]
-  return Study("noise", tuple(variants), reference="cond_dec, parts 0",
+  return Study("noise", tuple(variants), reference="cond_dec parts 0",
                level="voxels changed, % of the class", seconds=base.TASKS["hippocampus"].seconds)

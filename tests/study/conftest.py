@@ -23,8 +23,7 @@ SETTINGS = {SETTINGS!r}
 def get_study():
   member = Member("base", SETTINGS)
   cond_dec = Variant("cond_dec", (member,), "tiny")
-  return Study("tiny", (
-      cond_dec, cond_dec.but(name="cond_2nd", conditioning__position="input")), seeds=(0, 1))
+  return Study("tiny", (cond_dec, cond_dec.but(name="cond_2nd", conditioning__position="input")))
 '''
 
 

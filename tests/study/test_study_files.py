@@ -79,7 +79,7 @@ def test_what_studies_have_in_common_is_one_training():
   """cond_dec of the comparison is that of the studies of noise, cases and positions, too."""
   found = [v for name in ("hippocampus", "noise", "cases", "position_hippocampus")
            for v in declare.load(name, EXPERIMENTS)[0].variants
-           if v.label in ("cond_dec", "cond_dec, parts 0", "cond_dec 80", "cond_dec 3")]
+           if v.label in ("cond_dec", "cond_dec parts 0", "cond_dec 80", "cond_dec 3")]
   made = [configs.with_overrides(
       {"train": {"steps": 0}, "data": {"hold_out": 0.1, "cases": 0},
        "conditioning": {"position": "", "from_level": None}}, v.members[0].overrides)

@@ -1,0 +1,198 @@
+"""Figures of a study, from its records: curves, box plots, levels, scanners, confusions."""
+
+from collections.abc import Mapping
+import math
+from pathlib import Path
+
+import numpy as np
+
+from condseg_jax.atomic import replacing
+from condseg_jax.study import statistics
+from condseg_jax.study.report import confusion_shares
+from condseg_jax.study.report import Outcome
+from condseg_jax.study.report import scanner_scores
+from condseg_jax.study.report import score_name
+
+# Okabe & Ito: told apart by everybody; then the same again, dashed.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
+LINES = ("-", "--", ":")
+_PANEL = 3.0  # inches
+
+
+def write(folder: Path, study: str, found: Outcome) -> list[Path]:
+  """Draws all figures that the records have the numbers of; returns their files."""
+  folder.mkdir(parents=True, exist_ok=True)
+  drawn = {"curves": draw_curves(found), "box": draw_boxes(found)}
+  if any(row["level"] is not None for row in found.first.values()):
+    drawn["levels"] = draw_levels(found)
+  if any(found.rows[0]["scores"]["groups"]):
+    drawn |= {"scanners": draw_scanners(found), "confusion": draw_confusions(found)}
+  paths = []
+  for name, figure in drawn.items():
+    paths.append(folder / f"{study}_{name}.png")
+    save(paths[-1], figure)
+  return paths
+
+
+def save(path: Path, figure) -> None:
+  """Writes a figure; the file appears whole or not at all."""
+  with replacing(path) as temporary:
+    figure.savefig(temporary, dpi=120, bbox_inches="tight", metadata={"Software": None})
+
+
+def curve_of(record: Mapping) -> tuple[np.ndarray, np.ndarray]:
+  """Updates, of all members together, and the soft Dice of training, a mean over classes.
+
+  Members train one after the other, but are drawn as if they did side by side.
+  """
+  curves = record["curves"]
+  size = min(len(c["step"]) for c in curves)
+  steps = len(curves) * np.array(curves[0]["step"][:size], np.float64)
+  values = [line[:size] for c in curves for line in c["dice"].values()]
+  return steps, statistics.nan_mean(np.array(values, np.float64), 0)
+
+
+def smoothed(values: np.ndarray, width: int = 5) -> np.ndarray:
+  """Running means over `width` points, fewer at the ends."""
+  half = width // 2
+  return np.array([statistics.nan_mean(values[max(0, i - half):i + half + 1])
+                   for i in range(len(values))])
+
+
+def draw_curves(found: Outcome):
+  """Soft Dice of the training batches; the band is from the least to the most of the seeds."""
+  figure, axes = _figure(1.9 * _PANEL, 1.3 * _PANEL)
+  for number, label in enumerate(found.first):
+    lines = [curve_of(row) for row in found.rows if row["label"] == label]
+    size = min(len(steps) for steps, _ in lines)
+    steps, values = lines[0][0][:size], np.stack([smoothed(v[:size]) for _, v in lines])
+    style = _style(number)
+    axes.plot(steps, statistics.nan_mean(values, 0), **style, lw=1.5, label=label)
+    if len(lines) > 1:
+      low, high = np.fmin.reduce(values), np.fmax.reduce(values)
+      axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
+  axes.set(xlabel="updates, of all networks of a variant", ylabel="soft Dice in training",
+           ylim=(0, 1), xlim=(0, None))
+  _legend(axes, len(found.first))
+  return figure
+
+
+def draw_boxes(found: Outcome):
+  """Dice of every case, a mean over seeds, by variant; a panel for each class."""
+  labels, classes = list(found.first), found.classes
+  columns = min(len(classes), 4)
+  rows = math.ceil(len(classes) / columns)
+  figure, panels = _figure(max(_PANEL, 0.9 + 0.28 * len(labels)) * columns, 1.15 * _PANEL * rows,
+                           rows, columns)
+  panels = np.atleast_1d(panels).ravel()
+  for k, (name, axes) in enumerate(zip(classes, panels, strict=False)):
+    values = []
+    for label in labels:
+      mine = [np.array(row["scores"]["dice"], np.float64)[:, row["scores"]["classes"].index(name)]
+              for row in found.rows if row["label"] == label]
+      mean = statistics.nan_mean(np.stack(mine), 0)
+      values.append(mean[~np.isnan(mean)])
+    boxes = axes.boxplot(values, widths=0.6, patch_artist=True, medianprops={"color": "black"},
+                         flierprops={"markersize": 2.5})
+    for number, box in enumerate(boxes["boxes"]):
+      box.set(facecolor=_style(number)["color"], alpha=0.55)
+    axes.set(title=name, ylim=(-0.02, 1.02))
+    last = k >= len(classes) - columns
+    axes.set_xticks(range(1, len(labels) + 1), labels if last else [""] * len(labels), rotation=90,
+                    fontsize=8)
+    if k % columns == 0:
+      axes.set_ylabel("Dice of a case")
+  for axes in panels[len(classes):]:
+    axes.axis("off")
+  return figure
+
+
+def draw_levels(found: Outcome):
+  """The mean over classes by level, with bootstrap intervals, and the mean of each class thin."""
+  figure, axes = _figure(1.7 * _PANEL, 1.2 * _PANEL)
+  lines: dict[str, list[str]] = {}
+  for label, row in found.first.items():
+    if row["level"] is not None:
+      lines.setdefault(row["variant"], []).append(label)
+  for number, (variant, labels) in enumerate(lines.items()):
+    labels = sorted(labels, key=lambda label: found.first[label]["level"])
+    x = [found.first[label]["level"] for label in labels]
+    points = np.array([found.points[label] for label in labels])
+    spans = np.array([statistics.interval(found.drawn[label][:, -1]) for label in labels])
+    style = _style(number)
+    axes.errorbar(x, points[:, -1], np.abs(spans - points[:, -1:]).T, **style, capsize=3,
+                  marker="o", ms=4, lw=1.6, label=variant)
+    axes.plot(x, points[:, :-1], color=style["color"], lw=0.6, alpha=0.5)
+  row = found.rows[0]
+  axes.set(xlabel=row["level_name"], ylabel=f"{score_name(row)} (thin: of each class)")
+  levels = sorted({r["level"] for r in found.first.values() if r["level"] is not None})
+  if min(levels) > 0 and max(levels) > 8 * min(levels):
+    axes.set_xscale("log")
+    axes.minorticks_off()
+  axes.set_xticks(levels, [f"{level:g}" for level in levels])
+  _legend(axes, len(lines))
+  return figure
+
+
+def draw_scanners(found: Outcome):
+  """Dice of class and scanner, a panel for each variant."""
+  def draw(label):
+    scanners, values = scanner_scores(found, label)
+    return values, found.classes, scanners
+  return _matrices(found, draw, "scanner of", "class", "Dice")
+
+
+def draw_confusions(found: Outcome):
+  """Where the voxels of every true class went, a panel for each variant."""
+  names = [*found.classes, "none"]
+
+  def draw(label):
+    return confusion_shares(found, label), names, names
+  return _matrices(found, draw, "given to", "truth", "part of the truth")
+
+
+def _matrices(found: Outcome, draw, xlabel: str, ylabel: str, what: str):
+  labels = list(found.first)
+  columns = min(len(labels), 5)
+  rows = math.ceil(len(labels) / columns)
+  size = 0.75 + 0.42 * (len(found.classes) + 1)
+  figure, panels = _figure(size * columns, (size + 0.25) * rows, rows, columns)
+  panels = np.atleast_1d(panels).ravel()
+  for number, (axes, label) in enumerate(zip(panels, labels, strict=False)):
+    values, down, across = draw(label)
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
+    for (y, x), value in np.ndenumerate(values):
+      axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7,
+                color="white" if value > 0.6 else "black")
+    axes.set_title(label, fontsize=9)
+    below, left = number + columns >= len(labels), number % columns == 0
+    axes.set_xticks(range(len(across)), across if below else [""] * len(across), rotation=60,
+                    ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(down)), down if left else [""] * len(down), fontsize=8)
+    axes.tick_params(length=0)
+    if left:
+      axes.set_ylabel(ylabel)
+    if below:
+      axes.set_xlabel(xlabel)
+  for axes in panels[len(labels):]:
+    axes.axis("off")
+  figure.suptitle(what, fontsize=10)
+  return figure
+
+
+def _style(number: int) -> dict:
+  return {"color": COLORS[number % len(COLORS)],
+          "linestyle": LINES[number // len(COLORS) % len(LINES)]}
+
+
+def _legend(axes, entries: int) -> None:
+  axes.grid(alpha=0.25)
+  axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5),
+              ncols=1 if entries <= 14 else 2)
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+  from matplotlib.figure import Figure  # heavy, and needed by figures alone
+
+  figure = Figure(figsize=(width, height), layout="constrained")
+  return figure, figure.subplots(rows, columns)

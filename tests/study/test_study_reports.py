@@ -1,0 +1,174 @@
+"""Tables and figures of a study, from records alone."""
+
+import csv
+import json
+import re
+
+from made_records import record
+from matplotlib import image as images
+import numpy as np
+import pytest
+
+from condseg_jax.cli.study import main
+from condseg_jax.study import overlay
+from condseg_jax.study import records
+from condseg_jax.study import report
+from condseg_jax.study import tables
+
+SCANNERS = ["liver", "liver", "spleen", "spleen"]
+
+
+def written(out, rows):
+  for row in rows:
+    records.write(records.path_of(out, "made", f"{row['label']}-s{row['seed']}".replace(" ", "_"),
+                                  row["key"]), row)
+  return rows
+
+
+@pytest.fixture
+def rows():
+  """cond_dec is 0.1 better than cond_2nd in every case; heads is as good, with one seed."""
+  rng = np.random.default_rng(0)
+  base = rng.uniform(0.5, 0.8, (4, 2))
+  return [record(name, seed, base + gain + 0.01 * seed, order=order, groups=SCANNERS)
+          for order, (name, gain) in enumerate((("cond_2nd", 0.0), ("cond_dec", 0.1),
+                                                ("heads_%", 0.1)))
+          for seed in ((0,) if name == "heads_%" else (0, 1, 2))]
+
+
+def test_scores_differences_and_ranks(rows):
+  found = report.outcome(rows, resamples=2000)
+  made = {table.title: table for table in report.study_tables(found)}
+  scores = made["Mean Dice"]
+  assert scores.header[:4] == ["variant", "anterior", "posterior", "mean"]
+  assert [row[0] for row in scores.rows] == ["cond_2nd", "cond_dec", "heads_%"]
+  mean = np.mean([np.mean(np.array(r["scores"]["dice"])) for r in rows[:3]])
+  assert scores.rows[0][3] == f"{mean:.3f} ± 0.010"
+  assert "±" not in scores.rows[2][3] and scores.rows[2][4:] == ["1,234", "40", "1", "2.0"]
+  differences = made["Difference to the reference"]
+  assert [row[:2] for row in differences.rows] == [["cond_2nd", "cond_dec"],
+                                                   ["heads_%", "cond_dec"]]
+  value, low, high = map(float, re.findall(r"[+-]\d\.\d+",
+                                           differences.rows[0][-2].replace("−", "-")))
+  assert value == pytest.approx(-0.1, abs=1e-3) and low < value < high < -0.07
+  assert differences.rows[0][-1] == "0.000"
+  ranks = made["Probability of each rank"]
+  assert ranks.rows[-1][0] == "cond_2nd" and ranks.rows[-1][2:] == ["0.00", "0.00", "1.00"]
+
+
+def test_scanners_and_confusions(rows):
+  found = report.outcome(rows, resamples=50)
+  scanners, values = report.scanner_scores(found, "cond_2nd")
+  dice = np.mean([r["scores"]["dice"] for r in rows[:3]], axis=0)
+  assert scanners == ["liver", "spleen"]
+  np.testing.assert_allclose(values, np.stack([dice[:2].mean(0), dice[2:].mean(0)], 1))
+  np.testing.assert_allclose(report.confusion_shares(found, "cond_dec"),
+                             np.where(np.eye(3) > 0, 95, 5) / 105)
+
+
+def test_everything_is_written_from_records_alone(rows, tmp_path, capsys):
+  written(tmp_path, rows)
+  study = tmp_path / "made.py"
+  study.write_text('''"""Made."""
+from condseg_jax.study.declare import Study, Variant
+
+
+def get_study():
+  return Study("made", (Variant("cond_dec", (), "made"),))
+''')
+  assert main(["study", str(study), f"--out={tmp_path}", "--tables"]) == 0
+  told = capsys.readouterr().out.split()
+  names = {"made.csv", "made.md", "made.tex", *(f"figures/made_{kind}.png" for kind in (
+      "curves", "box", "scanners", "confusion"))}
+  assert {str(tmp_path / name) for name in names} == set(told)
+  for name in names:
+    assert (tmp_path / name).stat().st_size > 500
+    if name.endswith("png"):
+      assert images.imread(tmp_path / name).std() > 0.02
+  with open(tmp_path / "made.csv", encoding="utf-8") as stream:
+    assert len(list(csv.DictReader(stream))) == 7
+  page = (tmp_path / "made.md").read_text()
+  blocks = re.findall(r"(?:^\|.*\n)+", page, re.MULTILINE)
+  assert len(blocks) == page.count("\n## ") == 5
+  for block in blocks:
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
+  tex = (tmp_path / "made.tex").read_text()
+  tabulars = re.findall(r"\\begin\{tabular\}\{([lr]+)\}(.*?)\\end", tex, re.DOTALL)
+  assert len(tabulars) == 5 and r"heads\_\%" in tex
+  for columns, body in tabulars:
+    lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    assert len(lines) > 1 and "±" not in body
+    assert all(len(re.findall(r"(?<!\\)&", line)) == len(columns) - 1 for line in lines)
+  before = {p: p.read_bytes() for p in tmp_path.rglob("made*.*") if p.suffix != ".py"}
+  assert main(["study", str(study), f"--out={tmp_path}", "--tables"]) == 0
+  assert {p: p.read_bytes() for p in before} == before  # the same records, the same bytes
+
+
+def test_levels_have_a_figure_and_families_of_their_own(tmp_path):
+  dice = np.full((5, 2), 0.5)
+  rows = written(tmp_path, [
+      record(name, 0, dice + gain + level / 1000, order=i, level=level,
+             against=f"cond_dec {level}")
+      for i, (name, gain, level) in enumerate(
+          (n, g, v) for v in (5, 10, 80) for n, g in (("cond_dec", 0.1), ("indivs", 0.0)))])
+  found = report.outcome(rows, resamples=100)
+  assert list(found.families) == ["cond_dec 5", "cond_dec 10", "cond_dec 80"]
+  titles = [t.title for t in report.study_tables(found)]
+  assert not any("Probability" in t for t in titles)  # of two, the differences say it
+  from condseg_jax.study import figures
+  names = {p.name for p in figures.write(tmp_path / "figures", "made", found)}
+  assert "made_levels.png" in names and "made_scanners.png" not in names
+
+
+def test_latex_prints_what_was_meant():
+  assert tables.escape("a_b & 5 % {x} $1 #2 ~^\\") == (
+      r"a\_b \& 5 \% \{x\} \$1 \#2 \textasciitilde{}\textasciicircum{}\textbackslash{}")
+  assert tables.signed(-0.0123) == "−0.012" and tables.signed(float("nan")) == "–"
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_pictures_of_real_images_stay_in_work(drawn, rows, tmp_path):
+  """The kept case has the truth in the left half; the picture is drawn once for each variant."""
+  if not drawn:
+    for row in rows:
+      row["scores"]["groups"] = [""] * 4
+  written(tmp_path, rows)
+  assert overlay.write(tmp_path, "made", rows) is None
+  image = np.random.default_rng(0).normal(0, 50, (6, 20, 24))
+  truth = np.zeros(image.shape, np.uint8)
+  truth[2:4, 5:15, 3:10] = 1
+  truth[2:4, 5:15, 14:20] = 2
+  for row in rows[::3]:
+    path = tmp_path / "work" / "shown" / f"{row['key'][:16]}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, image=image, truth=truth, prediction=3 - truth, spacing=[2.0, 1.0, 1.0],
+             names=np.array(["anterior", "posterior"]), colors=np.zeros((2, 3)),
+             case=np.array("c"), modality=np.array("ct"))
+  path = overlay.write(tmp_path, "made", rows)
+  assert path == (tmp_path if drawn else tmp_path / "work") / "figures" / "made_overlay.png"
+  assert images.imread(path).shape[0] > 100
+
+
+def test_damaged_records_are_named(tmp_path, rows):
+  written(tmp_path, rows)
+  path = next((tmp_path / "records" / "made").iterdir())
+  path.write_text(path.read_text()[:100])
+  with pytest.raises(records.InputError, match=path.name):
+    records.of_study(tmp_path, "made")
+  assert not records.known(path, "0" * 64)
+
+
+def test_two_results_of_one_trial_are_refused(tmp_path, rows):
+  written(tmp_path, rows)
+  records.write(records.path_of(tmp_path, "made", "again", "9" * 64), rows[0] | {"key": "9" * 64})
+  with pytest.raises(records.InputError, match="two results of 'cond_2nd' with seed 0"):
+    records.of_study(tmp_path, "made")
+
+
+def test_curves_are_thinned_to_their_end(tmp_path):
+  lines = [{"step": i, "loss": 1.0, "dice/x": i / 1000} for i in range(10, 3001, 10)]
+  lines.insert(5, {"step": 50, "held_out/mean_dice": 0.5})
+  (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+  found = records.curve(tmp_path)
+  assert len(found["step"]) == 100 and found["step"][-1] == 3000 and found["step"][0] == 30
+  assert found["dice"]["x"][-1] == 3.0
