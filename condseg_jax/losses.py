@@ -4,6 +4,7 @@ Every term is per sample, so that its gradient does not depend on the other samp
 on how the batch is split over devices. Arrays are nD; N is the number of classes decoded per image.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,7 +71,39 @@ def terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array) -> Terms:
   return Terms(dice, bce)
 
 
-def deep_terms(logits: Sequence[jax.Array], mask_BDHWN: jax.Array) -> tuple[Terms, Terms]:
+def image_terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, sharpness: float) -> Terms:
+  """Loss terms where of a mask nothing is used but whether the class is in the image at all.
+
+  The image's score is a smooth maximum of its n labelled logits (Pinheiro & Collobert, CVPR 2015),
+
+      s = 1/r log( 1/n Σ exp(r z) ),
+
+  their mean for r → 0 and the greatest for r → ∞; `bce` is its binary cross-entropy. There is no
+  Dice of an image: that term is 0, and so is the other where no voxel is labelled.
+
+  Args:
+    logits_BDHWN: float32.
+    mask_BDHWN: three-valued, the same shape.
+    sharpness: r, above 0.
+  """
+  shape = (logits_BDHWN.shape[0], -1, logits_BDHWN.shape[-1])
+  mask = mask_BDHWN.reshape(shape)
+  labelled = mask != UNLABELLED
+  count = labelled.sum(1).astype(jnp.float32)
+  z = sharpness * logits_BDHWN.reshape(shape).astype(jnp.float32)
+  greatest = jax.lax.stop_gradient(jnp.where(labelled, z, -jnp.inf).max(1))
+  greatest = jnp.where(count > 0, greatest, 0.0)
+  # Unlabelled logits are replaced before anything non-linear: 0 · inf would be NaN.
+  summands = jnp.exp(jnp.where(labelled, z - greatest[:, None], 0.0)) * labelled.astype(jnp.float32)
+  mean = jnp.where(count > 0, summands.sum(1) / jnp.maximum(count, 1.0), 1.0)
+  score = (greatest + jnp.log(mean)) / sharpness
+  present = (mask == POSITIVE).any(1)
+  bce = jax.nn.softplus(jnp.where(present, -score, score))
+  return Terms(jnp.zeros_like(bce), jnp.where(count > 0, bce, 0.0))
+
+
+def deep_terms(logits: Sequence[jax.Array], mask_BDHWN: jax.Array,
+               measure: Callable[[jax.Array, jax.Array], Terms] = terms) -> tuple[Terms, Terms]:
   """Loss terms over several levels of the decoder (deep supervision).
 
       ℓ = Σ_l w_l ℓ_l,   w_l = 2^-l / Σ_m 2^-m
@@ -81,14 +114,15 @@ def deep_terms(logits: Sequence[jax.Array], mask_BDHWN: jax.Array) -> tuple[Term
   Args:
     logits: one array per level, finest first, float32 [B, *shape of the level, N].
     mask_BDHWN: three-valued, of the finest level.
+    measure: (logits, mask) → the terms of a level.
 
   Returns:
     (the weighted terms, those of the finest level); of one level, the same.
   """
-  per_level = [terms(logits[0], mask_BDHWN)]
+  per_level = [measure(logits[0], mask_BDHWN)]
   for level in logits[1:]:
     strides = [n // m for n, m in zip(mask_BDHWN.shape[1:-1], level.shape[1:-1], strict=True)]
-    per_level.append(terms(level, reduce_mask(mask_BDHWN, strides)))
+    per_level.append(measure(level, reduce_mask(mask_BDHWN, strides)))
   if len(per_level) == 1:
     return per_level[0], per_level[0]
   weights = [2.0 ** -level for level in range(len(per_level))]

@@ -96,6 +96,8 @@ class Predictor:
     priors: class → frequency and location, of `data.priors`.
     cleaning: class → fields of `infer.postprocess.Cleaning`, chosen on held-out cases.
     functions: its halves in another runtime; None for JAX.
+    locator: another network, trained coarsely, that looks first and says where every class is
+      (coarse to fine in two stages, after Roth et al. 2018); None where there is none.
   """
 
   model: DenseUNet
@@ -108,6 +110,7 @@ class Predictor:
   priors: Mapping = dataclasses.field(default_factory=dict)
   cleaning: Mapping = dataclasses.field(default_factory=dict)
   functions: windows.WindowFunctions | None = None
+  locator: "Predictor | None" = None
   _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
@@ -124,6 +127,8 @@ class Predictor:
       InputError: unknown class or preset, or a volume that the network cannot take.
     """
     how = Settings(**settings)
+    if self.locator is not None:
+      how = dataclasses.replace(how, two_pass=True)
     ids = self.table.select(classes, preset)
     within = {self.table.index(part): self.table.index(whole)
               for part, whole in how.within.items()}
@@ -210,20 +215,35 @@ class Predictor:
                                      boxes=boxes, progress=progress)
 
   def _boxes(self, volume, ids, how) -> dict[int, windows.Box]:
-    """Where the classes are, from a look at `COARSE` times the spacing: boxes on the plan's grid.
+    """Where the classes are, from the locator's look, or one at `COARSE` times the spacing.
 
     A voxel is taken for a sign of a class at half the threshold; the box grows by `MARGIN_MM`.
+
+    Returns:
+      class → box on the grid of this network's plan.
+
+    Raises:
+      InputError: the locator lacks a class.
     """
-    coarse, once = self._normalised(volume, COARSE), dataclasses.replace(how, step=1.0)
+    looks, factor, once = self, COARSE, dataclasses.replace(how, step=1.0)
+    if self.locator is not None:
+      looks, factor, once = self.locator, 1.0, dataclasses.replace(once, tta=False)
+    names = [self.table.names[i] for i in ids]
+    for name in names:
+      if name not in looks.table.names:
+        raise InputError("locator", f"does not know the class {name!r}",
+                         f"name another; this one knows {', '.join(looks.table.names)}", usage=True)
+    seen = looks.table.select(names)
+    coarse = looks._normalised(volume, factor)
     shape = coarse.array.shape[:-1]
-    best, score = fuse.best_class(self._window_slabs(coarse.array, ids, once, None), shape, ids)
+    best, score = fuse.best_class(looks._window_slabs(coarse.array, seen, once, None), shape, seen)
     best[score < how.threshold / 2] = 0
     grid = canonical_geometry(volume.geometry)
     factor = FAST if how.fast else 1.0
     fine = resample.resampled_geometry(grid, [factor * s for s in self.plan.spacing])
     boxes = {}
-    for class_id in ids:
-      box = postprocess.main_box(best, class_id + 1)
+    for class_id, seen_id in zip(ids, seen, strict=True):
+      box = postprocess.main_box(best, seen_id + 1)
       boxes[class_id] = tuple(
           slice(max(0, int(b.start * n / m - MARGIN_MM / s)),
                 min(n, int(b.stop * n / m + MARGIN_MM / s) + 1)) if b.stop else slice(0, 0)
@@ -267,13 +287,14 @@ class Predictor:
     return self._measured[key]
 
 
-def load(workdir, checkpoint: str = "last", runtime: str = "jax") -> Predictor:
+def load(workdir, checkpoint: str = "last", runtime: str = "jax", locator="") -> Predictor:
   """The predictor of a training run or of a model bundle.
 
   Args:
     workdir: folder of the run, or the bundle; local or in a bucket.
     checkpoint: `last`, `best` (on the held-out part of the training cases) or a step.
     runtime: `jax`, or `onnx`: onnxruntime, with the graphs of a bundle that has them.
+    locator: run or bundle of the network that looks first, see `Predictor`; "" for none.
 
   Raises:
     InputError: no such run, bundle or checkpoint, or a damaged one.
@@ -289,4 +310,4 @@ def load(workdir, checkpoint: str = "last", runtime: str = "jax") -> Predictor:
   return Predictor(model, trained.variables, record.table, record.plan,
                    trained.facts["step"], record.training,
                    tuple(record.config["augment"]["mirror"]), record.priors, record.cleaning,
-                   functions)
+                   functions, load(locator) if locator else None)

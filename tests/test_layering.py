@@ -13,8 +13,7 @@ FLOORS = {
     "formats": 1, "losses": 1, "metrics": 1, "models": 1,
     "data": 2,
     "train": 3, "infer": 3,
-    "train.loop": 4, "predictor": 4, "results": 4, "evaluate": 4, "export": 4,
-    "analysis": 4,
+    "train.loop": 4, "predictor": 4, "results": 4, "evaluate": 4, "export": 4, "analysis": 4,
     "cli": 5, "serve": 5, "study": 5,
 }
 

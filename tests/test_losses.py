@@ -12,6 +12,7 @@ import pytest
 
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.losses import deep_terms
+from condseg_jax.losses import image_terms
 from condseg_jax.losses import objective
 from condseg_jax.losses import reduce_mask
 from condseg_jax.losses import terms
@@ -289,3 +290,63 @@ def test_the_weights_of_the_levels_are_halved_and_add_up_to_one():
     np.testing.assert_array_equal(finest[i], levels[0][i])
   alone, same = deep_terms(logits[:1], mask)
   assert alone is same
+
+
+# --- labels of whole images ------------------------------------------------------------------
+@pytest.mark.parametrize("positives", [0, 1, 7])
+@pytest.mark.parametrize("r", [0.5, 5.0])
+def test_the_score_of_an_image_is_a_smooth_maximum_of_its_labelled_logits(positives, r):
+  z = np.linspace(-2, 3, VOXELS)
+  mask = mask_with(positives, 4)
+  found = image_terms(*batch(1 / (1 + np.exp(-z.reshape(SHAPE))), mask), r)
+  score = np.log(np.mean(np.exp(r * z[:-4]))) / r
+  expected = np.log1p(np.exp(-score if positives else score))
+  np.testing.assert_allclose(found.bce, [[expected]], rtol=1e-4)
+  assert float(found.dice[0, 0]) == 0.0
+
+
+def test_sharpness_goes_from_the_mean_to_the_maximum():
+  z = np.linspace(-1, 0.5, VOXELS)
+  for r, score in ((1e-3, z.mean()), (1e4, z.max())):
+    bce = image_terms(*batch(1 / (1 + np.exp(-z.reshape(SHAPE))), mask_with(1)), r).bce
+    np.testing.assert_allclose(bce, [[np.log1p(np.exp(-score))]], rtol=1e-3)
+
+
+def test_of_an_image_s_mask_only_its_presence_counts():
+  z = jnp.asarray(np.random.default_rng(0).normal(size=(1, *SHAPE, 1)), jnp.float32)
+  masks = [jnp.asarray(mask_with(n), jnp.uint8).reshape(1, *SHAPE, 1) for n in (1, 9, 24)]
+  one, *others = (image_terms(z, mask, 5.0).bce for mask in masks)
+  for other in others:
+    np.testing.assert_array_equal(one, other)
+
+
+def test_the_gradient_of_an_image_goes_to_its_labelled_voxels_by_their_weight():
+  """∂s/∂z_i = exp(r z_i) / Σ exp(r z), and the cross-entropy's derivative -σ(-s)."""
+  z = np.linspace(-1, 1, VOXELS)
+  logits, mask = batch(1 / (1 + np.exp(-z.reshape(SHAPE))), mask_with(3, 4))
+  gradient = jax.grad(lambda x: image_terms(x, mask, 2.0).bce.sum())(logits).reshape(-1)
+  weights = np.exp(2 * z[:-4])
+  score = np.log(weights.mean()) / 2
+  np.testing.assert_allclose(gradient[:-4], -weights / weights.sum() / (1 + np.exp(score)),
+                             rtol=1e-4)
+  np.testing.assert_array_equal(gradient[-4:], 0)
+
+
+@pytest.mark.parametrize("value", [0.0, 1e4, -1e4, np.inf, np.nan])
+def test_an_image_without_a_label_says_nothing(value):
+  mask = jnp.full((1, *SHAPE, 1), UNLABELLED, jnp.uint8)
+  logits = jnp.full(mask.shape, value, jnp.float32)
+  loss, gradient = jax.value_and_grad(lambda x: sum(map(jnp.sum, image_terms(x, mask, 5.0))))(
+      logits)
+  assert float(loss) == 0.0
+  np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_sure_logits_of_an_image_give_finite_terms(value):
+  """Unlabelled ones far from them too, whose exponential would overflow."""
+  logits = jnp.full((1, *SHAPE, 1), -value, jnp.float32).at[0, 0].set(value)
+  mask = jnp.full(logits.shape, UNLABELLED, jnp.uint8).at[0, 0].set(1)
+  loss, gradient = jax.value_and_grad(lambda x: image_terms(x, mask, 5.0).bce.sum())(logits)
+  np.testing.assert_allclose(loss, max(-value, 0), rtol=1e-5)
+  assert np.isfinite(gradient).all()

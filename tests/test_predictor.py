@@ -203,6 +203,42 @@ def test_a_coarse_look_says_where(network, volume, monkeypatch):
                    0: (slice(0, 0), slice(0, 0), slice(0, 0))}
 
 
+def sees(level, spacing, names=("liver", "spleen")):
+  """A network for which every class is where an image is brighter than a level."""
+  plain = predictor(spacing, (8, 16, 16))
+  halves = windows.WindowFunctions(
+      lambda variables, image, ids: image[..., 0],
+      lambda variables, image, ids: np.stack([image > level] * len(ids)).astype(np.float32),
+      False, (1,))
+  return dataclasses.replace(plain, table=ClassTable.create(names), functions=halves)
+
+
+def test_a_locator_says_where_to_look():
+  """Its grid and the order of its classes are its own; what lies far from what it saw is not."""
+  image = np.zeros((60, 50, 40), np.float32)
+  image[8:16, 8:16, 8:16] = 40.0  # what the locator sees, too
+  image[44:52, 36:44, 28:36] = 20.0
+  image = Volume(image, np.diag([-1.0, -1.0, 1.0, 1.0]))
+  alone = sees(2.0, (1.0, 1.0, 1.0))
+  guided = dataclasses.replace(alone, locator=sees(9.0, (2.0, 2.0, 2.0), ("spleen", "liver")))
+  everything, found = (p.predict(image, ["liver"]).label.array for p in (alone, guided))
+  assert everything[46:50, 38:42, 30:34].all() and everything[10:14, 10:14, 10:14].all()
+  np.testing.assert_array_equal(found[:30], everything[:30])
+  assert not found[30:].any()
+  with pytest.raises(InputError, match="leave out .* locator"):
+    guided.predict(image, partition=True)
+
+
+def test_a_locator_must_know_what_is_looked_for():
+  lacks = dataclasses.replace(sees(2.0, (1.0, 1.0, 1.0)),
+                              locator=sees(2.0, (2.0, 2.0, 2.0), ("spleen", "colon")))
+  image = Volume(np.ones((20, 20, 20), np.float32), np.eye(4))
+  with pytest.raises(InputError, match="does not know the class 'liver'.*spleen, colon") as error:
+    lacks.predict(image)
+  assert error.value.usage and "\n" not in str(error.value)
+  assert not lacks.predict(image, ["spleen"]).label.array.any()
+
+
 def test_fast_is_coarser_and_comes_back_on_the_same_grid(network, volume):
   plans = []
 

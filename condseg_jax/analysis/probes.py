@@ -15,7 +15,6 @@ from condseg_jax.classes import UNLABELLED
 
 RIDGE = 1e-3  # times the squared weights, for standardised features and the mean squared error
 FOLDS = 5
-THRESHOLDS = 200
 
 
 class MaskScore(NamedTuple):
@@ -59,12 +58,13 @@ def dice(found_V: np.ndarray, positive_V: np.ndarray) -> float:
 
 
 def best_threshold(score_V: np.ndarray, positive_V: np.ndarray) -> float:
-  """The threshold, among quantiles of the scores, with the highest Dice of `score >= threshold`."""
-  order = np.argsort(-score_V, kind="stable")
-  hits = np.cumsum(positive_V[order])
-  counts = np.unique(np.linspace(1, len(order), THRESHOLDS).astype(int))
-  values = 2 * hits[counts - 1] / (counts + hits[-1])
-  return float(score_V[order[counts[np.argmax(values)] - 1]])
+  """The threshold with the highest Dice of `score >= threshold`, midway between two scores."""
+  order = np.argsort(-score_V)
+  scores, hits = score_V[order], np.cumsum(positive_V[order])
+  values = 2 * hits / (np.arange(1, len(hits) + 1) + hits[-1])
+  last = np.append(scores[:-1] != scores[1:], True)  # equal scores are found together
+  best = np.argmax(np.where(last, values, -1))
+  return float((scores[best] + scores[min(best + 1, len(scores) - 1)]) / 2)
 
 
 def class_probe(pooled_KNC: np.ndarray, folds: int = FOLDS) -> float | None:

@@ -1,7 +1,6 @@
 """Labelled inputs to analyse a network on: one subvolume of each of some cases."""
 
 from collections.abc import Sequence
-import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -60,8 +59,10 @@ def read_samples(stores: Sequence[Store], table: ClassTable, plan: Plan, count: 
                      f"in the split {taken!r}", f"the network knows {', '.join(table.names)}")
   most = len(table) if len(table) in known else 1
   datasets = [d for d, n in zip(datasets, known, strict=True) if n >= most]
-  in_turn = itertools.zip_longest(*(_spread(d, count) for d in datasets))
-  chosen = [pair for turn in in_turn for pair in turn if pair is not None][:count]
+  turns = _in_turn([range(len(d.cases)) for d in datasets])[:count]
+  shares = [sum(number == i for number, _ in turns) for i in range(len(datasets))]
+  spread = [_spread(d, share) for d, share in zip(datasets, shares, strict=True)]
+  chosen = [pair for _, pair in _in_turn(spread)]
   return [_read(store, case, table, plan) for store, case in chosen], taken
 
 
@@ -75,8 +76,13 @@ def centred_start(length: int, size: int, centre: float) -> int:
   return int(np.clip(round(centre) - size // 2, 0, length - size))
 
 
+def _in_turn(lists: Sequence[Sequence]) -> list[tuple[int, object]]:
+  """(Number of the list, item): the first of every list, then the second, …"""
+  longest = max(map(len, lists), default=0)
+  return [(i, items[n]) for n in range(longest) for i, items in enumerate(lists) if n < len(items)]
+
+
 def _spread(dataset: pipeline.Dataset, count: int) -> list[tuple[Store, Case]]:
-  count = min(count, len(dataset.cases))
   places = np.linspace(0, len(dataset.cases) - 1, count).round().astype(int)
   return [(dataset.store, dataset.cases[i]) for i in places]
 

@@ -24,6 +24,7 @@ def main(argv=None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
   shell.define_model(values)
+  shell.define_locator(values)
   flags.DEFINE_string("data", "", "Raw dataset or prepared store with labels.", flag_values=values)
   flags.DEFINE_string("out", "", "Folder for the results.", flag_values=values)
   flags.DEFINE_string("split", "", "train, val or test; by default val where there is one, else "
@@ -50,7 +51,7 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.predictor import load
 
   keep_compiled()
-  predictor = load(values.workdir, values.checkpoint)
+  predictor = load(values.workdir, values.checkpoint, locator=values.locator)
   cases, split = labelled_cases(values.data, values.split)
   if not any(name in predictor.table.names for case in cases for name in case.annotated):
     raise InputError(values.data, "annotates no class of this network",

@@ -41,6 +41,7 @@ def _define(values: flags.FlagValues) -> None:
   number = functools.partial(flags.DEFINE_float, lower_bound=0.0, flag_values=values)
   whole = functools.partial(flags.DEFINE_integer, flag_values=values)
   shell.define_model(values)
+  shell.define_locator(values)
   text("input", "", "An image, a folder of images, the folder of a DICOM series, or a text file "
        "that names such, one a line.")
   text("series", "", "SeriesInstanceUID, where a DICOM folder holds several.")
@@ -98,13 +99,14 @@ def _work(values: flags.FlagValues) -> int:
   images = list(zip(found, stems, shown_names, strict=True))[values.part::values.num_parts]
   wanted = results.Wanted(values.separate or values.fusion == "independent", values.picture,
                           _dicom_kinds(values, found), values.series)
-  predictor = load(values.workdir, values.checkpoint, values.runtime)
+  predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator)
   ids = predictor.table.select(values.classes, values.preset)
   names = [predictor.table.names[i] for i in ids]
   settings = _settings(values)
   output = Path(values.output)
   output.mkdir(parents=True, exist_ok=True)
-  run = results.Run(output / "run.json", predictor, names, settings,
+  asked = settings | ({"locator": values.locator} if values.locator else {})
+  run = results.Run(output / "run.json", predictor, names, asked,
                     same=values["continue"].value)
   failed, shown = [], []
   for number, (path, stem, shown_name) in enumerate(images, 1):

@@ -95,6 +95,13 @@ def define_model(values: flags.FlagValues) -> None:
   flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
 
 
+def define_locator(values: flags.FlagValues) -> None:
+  """The flag of the commands that segment images."""
+  flags.DEFINE_string("locator", "", "Folder of another training run, or a bundle: its network "
+                      "looks first, and each class is sought where that found it.",
+                      flag_values=values)
+
+
 def define_report(values: flags.FlagValues) -> None:
   """Flags of the commands that write the page."""
   flags.DEFINE_bool("report", False, "Write report.html, one page that shows all cases and opens "

@@ -21,7 +21,6 @@ from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
 
 UNLABELLED_CLASSES = ("ignored", "background")
-FOREGROUND = 1 / 3  # part of the subvolumes that are centred on a voxel of the class
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +135,8 @@ def decodes_per_image(training: Sequence[Dataset], wanted: int, batch_class: str
 def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch_size: int,
             seed: int, start_step: int = 0, weights: Sequence[float] = (),
             batch_class: str = "mixed", classes_per_image: int = 1, unlabelled: str = "ignored",
-            process_index: int = 0, process_count: int = 1, threads: int = 2) -> Iterator[Batch]:
+            foreground: float = 1 / 3, process_index: int = 0, process_count: int = 1,
+            threads: int = 2) -> Iterator[Batch]:
   """An endless stream of this process's part of every batch.
 
   Args:
@@ -154,6 +154,8 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
     unlabelled: what a class is that a dataset does not annotate: `ignored`, it has no say;
       `background`, it counts as absent (β = 1), which is wrong wherever it is in the image and here
       for comparison.
+    foreground: part of the subvolumes that are centred on a voxel of the class; the others lie
+      anywhere in the volume.
     process_index, process_count: of this process.
     threads: readers; each works on a sample of its own.
 
@@ -162,13 +164,15 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
   """
   weights = list(weights) or [1.0] * len(training)
   _check(training, weights, batch_size, batch_class, unlabelled, process_count)
+  if not 0 <= foreground <= 1:
+    raise InputError("data.foreground", f"{foreground:g} is no part", "0 to 1", usage=True)
   classes_per_image = decodes_per_image(training, classes_per_image, batch_class, unlabelled)
   part = slice(process_index, None, process_count)
 
   def stream(dataset, names, number):
     cases = grain.MapDataset.source(dataset.cases).seed(seed + 7919 * number).shuffle().repeat()
     return cases.random_map(_Cutter(dataset.store, names, table, plan, classes_per_image,
-                                     unlabelled == "background"))
+                                     unlabelled == "background", foreground))
 
   def batched(samples):
     numbered = samples.map_with_index(_number(batch_size))[part]
@@ -214,6 +218,7 @@ class _Cutter:
   plan: Plan
   classes_per_image: int
   absent: bool  # whether classes without a mask count as absent
+  foreground: float  # see `batches`
 
   def __call__(self, case: Case, rng: np.random.Generator) -> Batch:
     n = self.classes_per_image
@@ -243,7 +248,7 @@ class _Cutter:
     """Where the box begins: around a voxel of the class, or anywhere in the volume."""
     positions = case.foreground[name]
     centre = None
-    if positions and rng.random() < FOREGROUND:
+    if positions and rng.random() < self.foreground:
       centre = positions[rng.integers(len(positions))]
     start = []
     for axis, (length, size) in enumerate(zip(case.shape, self.plan.subvolume, strict=True)):

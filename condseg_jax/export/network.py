@@ -49,8 +49,12 @@ def onnx_halves(model: DenseUNet, params: Mapping, window: Sequence[int], channe
     channels: of the image.
 
   Raises:
-    InputError: a condition that has no ONNX form here.
+    InputError: a condition, a block or a decoder that has no ONNX form here.
   """
+  for kind in (model.encoder_block, model.decoder_block, model.decoder):
+    if kind not in ("dense", "unet"):
+      raise InputError("the network", f"its part {kind!r} has no ONNX form",
+                       "export without --onnx")
   if (model.position == "decoders" or model.vector not in ("hash", "embedding")
       or (model.position != "none" and model.mechanism not in ("channel", "dynamic"))):
     raise InputError("the network", f"{model.position}, {model.mechanism}, {model.vector}: this "

@@ -59,4 +59,4 @@ class Settings:
     fuse.check_fusion(self.fusion)
     if self.partition and (self.tta or self.two_pass):
       raise InputError("partition", "takes the volume as a whole, without windows to mirror or to "
-                       "choose from", "leave out tta and two_pass", usage=True)
+                       "choose from", "leave out tta, two_pass and locator", usage=True)

@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
+from condseg_jax.errors import InputError
 from condseg_jax.infer.predict import Slab
 from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
@@ -68,7 +69,14 @@ def whole_slabs(model: DenseUNet, variables, image_DHWC: np.ndarray, class_ids: 
 
   Yields:
     The whole volume for each class.
+
+  Raises:
+    InputError: a network that cannot be split.
   """
+  try:
+    model.clone(partition=AXIS).check()
+  except ValueError as error:
+    raise InputError("partition", str(error), "predict with windows", usage=True) from error
   devices = tuple(devices or jax.local_devices())
   mesh = make_mesh(devices)
   multiple = (len(devices) * model.stride[0], *model.stride[1:])

@@ -39,6 +39,7 @@ def build_model(model: Mapping, conditioning: Mapping, codes: Sequence[float]) -
     settings["depth"] = tuple(int(n) for n in settings["depth"])
     if settings.get("decoder_depth") is not None:
       settings["decoder_depth"] = tuple(int(n) for n in settings["decoder_depth"])
+    settings["rates"] = tuple(int(n) for n in settings.get("rates", DenseUNet.rates))
     settings["texts"] = tuple(tuple(map(float, row)) for row in settings.get("texts", ()))
     network = DenseUNet(codes=tuple(float(c) for c in codes), dtype=_DTYPES[dtype], **settings)
     network.check()

@@ -53,6 +53,7 @@ class Site(NamedTuple):
     partition: mesh axis that the first spatial axis is split along, if it is (see `halo`).
     batch_axes: names of the mapped axes that a batch is spread over.
     module: whose parameters the mechanism's are; `linear` makes them too.
+    dilation: of the layer's convolution.
   """
 
   vector_BE: jax.Array
@@ -64,6 +65,7 @@ class Site(NamedTuple):
   partition: str | None
   batch_axes: tuple[str, ...]
   module: nn.Module
+  dilation: int = 1
 
 
 def linear(name: str, x: jax.Array, features: int, scale: float = 1.0) -> jax.Array:
@@ -90,7 +92,8 @@ def channel(y: jax.Array, site: Site) -> jax.Array:
   fan_in = math.prod(site.window) * (site.channels + size)
   kernel = site.module.param("kernel", nn.initializers.truncated_normal(math.sqrt(2.0 / fan_in)),
                              (*site.window, size, y.shape[-1]), jnp.float32)
-  return y + constant_channels(site.vector_BE, kernel, y.shape[1:-1], site.partition)
+  return y + constant_channels(site.vector_BE, kernel, y.shape[1:-1], site.partition,
+                               site.dilation)
 
 
 def film(y: jax.Array, site: Site) -> jax.Array:
@@ -204,7 +207,7 @@ class Mechanic(nn.Module):
 
   Attributes:
     mechanism: a name in `MECHANISMS`.
-    classes, window, partition, batch_axes: see `Site`.
+    classes, window, partition, batch_axes, dilation: see `Site`.
   """
 
   mechanism: str
@@ -212,12 +215,13 @@ class Mechanic(nn.Module):
   window: tuple[int, ...]
   partition: str | None = None
   batch_axes: tuple[str, ...] = ()
+  dilation: int = 1
 
   @nn.compact
   def __call__(self, y: jax.Array, condition: Condition, channels: int,
                shared: jax.Array | None) -> jax.Array:
     site = Site(*condition, self.classes, self.window, channels, shared, self.partition,
-                self.batch_axes, self)
+                self.batch_axes, self, self.dilation)
     return MECHANISMS[self.mechanism].apply(y.astype(jnp.float32), site).astype(y.dtype)
 
 

@@ -10,7 +10,7 @@ from condseg_jax.models import halo
 
 
 def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int, ...],
-                      partition: str | None = None) -> jax.Array:
+                      partition: str | None = None, dilation: int = 1) -> jax.Array:
   """The zero-padded convolution of channels that are constant in space.
 
   conv(v ⊙ 1)(x) = Σ_t [x + t inside] Σ_e v_e k(t, e): inside, a bias per class; at the border, less
@@ -23,6 +23,7 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
     kernel: [*window, E, O], the part of the kernel that meets these channels.
     shape: spatial shape of the layer; of this device's share where there is a partition.
     partition: mesh axis that the first spatial axis is split along, if it is (see `halo`).
+    dilation: of the convolution.
 
   Returns:
     float32 [B, *shape, O].
@@ -34,7 +35,8 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
   for axis in range(len(shape), 0, -1):
     size, taps = shape[axis - 1], kernel.shape[axis - 1]
     where, length = halo.positions(size, partition if axis == 1 else None)
-    position = where[:, None] + np.arange(taps, dtype=np.int32)[None, :] - taps // 2
+    tap = dilation * (np.arange(taps, dtype=np.int32) - taps // 2)
+    position = where[:, None] + tap[None, :]
     inside = jnp.asarray((position >= 0) & (position < length), jnp.float32)
     before, after = out.shape[:axis], out.shape[axis + 1:]
     out = out.reshape(math.prod(before), taps, -1)

@@ -1,13 +1,12 @@
-"""The class-conditional dense U-Net (after Dmitriev & Kaufman, CVPR 2019), 2-D and 3-D.
+"""The class-conditional U-Net (after Dmitriev & Kaufman, CVPR 2019), 2-D and 3-D.
 
     image ─ stem ─ block 0 ──────────── skip ───────────── block 0 ─ head ─ logits of the class
                       └ pool ─ block 1 ─ skip ─ block 1 ─ up ┘
                                   └ pool ─ block 2 ─ up ┘        (decoder: told the class)
 
-A block is densely connected (Huang et al., CVPR 2017): every layer sees the block's input and all
-earlier layers; a 1×1×1 layer then joins them into `channels · (level + 1)` features, proportional
-to depth as in the paper. The paper leaves the layers per block, the growth, the normalisation and
-the activation open; the defaults are ours.
+A block (see `blocks`) is densely connected if nothing else is asked for, and makes `channels ·
+(level + 1)` features, proportional to depth as in the paper. The paper leaves the layers per block,
+the growth, the normalisation and the activation open; the defaults are ours.
 
 `encode` holds all that is computed once per image, `decode` what is computed once per class.
 """
@@ -23,13 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.models import conditioning
+from condseg_jax.models import decoders
 from condseg_jax.models import halo
 from condseg_jax.models import layers
-from condseg_jax.models.blocks import DenseBlock
+from condseg_jax.models.blocks import Block
+from condseg_jax.models.blocks import BLOCKS
 from condseg_jax.models.blocks import Layer
 from condseg_jax.models.blocks import Style
+from condseg_jax.models.check import check_network
 from condseg_jax.models.class_vector import ClassVector
-from condseg_jax.models.class_vector import VECTORS
 
 
 CLASSES = "classes"  # the mapped axis of the classes decoded of an image
@@ -84,6 +85,10 @@ class DenseUNet(nn.Module):
     decoder_depth: the same for the decoder, which has no coarsest level; None for those of `depth`.
     channels: features of the finest level; level l has (l + 1) times as many.
     growth: channels of a dense layer at the finest level; at level l (l + 1) times as many.
+    encoder_block, decoder_block: how layers are connected, names in `blocks.BLOCKS`.
+    decoder: `unet`, or `fcn` or `deeplab` (see `decoders`), which are told no class. With the last
+      a level that is not pooled (strides 1) is dilated instead, twice as far as the one before.
+    rates: of the pyramid of `deeplab`.
     norm: group | instance | none.
     activation: a name in `layers.ACTIVATIONS`.
     position: where the condition enters: `none`, `input` (cond-2nd: beside the image), `encoder`
@@ -125,61 +130,30 @@ class DenseUNet(nn.Module):
   deep_supervision: int = 0
   remat: bool = False
   decoder_depth: Sequence[int] | None = None
+  encoder_block: str = "dense"
+  decoder_block: str = "dense"
+  decoder: str = "unet"
+  rates: Sequence[int] = (6, 12, 18)
   partition: str | None = None
   batch_axes: tuple[str, ...] = ()
 
   def check(self) -> None:
     """Raises ValueError for settings that make no network."""
-    if len(self.depth) < 2 or len(self.strides) != len(self.depth) - 1:
-      raise ValueError(f"depth has {len(self.depth)} levels and strides {len(self.strides)}; there "
-                       "must be two levels or more, and one stride less than levels")
-    if {len(level) for level in self.strides} not in ({2}, {3}):
-      raise ValueError(f"strides {self.strides}: each has 2 axes, or each has 3")
-    if self.decoder_depth is not None and len(self.decoder_depth) != len(self.strides):
-      raise ValueError(f"decoder_depth has {len(self.decoder_depth)} levels; the decoder has "
-                       f"{len(self.strides)}, one less than the encoder")
-    sizes = [self.channels, self.growth, self.embedding_size]
-    sizes += [stride for level in self.strides for stride in level]
-    if min(sizes) < 1 or min(*self.depth, *(self.decoder_depth or ())) < 0:
-      raise ValueError("channels, growth, embedding_size and strides must be 1 or more, depth 0 or "
-                       "more")
-    for value, name, known in ((self.position, "position", conditioning.POSITIONS),
-                               (self.mechanism, "mechanism", tuple(conditioning.MECHANISMS)),
-                               (self.vector, "vector", VECTORS),
-                               (self.norm, "norm", layers.NORMS),
-                               (self.activation, "activation", tuple(layers.ACTIVATIONS))):
-      if value not in known:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
-    if self.position not in ("none", "decoders"):
-      chosen = conditioning.MECHANISMS[self.mechanism]
-      if self.position not in chosen.positions:
-        raise ValueError(f"mechanism {self.mechanism!r} does not act at position "
-                         f"{self.position!r}, but at {', '.join(chosen.positions)}")
-      if chosen.needs_norm and self.norm == "none":
-        raise ValueError(f"mechanism {self.mechanism!r} needs a normalisation, norm is 'none'")
-    if self.vector == "text" and (len(self.texts) != len(self.codes) or not all(
-        len(row) == len(self.texts[0]) and any(row) for row in self.texts)):
-      raise ValueError("vector 'text' needs one vector for each class, of one length and not zero")
-    if self.from_level is not None:
-      if self.position not in ("decoder", "decoders"):
-        raise ValueError(f"from_level has no effect where position is {self.position!r}")
-      if not 0 <= self.from_level <= len(self.depth) - 2:
-        raise ValueError(f"from_level {self.from_level} is not one of the decoder's levels, 0 to "
-                         f"{len(self.depth) - 2}")
-    most = max(0, self.conditioned_levels - 1)
-    if not 0 <= self.deep_supervision <= most:
-      raise ValueError(f"deep_supervision {self.deep_supervision}: {self.conditioned_levels} "
-                       f"levels of the decoder see the class, so choose 0 to {most}")
+    check_network(self)
 
   def setup(self):
     self.check()
     levels = len(self.depth)
     self.stem = Layer(self.channels, (3,) * self.ndim, self.style)
-    self.down = [self._block(level, n) for level, n in enumerate(self.depth)]
+    self.down = [self._block(self.encoder_block, level, n, self._dilation(level))
+                 for level, n in enumerate(self.depth)]
+    if self.decoder == "fcn":
+      self.fuse = decoders.FCN(self.channels, self.style)
+    elif self.decoder == "deeplab":
+      self.fuse = decoders.DeepLab(self.channels, tuple(self.rates), self.style)
     self.up = [layers.Upsample(self._width(level), self.strides[level], self.dtype)
                for level in range(levels - 1)]
-    merge_depth = self.depth[:-1] if self.decoder_depth is None else self.decoder_depth
-    self.merge = [self._block(level, n) for level, n in enumerate(merge_depth)]
+    self.merge = [self._block(self.decoder_block, *at) for at in enumerate(self.decoder_depths)]
     self.head = self._head()
     self.coarse_heads = [self._channel() for _ in range(self.deep_supervision)]
     if self.position not in ("none", "decoders"):
@@ -196,6 +170,11 @@ class DenseUNet(nn.Module):
   def style(self) -> Style:
     return Style(self.norm, self.activation, self.dtype, self.mechanism, len(self.codes),
                  self.partition, self.batch_axes)
+
+  @property
+  def decoder_depths(self) -> Sequence[int]:
+    """Layers in the decoder's block of every level, finest first."""
+    return self.depth[:-1] if self.decoder_depth is None else self.decoder_depth
 
   @property
   def ndim(self) -> int:
@@ -229,10 +208,12 @@ class DenseUNet(nn.Module):
       x = layers.max_pool(x, self.strides[level - 1])
       x = self.down[level](x, None, told if self.position == "encoder" else None)
       skips.append(x)
-    skips.pop()
     summary = None
     if (self.position, self.mechanism) == ("head", "dynamic"):
       summary = halo.mean(x.astype(jnp.float32), self.partition)
+    if self.decoder != "unet":
+      return Features(self.fuse(skips), (), summary)
+    skips.pop()
     while len(skips) > self.conditioned_levels:
       x = self._merge(x, skips, None)
     return Features(x, tuple(skips), summary)
@@ -262,6 +243,8 @@ class DenseUNet(nn.Module):
       if self.mechanism == "output":
         return (self.head(features.x, class_id_B),)
       return (self.head(features.x, features.summary, self.class_vector(class_id_B)),)
+    if self.decoder != "unet":
+      return (self.head(features.x)[..., 0],)
     told = self._condition(class_id_B) if self.position == "decoder" else None
     x, skips = features.x, list(features.skips)
     logits = []
@@ -289,7 +272,7 @@ class DenseUNet(nn.Module):
   @property
   def conditioned_levels(self) -> int:
     """How many decoder levels, finest first, belong to `decode`."""
-    if self.position == "head":
+    if self.position == "head" or self.decoder != "unet":
       return 0
     return len(self.depth) - 1 if self.from_level is None else self.from_level + 1
 
@@ -307,9 +290,16 @@ class DenseUNet(nn.Module):
     # In float32: rounded to bfloat16, the scores of two classes would often tie.
     return layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)
 
-  def _block(self, level: int, depth: int) -> DenseBlock:
-    block = nn.remat(DenseBlock) if self.remat else DenseBlock
-    return block(depth, self.growth * (level + 1), self._width(level), self.ndim, self.style)
+  def _dilation(self, level: int) -> int:
+    """Of the encoder's convolutions."""
+    if self.decoder != "deeplab":
+      return 1
+    return 2 ** sum(set(strides) == {1} for strides in self.strides[:level])
+
+  def _block(self, kind: str, level: int, depth: int, dilation: int = 1) -> Block:
+    block = nn.remat(BLOCKS[kind]) if self.remat else BLOCKS[kind]
+    return block(depth, self.growth * (level + 1), self._width(level), self.ndim, self.style,
+                 dilation)
 
 
 def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,

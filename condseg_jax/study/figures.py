@@ -85,18 +85,15 @@ def draw_boxes(found: Outcome):
   figure, panels = _figure(max(_PANEL, 0.9 + 0.28 * len(labels)) * columns, 1.15 * _PANEL * rows,
                            rows, columns)
   panels = np.atleast_1d(panels).ravel()
+  values = {name: [_case_scores(found, label, name) for label in labels] for name in classes}
+  least = min((v.min() for one in values.values() for v in one if v.size), default=0)
   for k, (name, axes) in enumerate(zip(classes, panels, strict=False)):
-    values = []
-    for label in labels:
-      mine = [np.array(row["scores"]["dice"], np.float64)[:, row["scores"]["classes"].index(name)]
-              for row in found.rows if row["label"] == label]
-      mean = statistics.nan_mean(np.stack(mine), 0)
-      values.append(mean[~np.isnan(mean)])
-    boxes = axes.boxplot(values, widths=0.6, patch_artist=True, medianprops={"color": "black"},
-                         flierprops={"markersize": 2.5})
+    boxes = axes.boxplot(values[name], widths=0.6, patch_artist=True,
+                         medianprops={"color": "black"}, flierprops={"markersize": 2.5})
     for number, box in enumerate(boxes["boxes"]):
       box.set(facecolor=_style(number)["color"], alpha=0.55)
-    axes.set(title=name, ylim=(-0.02, 1.02))
+    axes.set(title=name, ylim=(math.floor(10 * least) / 10 - 0.02, 1.02))
+    axes.grid(axis="y", alpha=0.25)
     last = k >= len(classes) - columns
     axes.set_xticks(range(1, len(labels) + 1), labels if last else [""] * len(labels), rotation=90,
                     fontsize=8)
@@ -105,6 +102,13 @@ def draw_boxes(found: Outcome):
   for axes in panels[len(classes):]:
     axes.axis("off")
   return figure
+
+
+def _case_scores(found: Outcome, label: str, name: str) -> np.ndarray:
+  mine = [np.array(row["scores"]["dice"], np.float64)[:, row["scores"]["classes"].index(name)]
+          for row in found.rows if row["label"] == label]
+  mean = statistics.nan_mean(np.stack(mine), 0)
+  return mean[~np.isnan(mean)]
 
 
 def draw_levels(found: Outcome):
@@ -148,7 +152,7 @@ def draw_confusions(found: Outcome):
 
   def draw(label):
     return confusion_shares(found, label), names, names
-  return _matrices(found, draw, "given to", "truth", "part of the truth")
+  return _matrices(found, draw, "given to", "truth", "share of every true class")
 
 
 def _matrices(found: Outcome, draw, xlabel: str, ylabel: str, what: str):

@@ -27,7 +27,8 @@ def check_resume(resume: str, last: int | None, workdir) -> None:
 
 def check_same_model(recorded: ModelRecord, config: Mapping, workdir) -> None:
   """A setting younger than the run had its default; how blocks are computed may change."""
-  default = {f.name: f.default for f in dataclasses.fields(DenseUNet)}.get
+  listed = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON has it
+  default = {f.name: listed(f.default) for f in dataclasses.fields(DenseUNet)}.get
   for part in ("model", "conditioning"):
     before, now = recorded.config[part], config[part]
     keys = sorted(k for k in {*before, *now} - {"remat", "text_vectors"}

@@ -111,7 +111,8 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
       model, optimizer, augmentation=augmentation, spacing=plan.spacing,
       may_not_mirror=may_not_mirror(table, model.ndim), alpha_K=alphas(table, config["loss"]),
       bce_weight=config["loss"]["bce_weight"], ema_decay=settings["ema_decay"],
-      seed=config["seed"], accumulate=settings["accumulate"])
+      seed=config["seed"], accumulate=settings["accumulate"],
+      supervision=config["loss"]["supervision"], sharpness=config["loss"]["sharpness"])
   driver = parallel.make_driver(settings["driver"], train_step, data["batch_size"],
                                 settings["accumulate"])
   planned = plan_record(config, training, table, plan)
@@ -133,7 +134,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
       training, table, plan, batch_size=data["batch_size"], seed=config["seed"], start_step=first,
       weights=data["weights"], batch_class=data["batch_class"],
       classes_per_image=data["classes_per_image"], unlabelled=data["unlabelled"],
-      process_index=jax.process_index(),
+      foreground=data["foreground"], process_index=jax.process_index(),
       process_count=jax.process_count())
   writer = Record(workdir, config, resumed=last is not None)
   writer.plan(planned)

@@ -12,10 +12,13 @@ from condseg_jax import losses
 from condseg_jax.data.augment import augment
 from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
+from condseg_jax.errors import InputError
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.dense_unet import training_logits
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.state import variables
+
+SUPERVISIONS = ("voxels", "image")
 
 # (state, batch, *, axis_name=None) → (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
@@ -24,7 +27,8 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *,
                     augmentation: Augmentation, spacing: tuple[float, ...], may_not_mirror,
                     alpha_K, bce_weight: float, ema_decay: float, seed: int,
-                    accumulate: int = 1) -> TrainStep:
+                    accumulate: int = 1, supervision: str = "voxels",
+                    sharpness: float = 5.0) -> TrainStep:
   """Binds what does not change during a run.
 
   Args:
@@ -37,6 +41,12 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     seed: of the run's randomness.
     accumulate: equal parts that a batch is taken in, one after the other; memory holds the
       activations of one. The state is the same to rounding, since the loss is a sum over samples.
+    supervision: `voxels`, every labelled voxel says what it is; `image`, a mask says whether the
+      class is anywhere in the subvolume and no more. Its Dice is measured all the same.
+    sharpness: of the maximum over an image, see `losses.image_terms`.
+
+  Raises:
+    InputError: a supervision or sharpness that there is not.
 
   Returns:
     `train_step(state, batch, *, axis_name=None)`. Without an axis name the batch is the global one
@@ -47,6 +57,14 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
   # Numpy until they are traced: an array on the device would be fetched for every compilation, a
   # transfer that the loop forbids.
   alpha_K = np.asarray(alpha_K, np.float32)
+  if supervision not in SUPERVISIONS:
+    raise InputError("loss.supervision", f"{supervision!r} is not known",
+                     f"one of {', '.join(SUPERVISIONS)}", usage=True)
+  if not sharpness > 0:
+    raise InputError("loss.sharpness", f"{sharpness:g} is not above 0", "5 is usual", usage=True)
+  measure = losses.terms
+  if supervision == "image":
+    measure = functools.partial(losses.image_terms, sharpness=sharpness)
   may_not_mirror = np.asarray(may_not_mirror, bool)
 
   def gradient_and_sums(params, statistics, model, batch: Batch, key, global_batch: int):
@@ -56,7 +74,9 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     def loss_function(params):
       logits, changed = training_logits(model, variables(params, statistics), batch.image,
                                         batch.class_id)
-      per_sample, finest = losses.deep_terms(logits, batch.mask)
+      per_sample, finest = losses.deep_terms(logits, batch.mask, measure)
+      if supervision == "image":
+        finest = losses.terms(jax.lax.stop_gradient(logits[0]), batch.mask)
       loss = losses.objective(per_sample, batch.class_id, batch.beta, jnp.asarray(alpha_K),
                               bce_weight=bce_weight, global_batch=global_batch)
       return loss, (finest.dice, changed.get("statistics"))

@@ -21,6 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
       subvolume=(32, 64, 64),  # D H W in voxels: the network's input and the window of prediction
       batch_size=2,  # over all devices
       batch_class="mixed",  # or single: one class per batch, as in the paper
+      foreground=1 / 3,  # part of the subvolumes that are centred on the class
       classes_per_image=1,  # decodes per image, at most; 0: all that a dataset annotates
       weights=(),  # one per dataset; equal when empty
       hold_out=0.1,  # of every training dataset, for periodic scores and the best checkpoint
@@ -40,6 +41,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Fields of condseg_jax.models.dense_unet.DenseUNet, finest level first.
   config.model = ml_collections.ConfigDict(dict(
       strides=((2, 2, 2), (2, 2, 2), (2, 2, 2)), depth=(1, 2, 2, 2), channels=16, growth=16,
+      encoder_block="dense", decoder_block="dense",  # or residual, plain
+      decoder="unet",  # or fcn, deeplab: for position none, input, encoder or head
+      rates=(6, 12, 18),  # of the pyramid of deeplab
       norm="group", activation="leaky_relu", dtype="float32",
       decoder_depth=config_dict.placeholder(tuple),  # as depth where it is None
       deep_supervision=0,  # coarser decoder levels that are scored too
@@ -52,7 +56,10 @@ def get_config() -> ml_collections.ConfigDict:
       embedding_size=8,
       from_level=config_dict.placeholder(int)))
 
-  config.loss = ml_collections.ConfigDict(dict(bce_weight=1.0))
+  config.loss = ml_collections.ConfigDict(dict(
+      bce_weight=1.0,
+      supervision="voxels",  # or image: a mask says whether the class is in the subvolume at all
+      sharpness=5.0))  # for image: of the maximum over its voxels
   config.loss.alpha = ml_collections.ConfigDict()  # class = weight; 1 where not named
 
   config.optimizer = ml_collections.ConfigDict(dict(

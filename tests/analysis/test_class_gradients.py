@@ -13,9 +13,8 @@ from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
 
 
-def network(position="decoder", mechanism="hash"):
-  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, position=position,
-                    mechanism=mechanism)
+def network(position="decoder"):
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (0, 0), channels=4, growth=4, position=position)
   image = jax.random.normal(jax.random.key(1), (1, 8, 12, 1))
   return model, jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32)), image
 
@@ -28,14 +27,16 @@ def masks():
 
 
 def test_layers_hold_all_parameters_but_the_class_vectors():
-  _, variables, _ = network(mechanism="embedding")
-  params = variables["params"]
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), mechanism="embedding")
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)),
+                          jnp.zeros(1, jnp.int32))
+  params = jax.tree.map(lambda s: np.zeros(s.shape), shapes["params"])
   total = sum(leaf.size for leaf in jax.tree.leaves(params))
   counted = sum(len(vector) for vector in gradients.by_layer(params).values())
   assert counted == total - params["class_vector"]["embedding"].size
 
 
-@pytest.mark.parametrize("position", ["input", "encoder", "decoder"])
+@pytest.mark.parametrize("position", ["input", "decoder"])
 def test_it_is_the_gradient_of_the_objective(position):
   model, variables, image = network(position)
   mask, ids = masks()[None, ..., 1:], jnp.ones((1, 1), jnp.int32)

@@ -3,11 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 import pytest
 
+from condseg_jax.analysis import activations
 from condseg_jax.analysis import feature_maps
+from condseg_jax.analysis import grids
 from condseg_jax.analysis import parameters
+from condseg_jax.analysis.run import class_plane
+from condseg_jax.analysis.run import maps
+from condseg_jax.analysis.samples import Sample
+from condseg_jax.classes import ClassTable
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.plan import Plan
+from condseg_jax.predictor import Predictor
 
 
 def normal(*shape, seed=0):
@@ -29,7 +38,7 @@ def test_a_map_times_a_vector_of_channels_is_found_again():
 def test_no_change_where_the_class_changes_nothing():
   features = np.repeat(normal(1, 5, 6, 4), 3, axis=0)
   maps, change = feature_maps.principal_maps(features)
-  np.testing.assert_array_equal(change, 0)
+  np.testing.assert_allclose(change, 0, atol=1e-12)
   np.testing.assert_allclose(maps[0], maps[2])
   maps, change = feature_maps.principal_maps(np.ones((2, 5, 6, 4)))
   assert not maps.any() and not change.any()
@@ -47,6 +56,34 @@ def test_a_packed_picture_is_the_same_to_half_a_step():
   step = (image.max() - image.min()) / 255
   assert np.abs(feature_maps.unpack(feature_maps.pack(image)) - image).max() <= 0.5001 * step
   np.testing.assert_array_equal(feature_maps.unpack(feature_maps.pack(np.full((2, 3), 7.0))), 7)
+
+
+def test_an_image_and_more_classes_than_it_annotates(tmp_path):
+  """In 2-D there is no slice to choose; the classes of the image are shown first."""
+  names, window = ("a", "b", "c", "d", "e"), (16, 24)
+  table = ClassTable.create(names)
+  model = DenseUNet(tuple(table.codes.tolist()), ((2, 2),), (0, 0), channels=4, growth=4,
+                    mechanism="embedding")
+  image = normal(*window, 3).astype(np.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), image[None], jnp.zeros(1, jnp.int32))
+  masks = np.full((*window, 5), 255, np.uint8)
+  masks[..., 4] = 0
+  masks[3:9, 5:9, 4] = 1
+  places = activations.places(model, 3)
+  layers = feature_maps.shown_layers(places)
+  assert layers == ["down_0/join", "down_1/join", "merge_0/join", "head"]
+  predictor = Predictor(model, variables, table, Plan("rgb", (1.0, 1.0), window))
+  found = maps(predictor, Sample("one", image, masks, (4,)), places)
+  assert [layer["name"] for layer in found["layers"]] == layers
+  assert list(found["layers"][0]["maps"]) == ["e", "a", "b", "c"]
+  assert found["layers"][0]["share"] == 0 and found["layers"][-1]["share"] > 0
+  assert np.unique(found["label"]).tolist() == [0, 5]
+  network = {"maps": found, "classes": names, "colors": table.colors,
+             "class_plane": class_plane(parameters.class_vectors(variables["params"]))}
+  grids.draw_maps(tmp_path / "maps.png", network, "maps")
+  grids.draw_plane(tmp_path / "plane.png", network, "plane")
+  for name in ("maps.png", "plane.png"):
+    assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
 
 
 def test_the_table_holds_every_parameter():

@@ -1,4 +1,4 @@
-"""Outputs of the layers: in network order, the same layers wherever the condition enters."""
+"""Outputs of the layers, in network order."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from condseg_jax.analysis import activations
+from condseg_jax.analysis.gradients import by_layer
 from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
 
@@ -15,58 +16,42 @@ ORDER = ["stem", "down_0/layer_0", "down_0/join", "down_1/layer_0", "down_1/laye
 
 
 def network(position="decoder", ndim=3, **settings):
-  model = DenseUNet((0.1, -0.6), ((1, 2, 2)[-ndim:], (2, 2, 2)[-ndim:]), (1, 2, 1), channels=4,
-                    growth=4, position=position, **settings)
-  image = jax.random.normal(jax.random.key(1), (1, *(4, 8, 12)[-ndim:], 1))
-  return model, jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32)), image
-
-
-def outputs(model, variables, image, class_id):
-  names = [p.name for p in activations.places(model, image.shape[-1])]
-  found = activations.compiled(model)(variables, image, jnp.full(1, class_id, jnp.int32))
-  return dict(zip(names, found, strict=True))
+  return DenseUNet((0.1, -0.6), ((1, 2, 2)[-ndim:], (2, 2, 2)[-ndim:]), (1, 2, 1), channels=4,
+                   growth=4, position=position, **settings)
 
 
 @pytest.mark.parametrize("settings", [
     {"position": "input"}, {"position": "encoder"}, {"position": "decoder"}, {"position": "none"},
-    {"position": "decoder", "from_level": 0}, {"position": "decoder", "ndim": 2},
-    {"position": "decoder", "remat": True}, {"position": "decoder", "deep_supervision": 1}],
-    ids=str)
+    {"position": "head"}, {"from_level": 0}, {"ndim": 2}, {"remat": True},
+    {"deep_supervision": 1}], ids=str)
 def test_order_and_place(settings):
-  model, variables, image = network(**settings)
-  places = activations.places(model, 1)
+  """The layers are the same, in the same order, wherever the condition enters."""
+  places = activations.places(network(**settings), 1)
   assert [p.name for p in places] == ORDER
   assert [p.part for p in places] == ["encoder"] * 8 + ["decoder"] * 8
   assert [p.level for p in places] == [0] * 3 + [1] * 3 + [2] * 2 + [1] * 4 + [0] * 4
-  found = outputs(model, variables, image, 1)
-  assert [x.shape[-1] for x in found.values()] == [p.channels for p in places]
-  assert list(activations.activations(model, variables, image, jnp.ones(1, jnp.int32))) == ORDER
-
-
-@pytest.mark.parametrize("position", ["input", "encoder", "decoder", "head"])
-def test_the_outputs_are_those_of_the_network(position):
-  model, variables, image = network(position)
-  found = outputs(model, variables, image, 1)
-  assert list(found)[:-1] == ORDER[:-1] and list(found)[-1] == "head"
-  logits = class_logits(model, variables, image, jnp.ones((1, 1), jnp.int32))
-  np.testing.assert_allclose(found["head"], logits, atol=1e-5)
-  if position == "decoder":
-    features = model.apply(variables, image, method=model.encode)
-    for name, expected in zip(("down_0/join", "down_1/join", "down_2/join"),
-                              (*features.skips, features.x), strict=True):
-      np.testing.assert_allclose(found[name], expected, atol=1e-5)
+  widths = [4, 4, 4, 8, 8, 8, 12, 12, 8, 8, 8, 8, 4, 4, 4, 1]
+  assert [p.channels for p in places] == widths
 
 
 @pytest.mark.parametrize("position, first", [("input", "stem"), ("encoder", "down_1/layer_0"),
-                                             ("decoder", "merge_1/layer_0"), ("head", "head"),
+                                             ("decoder", "merge_0/layer_0"), ("head", "head"),
                                              ("none", None)])
-def test_the_class_changes_what_follows_the_condition_and_nothing_before(position, first):
-  model, variables, image = network(position)
-  a, b = (outputs(model, variables, image, i) for i in (0, 1))
-  changed = [name for name in ORDER if bool((a[name] != b[name]).any())]
-  if first is None:
-    assert not changed
-  else:
-    start = ORDER.index(first)
-    # An upsampling copies, and a layer that sees the class follows each.
-    assert changed[0] == first and changed == ORDER[start:]
+def test_outputs(position, first):
+  """They are those of the network; the class changes all behind the condition, nothing before."""
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, position=position)
+  image = jax.random.normal(jax.random.key(1), (1, 8, 12, 1))
+  variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
+  names, compute = [p.name for p in activations.places(model, 1)], activations.compiled(model)
+  a, b = (dict(zip(names, compute(variables, image, jnp.full(1, i, jnp.int32)), strict=True))
+          for i in (0, 1))
+  # Under one name as in the network's parameters, and no layer without a name.
+  assert set(names) == set(by_layer(variables["params"]))
+  logits = jax.jit(lambda v, x: class_logits(model, v, x, jnp.ones((1, 1), jnp.int32)))
+  np.testing.assert_allclose(b["head"], logits(variables, image), atol=1e-5)
+  if position in ("decoder", "none"):
+    features = jax.jit(lambda v, x: model.apply(v, x, method=model.encode))(variables, image)
+    np.testing.assert_allclose(a["down_1/join"], features.x, atol=1e-5)
+    np.testing.assert_allclose(a["down_0/join"], features.skips[0], atol=1e-5)
+  changed = [name for name in names if bool((a[name] != b[name]).any())]
+  assert changed == ([] if first is None else names[names.index(first):])

@@ -50,5 +50,5 @@ def test_share_of_a_sum_of_voxel_and_class():
 
 
 def test_share_is_0_where_the_class_changes_nothing_and_1_where_nothing_else_does():
-  assert class_share(np.repeat(features(1, 60, 3), 3, axis=0)) == 0
+  assert class_share(np.repeat(features(1, 60, 3), 3, axis=0)) == pytest.approx(0)
   assert class_share(np.repeat(features(3, 1, 2), 60, axis=1)) == pytest.approx(1)

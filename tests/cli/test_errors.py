@@ -56,6 +56,11 @@ def test_wrong_usage(says, run, tmp_path):
   assert "--config.data.rot: is no setting (did you mean root?)" in line
 
 
+def test_a_locator_that_is_no_run(says, run, tmp_path):
+  path, no_run = image(tmp_path / "image.nii.gz"), tmp_path / "no_run"
+  assert "no_run" in prediction(says, 1, run, path, tmp_path / "out", f"--locator={no_run}")
+
+
 def test_images_that_cannot_be_read(says, run, tmp_path):
   out = tmp_path / "out"
   assert "does not exist" in prediction(says, 1, run, tmp_path / "no.nii.gz", out)

@@ -280,24 +280,23 @@ def test_beyond_the_volume_edges_repeat_and_masks_are_unlabelled(size, training)
   assert len(starts) == 1 if size == SHAPE else len(starts) > 1
 
 
-def test_a_subvolume_may_lie_anywhere(many, monkeypatch):
-  monkeypatch.setattr(pipeline, "FOREGROUND", 0.0)
+def test_a_subvolume_may_lie_anywhere(many):
   shape = many[0].cases[0].shape
-  starts = np.array([place(s, shape)[1] for s in samples(take(100, many, TABLE, PLAN))])
+  taken = samples(take(100, many, TABLE, PLAN, foreground=0.0))
+  starts = np.array([place(s, shape)[1] for s in taken])
   for axis, length in enumerate(shape):
     assert set(starts[:, axis]) == set(range(length - 8 + 1))
 
 
-def test_foreground_is_sampled_more_often(many, monkeypatch):
+def test_foreground_is_sampled_more_often(many):
   """A third of the subvolumes is placed around the class, the others anywhere."""
-  def share(probability):
-    monkeypatch.setattr(pipeline, "FOREGROUND", probability)
-    return np.mean([(s.mask == 1).any() for s in samples(take(100, many, TABLE, PLAN))])
+  def share(**settings):
+    taken = samples(take(100, many, TABLE, PLAN, **settings))
+    return np.mean([(s.mask == 1).any() for s in taken])
 
-  default = pipeline.FOREGROUND
-  never, always, usual = share(0.0), share(1.0), share(default)
-  assert always == 1.0 and never < 0.3 and default == pytest.approx(1 / 3)
-  expected = default + (1 - default) * never
+  never, always, usual = share(foreground=0.0), share(foreground=1.0), share()
+  assert always == 1.0 and never < 0.3
+  expected = 1 / 3 + 2 / 3 * never
   assert abs(usual - expected) < 4 * np.sqrt(expected * (1 - expected) / 400)
 
 

@@ -85,6 +85,15 @@ def test_pictures(position):
   assert_same(model, params, (8, 12), 3)
 
 
+@pytest.mark.parametrize("settings", [{"encoder_block": "plain"}, {"decoder_block": "residual"},
+                                      {"decoder": "fcn", "position": "none"},
+                                      {"mechanism": "film"}])
+def test_networks_without_an_onnx_form_are_refused(settings):
+  model, params = network(**settings)
+  with pytest.raises(InputError, match="no ONNX form"):
+    onnx_halves(model, params, WINDOW, 1)
+
+
 def test_flat_windows():
   """Air: where nothing varies, normalisation divides by almost nothing."""
   model, params = network()

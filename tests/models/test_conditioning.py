@@ -55,6 +55,14 @@ def test_constant_channels_equal_the_literal_concatenation(shape, window, size):
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_constant_channels_of_a_dilated_convolution():
+  vector, kernel = normal(0, 2, 3), normal(1, 3, 3, 3, 4)
+  ones = jnp.ones((1, 7, 6, 1))
+  expected = convolve_native(vector.reshape(2, 1, 1, 3) * ones, kernel, 2)
+  np.testing.assert_allclose(constant_channels(vector, kernel, (7, 6), dilation=2), expected,
+                             atol=1e-5)
+
+
 def test_inside_a_class_is_a_bias_and_at_the_border_it_is_less():
   """With a kernel of ones: the class value times the taps inside, 27, 18, 12 or 8."""
   found = np.asarray(constant_channels(jnp.array([[0.5]]), jnp.ones((3, 3, 3, 1, 1)), (4, 4, 4)))

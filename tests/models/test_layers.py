@@ -51,6 +51,20 @@ def test_a_convolution_by_depth_taps_is_the_native_one(shape, window):
                    value_and_gradients(layers.convolve_native, x, kernel), 1e-4)
 
 
+@pytest.mark.parametrize("shape, window", [((9, 8), (3, 3)), ((6, 5, 7), (3, 1, 3))])
+def test_a_dilated_convolution_has_zeros_between_its_taps(shape, window):
+  """The plain one with a wider kernel; also farther than the border."""
+  x, kernel = normal(0, 2, *shape, 3), normal(1, *window, 3, 2)
+  for dilation in (2, 7):
+    def spread(kernel, dilation=dilation):
+      wide = [dilation * (n - 1) + 1 for n in window]
+      return jnp.zeros((*wide, 3, 2)).at[(slice(None, None, dilation),) * len(shape)].set(kernel)
+
+    assert_all_close(
+        value_and_gradients(lambda x, k, d=dilation: layers.convolve(x, k, d), x, kernel),
+        value_and_gradients(lambda x, k: layers.convolve_native(x, spread(k)), x, kernel), 1e-4)
+
+
 def test_the_convolution_is_centred_and_not_mirrored():
   """out(i) = Σ_t x(i + t) k(t), zeros outside."""
   x, k = normal(0, 5), normal(1, 3)

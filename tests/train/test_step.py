@@ -42,10 +42,10 @@ def make_batch(seed=0, size=4):
 
 
 def make_step(model, optimizer, augmentation=NOTHING, ema_decay=0.0, alpha_K=(1.0, 2.0),
-              accumulate=1):
+              accumulate=1, **loss):
   return make_train_step(model, optimizer, augmentation=augmentation, spacing=(2.0, 1.0, 1.0),
                          may_not_mirror=np.zeros((2, 3), bool), alpha_K=alpha_K, bce_weight=1.0,
-                         ema_decay=ema_decay, seed=3, accumulate=accumulate)
+                         ema_decay=ema_decay, seed=3, accumulate=accumulate, **loss)
 
 
 def new_state(params, optimizer, ema=False):
@@ -228,3 +228,28 @@ def test_batch_moments_are_those_of_all_devices():
   assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(moved))
   assert largest_difference(results["jit"][0], variables["params"]) > 1e-3
   assert largest_difference(results["jit"], results["pmap"]) < 1e-5
+
+
+# --- labels of whole images -------------------------------------------------------------------
+def test_trained_from_images_masks_of_the_same_presence_are_the_same_step(model, params):
+  """And the Dice that is told is of the masks, and no part of the loss."""
+  optimizer = optax.sgd(0.1)
+  step = jax.jit(make_step(model, optimizer, supervision="image"))
+  batch = make_batch()
+  other = batch._replace(mask=np.where(batch.mask == UNLABELLED, batch.mask, 1).astype(np.uint8))
+  (a, told), (b, told_of_other) = (step(new_state(params, optimizer), x) for x in (batch, other))
+  assert largest_difference(a.params, params) > 1e-4
+  assert largest_difference(a.params, b.params) == 0.0
+  assert float(told["loss"]) == float(told_of_other["loss"])
+  assert np.all(np.asarray(told["dice_K"]) < np.asarray(told_of_other["dice_K"]))
+  absent = batch._replace(mask=np.where(batch.mask == UNLABELLED, batch.mask, 0).astype(np.uint8))
+  c, _ = step(new_state(params, optimizer), absent)
+  assert largest_difference(a.params, c.params) > 1e-4
+
+
+@pytest.mark.parametrize("loss, fault", [({"supervision": "points"}, "loss.supervision"),
+                                         ({"supervision": "image", "sharpness": 0.0},
+                                          "loss.sharpness")])
+def test_a_loss_that_there_is_not(model, loss, fault):
+  with pytest.raises(InputError, match=fault):
+    make_step(model, optax.sgd(0.1), **loss)

@@ -1,0 +1,23 @@
+"""Hippocampus from scribbles: strokes in three of ten slices, nothing said of the other voxels.
+
+The masks of the training cases become skeletons of the class, of a band around it and of the
+background beyond; those of `val` stay whole. DATA is as for `hippocampus.py`:
+
+  condseg-prepare --format=msd --source=DATA --spacing=1,1,1 --scribbles=0.3 --out=SCRIBBLES
+  condseg-train --config=experiments/configs/scribbles.py --config.data.root=SCRIBBLES --workdir=RUN
+  condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
+
+Only labelled voxels are in the loss, so that nothing else changes (partial cross-entropy, as in
+Tang et al., CVPR 2018, with the Dice of these voxels beside it). Every subvolume is centred on the
+class, since there the strokes are. No case is held out: its score would be that of strokes. Not run
+here.
+"""
+
+from configs import hippocampus
+
+
+def get_config():
+  config = hippocampus.get_config()
+  config.data.hold_out = 0.0
+  config.data.foreground = 1.0
+  return config
