@@ -1,0 +1,178 @@
+"""The notebooks: committed without outputs, and run from the first cell to the last."""
+
+import ast
+import json
+import os
+from pathlib import Path
+
+from IPython.core.inputtransformer2 import TransformerManager
+import nbclient
+import nbformat
+from pyflakes.checker import Checker
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+NOTEBOOKS = sorted((ROOT / "tools" / "notebooks").glob("*.ipynb"))
+NAMES = ["checkpoint_analysis", "quick_tour", "reading_the_study", "your_dataset"]
+LINES = 16  # of code in a cell
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+
+
+def read(path):
+  return nbformat.read(path, as_version=4)
+
+
+def code(notebook):
+  return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def python(cell) -> str:
+  """A cell with its `!` and `%` lines as the calls that IPython makes of them."""
+  return TransformerManager().transform_cell(cell.source)
+
+
+def run(name, folder, probe) -> dict:
+  """Runs a notebook in a folder where the project lies as on Colab.
+
+  Args:
+    name: of the notebook.
+    folder: an empty one.
+    probe: an expression for JSON, evaluated after the last cell.
+
+  Returns:
+    What `probe` said, and under `pictures` the number of pictures shown.
+  """
+  (folder / "project").symlink_to(ROOT)
+  notebook = read(ROOT / "tools" / "notebooks" / f"{name}.ipynb")
+  notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({probe}))"))
+  kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+  settings = {"CONDSEG_NOTEBOOK_STEPS": "4", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
+              "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "IPYTHONDIR": str(folder / "ipython")}
+  nbclient.NotebookClient(
+      notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
+  ).execute(env={**kept, **settings})
+  outputs = [output for cell in code(notebook) for output in cell.outputs]
+  said = json.loads("".join(o.text for o in notebook.cells[-1].outputs if o.name == "stdout"))
+  return {**said, "pictures": sum("image/png" in o.get("data", {}) for o in outputs)}
+
+
+def test_there_are_four():
+  assert [path.stem for path in NOTEBOOKS] == NAMES
+
+
+@every_notebook
+def test_committed_as_nbformat_writes_them_and_without_outputs(path):
+  notebook = read(path)
+  nbformat.validate(notebook)
+  assert path.read_text(encoding="utf-8") == nbformat.writes(notebook) + "\n"
+  for cell in code(notebook):
+    assert cell.outputs == [] and cell.execution_count is None
+
+
+@every_notebook
+def test_the_first_cell_alone_installs_and_on_colab_alone(path):
+  first, *others = code(read(path))
+  assert read(path).cells[0] == first
+  assert first.source == code(read(NOTEBOOKS[0]))[0].source
+  tree = ast.parse(python(first))
+  installs = [node for node in ast.walk(tree) if "pip" in ast.dump(node).split("'")]
+  guarded = [node for branch in tree.body if isinstance(branch, ast.If)
+             and ast.unparse(branch.test) == "'google.colab' in sys.modules"
+             for node in ast.walk(branch)]
+  assert installs
+  assert all(node in guarded for node in installs if not isinstance(node, ast.Module))
+  assert not any("pip" in cell.source.split() or "%pip" in cell.source for cell in others)
+
+
+@every_notebook
+def test_cells_are_short(path):
+  for cell in read(path).cells:
+    lines = cell.source.splitlines()
+    assert max(map(len, lines)) <= 100, cell.source
+    assert cell.cell_type != "code" or len(lines) <= LINES, cell.source
+
+
+@every_notebook
+def test_every_cell_compiles_and_no_name_is_unknown_or_unused(path):
+  cells = [python(cell) for cell in code(read(path))]
+  for source in cells:
+    compile(source, path.name, "exec")
+  found = Checker(ast.parse("".join(cells)), str(path), builtins={"get_ipython"}).messages
+  assert not found, "\n".join(map(str, found))
+
+
+@pytest.mark.slow
+def test_quick_tour(tmp_path):
+  said = run("quick_tour", tmp_path, """{
+      "status": status, "step": predictor.step, "classes": list(summary["classes"]),
+      "cases": summary["n_cases"], "dice": summary["mean_dice"],
+      "grid": prediction.label.array.shape == volume.array.shape,
+      "logits": logits_KDHW.shape, "window": plan.subvolume,
+      "asked": sorted(pancreas.masks), "preset": list(abdomen.masks)}""")
+  assert said["status"] == "finished" and said["step"] == 4
+  assert said["classes"] == said["preset"] == ["liver", "spleen", "pancreas"]
+  assert said["cases"] == 3 and 0 <= said["dice"] <= 1 and said["grid"]
+  assert said["logits"] == [3, *said["window"]]
+  assert said["asked"] == ["pancreas"]
+  assert said["pictures"] == 2
+
+
+@pytest.mark.slow
+def test_checkpoint_analysis(tmp_path):
+  """Written on two devices, read on one. The encoder of cond_dec cannot know the class."""
+  said = run("checkpoint_analysis", tmp_path, """{
+      "wrote": run["devices"]["devices"], "here": jax.device_count(), "step": predictor.step,
+      "counted": sum(sizes.values()), "points": len(lines),
+      "parameters": sum(x.size for x in jax.tree.leaves(predictor.variables["params"])),
+      "layers": [layer["name"] for layer in found["layers"]], "share": share,
+      "order": order.tolist(), "plane": plane.tolist(), "vectors": vectors.tolist(),
+      "maps": len(found["maps"]["layers"])}""")
+  assert (said["wrote"], said["here"], said["step"], said["points"]) == (2, 1, 4, 4)
+  assert said["counted"] == said["parameters"] > 10_000
+  for layer, share in zip(said["layers"], said["share"], strict=True):
+    # The coarsest upsampling comes before the first block that is told the class.
+    told = layer.startswith(("merge", "head", "up_0"))
+    assert share > 0 if told else share == 0, layer
+  assert said["share"][said["order"][0]] == max(said["share"])
+  # Three points lie in a plane: their distances there are those of the vectors.
+  (a, b, c), (x, y, z) = said["plane"], said["vectors"]
+  for p, q, u, v in ((a, b, x, y), (b, c, y, z), (a, c, x, z)):
+    assert distance(p, q) == pytest.approx(distance(u, v))
+  assert said["maps"] > 4 and said["pictures"] == 7
+
+
+@pytest.mark.slow
+def test_your_dataset(tmp_path):
+  said = run("your_dataset", tmp_path, """{
+      "status": status, "classes": list(predictor.table.names), "cases": count, "split": split,
+      "errors": len(errors), "scored": [(row.case, row.class_name) for row in rows],
+      "sides": [list(c.no_mirror) for c in predictor.table.classes],
+      "found": sorted(prediction.masks)}""")
+  assert said["status"] == "finished" and said["errors"] == 0 and said["cases"] == 4
+  assert said["classes"] == ["left kidney", "liver"] == said["found"]
+  assert said["sides"] == [["W"], []]
+  assert said["split"] == "val" and said["scored"] == [["p00", "left kidney"]]
+  assert said["pictures"] == 2
+
+
+@pytest.mark.slow
+def test_reading_the_study(tmp_path):
+  said = run("reading_the_study", tmp_path, """{
+      "records": len(rows), "rows": len(lines), "columns": shown, "labels": list(found.first),
+      "table": [row[0] for row in scores.rows], "compared": [row[0] for row in differences.rows],
+      "waiting": waiting, "failures": failures, "own": [r["label"] for r in own.rows],
+      "scores": [r["scores"]["dice"] for r in own.rows],
+      "written": sorted(p.suffix for p in places.out.glob("mine.*"))}""")
+  assert said["records"] == said["rows"] > 1
+  assert {"variant", "seed", "mean_dice", "dice anterior"} <= set(said["columns"])
+  assert said["table"] == said["labels"]
+  assert set(said["compared"]) == set(said["labels"]) - {"cond_dec"}
+  assert said["waiting"] == ["cond_2nd-s0"] and not said["failures"]
+  assert said["own"] == ["cond_dec", "cond_2nd"] and said["scores"][0] != said["scores"][1]
+  assert said["written"] == [".csv", ".md", ".tex"]
+  assert said["pictures"] == 2
+
+
+def distance(a, b) -> float:
+  return sum((p - q) ** 2 for p, q in zip(a, b, strict=True)) ** 0.5
