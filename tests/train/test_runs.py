@@ -38,7 +38,7 @@ def arguments(root, workdir, **changes):
 def parameters(workdir):
   checkpoints = Checkpoints(workdir, read_only=True)
   try:
-    return jax.device_get(checkpoints.restore_variables(checkpoints.pick("last")))
+    return jax.device_get(checkpoints.restore_variables(checkpoints.pick("last")))["params"]
   finally:
     checkpoints.close()
 
