@@ -58,7 +58,7 @@ def measure(name: str, config: Mapping, root: Path, cache: Path) -> dict:
   stores = sources.open_stores(root, config["data"]["spacing"], cache, progress=False)
   training = pipeline.datasets(stores, "train")
   table = loop.class_table(training, stores, config["data"])
-  config, plan = make_plan(config, training, table)
+  config, plan = make_plan(config, training, table, training)
   data = config["data"]
   model = nets.build_model(config["model"], config["conditioning"], table.codes)
   optimizer = make_optimizer(config["optimizer"], config["train"]["steps"])
