@@ -24,8 +24,8 @@ import numpy as np
 
 from condseg_jax.errors import InputError
 from condseg_jax.infer.predict import Slab
-from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.logits import class_logits
 
 AXIS = "depth"
 SPLIT = P(None, AXIS)

@@ -1,10 +1,12 @@
-"""Decoders that are told no class: from the levels of an encoder to features for the head.
+"""Decoders that are told no class: one for each class, and those of FCN and DeepLab.
 
-In the papers it is scores of the classes that are upsampled and summed. Here these are features, as
-many as the finest level has, of which the head makes scores: a head with one output channel for
-each class is linear and computes the same, where there are no more classes than features.
+The latter go from the levels of an encoder to features for the head. In the papers it is scores of
+the classes that are upsampled and summed. Here these are features, as many as the finest level has,
+of which the head makes scores: a head with one output channel for each class is linear and computes
+the same, where there are no more classes than features.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
 
@@ -86,6 +88,32 @@ class DeepLab(nn.Module):
     parts.append(jnp.broadcast_to(mean, parts[0].shape))
     y = Layer(self.features, point, style, name="join")(jnp.concatenate(parts, axis=-1))
     return LinearUpsample(levels[0].shape[1:-1], name="up")(y)
+
+
+class PerClass(nn.Module):
+  """Parameters of a function for each class, and the function with those of each sample's class.
+
+  Features are a tree of arrays with a batch axis.
+
+  Attributes:
+    begin: (key, features of one sample) → parameters.
+    run: (parameters, features of one sample) → arrays with a batch axis of 1.
+    classes: number of classes.
+  """
+
+  begin: Callable
+  run: Callable
+  classes: int
+
+  @nn.compact
+  def __call__(self, features, class_id_B: jax.Array):
+    alone = jax.tree.map(lambda x: x[:1], features)
+    stacked = self.param("each", lambda key: jax.vmap(lambda k: self.begin(k, alone))(
+        jax.random.split(key, self.classes)))
+    mine = jax.tree.map(lambda p: p[class_id_B], stacked)
+    one = lambda params, x: jax.tree.map(
+        lambda y: y[0], self.run(params, jax.tree.map(lambda a: a[None], x)))
+    return jax.vmap(one)(mine, features)
 
 
 DECODERS = ("unet", "fcn", "deeplab")  # that of the U-Net is in `dense_unet`

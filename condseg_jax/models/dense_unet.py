@@ -11,7 +11,6 @@ the growth, the normalisation and the activation open; the defaults are ours.
 `encode` holds all that is computed once per image, `decode` what is computed once per class.
 """
 
-from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 from typing import NamedTuple
@@ -33,9 +32,6 @@ from condseg_jax.models.check import check_network
 from condseg_jax.models.class_vector import ClassVector
 
 
-CLASSES = "classes"  # the mapped axis of the classes decoded of an image
-
-
 class Features(NamedTuple):
   """What `decode` needs of an image.
 
@@ -48,30 +44,6 @@ class Features(NamedTuple):
   x: jax.Array
   skips: tuple[jax.Array, ...]
   summary: jax.Array | None = None
-
-
-class PerClass(nn.Module):
-  """Parameters of a function for each class, and the function with those of each sample's class.
-
-  Attributes:
-    begin: (key, features of one sample) → parameters.
-    run: (parameters, features of one sample) → arrays with a batch axis of 1.
-    classes: number of classes.
-  """
-
-  begin: Callable
-  run: Callable
-  classes: int
-
-  @nn.compact
-  def __call__(self, features: Features, class_id_B: jax.Array):
-    alone = jax.tree.map(lambda x: x[:1], features)
-    stacked = self.param("each", lambda key: jax.vmap(lambda k: self.begin(k, alone))(
-        jax.random.split(key, self.classes)))
-    mine = jax.tree.map(lambda p: p[class_id_B], stacked)
-    one = lambda params, x: jax.tree.map(
-        lambda y: y[0], self.run(params, jax.tree.map(lambda a: a[None], x)))
-    return jax.vmap(one)(mine, features)
 
 
 class DenseUNet(nn.Module):
@@ -162,7 +134,7 @@ class DenseUNet(nn.Module):
       inner = self.clone(position="none", from_level=None, parent=None)
       decode = functools.partial(inner.apply, method=inner.decode_levels)
       ids = np.zeros(1, np.int32)
-      self.decoders = PerClass(
+      self.decoders = decoders.PerClass(
           lambda key, x: inner.init(key, x, ids, method=inner.decode_levels)["params"],
           lambda params, x: decode({"params": params}, x, ids), len(self.codes))
 
@@ -300,59 +272,3 @@ class DenseUNet(nn.Module):
     block = nn.remat(BLOCKS[kind]) if self.remat else BLOCKS[kind]
     return block(depth, self.growth * (level + 1), self._width(level), self.ndim, self.style,
                  dilation)
-
-
-def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
-                 class_id_BN: jax.Array) -> jax.Array:
-  """The logits of N classes for every image, float32 [B, *shape, N]; see `level_logits`."""
-  return level_logits(model, variables, image_BDHWC, class_id_BN)[0]
-
-
-def level_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
-                 class_id_BN: jax.Array) -> tuple[jax.Array, ...]:
-  """The logits of N classes at every supervised level, for every image.
-
-  Each image is encoded once where the encoder permits; only what sees the class runs N times.
-
-  Args:
-    model: the network.
-    variables: as `model.init` returns them.
-    image_BDHWC: normalised images.
-    class_id_BN: int, the classes wanted of each image.
-
-  Returns:
-    1 + `model.deep_supervision` arrays, finest level first, float32 [B, *shape of the level, N].
-  """
-  return _every_class(model, variables, image_BDHWC, class_id_BN, False)[0]
-
-
-def training_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
-                    class_id_BN: jax.Array) -> tuple[tuple[jax.Array, ...], dict]:
-  """`level_logits` in training, and what changes there beside the parameters.
-
-  Returns:
-    The logits, and {"statistics": …} where batch normalisation keeps some, else {}.
-  """
-  if "statistics" not in variables:
-    return level_logits(model, variables, image_BDHWC, class_id_BN), {}
-  model = model.clone(batch_axes=(*model.batch_axes, CLASSES))
-  return _every_class(model, variables, image_BDHWC, class_id_BN, ["statistics"])
-
-
-def _every_class(model, variables, image, class_id_BN, mutable):
-  def apply(changed, *arguments, method):
-    out = model.apply({**variables, **changed}, *arguments, method=method, mutable=mutable)
-    return out if mutable else (out, {})
-
-  def encode(class_id_B):
-    return apply({}, image, class_id_B, method=model.encode)
-
-  def decode(encoded, class_id_B):
-    features, changed = encoded
-    return apply(changed, features, class_id_B, method=model.decode_levels)
-
-  # Statistics are sums over the classes: the same for all of them.
-  lanes = dict(out_axes=(-1, None), axis_name=CLASSES)
-  if model.encoder_sees_class:
-    return jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, **lanes)(class_id_BN)
-  return jax.vmap(decode, in_axes=(None, 1), **lanes)(encode(None), class_id_BN)

@@ -5,6 +5,7 @@ import dataclasses
 
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
+from condseg_jax.models.conditioning import LAYERS
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.plan import same_spacing
@@ -50,7 +51,8 @@ def check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir)
 
 def check_parts(model: DenseUNet, parts: int) -> None:
   """Batch normalisation needs a batch as a whole."""
-  if model.mechanism == "batch_norm" and parts > 1:
+  acts = model.position in LAYERS and model.mechanism == "batch_norm"
+  if acts and parts > 1:
     raise InputError("train.accumulate", f"{parts} parts of a batch, whose moments the mechanism "
                      "'batch_norm' needs as a whole", "use 1, or another mechanism", usage=True)
 

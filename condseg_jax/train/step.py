@@ -14,7 +14,7 @@ from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.dense_unet import training_logits
+from condseg_jax.models.logits import training_logits
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.state import variables
 

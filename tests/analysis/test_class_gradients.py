@@ -9,8 +9,8 @@ from condseg_jax import losses
 from condseg_jax.analysis import gradients
 from condseg_jax.analysis.run import gradient_measures
 from condseg_jax.analysis.run import silent_layers
-from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.logits import class_logits
 
 
 def network(position="decoder"):

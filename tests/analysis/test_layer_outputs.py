@@ -7,8 +7,8 @@ import pytest
 
 from condseg_jax.analysis import activations
 from condseg_jax.analysis.gradients import by_layer
-from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.logits import class_logits
 
 ORDER = ["stem", "down_0/layer_0", "down_0/join", "down_1/layer_0", "down_1/layer_1", "down_1/join",
          "down_2/layer_0", "down_2/join", "up_1", "merge_1/layer_0", "merge_1/layer_1",

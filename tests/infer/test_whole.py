@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from condseg_jax.infer import whole
-from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.logits import class_logits
 from condseg_jax.train.state import variables
 
 CODES = (0.7, -0.5, 0.1)

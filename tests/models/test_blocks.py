@@ -9,9 +9,9 @@ from condseg_jax.models.blocks import BLOCKS
 from condseg_jax.models.blocks import Style
 from condseg_jax.models.conditioning import Condition
 from condseg_jax.models.conditioning import MECHANISMS
-from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.layers import convolve_native
+from condseg_jax.models.logits import class_logits
 
 
 def normal(seed, *shape):

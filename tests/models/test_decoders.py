@@ -16,9 +16,9 @@ from condseg_jax.models.blocks import Style
 from condseg_jax.models.decoders import DeepLab
 from condseg_jax.models.decoders import FCN
 from condseg_jax.models.decoders import LinearUpsample
-from condseg_jax.models.dense_unet import class_logits
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.layers import convolve_native
+from condseg_jax.models.logits import class_logits
 from condseg_jax.models.memory import training_bytes
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step

@@ -1,0 +1,63 @@
+"""Logits of several classes for every image, from one pass of what they share."""
+
+import jax
+
+from condseg_jax.models.dense_unet import DenseUNet
+
+CLASSES = "classes"  # the mapped axis of the classes decoded of an image
+
+
+def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+                 class_id_BN: jax.Array) -> jax.Array:
+  """The logits of N classes for every image, float32 [B, *shape, N]; see `level_logits`."""
+  return level_logits(model, variables, image_BDHWC, class_id_BN)[0]
+
+
+def level_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+                 class_id_BN: jax.Array) -> tuple[jax.Array, ...]:
+  """The logits of N classes at every supervised level, for every image.
+
+  Each image is encoded once where the encoder permits; only what sees the class runs N times.
+
+  Args:
+    model: the network.
+    variables: as `model.init` returns them.
+    image_BDHWC: normalised images.
+    class_id_BN: int, the classes wanted of each image.
+
+  Returns:
+    1 + `model.deep_supervision` arrays, finest level first, float32 [B, *shape of the level, N].
+  """
+  return _every_class(model, variables, image_BDHWC, class_id_BN, False)[0]
+
+
+def training_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+                    class_id_BN: jax.Array) -> tuple[tuple[jax.Array, ...], dict]:
+  """`level_logits` in training, and what changes there beside the parameters.
+
+  Returns:
+    The logits, and {"statistics": …} where batch normalisation keeps some, else {}.
+  """
+  if "statistics" not in variables:
+    return level_logits(model, variables, image_BDHWC, class_id_BN), {}
+  model = model.clone(batch_axes=(*model.batch_axes, CLASSES))
+  return _every_class(model, variables, image_BDHWC, class_id_BN, ["statistics"])
+
+
+def _every_class(model, variables, image, class_id_BN, mutable):
+  def apply(changed, *arguments, method):
+    out = model.apply({**variables, **changed}, *arguments, method=method, mutable=mutable)
+    return out if mutable else (out, {})
+
+  def encode(class_id_B):
+    return apply({}, image, class_id_B, method=model.encode)
+
+  def decode(encoded, class_id_B):
+    features, changed = encoded
+    return apply(changed, features, class_id_B, method=model.decode_levels)
+
+  # Statistics are sums over the classes: the same for all of them.
+  lanes = dict(out_axes=(-1, None), axis_name=CLASSES)
+  if model.encoder_sees_class:
+    return jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, **lanes)(class_id_BN)
+  return jax.vmap(decode, in_axes=(None, 1), **lanes)(encode(None), class_id_BN)
