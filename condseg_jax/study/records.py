@@ -117,9 +117,10 @@ def run_seconds(workdir: Path) -> float:
 
 
 def machine() -> dict:
-  """What the numbers were computed with."""
+  """What the numbers were computed with; of the CPU cores, those that this process may run on."""
   onednn = convolution.usable(jnp.zeros((1,), jnp.float32))
-  return {"cpus": os.cpu_count(), "system": f"{platform.system()} {platform.machine()}",
+  cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+  return {"cpus": cpus, "system": f"{platform.system()} {platform.machine()}",
           "platform": jax.default_backend(), "device": jax.devices()[0].device_kind,
           "devices": jax.device_count(), "jax": jax.__version__,
           "convolution": "onednn" if onednn else "xla"}

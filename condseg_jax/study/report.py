@@ -79,7 +79,7 @@ def describe(found: Outcome) -> str:
   one = rows[0]
   kind = score_name(one)
   seeds = sorted({row["seed"] for row in rows})
-  machines = sorted({f"{r['machine']['cpus']} CPUs, {r['machine']['device']}, jax "
+  machines = sorted({f"{r['machine']['cpus']} CPU core(s), {r['machine']['device']}, jax "
                      f"{r['machine']['jax']}, convolutions by {r['machine']['convolution']}"
                      for r in rows})
   steps = sorted({n for row in rows for n in row["steps"]})
