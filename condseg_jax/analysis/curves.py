@@ -137,6 +137,8 @@ def color(number: int) -> str:
 
 
 def _draw_panel(axes, panel: Panel, networks: Mapping, order: Sequence[str]) -> None:
+  from matplotlib import ticker
+
   for number, network in enumerate(networks.values()):
     x = [order.index(layer["name"]) for layer in network["layers"]]
     for line in panel.lines:
@@ -151,6 +153,9 @@ def _draw_panel(axes, panel: Panel, networks: Mapping, order: Sequence[str]) -> 
                 marker="" if line.dashed else MARKERS[number % len(MARKERS)], markersize=4)
   if panel.log:
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_locator(ticker.NullLocator())
   if panel.limits:
     axes.set_ylim(*panel.limits)
   if panel.guide:

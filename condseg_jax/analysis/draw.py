@@ -16,9 +16,10 @@ def draw(folder: Path, study: Mapping) -> list[Path]:
     drawn.append(folder / name)
   for name, network in study["networks"].items():
     file = re.sub(r"[^\w.-]+", "_", name)
-    grids.draw_maps(folder / f"features_{file}.png", network,
-                    f"{name}: features of {network['maps']['case']} under each class")
-    drawn.append(folder / f"features_{file}.png")
+    if network["maps"] is not None:
+      grids.draw_maps(folder / f"features_{file}.png", network,
+                      f"{name}: features of {network['maps']['case']} under each class")
+      drawn.append(folder / f"features_{file}.png")
     if network["class_plane"] is not None and len(network["classes"]) > 2:
       grids.draw_plane(folder / f"vectors_{file}.png", network, f"{name}: class vectors")
       drawn.append(folder / f"vectors_{file}.png")

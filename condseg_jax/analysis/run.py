@@ -29,7 +29,8 @@ BOTH = "|"  # between the names of a pair of classes
 
 
 def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: float, seed: int,
-            gradient_images: int, seen: Callable[[], None] = lambda: None) -> dict:
+            gradient_images: int, pictures: bool = True,
+            seen: Callable[[], None] = lambda: None) -> dict:
   """Measures a network; see the module's docstring for what is returned.
 
   Args:
@@ -38,6 +39,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
     bce_weight: of the loss that it was trained with.
     seed: of its initial parameters.
     gradient_images: images that gradients are taken of, at most.
+    pictures: whether to keep `maps`, which show a slice of an image.
     seen: called after each image and class, and each round of gradients.
   """
   model, variables, names = predictor.model, predictor.variables, predictor.table.names
@@ -77,7 +79,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
                       for state, suffix in (("trained", ""), ("init", "_init"))},
       "parameters": [p._asdict() for p in parameters.parameter_table(variables["params"])],
       "class_plane": None if vectors is None else class_plane(vectors),
-      "maps": maps(predictor, _most_annotated(samples), places),
+      "maps": maps(predictor, _most_annotated(samples), places) if pictures else None,
   }
 
 

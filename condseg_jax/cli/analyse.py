@@ -37,6 +37,8 @@ def _define(values: flags.FlagValues) -> None:
                        flag_values=values)
   flags.DEFINE_integer("gradient_cases", 8, "How many of these gradients are taken of.",
                        lower_bound=2, flag_values=values)
+  flags.DEFINE_bool("maps", True, "Show the features of one image; without, the results hold "
+                    "no picture of a patient.", flag_values=values)
   flags.DEFINE_string("cache", "", "Where raw data is prepared; by default in the user's cache "
                       "folder.", flag_values=values)
   flags.DEFINE_bool("redraw", False, "Make CSV and figures again from analysis.json in --out.",
@@ -103,7 +105,7 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
     steps = len(samples) * len(predictor.table) + 2 * min(len(samples), values.gradient_cases)
     with tqdm.tqdm(total=steps, desc=name) as bar:
       networks[name] = analyse(predictor, samples, bce_weight=config["loss"]["bce_weight"],
-                               seed=config["seed"], gradient_images=values.gradient_cases,
+                               seed=config["seed"], gradient_images=values.gradient_cases, pictures=values.maps,
                                seen=lambda bar=bar: bar.update())
     told = {"split": split, "cases": [s.id for s in samples],
             "gradient_cases": values.gradient_cases}

@@ -91,6 +91,19 @@ def test_redrawn_from_the_numbers_alone(analysed, tmp_path):
 
 
 @pytest.mark.slow
+def test_without_maps_the_numbers_are_the_same_and_no_image_is_kept(analysed, tmp_path):
+  _, runs, study = analysed
+  assert command(f"--workdir={runs[0]}", "--names=first", f"--out={tmp_path}", "--nomaps",
+                 f"--data={runs[0].parent / 'test'}", f"--cache={runs[0].parent / 'cache'}",
+                 "--cases=2", "--gradient_cases=2") == 0
+  found = json.loads((tmp_path / "analysis.json").read_text())["networks"]["first"]
+  assert found["maps"] is None and found["layers"] == study["networks"]["first"]["layers"]
+  assert found["measures"] == study["networks"]["first"]["measures"]
+  assert {p.name for p in tmp_path.glob("*.png")} == {
+      name for name in PICTURES if not name.startswith("features_")}
+
+
+@pytest.mark.slow
 def test_wrong_usage(analysed, tmp_path, capsys):
   _, runs, _ = analysed
   both = f"--workdir={runs[0]},{runs[1]}"
