@@ -29,7 +29,8 @@ class Panel(NamedTuple):
   Attributes:
     title: above it.
     label: of its axis.
-    lines: what is drawn of each network: the mean over classes.
+    lines: what is drawn of each network: the mean over classes and runs, with a band from the
+      least of the runs to the most.
     limits: of its axis; as the values need where it is None.
     log: whether its axis is logarithmic.
     guide: a value with a thin line, such as chance, and its name.
@@ -45,7 +46,7 @@ class Panel(NamedTuple):
 
 def panels(study: Mapping) -> dict[str, tuple[Panel, ...]]:
   """File name → the panels of a figure."""
-  counts = {len(n["classes"]) for n in study["networks"].values()}
+  counts = {len(n["classes"]) for runs in study["networks"].values() for n in runs}
   chance = (1 / max(counts), "chance") if len(counts) == 1 else None
   between = Line("gradient_cosine", "two classes, the same image")
   within = Line("gradient_agreement", "one class, two images", True)
@@ -84,8 +85,9 @@ def draw_curves(path: str | os.PathLike, study: Mapping, figure_panels: Sequence
   from matplotlib.figure import Figure  # heavy, and needed by the figures alone
 
   networks = study["networks"]
-  order = union([[layer["name"] for layer in n["layers"]] for n in networks.values()])
-  parts = {layer["name"]: layer["part"] for n in networks.values() for layer in n["layers"]}
+  layers = [runs[0]["layers"] for runs in networks.values()]
+  order = union([[layer["name"] for layer in found] for found in layers])
+  parts = {layer["name"]: layer["part"] for found in layers for layer in found}
   styles = max((panel.lines for panel in figure_panels), key=len)
   longest = max(map(len, order))
   heights = [0.62, *[2.5] * len(figure_panels), max(0.0, 0.066 * longest - 0.25)]
@@ -139,16 +141,18 @@ def color(number: int) -> str:
 def _draw_panel(axes, panel: Panel, networks: Mapping, order: Sequence[str]) -> None:
   from matplotlib import ticker
 
-  for number, network in enumerate(networks.values()):
-    x = [order.index(layer["name"]) for layer in network["layers"]]
+  for number, runs in enumerate(networks.values()):
+    x = [order.index(layer["name"]) for layer in runs[0]["layers"]]
     for line in panel.lines:
-      table = network["measures"].get(line.measure)
-      if not table:
+      tables = [run["measures"].get(line.measure) for run in runs]
+      if not all(tables):
         continue
-      y = mean_over_classes(table)
+      y = np.stack([mean_over_classes(table) for table in tables])
       if panel.log:
         y = np.where(y > 0, y, math.nan)
-      axes.plot(x, y, color=color(number), linewidth=1.2 if line.dashed else 1.8,
+      if len(runs) > 1 and not line.dashed:
+        axes.fill_between(x, y.min(0), y.max(0), color=color(number), alpha=0.18, linewidth=0)
+      axes.plot(x, y.mean(0), color=color(number), linewidth=1.2 if line.dashed else 1.8,
                 linestyle=(0, (3, 2)) if line.dashed else "-", clip_on=False, zorder=3,
                 marker="" if line.dashed else MARKERS[number % len(MARKERS)], markersize=4)
   if panel.log:

@@ -14,7 +14,7 @@ def draw(folder: Path, study: Mapping) -> list[Path]:
   for name, panels in curves.panels(study).items():
     curves.draw_curves(folder / name, study, panels)
     drawn.append(folder / name)
-  for name, network in study["networks"].items():
+  for name, (network, *_) in study["networks"].items():  # of several runs the first is shown
     file = re.sub(r"[^\w.-]+", "_", name)
     if network["maps"] is not None:
       grids.draw_maps(folder / f"features_{file}.png", network,

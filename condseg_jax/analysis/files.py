@@ -1,4 +1,4 @@
-"""The measures of several networks as files: analysis.json, and the same numbers as tidy rows."""
+"""The measures of several networks as files: analysis.json, the same as rows, and a summary."""
 
 from collections.abc import Iterator, Mapping
 import csv
@@ -6,11 +6,13 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
+
 from condseg_jax.atomic import write_text
 from condseg_jax.errors import InputError
 
-JSON, CSV = "analysis.json", "analysis.csv"
-COLUMNS = ("network", "layer", "part", "level", "measure", "class", "value")
+JSON, CSV, SUMMARY = "analysis.json", "analysis.csv", "analysis.md"
+COLUMNS = ("network", "run", "layer", "part", "level", "measure", "class", "value")
 
 
 def write_json(folder: Path, study: Mapping) -> None:
@@ -37,13 +39,14 @@ def read_json(folder: Path) -> dict:
 
 
 def rows(study: Mapping) -> Iterator[tuple]:
-  """One row per network, measure, class and layer that has a value; see `COLUMNS`."""
-  for network, found in study["networks"].items():
-    for measure, table in found["measures"].items():
-      for of, values in table.items():
-        for layer, value in zip(found["layers"], values, strict=True):
-          if value is not None:
-            yield network, layer["name"], layer["part"], layer["level"], measure, of, value
+  """One row per network, run, measure, class and layer that has a value; see `COLUMNS`."""
+  for network, runs in study["networks"].items():
+    for run, found in enumerate(runs):
+      for measure, table in found["measures"].items():
+        for of, values in table.items():
+          for layer, value in zip(found["layers"], values, strict=True):
+            if value is not None:
+              yield network, run, layer["name"], layer["part"], layer["level"], measure, of, value
 
 
 def write_csv(folder: Path, study: Mapping) -> None:
@@ -54,3 +57,28 @@ def write_csv(folder: Path, study: Mapping) -> None:
   for *names, value in rows(study):
     writer.writerow([*names, f"{value:.10g}"])
   write_text(folder / CSV, text.getvalue())
+
+
+def write_summary(folder: Path, study: Mapping) -> None:
+  """Writes analysis.md: a table of every measure in encoder and decoder of every network."""
+  values: dict = {}
+  for network, run, _, part, _, measure, _, value in rows(study):
+    values.setdefault(measure, {}).setdefault((network, part), {}).setdefault(run, []).append(value)
+  parts = ("encoder", "decoder")
+  lines = ["# Analysis", "", "## Measures", "",
+           f"| measure | {' | '.join(f'{n}, {p}' for n in study['networks'] for p in parts)} |",
+           f"| --- |{' ---: |' * (2 * len(study['networks']))}"]
+  for measure, table in values.items():
+    cells = (_cell(table.get((n, p))) for n in study["networks"] for p in parts)
+    lines.append(f"| {measure} | {' | '.join(cells)} |")
+  lines += ["", "Means over layers and classes; of several runs their mean [least, most]."]
+  write_text(folder / SUMMARY, "\n".join(lines) + "\n")
+
+
+def _cell(runs: Mapping | None) -> str:
+  if not runs:
+    return "–"
+  means = [np.mean(values) for values in runs.values()]
+  middle, *ends = (f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # no −0.00
+                   for value in (np.mean(means), min(means), max(means)))
+  return middle if len(means) == 1 else f"{middle} [{', '.join(ends)}]"

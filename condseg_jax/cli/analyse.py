@@ -7,8 +7,10 @@ gradients of the classes are and whether they conflict.
   condseg-analyse --workdir=runs/input,runs/decoder --names=cond_2nd,cond_dec \\
     --data=Task04_Hippocampus --out=analysis
 
-Writes analysis.json (all numbers), analysis.csv (network, layer, part, level, measure, class,
-value) and the figures. With --redraw, CSV and figures are made again from analysis.json in --out.
+Runs of one name, such as seeds, are drawn as one: their mean, and a band from the least to the
+most. Writes analysis.json (all numbers), analysis.csv (network, run, layer, part, level, measure,
+class, value), analysis.md (means of encoder and decoder) and the figures. With --redraw, all but
+the first are made again from analysis.json in --out.
 """
 
 from pathlib import Path
@@ -27,8 +29,8 @@ def main(argv=None) -> int:
 def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_list("workdir", [], "Folders of the training runs, or bundles.", flag_values=values)
   flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
-  flags.DEFINE_list("names", [], "Name of each run; those of their folders when empty.",
-                    flag_values=values)
+  flags.DEFINE_list("names", [], "Name of each run, the same for those that are repeats of one "
+                    "another; those of their folders when empty.", flag_values=values)
   flags.DEFINE_string("data", "", "Raw dataset or prepared store with labels.", flag_values=values)
   flags.DEFINE_string("out", "", "Folder for the results.", flag_values=values)
   flags.DEFINE_string("split", "", "train, val or test; by default val where there is one, else "
@@ -59,24 +61,26 @@ def _work(values: flags.FlagValues) -> int:
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out, study)
   files.write_csv(out, study)
+  files.write_summary(out, study)
   pictures = draw.draw(out, study)
-  for name, network in study["networks"].items():
-    for state, layers in network["no_gradient"].items():
-      if layers:
-        print(f"{name}, {state}: no gradient reaches {', '.join(layers)}")
-  print(f"results: {out}: {files.JSON}, {files.CSV}, {', '.join(p.name for p in pictures)}")
+  for name, runs in study["networks"].items():
+    for state in runs[0]["no_gradient"]:
+      if layers := [layer for run in runs for layer in run["no_gradient"][state]]:
+        print(f"{name}, {state}: no gradient reaches {', '.join(dict.fromkeys(layers))}")
+  print(f"results: {out}: {files.JSON}, {files.CSV}, {files.SUMMARY}, "
+        f"{', '.join(p.name for p in pictures)}")
   return 0
 
 
 def _names(values: flags.FlagValues) -> list[str]:
-  """One for each run, all different."""
+  """One for each run."""
   names = values.names or [Path(run).stem for run in values.workdir]
   if len(names) != len(values.workdir):
     raise InputError("--names", f"{len(names)} for {len(values.workdir)} runs",
                      "give one name for each", usage=True)
-  if len(set(names)) < len(names):
-    raise InputError("--names", f"are not different: {', '.join(names)}", "give each run its own",
-                     usage=True)
+  if not values.names and len(set(names)) < len(names):
+    raise InputError("--workdir", f"folders of one name: {', '.join(names)}",
+                     "name the runs with --names, repeats alike", usage=True)
   return names
 
 
@@ -104,9 +108,14 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
                        "two are needed: one to fit on and one to score", usage=True)
     steps = len(samples) * len(predictor.table) + 2 * min(len(samples), values.gradient_cases)
     with tqdm.tqdm(total=steps, desc=name) as bar:
-      networks[name] = analyse(predictor, samples, bce_weight=config["loss"]["bce_weight"],
-                               seed=config["seed"], gradient_images=values.gradient_cases, pictures=values.maps,
-                               seen=lambda bar=bar: bar.update())
+      found = analyse(predictor, samples, bce_weight=config["loss"]["bce_weight"],
+                      seed=config["seed"], gradient_images=values.gradient_cases,
+                      pictures=values.maps and name not in networks,
+                      seen=lambda bar=bar: bar.update())
+    networks.setdefault(name, []).append(found)
+    if networks[name][0]["layers"] != found["layers"]:
+      raise InputError(run, f"has other layers than the first run called {name}",
+                       "give it another name with --names", usage=True)
     told = {"split": split, "cases": [s.id for s in samples],
             "gradient_cases": values.gradient_cases}
   return {**told, "networks": networks}

@@ -2,6 +2,8 @@
 
     <!-- hippocampus: Mean Dice -->
     <!-- end -->
+
+The first word is that of a Markdown file in the folder of the results, which may lie deeper in it.
 """
 
 from pathlib import Path
@@ -10,7 +12,7 @@ import re
 from condseg_jax.atomic import write_text
 from condseg_jax.errors import InputError
 
-_MARK = re.compile(r"(<!-- ([\w]+): ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK = re.compile(r"(<!-- ([\w/]+): ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def fill(path: Path, out: Path) -> None:

@@ -11,6 +11,7 @@ from tiny import overrides
 from tiny import write_datasets
 
 from condseg_jax.analysis import curves
+from condseg_jax.analysis import files
 from condseg_jax.cli import analyse
 from condseg_jax.cli import train
 
@@ -44,17 +45,18 @@ def analysed(tmp_path_factory):
 @pytest.mark.slow
 def test_files(analysed):
   out, _, study = analysed
-  assert {p.name for p in out.iterdir()} == PICTURES | {"analysis.json", "analysis.csv"}
+  assert {p.name for p in out.iterdir()} == PICTURES | {files.JSON, files.CSV, files.SUMMARY}
   for name in PICTURES:
     picture = np.asarray(Image.open(out / name).convert("L"))
     assert min(picture.shape) > 300 and picture.std() > 5
   with open(out / "analysis.csv", newline="") as file:
     rows = list(csv.DictReader(file))
-  assert list(rows[0]) == ["network", "layer", "part", "level", "measure", "class", "value"]
+  assert list(rows[0]) == ["network", "run", "layer", "part", "level", "measure", "class", "value"]
   keys = [tuple(row.values())[:-1] for row in rows]
   assert len(set(keys)) == len(keys)
-  values = [v for n in study["networks"].values() for table in n["measures"].values()
-            for column in table.values() for v in column if v is not None]
+  values = [v for runs in study["networks"].values() for n in runs
+            for table in n["measures"].values() for column in table.values() for v in column
+            if v is not None]
   assert len(rows) == len(values)
   assert {row["class"] for row in rows} == {"", "ball", "box", "ball|box"}
 
@@ -62,7 +64,7 @@ def test_files(analysed):
 @pytest.mark.slow
 def test_numbers(analysed):
   _, _, study = analysed
-  first, second = study["networks"]["first"], study["networks"]["second"]
+  (first,), (second,) = study["networks"]["first"], study["networks"]["second"]
   assert first["layers"][0]["name"] == "stem" and first["layers"][-1]["name"] == "head"
   assert [x["name"] for x in first["layers"]] == [x["name"] for x in second["layers"]]
   encoder = [x["part"] for x in second["layers"]].count("encoder") + 1  # and the first upsampling
@@ -97,8 +99,9 @@ def test_without_maps_the_numbers_are_the_same_and_no_image_is_kept(analysed, tm
                  f"--data={runs[0].parent / 'test'}", f"--cache={runs[0].parent / 'cache'}",
                  "--cases=2", "--gradient_cases=2") == 0
   found = json.loads((tmp_path / "analysis.json").read_text())["networks"]["first"]
-  assert found["maps"] is None and found["layers"] == study["networks"]["first"]["layers"]
-  assert found["measures"] == study["networks"]["first"]["measures"]
+  shown = study["networks"]["first"][0]
+  assert found[0]["maps"] is None and shown["maps"] is not None
+  assert {**found[0], "maps": None} == {**shown, "maps": None}
   assert {p.name for p in tmp_path.glob("*.png")} == {
       name for name in PICTURES if not name.startswith("features_")}
 
@@ -111,7 +114,7 @@ def test_wrong_usage(analysed, tmp_path, capsys):
   for arguments, code, said in (
       ((both, f"--out={tmp_path}"), 2, "--data: is missing"),
       ((both, "--names=a", *usual), 2, "--names: 1 for 2 runs"),
-      ((both, "--names=a,a", *usual), 2, "--names: are not different"),
+      ((f"--workdir={runs[0]},{runs[0]}", *usual), 2, "--workdir: folders of one name: input"),
       ((both, "--split=val", *usual), 1, "no case of the split 'val'"),
       (("--redraw", f"--out={tmp_path}"), 1, "analysis.json: does not exist")):
     assert command(*arguments) == code
@@ -119,6 +122,40 @@ def test_wrong_usage(analysed, tmp_path, capsys):
   (tmp_path / "analysis.json").write_text('{"networks": 3}')
   assert command("--redraw", f"--out={tmp_path}") == 1
   assert "is damaged" in capsys.readouterr().err
+
+
+def network(dice, cka):
+  """As analysis.json holds it, with one measure that there is of two layers."""
+  layers = [{"name": "stem", "part": "encoder", "level": 0},
+            {"name": "head", "part": "decoder", "level": 0}]
+  return {"layers": layers, "classes": ["a"], "class_plane": None, "maps": None,
+          "measures": {"mask_dice": {"a": dice}, "cka": {"a": cka}},
+          "no_gradient": {"trained": [], "init": []}}
+
+
+def test_runs_of_one_name_are_summarised_as_one(tmp_path):
+  files.write_summary(tmp_path, {"networks": {
+      "one": [network([0.2, 0.5], [1, 0]), network([0.4, 0.9], [1, 0.5])],
+      "two": [network([0.6, None], [0, 0])]}})
+  text = (tmp_path / "analysis.md").read_text()
+  assert "| measure | one, encoder | one, decoder | two, encoder | two, decoder |" in text
+  assert "| mask_dice | 0.30 [0.20, 0.40] | 0.70 [0.50, 0.90] | 0.60 | – |" in text
+  assert "| cka | 1.00 [1.00, 1.00] | 0.25 [0.00, 0.50] | 0.00 | 0.00 |" in text
+
+
+def test_runs_of_one_name_are_drawn_as_one(tmp_path):
+  """A band is added, and a run twice is the run alone but for it, which is empty."""
+  def picture(*runs):
+    study = {"networks": {"one": list(runs)}}
+    curves.draw_curves(tmp_path / "cka.png", study, curves.panels(study)["cka.png"])
+    return np.asarray(Image.open(tmp_path / "cka.png").convert("RGB"), np.float64)
+
+  low, high = network([0, 0], [0.2, 0.4]), network([0, 0], [0.4, 0.8])
+  middle = network([0, 0], [0.3, 0.6])
+  lines = picture(middle)
+  np.testing.assert_array_equal(picture(middle, middle), lines)
+  changed = np.abs(picture(low, high) - lines).max(-1) > 0
+  assert 0.01 < changed.mean() < 0.3
 
 
 def test_orders_of_layers_are_joined():

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from condseg_jax.analysis import files
 from condseg_jax.errors import InputError
 from condseg_jax.study import report
 from condseg_jax.study.paper import fill
@@ -47,3 +48,13 @@ def test_tables_are_made_again_of_the_records(study, tmp_path):
   for ending in ("csv", "md", "tex"):
     name = f"{study}.{ending}"
     assert (tmp_path / name).read_text() == (ROOT / "results" / name).read_text(), name
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "results" / "analysis").glob("*")))
+def test_rows_and_summary_are_made_again_of_the_numbers(name, tmp_path):
+  folder = ROOT / "results" / "analysis" / name
+  study = files.read_json(folder)
+  files.write_csv(tmp_path, study)
+  files.write_summary(tmp_path, study)
+  for file in (files.CSV, files.SUMMARY):
+    assert (tmp_path / file).read_text() == (folder / file).read_text(), file
