@@ -10,6 +10,7 @@ ROOT = Path(condseg_jax.__file__).parent
 # The longest prefix of a module's name decides.
 FLOORS = {
     "errors": 0, "allocator": 0, "atomic": 0, "cache": 0, "classes": 0, "geometry": 0, "plan": 0,
+    "tables": 0,
     "formats": 1, "losses": 1, "metrics": 1, "models": 1,
     "data": 2,
     "train": 3, "infer": 3,

@@ -10,6 +10,10 @@ import numpy as np
 
 from condseg_jax.atomic import write_text
 from condseg_jax.errors import InputError
+from condseg_jax.tables import markdown
+from condseg_jax.tables import NO_VALUE
+from condseg_jax.tables import number
+from condseg_jax.tables import Table
 
 JSON, CSV, SUMMARY = "analysis.json", "analysis.csv", "analysis.md"
 COLUMNS = ("network", "run", "layer", "part", "level", "measure", "class", "value")
@@ -64,21 +68,17 @@ def write_summary(folder: Path, study: Mapping) -> None:
   values: dict = {}
   for network, run, _, part, _, measure, _, value in rows(study):
     values.setdefault(measure, {}).setdefault((network, part), {}).setdefault(run, []).append(value)
-  parts = ("encoder", "decoder")
-  lines = ["# Analysis", "", "## Measures", "",
-           f"| measure | {' | '.join(f'{n}, {p}' for n in study['networks'] for p in parts)} |",
-           f"| --- |{' ---: |' * (2 * len(study['networks']))}"]
-  for measure, table in values.items():
-    cells = (_cell(table.get((n, p))) for n in study["networks"] for p in parts)
-    lines.append(f"| {measure} | {' | '.join(cells)} |")
-  lines += ["", "Means over layers and classes; of several runs their mean [least, most]."]
-  write_text(folder / SUMMARY, "\n".join(lines) + "\n")
+  cells = [(network, part) for network in study["networks"] for part in ("encoder", "decoder")]
+  note = "Means over layers and classes; of several runs their mean [least, most]."
+  table = Table("Measures", note, ["measure", *map(", ".join, cells)],
+                [[measure, *(_cell(found.get(cell)) for cell in cells)]
+                 for measure, found in values.items()])
+  write_text(folder / SUMMARY, markdown([table], "Analysis", ""))
 
 
 def _cell(runs: Mapping | None) -> str:
   if not runs:
-    return "–"
+    return NO_VALUE
   means = [np.mean(values) for values in runs.values()]
-  middle, *ends = (f"{round(value, 2) + 0.0:.2f}".replace("-", "−")  # no −0.00
-                   for value in (np.mean(means), min(means), max(means)))
+  middle, *ends = (number(value, 2) for value in (np.mean(means), min(means), max(means)))
   return middle if len(means) == 1 else f"{middle} [{', '.join(ends)}]"

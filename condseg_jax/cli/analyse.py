@@ -96,9 +96,13 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
   from condseg_jax.predictor import load
 
   keep_compiled()
-  networks, told = {}, {}
+  networks, firsts, told = {}, {}, {}
   for name, run in zip(names, values.workdir, strict=True):
     predictor = load(run, values.checkpoint)
+    kind = (predictor.model, tuple(predictor.table.names))
+    if firsts.setdefault(name, kind) != kind:
+      raise InputError(run, f"has another network or other classes than the first run of the name "
+                       f"{name}", "give it another name with --names", usage=True)
     config = read_model(run, values.checkpoint).record.config
     stores = sources.open_stores(values.data, predictor.plan.spacing, values.cache or None)
     samples, split = read_samples(stores, predictor.table, predictor.plan, values.cases,
@@ -113,9 +117,6 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
                       pictures=values.maps and name not in networks,
                       seen=lambda bar=bar: bar.update())
     networks.setdefault(name, []).append(found)
-    if networks[name][0]["layers"] != found["layers"]:
-      raise InputError(run, f"has other layers than the first run called {name}",
-                       "give it another name with --names", usage=True)
     told = {"split": split, "cases": [s.id for s in samples],
             "gradient_cases": values.gradient_cases}
   return {**told, "networks": networks}

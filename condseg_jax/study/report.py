@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from condseg_jax import tables
 from condseg_jax.atomic import write_text
 from condseg_jax.study import records
 from condseg_jax.study import statistics
-from condseg_jax.study import tables
-from condseg_jax.study.tables import number
-from condseg_jax.study.tables import signed
-from condseg_jax.study.tables import Table
+from condseg_jax.tables import number
+from condseg_jax.tables import signed
+from condseg_jax.tables import Table
 
 
 class Outcome(NamedTuple):

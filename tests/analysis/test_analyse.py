@@ -115,6 +115,7 @@ def test_wrong_usage(analysed, tmp_path, capsys):
       ((both, f"--out={tmp_path}"), 2, "--data: is missing"),
       ((both, "--names=a", *usual), 2, "--names: 1 for 2 runs"),
       ((f"--workdir={runs[0]},{runs[0]}", *usual), 2, "--workdir: folders of one name: input"),
+      ((both, "--names=a,a", *usual), 2, "decoder: has another network or other classes"),
       ((both, "--split=val", *usual), 1, "no case of the split 'val'"),
       (("--redraw", f"--out={tmp_path}"), 1, "analysis.json: does not exist")):
     assert command(*arguments) == code

@@ -89,7 +89,7 @@ def test_source_files_of_training_and_scoring():
   assert {"train/loop.py", "train/step.py", "models/conditioning.py", "data/pipeline.py",
           "models/onednn/convolution.cc", "infer/fuse.py", "study/score.py",
           "study/specialists.py", "metrics.py"} <= found
-  assert not {"study/runner.py", "study/plan.py", "study/tables.py", "study/declare.py",
+  assert not {"study/runner.py", "study/plan.py", "tables.py", "study/declare.py",
               "study/statistics.py", "study/records.py", "cli/train.py"} & found
 
 

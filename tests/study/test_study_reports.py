@@ -9,11 +9,11 @@ from matplotlib import image as images
 import numpy as np
 import pytest
 
+from condseg_jax import tables
 from condseg_jax.cli.study import main
 from condseg_jax.study import overlay
 from condseg_jax.study import records
 from condseg_jax.study import report
-from condseg_jax.study import tables
 
 SCANNERS = ["liver", "liver", "spleen", "spleen"]
 
@@ -123,6 +123,7 @@ def test_levels_have_a_figure_and_families_of_their_own(tmp_path):
 def test_latex_prints_what_was_meant():
   assert tables.escape("a_b & 5 % {x} $1 #2 ~^\\") == (
       r"a\_b \& 5 \% \{x\} \$1 \#2 \textasciitilde{}\textasciicircum{}\textbackslash{}")
+  assert [tables.number(x, 2) for x in (-0.123, -0.001, 2)] == ["−0.12", "0.00", "2.00"]
   assert tables.signed(-0.0123) == "−0.012" and tables.signed(float("nan")) == "–"
 
 

@@ -64,7 +64,10 @@ def signed(value: float, digits: int = 3) -> str:
 
 
 def number(value: float, digits: int = 3) -> str:
-  return NO_VALUE if value != value else f"{value:.{digits}f}"
+  """With a true minus, and none before a zero."""
+  if value != value:
+    return NO_VALUE
+  return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 
 
 def _comment(text: str) -> str:
