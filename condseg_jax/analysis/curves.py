@@ -138,6 +138,11 @@ def color(number: int) -> str:
   return COLORS[number % len(COLORS)]
 
 
+def marker(number: int) -> str:
+  """Of a network; together with the colour it is another one for 36 of them."""
+  return MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
+
+
 def _draw_panel(axes, panel: Panel, networks: Mapping, order: Sequence[str]) -> None:
   from matplotlib import ticker
 
@@ -154,7 +159,7 @@ def _draw_panel(axes, panel: Panel, networks: Mapping, order: Sequence[str]) -> 
         axes.fill_between(x, y.min(0), y.max(0), color=color(number), alpha=0.18, linewidth=0)
       axes.plot(x, y.mean(0), color=color(number), linewidth=1.2 if line.dashed else 1.8,
                 linestyle=(0, (3, 2)) if line.dashed else "-", clip_on=False, zorder=3,
-                marker="" if line.dashed else MARKERS[number % len(MARKERS)], markersize=4)
+                marker="" if line.dashed else marker(number), markersize=4)
   if panel.log:
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -189,8 +194,8 @@ def _draw_parts(axes, parts: Sequence[str]) -> None:
 def _draw_legend(figure, names: Sequence[str], styles: Sequence[Line], height: float) -> None:
   from matplotlib.lines import Line2D
 
-  handles = [Line2D([], [], color=color(i), marker=MARKERS[i % len(MARKERS)], markersize=4,
-                    linewidth=1.8, label=name) for i, name in enumerate(names)]
+  handles = [Line2D([], [], color=color(i), marker=marker(i), markersize=4, linewidth=1.8,
+                    label=name) for i, name in enumerate(names)]
   handles += [Line2D([], [], color=FAINT, linestyle=(0, (3, 2)) if style.dashed else "-",
                      linewidth=1.4, label=style.said) for style in styles if style.said]
   figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1 - 0.04 / height),

@@ -37,7 +37,8 @@ class Sums(NamedTuple):
 def class_gradient(model: DenseUNet, bce_weight: float) -> Callable[..., Mapping]:
   """(variables, image_BDHWC, mask_BDHW, class_id_B) → gradient of one class's loss, compiled.
 
-  The loss is that of training: Dice + w · cross-entropy over the supervised levels.
+  The loss is that of training from masks: Dice + w · cross-entropy over the supervised levels. The
+  network is as it predicts: one with batch normalisation takes its stored moments.
   """
   def loss(params, variables, image, mask, ids):
     variables = {**variables, "params": params}
@@ -62,19 +63,27 @@ def by_layer(tree: Mapping) -> Vectors:
   return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
+def unmeasured(tree: Mapping) -> list[str]:
+  """The parts of a tree of parameters that are of no layer; the class vectors are none."""
+  paths = [[key.key for key in path] for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  return list(dict.fromkeys(path[0] for path in paths
+                            if path[0] != "class_vector" and not layer_name(path)))
+
+
 def cosine(a: np.ndarray, b: np.ndarray) -> float | None:
   """Between two vectors; None where one of them is zero."""
   norms = np.linalg.norm(a) * np.linalg.norm(b)
   return float(a @ b / norms) if norms > 0 else None
 
 
-def compare(rounds: Iterable[Mapping[str, Vectors]]) -> Sums:
+def compare(rounds: Iterable[Mapping[str, Vectors]], one_image: bool = True) -> Sums:
   """Norms and cosines of a series of rounds, each the gradients of all classes.
 
   No more than two rounds are held at a time.
 
   Args:
-    rounds: class → layer → gradient; of one image for all classes where it shows their masks.
+    rounds: class → layer → gradient.
+    one_image: whether those of a round are of the same image; there is no `cosine` otherwise.
   """
   sums, before = Sums({}, {}, {}), {}
 
@@ -89,7 +98,7 @@ def compare(rounds: Iterable[Mapping[str, Vectors]]) -> Sums:
         note(sums.norm, name, layer, float(np.linalg.norm(vector)))
         if before:
           note(sums.agreement, name, layer, cosine(before[name][layer], vector))
-    for a, b in itertools.combinations(gradients, 2):
+    for a, b in itertools.combinations(gradients, 2) if one_image else ():
       for layer in gradients[a]:
         note(sums.cosine, (a, b), layer, cosine(gradients[a][layer], gradients[b][layer]))
     before = gradients

@@ -4,6 +4,7 @@
     measures    measure → class (or `class|class`, or "") → a value for each layer, None if none
     spread      the same for the measures that are means over images: standard deviations
     no_gradient layers that no gradient reaches, trained or at initialisation
+    unmeasured  parts of the network that are of no layer, such as the decoders of `heads`
     parameters, class_plane, maps
 """
 
@@ -55,7 +56,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
   spread: dict = {}
   order = [place.name for place in places]
   gradient = gradients.class_gradient(model, bce_weight)
-  images = labelled_images(samples, names)
+  images, shared = labelled_images(samples, names)
   ids = {name: i for i, name in enumerate(names)}
   starting = jax.jit(model.init)(jax.random.key(seed), samples[0].image[None],
                                  jnp.zeros(1, jnp.int32))
@@ -63,7 +64,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
   starting = jax.device_put(starting, jax.local_devices()[0])
   for suffix, values in (("", variables), ("_init", starting)):
     rounds = gradients.rounds(gradient, values, images, ids, gradient_images)
-    sums = gradients.compare(_watched(rounds, seen))
+    sums = gradients.compare(_watched(rounds, seen), shared)
     means, deviations = gradient_measures(sums, order)
     measures |= {name + suffix: table for name, table in means.items()}
     spread |= {name + suffix: table for name, table in deviations.items()}
@@ -77,6 +78,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
       "measures": measures, "spread": spread,
       "no_gradient": {state: silent_layers(measures.get(f"gradient_norm{suffix}", {}), order)
                       for state, suffix in (("trained", ""), ("init", "_init"))},
+      "unmeasured": gradients.unmeasured(variables["params"]),
       "parameters": [p._asdict() for p in parameters.parameter_table(variables["params"])],
       "class_plane": None if vectors is None else class_plane(vectors),
       "maps": maps(predictor, _most_annotated(samples), places) if pictures else None,
@@ -133,18 +135,21 @@ def silent_layers(norms: Mapping[str, Sequence], order: Sequence[str]) -> list[s
           if all(value == 0 for value in column)]
 
 
-def labelled_images(samples: Sequence[Sample], names: Sequence[str]) -> dict[str, list]:
-  """Class → (image, mask) of the samples that label some voxel of it; classes without are left out.
+def labelled_images(samples: Sequence[Sample],
+                    names: Sequence[str]) -> tuple[dict[str, list], bool]:
+  """Class → (image, mask) of samples that label some voxel of it; classes without are left out.
 
-  Samples that annotate all classes are in the same place for each of them.
+  Returns:
+    The same samples for all classes where some label them all, and whether that is so. Otherwise
+    each class has its own.
   """
-  found = {}
-  for i, name in enumerate(names):
-    labelled = [(s.image, s.masks[..., i]) for s in samples
+  own = {name: [s for s in samples
                 if i in s.annotated and (s.masks[..., i] != UNLABELLED).any()]
-    if labelled:
-      found[name] = labelled
-  return found
+         for i, name in enumerate(names)}
+  own = {name: labelled for name, labelled in own.items() if labelled}
+  whole = [s for s in samples if all(any(s is t for t in labelled) for labelled in own.values())]
+  return {name: [(s.image, s.masks[..., names.index(name)]) for s in whole or labelled]
+          for name, labelled in own.items()}, bool(whole)
 
 
 def class_plane(vectors: np.ndarray) -> dict:

@@ -64,6 +64,8 @@ def _work(values: flags.FlagValues) -> int:
   files.write_summary(out, study)
   pictures = draw.draw(out, study)
   for name, runs in study["networks"].items():
+    if parts := runs[0].get("unmeasured"):
+      print(f"{name}: not measured, since no layer of the shared network: {', '.join(parts)}")
     for state in runs[0]["no_gradient"]:
       if layers := [layer for run in runs for layer in run["no_gradient"][state]]:
         print(f"{name}, {state}: no gradient reaches {', '.join(dict.fromkeys(layers))}")
@@ -107,6 +109,11 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
     stores = sources.open_stores(values.data, predictor.plan.spacing, values.cache or None)
     samples, split = read_samples(stores, predictor.table, predictor.plan, values.cases,
                                   values.split)
+    cases = [sample.id for sample in samples]
+    if told.setdefault("cases", cases) != cases:
+      raise InputError(run, f"would be measured on other cases than {names[0]}: its classes or "
+                       "spacing are others", "compare networks of the same classes, or give data "
+                       "that annotates all classes of each", usage=True)
     if len(samples) < 2:
       raise InputError(values.data, f"holds {len(samples)} case of the split {split!r}",
                        "two are needed: one to fit on and one to score", usage=True)
@@ -117,8 +124,7 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
                       pictures=values.maps and name not in networks,
                       seen=lambda bar=bar: bar.update())
     networks.setdefault(name, []).append(found)
-    told = {"split": split, "cases": [s.id for s in samples],
-            "gradient_cases": values.gradient_cases}
+    told |= {"split": split, "gradient_cases": values.gradient_cases}
   return {**told, "networks": networks}
 
 

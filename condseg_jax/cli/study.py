@@ -55,6 +55,12 @@ def _work(values: flags.FlagValues, name: str) -> int:
   except ValueError as error:
     raise InputError("--seeds", str(error), "whole numbers, as in 0,1,2", usage=True) from error
   studies = declare.load(name, values.experiments)
+  for flag in ("seeds", "only", "dry_run", "drop_old", "prune"):
+    if values.tables and values[flag].value:
+      raise InputError(f"--{flag}", "means nothing with --tables, which takes all "
+                       "records there are", "leave one of them out", usage=True)
+  if values.paper and not values.tables:
+    raise InputError("--paper", "needs --tables", "give both", usage=True)
   if values.tables:
     for study in studies:
       _report(study.name, Path(values.out), must=len(studies) == 1)
@@ -106,11 +112,12 @@ def _tell(jobs, places) -> int:
 
 
 def _report(study: str, out: Path, must: bool = False) -> None:
-  if not must and not any((out / "records" / study).glob("*.json")):
-    return
   from condseg_jax.study import figures
   from condseg_jax.study import overlay
+  from condseg_jax.study import records
   from condseg_jax.study import report
+  if not must and not records.files(out / "records" / study):
+    return
   found = report.write(out, study)
   paths = [out / f"{study}.{ending}" for ending in ("csv", "md", "tex")]
   paths += figures.write(out / "figures", study, found)

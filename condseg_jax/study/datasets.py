@@ -28,6 +28,7 @@ from condseg_jax.data.prepare.raw import RawFolder
 from condseg_jax.errors import InputError
 from condseg_jax.study.key import data_digest
 from condseg_jax.study.key import scored_digest
+from condseg_jax.study.lock import locked
 
 PHANTOM_CASES = 32  # of each organ
 _DAMAGED = re.compile(rf"(.+)_({'|'.join(KINDS)})_(\d+)")
@@ -94,15 +95,18 @@ def dataset(name: str, data: Path, work: Path) -> Dataset:
     if name.endswith("_full"):
       folder = annotate_in_full(folder)
     if damaged:
-      folder = folder.altered(Damage(damaged[2], int(damaged[3]) / 100))
+      folder = folder.altered(_damage(damaged))
     stores = [_prepared(folder, work / "data" / name, RAW[origin].spacing)]
     return Dataset(work / "data" / name, folder.root, "val", data_digest(stores),
                    scored_digest(folder.root, "val"))
-  raw = _phantom(name, work) if origin == "phantom" else _folder(data, name)
+  whole = damaged[1] if damaged else name
+  raw = _phantom(whole, work) if whole in ("phantom", "phantom_full") else _folder(data, whole)
   folders = sources.find(raw / "train")
   for found in folders:
     if not isinstance(found, RawFolder):
       raise InputError(found.root, "is prepared already", "studies prepare raw datasets")
+  if damaged:
+    folders = [found.altered(_damage(damaged)) for found in folders]
   spacing, root = median_spacing(folders), work / "data" / name
   stores = [_prepared(found, root / found.root.name, spacing) for found in folders]
   return Dataset(root, raw / "test", "all", data_digest(stores), scored_digest(raw / "test", ""))
@@ -122,11 +126,16 @@ def _folder(data: Path, name: str) -> Path:
   return path
 
 
+def _damage(found: re.Match) -> Damage:
+  return Damage(found[2], int(found[3]) / 100)
+
+
 def _phantom(name: str, work: Path) -> Path:
   out = work / "raw" / name
-  if not (out / "test" / "dataset.json").exists():  # which is written last
-    write_abdomen(out, size="quick", cases_per_organ=PHANTOM_CASES,
-                  every_organ=name.endswith("_full"))
+  with locked(work / "locks" / name):
+    if not (out / "test" / "dataset.json").exists():  # which is written last
+      write_abdomen(out, size="quick", cases_per_organ=PHANTOM_CASES,
+                    every_organ=name.endswith("_full"))
   return out
 
 

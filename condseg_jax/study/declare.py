@@ -154,14 +154,21 @@ def load(name: str, experiments) -> list[Study]:
     InputError: there is no such study, or its file cannot be loaded.
   """
   if name == "all":
-    return [study for one in names(experiments) for study in load(one, experiments)]
+    if not (found := names(experiments)):
+      raise InputError(Path(experiments) / "studies", "holds no study",
+                       "run from a checkout, or give --experiments=DIR", usage=True)
+    return [study for one in found for study in load(one, experiments)]
   is_path = name.endswith(".py")
   path = Path(name) if is_path else Path(experiments) / "studies" / f"{name}.py"
   if not path.exists() or (path.stem == BASE and not is_path):
     raise InputError(f"study {name}", "is not known",
                      f"one of all, {', '.join(names(experiments))}, or the path of a file",
                      usage=True)
-  return [module_function(path, "get_study", experiments)()]
+  study = module_function(path, "get_study", experiments)()
+  if study.name != path.stem:
+    raise InputError(path, f"declares a study {study.name!r}", "call it as its file is called: its "
+                     "records and tables are named after it", usage=True)
+  return [study]
 
 
 def module_function(path: Path, function: str, experiments) -> Callable:

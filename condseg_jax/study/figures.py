@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from condseg_jax import tables
 from condseg_jax.atomic import replacing
 from condseg_jax.study import statistics
 from condseg_jax.study.report import confusion_shares
@@ -166,7 +167,7 @@ def _matrices(found: Outcome, draw, xlabel: str, ylabel: str, what: str):
     values, down, across = draw(label)
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
     for (y, x), value in np.ndenumerate(values):
-      axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=7,
+      axes.text(x, y, tables.number(value, 2), ha="center", va="center", fontsize=7,
                 color="white" if value > 0.6 else "black")
     axes.set_title(label, fontsize=9)
     below, left = number + columns >= len(labels), number % columns == 0

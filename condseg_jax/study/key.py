@@ -14,6 +14,8 @@ import json
 from pathlib import Path
 import subprocess
 
+from etils import epath
+
 import condseg_jax
 from condseg_jax.data.prepare import sources
 from condseg_jax.data.store import Store
@@ -25,7 +27,11 @@ ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")  # training and 
 
 def member_key(config: Mapping, data: str, source: str) -> str:
   """SHA-256 of a training: its config without the folders of this machine, data and source."""
-  return digest_of({"config": without_paths(config), "data": data, "source": source})
+  config = without_paths(config)
+  if texts := config.get("conditioning", {}).get("text_vectors"):  # what it holds, not where it is
+    held = hashlib.sha256(epath.Path(texts).read_bytes()).hexdigest()
+    config |= {"conditioning": {**config["conditioning"], "text_vectors": held}}
+  return digest_of({"config": config, "data": data, "source": source})
 
 
 def trial_key(members: Sequence[str], fusion: str, scored: str) -> str:
@@ -108,6 +114,7 @@ def _files(name: str, root: Path) -> list[Path]:
   return paths
 
 
+@functools.cache
 def git_hash() -> str:
   """Of the checkout that this package lies in, with a + where its source was changed since."""
   def git(*command):

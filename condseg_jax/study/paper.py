@@ -12,7 +12,8 @@ import re
 from condseg_jax.atomic import write_text
 from condseg_jax.errors import InputError
 
-_MARK = re.compile(r"(<!-- ([\w/]+): ([^\n]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+_MARK_BEGIN = re.compile(r"<!-- ([\w/-]+): ([^\n]+?) -->\n")
+_MARK = re.compile(rf"({_MARK_BEGIN.pattern})(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def fill(path: Path, out: Path) -> None:
@@ -27,7 +28,9 @@ def fill(path: Path, out: Path) -> None:
 def filled(text: str, out: Path) -> str:
   """The text with its tables, see `fill`."""
   def table(found: re.Match) -> str:
-    begin, study, title, end = found.groups()
+    begin, study, title, body, end = found.groups()
+    if _MARK_BEGIN.search(body):
+      raise InputError(begin.strip(), "has no end", "put <!-- end --> behind its table")
     return f"{begin}\n{section(out / f'{study}.md', title)}\n\n{end}"
 
   return _MARK.sub(table, text)

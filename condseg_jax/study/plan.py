@@ -5,10 +5,12 @@ from collections.abc import Container
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 from pathlib import Path
 import shutil
 
+from condseg_jax.errors import InputError
 from condseg_jax.study import configs
 from condseg_jax.study import datasets
 from condseg_jax.study import key as keys
@@ -116,30 +118,36 @@ class Pace:
   """Seconds that a step takes, from the records there are; the study's own guess before."""
 
   def __init__(self, out: Path):
-    self._seconds: dict[str, list[float]] = {}
-    for path in sorted((out / "records").glob("*/*.json")):
-      if records.known(path, (record := records.read(path)).get("key", "")):
-        self.add(record)
+    self._seconds: dict[tuple[str, str], list[float]] = {}
+    for folder in sorted((out / "records").glob("*")):
+      for path in records.files(folder):
+        with contextlib.suppress(InputError):  # a damaged one is told where it is needed
+          self.add(records.read(path))
 
   def add(self, record: Mapping) -> None:
     steps, seconds = sum(record["steps"]), record["seconds"]
-    for name in (record["label"], record["dataset"].split("_")[0]):
-      self._seconds.setdefault(name, []).append((seconds["training"] + seconds["scoring"]) / steps)
+    for label in (record["label"], ""):
+      self._seconds.setdefault((_family(record["dataset"]), label), []).append(
+          (seconds["training"] + seconds["scoring"]) / steps)
 
   def left(self, todo: Sequence[Job], places: Places) -> float:
     """Seconds for all trials of a list; members that are trained already cost nothing."""
     seen, total = set(), 0.0
     for job in todo:
       variant = job.trial.variant
-      measured = self._seconds.get(variant.dataset.split("_")[0])
-      if variant.label in self._seconds and measured:
-        measured = self._seconds[variant.label]
+      family = _family(variant.dataset)
+      measured = self._seconds.get((family, variant.label), self._seconds.get((family, "")))
       pace = sorted(measured)[len(measured) // 2] if measured else job.study.seconds
       for key, steps in zip(job.keys, job.steps, strict=True):
         if key not in seen and not finished(places.run(key)):
           total += pace * steps
         seen.add(key)
     return total
+
+
+def _family(dataset: str) -> str:
+  """Datasets of the same images, as `hippocampus_full` is of `hippocampus`."""
+  return dataset.split("_")[0]
 
 
 def duration(seconds: float) -> str:
@@ -172,7 +180,7 @@ def prune(everything: Sequence[Job], chosen: Sequence[Job], places: Places,
 
 def drop_old(study: Study, places: Places, tell: Callable[[str], None]) -> None:
   """Removes the records of a study that are of none of its trials as they are now."""
-  paths = sorted((places.out / "records" / study.name).glob("*.json"))
+  paths = records.files(places.out / "records" / study.name)
   seeds = dict.fromkeys((*study.seeds, *(records.read(path)["seed"] for path in paths)))
   current = {job.path.name for job in jobs([study], places, tuple(seeds))}
   for path in paths:

@@ -31,6 +31,11 @@ _OWN = ("study", "label", "variant", "mechanism", "level", "seed", "against", "o
         "level_name")
 
 
+def files(folder: Path) -> list[Path]:
+  """The records in a folder; what another process is writing is none."""
+  return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
+
+
 def path_of(out: Path, study: str, name: str, key: str) -> Path:
   """Where the record of a trial lies."""
   return out / "records" / study / f"{name}-{key[:KEY_DIGITS]}.json"
@@ -74,10 +79,11 @@ def of_study(out: Path, study: str) -> list[dict]:
   """The records of a study, ordered by seed and then as they are named.
 
   Raises:
-    InputError: there are none; some are of other source files, or two are of one trial.
+    InputError: there are none; some are of other source files, settings or data, or two are of
+      one trial.
   """
   folder = out / "records" / study
-  paths = sorted(folder.glob("*.json"))
+  paths = files(folder)
   found = [read(path) for path in paths]
   cure = f"leave out those of before: run the study with --drop_old, or remove them from {folder}"
   if not found:
@@ -89,8 +95,15 @@ def of_study(out: Path, study: str) -> list[dict]:
         f"{next(p.name for p, r in zip(paths, found, strict=True) if r['source'] == s)}"
         for s in sources)
     raise InputError(f"study {study}", f"mixes results of different source files ({told})", cure)
-  seen = {}
+  seen, alike = {}, {}
   for path, record in zip(paths, found, strict=True):
+    settings = [{**config, "seed": None} for config in record["configs"]], record["data"]
+    for what, place, value in (("scored on different cases", "", record["truth"]),
+                               (f"of {record['label']!r} with different settings or data",
+                                record["label"], settings)):
+      other, first = alike.setdefault(place, (path.name, value))
+      if value != first:
+        raise InputError(f"study {study}", f"holds results {what} ({other}, {path.name})", cure)
     place = record["label"], record["seed"]
     if place in seen:
       raise InputError(f"study {study}", f"holds two results of {record['label']!r} with seed "
@@ -103,6 +116,8 @@ def curve(workdir: Path) -> dict:
   """Mean soft Dice of every class over training: {"step": […], "dice": {class: […]}}, thinned."""
   lines = map(json.loads, (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
   lines = [line for line in lines if "loss" in line]
+  starts = [i for i in range(1, len(lines)) if lines[i]["step"] <= lines[i - 1]["step"]]
+  lines = lines[starts[-1]:] if starts else lines  # a training that was begun anew
   every = math.ceil(len(lines) / CURVE_POINTS) if lines else 1
   lines = lines[::-1][::every][::-1]  # so that the end is one of them
   names = dict.fromkeys(key for line in lines for key in line if key.startswith("dice/"))

@@ -186,15 +186,24 @@ def scanner_scores(found: Outcome, label: str) -> tuple[list[str], np.ndarray]:
 
 
 def confusion_shares(found: Outcome, label: str) -> np.ndarray:
-  """Part of every true class (rows, last none) that each class asked for took: [K + 1, K + 1]."""
-  total = np.zeros((len(found.classes) + 1,) * 2)
+  """Part of every true class (rows, last none) that each class asked for took: [K + 1, K + 1].
+
+  Where masks overlap, a row may add up to more than 1, and that of none is NaN: how many voxels it
+  has cannot be told from the counts.
+  """
+  total, truth = np.zeros((len(found.classes) + 1,) * 2), np.zeros(len(found.classes) + 1)
   for row in found.rows:
     if row["label"] == label:
-      order = [*map(row["scores"]["classes"].index, found.classes), len(found.classes)]
-      total += sum(np.array(c, np.float64)[np.ix_(order, order)]
-                   for c in row["scores"]["confusion"].values())
-  truth = total.sum(1, keepdims=True)
-  return np.divide(total, truth, out=np.zeros_like(total), where=truth > 0)
+      scores = row["scores"]
+      order = [*map(scores["classes"].index, found.classes), len(found.classes)]
+      table = sum(np.array(c, np.float64)[np.ix_(order, order)]
+                  for c in scores["confusion"].values())
+      positives = np.nansum(np.array([scores["tp"], scores["fn"]], np.float64), (0, 1))[order[:-1]]
+      overlap = row["fusion"] == "independent"
+      total += table
+      truth += [*positives, np.nan if overlap else table[-1].sum()]
+  truth = np.broadcast_to(truth[:, None], total.shape)
+  return np.divide(total, truth, out=np.full(total.shape, np.nan), where=truth > 0)
 
 
 def _scanners(found: Outcome) -> Table:
@@ -217,5 +226,5 @@ def _confusions(found: Outcome) -> Table:
                                 strict=True)]
   return Table("Confusion of classes",
                "Percent of the voxels of every true class (rows) given to the class of the column, "
-               "of all cases and seeds; what overlaps counts once for each class.",
+               "of all cases and seeds; with masks that overlap a row may add up to more than 100.",
                [*kept, "truth", *found.classes, "none"], rows, len(kept) + 1)

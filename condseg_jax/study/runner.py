@@ -21,6 +21,7 @@ from condseg_jax.study import key as keys
 from condseg_jax.study import records
 from condseg_jax.study import score as scoring
 from condseg_jax.study import statistics
+from condseg_jax.study.lock import locked
 from condseg_jax.study.plan import duration
 from condseg_jax.study.plan import Job
 from condseg_jax.study.plan import Pace
@@ -37,7 +38,8 @@ def run(todo: Sequence[Job], places: Places,
   Args:
     todo: the trials.
     places: folders.
-    after: told the name of every study when the last of its trials has been dealt with.
+    after: told the name of every study when the last of its trials has been dealt with; in one
+      process at a time.
 
   Returns:
     What failed, one line each.
@@ -49,9 +51,26 @@ def run(todo: Sequence[Job], places: Places,
   waiting = [job for job in todo if not job.done]
   log.info("%d of %d trials are done", len(todo) - len(waiting), len(todo))
   pace, failures = Pace(places.out), []
+  keys.git_hash()  # of the code that runs, whatever is committed meanwhile
+
+  def failed(what: str, error: Exception) -> None:
+    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    failures.append(f"{what}: {text.strip().partition(chr(10))[0]}")
+    log.error("%s", failures[-1], exc_info=not isinstance(error, InputError))
+
+  def close(study: str) -> None:
+    try:
+      with locked(places.work / "locks" / study):
+        after(study)
+    except Exception as error:  # the trials of other studies are still to be run
+      failed(study, error)
+
+  for job in todo:
+    if job.done:
+      renew(job)
   for name in dict.fromkeys(job.study.name for job in todo):
     if not any(job.study.name == name for job in waiting):
-      after(name)
+      close(name)
   with interruptible():
     for number, job in enumerate(waiting):
       trial = job.trial
@@ -60,29 +79,45 @@ def run(todo: Sequence[Job], places: Places,
       try:
         record = run_job(job, places)
       except Exception as error:  # hours of other trials wait behind this one
-        failures.append(f"{trial.study}: {trial.variant.label}, seed {trial.seed}: {error}")
-        log.error("%s", failures[-1], exc_info=not isinstance(error, InputError))
+        failed(f"{trial.study}: {trial.variant.label}, seed {trial.seed}", error)
       else:
         pace.add(record)
         scores = statistics.row_scores(record)
         log.info("%s, seed %d: mean Dice %.4f, mean IoU %.4f", trial.variant.label, trial.seed,
                  scores["mean_dice"], scores["mean_iou"])
       if all(other.study.name != trial.study for other in waiting[number + 1:]):
-        after(trial.study)
+        close(trial.study)
   return failures
 
 
 def run_job(job: Job, places: Places) -> dict:
-  """The record of a trial, which is written; another study's result for the same is taken."""
-  result = records.borrowed(places.out, job.key) or _result(job, places)
-  variant = job.trial.variant
-  record = {
-      "study": job.study.name, "label": variant.label, "variant": variant.name,
-      "mechanism": variant.mechanism or configs.mechanism_of(job.configs[0]),
-      "level": variant.level, "seed": job.trial.seed, "against": job.trial.against,
-      "order": job.order, "level_name": job.study.level, **result}
-  records.write(job.path, record)
+  """The record of a trial, which is written; another study's result for the same is taken.
+
+  No other process trains the same meanwhile.
+  """
+  with contextlib.ExitStack() as held:
+    for key in sorted(set(job.keys)):  # in one order everywhere, so that no two wait for each other
+      held.enter_context(locked(places.work / "locks" / key))
+    result = records.borrowed(places.out, job.key) or _result(job, places)
+    record = {**_declared(job), **result}
+    records.write(job.path, record)
   return record
+
+
+def renew(job: Job) -> None:
+  """What the study declares of a trial that is done, where that has changed since."""
+  record = records.read(job.path)
+  changed = {**record, **_declared(job)}
+  if changed != record:
+    records.write(job.path, changed)
+
+
+def _declared(job: Job) -> dict:
+  variant = job.trial.variant
+  return {"study": job.study.name, "label": variant.label, "variant": variant.name,
+          "mechanism": variant.mechanism or configs.mechanism_of(job.configs[0]),
+          "level": variant.level, "seed": job.trial.seed, "against": job.trial.against,
+          "order": job.order, "level_name": job.study.level}
 
 
 def _result(job: Job, places: Places) -> dict:

@@ -159,6 +159,10 @@ def test_runs_of_one_name_are_drawn_as_one(tmp_path):
   assert 0.01 < changed.mean() < 0.3
 
 
+def test_no_two_networks_look_alike():
+  assert len({(curves.color(i), curves.marker(i)) for i in range(36)}) == 36
+
+
 def test_orders_of_layers_are_joined():
   assert curves.union([["a", "b", "d"], ["a", "c", "d"], ["b", "d", "e"]]) == list("acbde")
   assert curves.union([["a", "b"], ["a", "b"]]) == ["a", "b"]

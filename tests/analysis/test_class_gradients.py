@@ -8,7 +8,9 @@ import pytest
 from condseg_jax import losses
 from condseg_jax.analysis import gradients
 from condseg_jax.analysis.run import gradient_measures
+from condseg_jax.analysis.run import labelled_images
 from condseg_jax.analysis.run import silent_layers
+from condseg_jax.analysis.samples import Sample
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.logits import class_logits
 
@@ -82,6 +84,27 @@ def test_a_network_without_a_condition_has_the_same_gradient_for_the_same_mask()
   sums = gradients.compare(rounds)
   for values in sums.cosine["a", "b"].values():
     assert values == [pytest.approx(1)]
+
+
+def test_between_images_there_is_no_conflict_of_classes():
+  """Of single-class cases every class has its own image, and only its norms can be compared."""
+  sample = Sample("x", np.zeros((2, 2, 1)), np.zeros((2, 2, 2), np.uint8), (0, 1))
+  half = sample._replace(id="y", annotated=(0,))
+  images, shared = labelled_images([half, sample, half], ["a", "b"])
+  assert shared and list(map(len, images.values())) == [1, 1]
+  images, shared = labelled_images([half, half, sample._replace(annotated=(1,))], ["a", "b"])
+  assert not shared and list(map(len, images.values())) == [2, 1]
+  x = np.array([1.0, 0.0])
+  sums = gradients.compare([{"a": {"stem": x}, "b": {"stem": x}}], one_image=False)
+  assert not sums.cosine and sums.norm["b"]["stem"] == [1]
+
+
+def test_decoders_of_their_own_are_told_as_not_measured():
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (0, 0), channels=4, growth=4, position="decoders")
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)),
+                          jnp.zeros(1, jnp.int32))
+  assert gradients.unmeasured(shapes["params"]) == ["decoders"]
+  assert gradients.unmeasured(network()[1]["params"]) == []
 
 
 def test_where_nothing_is_labelled_no_gradient_reaches_any_layer():

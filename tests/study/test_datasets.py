@@ -76,3 +76,8 @@ def test_phantoms_have_the_same_images_under_full_supervision(tmp_path, monkeypa
   names = [p.name for p in sorted((single.scored / "imagesTr").iterdir())]
   assert {datasets.profile_of(n) for n in names} == {"liver", "spleen", "pancreas"}
   assert datasets.profile_of("hippocampus_001") == ""
+  damaged = datasets.dataset("phantom_parts_25", tmp_path, tmp_path)
+  less = Store.open(damaged.root / "liver").cases[0].positives["liver"]
+  whole = Store.open(single.root / "liver").cases[0].positives["liver"]
+  assert 0.7 * whole < less < 0.8 * whole  # by the raw mask, which is resampled afterwards
+  assert damaged.truth == single.truth and damaged.data != single.data

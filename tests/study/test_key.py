@@ -32,6 +32,17 @@ def test_the_key_of_a_training():
   assert len(others) == 5 and plain not in others and len(plain) == 64
 
 
+def test_the_key_of_a_training_holds_its_texts(tmp_path):
+  """What the file holds, wherever it lies; the config stays as it was."""
+  made = []
+  for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
+    (tmp_path / name).write_text(text)
+    config = CONFIG | {"conditioning": {"text_vectors": str(tmp_path / name)}}
+    made.append(keys.member_key(config, "data", "source"))
+    assert config["conditioning"]["text_vectors"] == str(tmp_path / name)
+  assert made[0] == made[1] != made[2]
+
+
 def test_the_key_of_a_result():
   plain = keys.trial_key(["a", "b"], "argmax", "truth")
   assert len({plain, keys.trial_key(["b", "a"], "argmax", "truth"),
@@ -97,4 +108,4 @@ def test_the_git_hash_is_told_or_unknown(monkeypatch, tmp_path):
   assert keys.git_hash() == "unknown" or len(keys.git_hash().rstrip("+")) == 40
   (tmp_path / "pack").mkdir()
   monkeypatch.setattr(keys, "ROOT", Path(tmp_path / "pack"))
-  assert keys.git_hash() == "unknown"
+  assert keys.git_hash.__wrapped__() == "unknown"  # of a process it is asked for once

@@ -35,6 +35,12 @@ def test_a_mark_that_names_nothing(mark, fault, tmp_path):
     filled(TEXT.replace("s: Scores", mark), tmp_path)
 
 
+def test_a_mark_without_end_takes_nothing(tmp_path):
+  (tmp_path / "s.md").write_text(TABLES)
+  with pytest.raises(InputError, match="s: Ranks -->: has no end"):
+    filled("<!-- s: Ranks -->\nMy text.\n" + TEXT, tmp_path)
+
+
 def test_the_tables_of_the_results_are_those_of_the_studies():
   text = (ROOT / "RESULTS.md").read_text(encoding="utf-8")
   assert filled(text, ROOT / "results") == text

@@ -78,6 +78,13 @@ def test_overrides_have_to_fit():
       configs.with_overrides(config, {dotted: value})
 
 
+def test_a_study_is_called_as_its_file(tmp_path):
+  path = tmp_path / "mine.py"
+  path.write_text((EXPERIMENTS / "studies" / "hippocampus.py").read_text(encoding="utf-8"))
+  with pytest.raises(InputError, match="declares a study 'hippocampus'"):
+    declare.load(str(path), EXPERIMENTS)
+
+
 def test_two_variants_of_one_name_are_refused():
   one = declare.Variant("cond_dec", (), "tiny")
   with pytest.raises(InputError, match="two variants"):

@@ -62,8 +62,17 @@ def test_scanners_and_confusions(rows):
   dice = np.mean([r["scores"]["dice"] for r in rows[:3]], axis=0)
   assert scanners == ["liver", "spleen"]
   np.testing.assert_allclose(values, np.stack([dice[:2].mean(0), dice[2:].mean(0)], 1))
+
+
+@pytest.mark.parametrize("fusion", ["argmax", "independent"])
+def test_confusions_are_shares_of_the_truth(fusion, rows):
+  """Rows are true classes; masks that overlap take more than all of one, and of none unknown."""
+  found = report.outcome([row | {"fusion": fusion} for row in rows], resamples=50)
+  count = 2 * 4  # tp + fn, each one voxel of four cases
+  table = np.arange(9).reshape(3, 3) * 10 * 2  # of two scanners
+  none = table[2] / (table[2].sum() if fusion == "argmax" else np.nan)
   np.testing.assert_allclose(report.confusion_shares(found, "cond_dec"),
-                             np.where(np.eye(3) > 0, 95, 5) / 105)
+                             [table[0] / count, table[1] / count, none])
 
 
 def test_everything_is_written_from_records_alone(rows, tmp_path, capsys):
@@ -164,6 +173,31 @@ def test_two_results_of_one_trial_are_refused(tmp_path, rows):
   records.write(records.path_of(tmp_path, "made", "again", "9" * 64), rows[0] | {"key": "9" * 64})
   with pytest.raises(records.InputError, match="two results of 'cond_2nd' with seed 0"):
     records.of_study(tmp_path, "made")
+
+
+@pytest.mark.parametrize("more, reason", [
+    ({"truth": "1" * 64}, "scored on different cases"),
+    ({"data": "1" * 64}, "of 'cond_2nd' with different settings or data"),
+    ({"configs": [{"train": {"steps": 7}}]}, "of 'cond_2nd' with different settings or data")])
+def test_results_that_differ_in_more_than_the_seed_are_refused(more, reason, tmp_path, rows):
+  rows[1] |= more
+  written(tmp_path, rows)
+  with pytest.raises(records.InputError, match=reason):
+    records.of_study(tmp_path, "made")
+
+
+def test_what_another_process_is_writing_is_no_record(tmp_path, rows):
+  written(tmp_path, rows)
+  (tmp_path / "records" / "made" / ".0123.cond_dec-s9.json").write_text('{"study": ')
+  assert len(records.of_study(tmp_path, "made")) == len(rows)
+
+
+def test_a_curve_is_of_the_training_that_ended(tmp_path):
+  """One that was killed before its first checkpoint is begun anew in the same folder."""
+  steps = [10, 20, 30, 10, 20, 30, 40]
+  (tmp_path / "metrics.jsonl").write_text("".join(
+      json.dumps({"step": s, "loss": 1.0, "dice/x": i / 10}) + "\n" for i, s in enumerate(steps)))
+  assert records.curve(tmp_path) == {"step": [10, 20, 30, 40], "dice": {"x": [0.3, 0.4, 0.5, 0.6]}}
 
 
 def test_curves_are_thinned_to_their_end(tmp_path):

@@ -1,15 +1,21 @@
 """A whole study of the tiny datasets: trained once, taken up again, told, and never mixed."""
 
 import csv
+import dataclasses
 import json
 import shutil
 import signal
+import threading
 
 import pytest
 
 from condseg_jax.cli.study import main
+from condseg_jax.study import declare
 from condseg_jax.study import key as keys
+from condseg_jax.study import plan
 from condseg_jax.study import records
+from condseg_jax.study import runner
+from condseg_jax.study.lock import locked
 from condseg_jax.train.clock import Interrupt
 
 pytestmark = pytest.mark.slow
@@ -121,6 +127,50 @@ def test_studies_share_what_is_the_same(out, experiments, data, monkeypatch):
   assert {r["study"] for r in theirs} == {"other"}
 
 
+def test_what_a_study_declares_anew_is_told(out, experiments, data, tmp_path):
+  """Another reference: nothing is trained, and the tables compare with it."""
+  copy = shutil.copytree(out, tmp_path / "copy")
+  other = experiments.parent / "tiny.py"
+  text = (experiments / "studies" / "tiny.py").read_text()
+  other.write_text(text.replace('"input")))', '"input")), reference="cond_2nd")'))
+  assert main(["study", str(other), *arguments(experiments, data, copy)[2:]]) == 0
+  assert {r["against"] for r in records.of_study(copy, "tiny")} == {"cond_2nd"}
+  assert "| cond_dec | cond_2nd |" in (copy / "tiny.md").read_text()
+
+
+def test_a_report_that_fails_stops_no_training(out, experiments, data, tmp_path, monkeypatch,
+                                               capsys):
+  """The tables of a study that is done cannot be made; the trial of another is run, and told."""
+  copy = shutil.copytree(out, tmp_path / "copy")
+  first = sorted((copy / "records" / "tiny").glob("*.json"))[0]
+  old = first.with_name("old-s0-0000000000000000.json")
+  old.write_text(json.dumps(json.loads(first.read_text()) | {"key": "0" * 64}))
+  studies = declare.load("tiny", experiments)
+  other = dataclasses.replace(studies[0], name="other")
+  monkeypatch.setattr(declare, "load", lambda *_: [*studies, other])
+  assert main(arguments(experiments, data, copy)) == 1
+  assert "failed, the first: tiny: study tiny: holds two results" in capsys.readouterr().err
+  assert len(records.of_study(copy, "other")) == 2 and (copy / "other.md").exists()
+
+
+def test_two_processes_do_not_train_the_same(out, experiments, data, tmp_path):
+  """The second waits for the first, and takes its result."""
+  copy = shutil.copytree(out, tmp_path / "copy")
+  places = plan.Places(experiments, data, copy)
+  job = plan.jobs(declare.load("tiny", experiments), places, only=["cond_dec"])[0]
+  record = json.loads(job.path.read_text())
+  job.path.unlink()
+  found = []
+  second = threading.Thread(target=lambda: found.append(runner.run_job(job, places)))
+  with locked(places.work / "locks" / job.keys[0]):
+    second.start()
+    second.join(0.5)
+    assert second.is_alive() and not job.path.exists()
+    records.write(job.path, record)
+  second.join(60)
+  assert found == [record]
+
+
 def test_results_of_other_code_are_not_mixed(out, experiments, data, tmp_path, capsys):
   """One record says that it is of other source files: no table, one line, and a way out."""
   copy = tmp_path / "records" / "tiny"
@@ -173,7 +223,8 @@ def test_old_records_go_when_asked(out, experiments, data, tmp_path, capsys):
 
 @pytest.mark.parametrize("flags, reason", [
     (["--only=nobody"], "no variant 'nobody'"), (["--seeds=x"], "--seeds"),
-    (["--experiments=nowhere"], "is not known")])
+    (["--experiments=nowhere"], "is not known"), (["--tables", "--seeds=1"], "means nothing with"),
+    (["--paper=x.md"], "needs --tables")])
 def test_wrong_usage_is_told_in_a_line(flags, reason, experiments, data, tmp_path, capsys):
   assert main([*arguments(experiments, data, tmp_path), *flags]) == 2
   assert reason in capsys.readouterr().err
