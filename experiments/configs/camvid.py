@@ -3,6 +3,10 @@
 Training frames are dealt to the classes in blocks of six consecutive frames, round-robin, so that
 each class has about 33 frames, and every batch holds one frame of each.
 
+DATA holds `train/`, `val/` (pictures), `trainannot/`, `valannot/` (PNGs of label values) and a
+`classes.json`, {"classes": ["sky", …], "ignore": 11}, the names in the order of the values: the
+frames of the SegNet tutorial, 480×360, at half their size (labels without interpolation).
+
   condseg-train --config=experiments/configs/camvid.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 

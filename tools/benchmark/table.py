@@ -17,8 +17,12 @@ def markdown(folder: Path = FOLDER) -> str:
     tree = json.loads(path.read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {tree['versions'][name]}" for name in NAMED
                          if name in tree["versions"])
+    settings = dict(tree.get("settings", {}))
+    own = {row.get("convolutions") for row in tree["rows"]} - {None}
+    if len(own) == 1:  # what a suite chose for itself
+      settings |= {"convolutions": own.pop()}
     about = "; ".join([tree["device"], versions, *(
-        f"{key}: {value}" for key, value in tree.get("settings", {}).items())])
+        f"{key}: {value}" for key, value in settings.items())])
     parts += [f"**{path.stem}** ({about})", "", *table(tree["rows"]), ""]
   return "\n".join(parts)
 
