@@ -13,9 +13,9 @@ CASES = (5, 10, 20, 40, 80)  # of each class; 80 is all of them
 
 def get_study():
   found = base.comparison("hippocampus")
-  variants = [found[origin].but(name=name, level=count, against=f"cond_dec {count}",
+  variants = [found[name].but(name=name, level=count, against=f"cond_dec {count}",
                                 data__cases=0 if count == CASES[-1] else count)
               for count in CASES
-              for name, origin in (("cond_dec", "cond_dec"), ("indivs", "indivs_long"))]
+              for name in ("cond_dec", "indivs_long")]
   return Study("cases", tuple(variants), reference=f"cond_dec {CASES[-1]}",
                level="cases of each class", seconds=base.TASKS["hippocampus"].seconds)
