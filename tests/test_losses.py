@@ -1,5 +1,7 @@
 """The objective against its closed forms, and who does not count."""
 
+import functools
+
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -350,3 +352,11 @@ def test_sure_logits_of_an_image_give_finite_terms(value):
   loss, gradient = jax.value_and_grad(lambda x: image_terms(x, mask, 5.0).bce.sum())(logits)
   np.testing.assert_allclose(loss, max(-value, 0), rtol=1e-5)
   assert np.isfinite(gradient).all()
+
+
+def test_labels_of_images_hold_at_every_level():
+  """No Dice anywhere: that would be of the voxels."""
+  measure = functools.partial(image_terms, sharpness=5.0)
+  logits = [jnp.ones((2, 4, 4, 1)), jnp.ones((2, 2, 2, 1))]
+  found, finest = deep_terms(logits, jnp.ones((2, 4, 4, 1), jnp.uint8), measure)
+  assert not found.dice.any() and not finest.dice.any() and (found.bce > 0).all()

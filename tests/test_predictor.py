@@ -17,6 +17,7 @@ import tensorstore
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import read_nifti
+from condseg_jax.formats.resample import resample_image
 from condseg_jax.formats.resample import resample_to
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import to_canonical
@@ -68,16 +69,16 @@ def test_every_orientation_shows_the_same_anatomy(network, volume):
   plain = masks(volume)
   for mask in plain.masks.values():
     assert 50 < mask.sum() < mask.size - 50, "masks must have a shape to compare"
+  signs = itertools.cycle(((1, 1, -1), (-1, 1, -1), (-1, -1, -1)))  # all 48: test_geometry.py
   for permutation in itertools.permutations(range(3)):
-    for signs in ((1, 1, 1), (-1, 1, -1), (-1, -1, -1)):
-      other, change = reoriented(volume, permutation, signs)
-      found = masks(other)
-      np.testing.assert_array_equal(found.label.affine, other.affine)
-      for name, mask in plain.masks.items():
-        moved = orientations.apply_orientation(mask, change)
-        np.testing.assert_array_equal(found.masks[name], moved)
-      label = orientations.apply_orientation(plain.label.array, change)
-      np.testing.assert_array_equal(found.label.array, label)
+    other, change = reoriented(volume, permutation, next(signs))
+    found = masks(other)
+    np.testing.assert_array_equal(found.label.affine, other.affine)
+    for name, mask in plain.masks.items():
+      moved = orientations.apply_orientation(mask, change)
+      np.testing.assert_array_equal(found.masks[name], moved)
+    label = orientations.apply_orientation(plain.label.array, change)
+    np.testing.assert_array_equal(found.label.array, label)
 
 
 @pytest.mark.parametrize("shape", [(20, 17, 1), (1, 30, 5), (3, 3, 3), (40, 8, 12)])
@@ -112,6 +113,10 @@ def test_units_of_mr_do_not_matter(network, volume):
   scaled = Volume(volume.array * 1000 + 77, volume.affine)
   a, b = network.predict(volume).label.array, network.predict(scaled).label.array
   assert np.mean(a == b) > 0.999
+  # A network with normalisation forgives a wrong divisor; its input does not.
+  whole = resample_image(to_canonical(scaled), network.plan.spacing).array
+  np.testing.assert_allclose(network._normalised(scaled, 1.0).array[..., 0],
+                             (whole - whole.mean()) / whole.std(), atol=1e-3)
 
 
 def test_pictures():
@@ -154,6 +159,9 @@ def test_mirror_images_are_averaged_along_the_axes_that_have_no_sides(network, v
   assert np.abs(found - planes(network, image.array)).max() > 0.01
   with pytest.raises(InputError, match="mirrored no axis"):
     network.predict(volume, tta=True)
+  sided = dataclasses.replace(mirrors, table=ClassTable.create(network.table.names,
+                                                               no_mirror={"spleen": ("W",)}))
+  assert sided._mirror_axes([0, 1]) == [0] and sided._mirror_axes([0]) == [0, 2]
 
 
 def read_planes(folder):
@@ -201,6 +209,13 @@ def test_a_coarse_look_says_where(network, volume, monkeypatch):
   # 40 coarse voxels of 1.25 mm: 3 to 5 are 3.75 to 6.25 mm, and 10 mm on both sides.
   assert boxes == {2: (slice(0, 12), slice(0, 17), slice(38, 50)),
                    0: (slice(0, 0), slice(0, 0), slice(0, 0))}
+
+  # 2 mm slices: the margin is so many mm, and with `fast` on a grid 1.25 times as coarse.
+  fine = predictor((2.0, 1.0, 1.0))
+  image = Volume(np.zeros((50, 60, 40), np.float32), np.diag([-1.0, -1.0, 2.0, 1.0]))
+  assert fine._boxes(image, (2, 0), Settings())[2] == (slice(0, 7), slice(0, 17), slice(38, 50))
+  assert fine._boxes(image, (2, 0), Settings(fast=True))[2] == (
+      slice(0, 6), slice(0, 14), slice(31, 40))
 
 
 def sees(level, spacing, names=("liver", "spleen")):

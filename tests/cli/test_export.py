@@ -2,36 +2,22 @@
 
 import hashlib
 import json
-from pathlib import Path
 import sys
 
 import numpy as np
 import pytest
-from tiny import overrides
-from tiny import write_datasets
 
 from condseg_jax.cli import evaluate
 from condseg_jax.cli import export
 from condseg_jax.cli import predict
-from condseg_jax.cli import train
 from condseg_jax.formats.nifti import read_nifti
 
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
-
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-  root = write_datasets(tmp_path_factory.mktemp("data"))
-  arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
-  assert train.main(["train", f"--config={BASE}", f"--workdir={root / 'run'}", *arguments]) == 0
-  return root
-
-
-@pytest.fixture(scope="module")
-def bundle(root):
+def bundle(run, tmp_path_factory):
   pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-  path = root / "model.condseg"
-  assert export.main(["e", f"--workdir={root / 'run'}", f"--out={path}", "--onnx"]) == 0
+  path = tmp_path_factory.mktemp("bundle") / "model.condseg"
+  assert export.main(["e", f"--workdir={run}", f"--out={path}", "--onnx"]) == 0
   return path
 
 
@@ -50,26 +36,26 @@ def label(root, workdir, out, *more):
   return read_nifti(out / "case_08.nii.gz").array
 
 
-def test_predictions(root, bundle, tmp_path):
-  of_run = label(root, root / "run", tmp_path / "run")
+def test_predictions(root, run, bundle, tmp_path):
+  of_run = label(root, run, tmp_path / "run")
   assert of_run.any(), "there must be something to compare"
   np.testing.assert_array_equal(label(root, bundle, tmp_path / "jax"), of_run)
   of_onnx = label(root, bundle, tmp_path / "onnx", "--runtime=onnx")
   assert np.mean(of_onnx == of_run) > 0.999
 
 
-def test_evaluation(root, bundle, tmp_path):
-  for workdir, out in ((root / "run", "a"), (bundle, "b")):
+def test_evaluation(root, run, bundle, tmp_path):
+  for workdir, out in ((run, "a"), (bundle, "b")):
     assert evaluate.main(["e", f"--workdir={workdir}", f"--data={root / 'test'}",
                           f"--out={tmp_path / out}"]) == 0
   a, b = (json.loads((tmp_path / out / "summary.json").read_text()) for out in "ab")
   assert a == b and a["n_cases"] == 2
 
 
-def test_a_bundle_can_be_exported_again(root, bundle, tmp_path, capsys):
+def test_a_bundle_can_be_exported_again(run, bundle, tmp_path, capsys):
   """ONNX is added, and stays; what was known of the model stays."""
   plain, full = tmp_path / "plain.condseg", tmp_path / "full.condseg"
-  assert export.main(["e", f"--workdir={root / 'run'}", f"--out={plain}"]) == 0
+  assert export.main(["e", f"--workdir={run}", f"--out={plain}"]) == 0
   assert hashlib.sha256(plain.read_bytes()).hexdigest() in capsys.readouterr().out
   assert plain.stat().st_size < bundle.stat().st_size
   assert export.main(["e", f"--workdir={plain}", f"--out={full}", "--onnx"]) == 0
@@ -78,8 +64,8 @@ def test_a_bundle_can_be_exported_again(root, bundle, tmp_path, capsys):
   assert plain.read_bytes() == bundle.read_bytes()
 
 
-def test_bad_input(root, bundle, tmp_path, capsys, monkeypatch):
-  run, out = f"--workdir={root / 'run'}", f"--out={tmp_path / 'm.condseg'}"
+def test_bad_input(run, bundle, tmp_path, capsys, monkeypatch):
+  run, out = f"--workdir={run}", f"--out={tmp_path / 'm.condseg'}"
   assert "--out: is missing" in fails(capsys, export, 2, run)
   assert ".condseg" in fails(capsys, export, 2, run, f"--out={tmp_path / 'm.zip'}")
   assert "no checkpoint" in fails(capsys, export, 1, f"--workdir={tmp_path}", out)
@@ -93,13 +79,13 @@ def test_bad_input(root, bundle, tmp_path, capsys, monkeypatch):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["spoiled.condseg"]
 
 
-def test_bad_input_of_prediction(root, bundle, tmp_path, capsys, monkeypatch):
+def test_bad_input_of_prediction(root, run, bundle, tmp_path, capsys, monkeypatch):
   def line(code, workdir, *more):
     image = root / "test" / "imagesTr" / "case_08.nii.gz"
     return fails(capsys, predict, code, f"--workdir={workdir}", f"--input={image}",
                  f"--output={tmp_path / 'out'}", *more)
 
-  assert "holds no ONNX" in line(1, root / "run", "--runtime=onnx")
+  assert "holds no ONNX" in line(1, run, "--runtime=onnx")
   assert "--partition" in line(2, bundle, "--runtime=onnx", "--partition")
   assert "cannot be read" in line(1, tmp_path / "no.condseg")
   assert "no model bundle" in line(1, root / "test" / "dataset.json")

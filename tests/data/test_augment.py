@@ -175,8 +175,8 @@ def test_rotation_matrix(ndim):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("config", [
-    Augmentation(rotate=25.0), Augmentation(rotate=17.0, zoom=0.4, shift=0.13)],
-    ids=["rotate", "all"])
+    Augmentation(rotate=25.0), Augmentation(zoom=0.4),
+    Augmentation(rotate=17.0, zoom=0.4, shift=0.13)], ids=["rotate", "zoom", "all"])
 def test_against_scipy_on_the_same_coordinates(config, ndim, at_the_limit):
   batch = make(ndim, size=1, channels=2)
   out = run(batch, config, function=compile_anew())

@@ -4,6 +4,7 @@ import struct
 
 from dicom_files import write_series
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
@@ -26,6 +27,18 @@ def oblique():
   affine[:3, :3] = Rotation.from_euler("xyz", [20, -30, 10], degrees=True).as_matrix() @ affine[:3,
                                                                                               :3]
   return affine
+
+
+def test_every_slice_has_a_slope_of_its_own(tmp_path):
+  """As PET and MR have them: values are no whole numbers."""
+  expected = np.empty(VOXELS.shape)
+  for k, path in enumerate(write_series(tmp_path, VOXELS, AFFINE)):
+    one = pydicom.dcmread(path)
+    one.RescaleSlope = 0.25 * (k + 1)
+    expected[..., k] = one.pixel_array.T * 0.25 * (k + 1) + float(one.RescaleIntercept)
+    one.save_as(path)
+  assert (expected % 1).any()
+  np.testing.assert_allclose(read_series(tmp_path).array, expected)
 
 
 @pytest.mark.parametrize("affine", [AFFINE, oblique()], ids=["axial", "oblique"])

@@ -6,6 +6,7 @@ import pytest
 from condseg_jax.errors import InputError
 from condseg_jax.infer.fuse import best_class
 from condseg_jax.infer.fuse import check_fusion
+from condseg_jax.infer.fuse import confidence
 from condseg_jax.infer.fuse import ranks
 from condseg_jax.infer.predict import Slab
 
@@ -24,6 +25,12 @@ def test_the_most_probable_class_and_of_equals_the_earlier():
   np.testing.assert_array_equal(label, [5, 1, 5, 5])
   np.testing.assert_array_equal(score, planes.max(0))
   assert label.dtype == np.uint8
+
+
+def test_confidence_is_of_the_voxels_that_reach_the_threshold():
+  best = np.array([[1, 1, 2], [1, 2, 3]], np.uint8)
+  score = np.array([[0.9, 0.2, 0.6], [0.7, 0.8, 0.4]], np.float32)
+  assert confidence(best, score, 0.5) == pytest.approx({1: 0.8, 2: 0.7})
 
 
 def test_many_classes_need_sixteen_bits():

@@ -37,6 +37,20 @@ def noise(seed, *shape):
   return np.random.default_rng(seed).normal(size=(*shape, 1)).astype(np.float32)
 
 
+def test_classes_at_once_as_on_an_accelerator(decoder_network, monkeypatch):
+  """Eight lanes in a turn, the last of them part empty: the same as one after the other."""
+  model, variables = decoder_network
+  one = window_functions(model)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  eight = window_functions.__wrapped__(model)
+  monkeypatch.undo()  # before anything is traced
+  ids = np.array([7, 0, 3, 11, 5, 1, 2, 9, 4] + [-1] * 7, np.int32)
+  features = one.encode(variables, noise(0, *WINDOW)[None], ids)
+  a, b = (np.asarray(f.decode(variables, features, ids))[:9] for f in (one, eight))
+  assert np.abs(np.diff(a, axis=0)).mean(tuple(range(1, a.ndim))).min() > 1e-4
+  np.testing.assert_allclose(a, b, atol=1e-6)
+
+
 def probabilities(functions, variables, image, ids, **settings):
   plan = schedule.make(image.shape[:-1], WINDOW, len(ids), **settings)
   return class_probabilities(functions, variables, image, ids, WINDOW, plan)

@@ -57,4 +57,6 @@ def test_weights_are_a_symmetric_gaussian():
   # Neighbouring voxels at 0.5 and 1.5 from the centre, σ = 16 / 8 = 2.
   ratio = np.exp(-0.5 * (1.5 ** 2 - 0.5 ** 2) / 2 ** 2)
   np.testing.assert_allclose(weights[4, 9] / weights[4, 8], ratio, rtol=1e-5)
+  # And along the other axis, σ = 8 / 8 = 1.
+  np.testing.assert_allclose(weights[5, 8] / weights[4, 8], np.exp(-1.0), rtol=1e-5)
   assert weights.min() >= 1e-3

@@ -66,14 +66,24 @@ def test_where_the_width_stays_the_input_itself_is_added():
   np.testing.assert_array_equal(module.apply({"params": params}, X), jax.nn.relu(X))
 
 
+@pytest.mark.parametrize("kind", list(BLOCKS))
+def test_layers_are_dilated(kind):
+  """A layer with dilation 3 sees three voxels to each side."""
+  module = BLOCKS[kind](1, 2, 4, 2, Style("none", "leaky_relu"), 3)
+  x = normal(0, 1, 15, 15, 3)
+  variables = module.init(jax.random.key(0), x)
+  gradient = jax.grad(lambda x: module.apply(variables, x)[0, 7, 7].sum())(x)
+  assert np.ptp(np.flatnonzero(np.abs(gradient).sum((0, 2, 3)))) == 6
+
+
 @pytest.mark.parametrize("mechanism", [m for m, what in MECHANISMS.items()
                                        if "decoder" in what.positions])
 @pytest.mark.parametrize("kind", ["residual", "plain"])
 def test_every_mechanism_tells_every_layer_the_class(kind, mechanism):
   module = block(kind, depth=2, norm="group", mechanism=mechanism)
-  params = module.init(jax.random.key(0), X, SKIP, CONDITION)["params"]
-  assert {name for name, layer in params.items() if "condition" in layer} == {"layer_0", "layer_1"}
   variables = module.init(jax.random.key(0), X, SKIP, CONDITION)
+  assert {name for name, layer in variables["params"].items() if "condition" in layer} == {
+      "layer_0", "layer_1"}
   a, b = (module.apply(variables, X, SKIP, CONDITION._replace(vector_BE=v))
           for v in (CONDITION.vector_BE, CONDITION.vector_BE[::-1]))
   assert a.shape == (2, 6, 5, 4) and np.abs(a - b).mean() > 0.01

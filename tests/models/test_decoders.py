@@ -125,6 +125,12 @@ def test_a_level_that_is_not_pooled_is_dilated():
   assert reach == {"deeplab": 1 + 2, "fcn": 1 + 1}  # the stem is a layer of its own
 
 
+def test_dilation_grows_with_every_level_that_is_not_pooled():
+  net = DenseUNet(**{**NET, "strides": ((2, 2), (1, 1), (1, 1)), "depth": (0, 0, 1, 1),
+                     "decoder": "deeplab"})
+  assert [net._dilation(level) for level in range(4)] == [1, 1, 2, 4]
+
+
 @pytest.mark.parametrize("settings, fault", [
     (dict(decoder="segnet"), "decoder 'segnet' is not one of"),
     (dict(decoder="fcn", position="decoder", mechanism="channel"), "is told no class"),

@@ -43,6 +43,14 @@ def parameters(workdir):
     checkpoints.close()
 
 
+@pytest.fixture(scope="module")
+def finished(root, tmp_path_factory):
+  """A run of six steps; who changes it takes a copy."""
+  workdir = tmp_path_factory.mktemp("finished") / "run"
+  assert main(arguments(root, workdir)) == 0
+  return workdir
+
+
 def differences(a, b):
   return [np.abs(x - y).max() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
 
@@ -79,35 +87,34 @@ def test_stop_and_resume_is_bit_for_bit_the_same(driver, mechanism, root, tmp_pa
   assert losses("whole")[6] == losses("parts")[6]
 
 
-def test_records(root, tmp_path):
-  assert main(arguments(root, tmp_path)) == 0
-  run = json.loads((tmp_path / "run.json").read_text())
+def test_records(finished):
+  run = json.loads((finished / "run.json").read_text())
   assert run["status"] == "finished" and run["skipped_steps"] == 0
   assert run["devices"]["devices"] == 2 and "jax" in run["versions"]
-  assert list((tmp_path / "tensorboard").iterdir())
-  lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert list((finished / "tensorboard").iterdir())
+  lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines if "loss" in line] == [2, 4, 6]
   assert {"dice/ball", "dice/box", "learning_rate"} <= set(lines[0])
   assert [line["step"] for line in lines if "held_out/mean_dice" in line] == [3, 6]
 
 
-def test_a_finished_run_asked_again_builds_nothing(root, tmp_path, monkeypatch):
-  assert main(arguments(root, tmp_path)) == 0
-  before = {p: p.read_bytes() for p in tmp_path.glob("*.json*")}
+def test_a_finished_run_asked_again_builds_nothing(root, finished, tmp_path, monkeypatch):
+  run = shutil.copytree(finished, tmp_path / "run")
+  before = {p: p.read_bytes() for p in run.glob("*.json*")}
 
   def built(*_, **__):
     raise AssertionError("the step was built")
 
   with monkeypatch.context() as patch:
     patch.setattr("condseg_jax.train.loop.make_train_step", built)
-    assert main(arguments(root, tmp_path)) == 0
-    assert {p: p.read_bytes() for p in tmp_path.glob("*.json*")} == before
+    assert main(arguments(root, run)) == 0
+    assert {p: p.read_bytes() for p in run.glob("*.json*")} == before
     # Killed before its record was whole: it is made good.
-    (tmp_path / "run.json").write_text('{"status": "running"}')
+    (run / "run.json").write_text('{"status": "running"}')
     with pytest.raises(AssertionError, match="was built"):
-      main(arguments(root, tmp_path))
-  assert main(arguments(root, tmp_path)) == 0
-  assert json.loads((tmp_path / "run.json").read_text())["status"] == "finished"
+      main(arguments(root, run))
+  assert main(arguments(root, run)) == 0
+  assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
 def test_a_run_in_less_memory_and_with_deep_supervision(root, tmp_path):
@@ -125,11 +132,11 @@ def test_a_run_in_less_memory_and_with_deep_supervision(root, tmp_path):
   assert label.array.shape == volume.array.shape
 
 
-def test_nothing_written_is_lost(root, tmp_path, capsys):
+def test_nothing_written_is_lost(root, finished, tmp_path, capsys):
   assert main([*arguments(root, tmp_path / "a"), "--resume=must"]) == 1
   assert "no checkpoint to resume from" in capsys.readouterr().err
-  assert main(arguments(root, tmp_path / "b")) == 0
-  before = differences(parameters(tmp_path / "b"), parameters(tmp_path / "b"))
+  shutil.copytree(finished, tmp_path / "b")
+  before = parameters(finished)
   assert main([*arguments(root, tmp_path / "b"), "--resume=never"]) == 1
   assert main(arguments(root, tmp_path / "b", **{"model.channels": 16})) == 1
   assert "another model (model.channels differs)" in capsys.readouterr().err
@@ -137,7 +144,8 @@ def test_nothing_written_is_lost(root, tmp_path, capsys):
   assert "was started with subvolume (8, 16, 16), now" in capsys.readouterr().err
   assert main(arguments(root, tmp_path / "b", **{"data.spacing": "(2.0,1.0,2.0)"})) == 1
   assert "was started with spacing (2.0, 1.0, 1.0), now" in capsys.readouterr().err
-  assert max(before) == 0 and json.loads((tmp_path / "b" / "run.json").read_text())["step"] == 6
+  assert max(differences(before, parameters(tmp_path / "b"))) == 0
+  assert json.loads((tmp_path / "b" / "run.json").read_text())["step"] == 6
 
 
 @pytest.mark.slow

@@ -94,6 +94,7 @@ def test_unannotated_class_gives_exactly_zero_gradient(model, params):
   assert largest_difference(state.params, params) == 0.0
   assert float(metrics["loss"]) == 0.0
   assert np.all(np.asarray(metrics["count_K"]) == 0)
+  assert np.all(np.asarray(metrics["dice_K"]) == 0)
 
 
 def test_unannotated_sample_is_as_if_it_were_empty(model, params):
@@ -122,6 +123,13 @@ def test_non_finite_step_is_skipped_and_counted(model, params):
   state, _ = step(state, make_batch())
   assert int(state.skipped) == 1 and int(state.step) == 2
   assert largest_difference(state.params, params) > 0.0
+
+
+def test_a_finite_loss_with_an_infinite_gradient_is_skipped_too(model, params):
+  step = jax.jit(make_step(model, optax.sgd(0.1), alpha_K=(1e25, 1e25)))
+  state, metrics = step(new_state(params, optax.sgd(0.1)), make_batch())
+  assert np.isfinite(metrics["loss"]) and not np.isfinite(metrics["gradient_norm"])
+  assert int(state.skipped) == 1 and largest_difference(state.params, params) == 0.0
 
 
 def test_averaged_parameters(model, params):
@@ -224,6 +232,15 @@ def test_batch_moments_are_those_of_all_devices():
       with jax.transfer_guard("disallow"):
         state, metrics = driver.step(state, driver.place_batch(batch))
     results[name] = jax.device_get((state.params, state.statistics, metrics))
+  # A batch that is no number spoils no moment.
+  bad = make_batch()
+  bad = bad._replace(class_id=np.array([[0, 1], [0, 0], [0, 1], [1, 0]], np.int32),
+                     mask=np.repeat(bad.mask, 2, -1), beta=np.ones((4, 2), np.float32))
+  bad.image[0, 0, 0, 0] = np.nan
+  kept = jax.device_get(state.statistics)
+  state, _ = driver.step(state, driver.place_batch(bad))
+  assert int(np.max(jax.device_get(state.skipped))) == 1
+  assert largest_difference(jax.device_get(state.statistics), kept) == 0.0
   moved = jax.tree.map(jnp.subtract, results["jit"][1], variables["statistics"])
   assert all(np.abs(x).max() > 1e-3 for x in jax.tree.leaves(moved))
   assert largest_difference(results["jit"][0], variables["params"]) > 1e-3
