@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
+import logging
 from pathlib import Path
+import re
 import time
 from typing import NamedTuple
 
@@ -21,6 +23,9 @@ from condseg_jax.train.record import devices
 from condseg_jax.train.record import versions
 
 
+log = logging.getLogger("condseg_jax")
+
+
 class Wanted(NamedTuple):
   """What to write.
 
@@ -28,12 +33,14 @@ class Wanted(NamedTuple):
     separate: a mask per class, as they may overlap, instead of one label map.
     picture: an overlay.
     dicom: kinds of DICOM objects (see `formats.dicom_results`), for DICOM series.
+    dicom_must: whether they were asked for; otherwise one that cannot be made is left out.
     series: SeriesInstanceUID, where a DICOM folder holds several.
   """
 
   separate: bool = False
   picture: bool = True
   dicom: Sequence[str] = ()
+  dicom_must: bool = True
   series: str = ""
 
 
@@ -43,7 +50,21 @@ def mask_files(folder: Path, stem: str, predictor: Predictor, names: Sequence[st
   suffix = ".png" if predictor.model.ndim == 2 else ".nii.gz"
   if not separate:
     return {"": folder / f"{stem}{suffix}"}
-  return {name: folder / f"{stem}_{name.replace(' ', '_')}{suffix}" for name in names}
+  return {name: folder / f"{stem}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}{suffix}"
+          for name in names}
+
+
+def check_names(folder: Path, stems: Sequence[str], predictor: Predictor, names: Sequence[str],
+                separate: bool) -> None:
+  """Raises InputError where two results of a batch would be one file."""
+  places: dict[Path, str] = {}
+  for stem in stems:
+    for name, path in mask_files(folder, stem, predictor, names, separate).items():
+      told = f"{name or 'the label map'} of {stem}"
+      if places.setdefault(path, told) != told:
+        raise InputError(path, f"would hold both {places[path]} and {told}",
+                         "name the images otherwise, or predict them into folders of their own",
+                         usage=True)
 
 
 def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Prediction,
@@ -85,8 +106,13 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
     if wanted.separate:
       label = Volume(np.stack(list(prediction.masks.values()), -1), volume.affine)
       names = {name: channel for channel, name in enumerate(prediction.masks, 1)}
-    written += write_dicom(folder, stem, wanted.dicom, label, names, source, wanted.series,
-                           colors=colors, model=f"step {predictor.step}")
+    try:
+      written += write_dicom(folder, stem, wanted.dicom, label, names, source, wanted.series,
+                             colors=colors, model=f"step {predictor.step}")
+    except InputError as error:
+      if wanted.dicom_must:
+        raise
+      log.warning("no DICOM object is written (--dicom= asks for none): %s", error)
   for name, path in masks.items():
     if name:
       files.write_label(path, prediction.masks[name], volume.affine, {name: 1}, colors)

@@ -59,9 +59,18 @@ def _work(values: flags.FlagValues) -> int:
   out = Path(values.out)
   out.mkdir(parents=True, exist_ok=True)
   shown, seen = collect.watch(predictor, [case.id for case in cases], values.report_names)
-  rows = evaluate(predictor, tqdm.tqdm(cases, desc=f"scoring {split}"),
-                  tolerance_mm=values.tolerance_mm, fusion=values.fusion,
-                  seen=seen if values.report else None)
+  rows, failed = [], []
+  for case in tqdm.tqdm(cases, desc=f"scoring {split}"):
+    try:
+      rows += evaluate(predictor, [case], tolerance_mm=values.tolerance_mm, fusion=values.fusion,
+                       seen=seen if values.report else None)
+    except InputError as error:
+      if len(cases) == 1 or error.usage:
+        raise
+      failed.append(f"{case.id}: {error}")  # one bad case does not cost the scores of the others
+  if not rows:
+    raise InputError(values.data, f"no case could be scored, the first: {failed[0]}",
+                     "see condseg-verify")
   scored = {row.class_name for row in rows}
   names = [name for name in predictor.table.names if name in scored]
   summary = summarise(rows, names)
@@ -80,7 +89,9 @@ def _work(values: flags.FlagValues) -> int:
   print(tables.format_table(summary))
   print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
         f"cases of the split {split!r}\nresults: {out}")
-  return 0
+  for line in failed:
+    print(f"failed: {line}", file=sys.stderr)
+  return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -8,17 +8,18 @@ With --fusion=independent one mask per class is written, which may overlap. Volu
 places of the structures are in STEM_statistics.json, what was done in run.json; with --report a
 page, report.html, shows all of it and opens without a network. The result of a DICOM series is
 written as DICOM-SEG, too (extra `dicom`); --dicom=seg,rtstruct adds outlines, --dicom= leaves both
-out.
+out. Unless it was asked for, one that cannot be made is left out with a warning.
 
 An image that is plainly not of the kind that the network was trained on is refused. A batch goes on
 past a bad image and names it at the end. Several machines share a folder of images with
---num_parts=N and --part=0 … N-1; a run that was interrupted goes on with --continue, since the
-masks of an image are written last and whole.
+--num_parts=N and --part=0 … N-1, each with records of its own (run_PART.json); a run that was
+interrupted goes on with --continue, since the masks of an image are written last and whole.
 """
 
 import functools
 import math
 from pathlib import Path
+import shutil
 import sys
 
 from absl import flags
@@ -93,12 +94,15 @@ def _work(values: flags.FlagValues) -> int:
     raise InputError(f"--part={values.part}", f"there are {values.num_parts} parts",
                      f"0 to {values.num_parts - 1}", usage=True)
   keep_compiled()
-  found = files.list_images(values.input)
+  given = Path(values.input)
+  if given.name in ("", ".."):  # results are named after it
+    given = given.resolve()
+  found = files.list_images(given)
   stems = [files.stem(path) for path in found]
   shown_names = collect.case_names(stems, values.report_names)
   images = list(zip(found, stems, shown_names, strict=True))[values.part::values.num_parts]
   wanted = results.Wanted(values.separate or values.fusion == "independent", values.picture,
-                          _dicom_kinds(values, found), values.series)
+                          _dicom_kinds(values, found), values["dicom"].present > 0, values.series)
   predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator)
   ids = predictor.table.select(values.classes, values.preset)
   names = [predictor.table.names[i] for i in ids]
@@ -106,7 +110,9 @@ def _work(values: flags.FlagValues) -> int:
   output = Path(values.output)
   output.mkdir(parents=True, exist_ok=True)
   asked = settings | ({"locator": values.locator} if values.locator else {})
-  run = results.Run(output / "run.json", predictor, names, asked,
+  results.check_names(output, stems, predictor, names, wanted.separate)
+  part = "" if values.num_parts == 1 else f"_{values.part}"  # others write at the same time
+  run = results.Run(output / f"run{part}.json", predictor, names, asked,
                     same=values["continue"].value)
   failed, shown = [], []
   for number, (path, stem, shown_name) in enumerate(images, 1):
@@ -121,7 +127,9 @@ def _work(values: flags.FlagValues) -> int:
         volume, findings = _read(path, predictor, values)
         announce = functools.partial(_announce, title, settings.get("memory_bytes", math.inf))
         if values.probabilities:
-          settings["probabilities"] = str(output / f"{stem}_probabilities.zarr")
+          planes = output / f"{stem}_probabilities.zarr"
+          shutil.rmtree(planes, ignore_errors=True)  # of an earlier run, or of one cut off
+          settings["probabilities"] = str(planes)
         try:
           prediction = predictor.predict(
               volume, names, announce=announce, **settings)
@@ -134,16 +142,18 @@ def _work(values: flags.FlagValues) -> int:
       if values.report:
         collect.add(shown, collect.predicted_case(shown_name, volume, prediction, predictor,
                                                   statistics=structures, warnings=findings))
-    except (InputError, OSError) as error:
-      if len(images) == 1 or getattr(error, "usage", False):
-        raise
-      if not isinstance(error, InputError):
+    except (InputError, OSError, MemoryError) as error:
+      if isinstance(error, OSError):
         error = InputError(path, error.strerror or str(error), "check permissions and free space")
+      elif isinstance(error, MemoryError):
+        error = InputError(path, "does not fit into memory", "cut or resample it, give a smaller "
+                           "--memory, or take a machine with more")
+      if len(images) == 1 or error.usage:
+        raise error from None
       failed.append(error)  # one bad image does not stop the others
       shown.append(collect.failed_case(shown_name, error, path, values.report_names))
   if values.report:
-    page = "report.html" if values.num_parts == 1 else f"report_{values.part}.html"
-    print(collect.write_report(output / page, shown, predictor))
+    print(collect.write_report(output / f"report{part}.html", shown, predictor))
   for error in failed:
     print(f"failed: {error}", file=sys.stderr)
   return 1 if failed else 0
@@ -152,6 +162,10 @@ def _work(values: flags.FlagValues) -> int:
 def _settings(values) -> dict:
   """Fields of `infer.settings.Settings`."""
   settings = {name: values[name].value for name in SETTINGS}
+  for name in ("threshold", "memory", "step"):
+    if values[name].value is not None and not math.isfinite(values[name].value):
+      raise InputError(f"--{name}={values[name].value}", "is no finite number", "give one",
+                       usage=True)
   settings["within"] = dict(_pair(text) for text in values.within)
   if values.memory is not None:
     settings["memory_bytes"] = int(values.memory * 1e9)

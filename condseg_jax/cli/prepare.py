@@ -52,7 +52,8 @@ def _define(values: flags.FlagValues) -> None:
                      "slices; 0 for none.", flag_values=values)
   flags.DEFINE_enum("size", "quick", ("quick", "standard", "fine"), "phantom: of the volumes.",
                     flag_values=values)
-  flags.DEFINE_integer("seed", 0, "Of all that is drawn at random.", flag_values=values)
+  flags.DEFINE_integer("seed", 0, "Of all that is drawn at random.", lower_bound=0,
+                       flag_values=values)
 
 
 def _work(values: flags.FlagValues) -> int:

@@ -23,9 +23,10 @@ def main(argv=None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
   # Configs import each other as `configs.NAME`, wherever the program was started.
-  for argument in sys.argv:
-    if argument.startswith("--config="):
-      path = argument.partition("=")[2].partition(".py:")[0].removesuffix(".py") + ".py"
+  for argument, following in zip(sys.argv, [*sys.argv[1:], ""], strict=True):
+    if argument.startswith("--config=") or argument == "--config":
+      given = argument.partition("=")[2] or following
+      path = given.partition(".py:")[0].removesuffix(".py") + ".py"
       if not os.path.exists(path):
         raise InputError(path, "does not exist", "name a file with get_config()", usage=True)
       sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(path))))

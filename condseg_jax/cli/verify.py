@@ -40,13 +40,13 @@ def _work(values: flags.FlagValues, root: str) -> int:
 
   read = reader(values.format, values.modality) if values.format else None
   findings, count = verify(root, read)
-  if values.json:
-    tree = {"root": root, "cases": count, "findings": [dataclasses.asdict(f) for f in findings]}
-    write_text(values.json, json.dumps(tree, indent=1) + "\n")
   if findings:
     print(table(findings, root))
   errors = sum(f.severity == "error" for f in findings)
   print(f"{count} cases read: {errors} errors, {len(findings) - errors} warnings")
+  if values.json:
+    tree = {"root": root, "cases": count, "findings": [dataclasses.asdict(f) for f in findings]}
+    write_text(values.json, json.dumps(tree, indent=1) + "\n")
   return 1 if errors else 0
 
 

@@ -50,7 +50,7 @@ def write_rtstruct(path: str | os.PathLike, volume: Volume, names: Mapping[str, 
 
 def _structure_set(volume, names, source, colors, model):
   from pydicom.dataset import FileMetaDataset
-  from pydicom.uid import ExplicitVRLittleEndian
+  from pydicom.uid import ImplicitVRLittleEndian
   array = dicom_source.on_grid(source, volume)
   found = dicom_source.structures(array, names, colors)
   first, now = source.slices[0], datetime.datetime.now()
@@ -77,7 +77,8 @@ def _structure_set(volume, names, source, colors, model):
       ApprovalStatus="UNAPPROVED",
       **{keyword: first.get(keyword) for keyword in dicom_source.REPEATED})
   dataset.file_meta = FileMetaDataset()
-  dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+  # An explicit VR holds 64 kB of coordinates, and an outline around many holes is longer.
+  dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
   return dataset
 
 

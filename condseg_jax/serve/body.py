@@ -19,7 +19,7 @@ from condseg_jax.serve.refusal import refused
 MAX_VOXEL_BYTES = 8
 
 
-def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> Volume:
+def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Volume, str]:
   """Reads the volume of a request.
 
   Args:
@@ -27,6 +27,9 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> Volume:
     series: SeriesInstanceUID, where a zip holds several.
     plan: of the network, at whose spacing the volume must be of a bearable size, too.
     limits: of size.
+
+  Returns:
+    The volume, and what made it as DICOM calls it ("" where the body does not say).
 
   Raises:
     Refusal: whatever is wrong with it.
@@ -38,7 +41,7 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> Volume:
       path = folder / "series"
       names = archive.unpack(folder / BODY, path, limits)
     _check_size(files.read_header(path, series), plan, limits)
-    return files.read_volume(path, series)
+    return files.read_volume(path, series), files.modality(path, series)
   except InputError as error:
     if error.reason == "holds no DICOM image":
       raise Refusal(422, "body", "is a zip without a DICOM image", "send the folder of a DICOM "

@@ -50,11 +50,11 @@ def work(predictor: Predictor, folder: Path, order: Mapping, limits: Limits,
   start = time.monotonic()
   phase("reading")
   try:
-    volume = _read(predictor, folder, order, limits)
+    volume, modality = _read(predictor, folder, order, limits)
     phase("predicting")
     try:
-      findings = enforce("body", check_image(volume, predictor.plan, predictor.training),
-                         force=order["force"], switch="force=1")
+      findings = check_image(volume, predictor.plan, predictor.training, modality=modality)
+      findings = enforce("body", findings, force=order["force"], switch="force=1")
       prediction = predictor.predict(volume, order["classes"], order["preset"],
                                      fusion=order["fusion"], threshold=order["threshold"])
     except InputError as error:
@@ -81,7 +81,7 @@ def work(predictor: Predictor, folder: Path, order: Mapping, limits: Limits,
 
 
 def _read(predictor, folder, order, limits):
-  """The volume; whatever a reader stumbles over is the body's fault."""
+  """What `read_body` returns; whatever a reader stumbles over is the body's fault."""
   try:
     return read_body(folder, order["series"], predictor.plan, limits)
   except Refusal:

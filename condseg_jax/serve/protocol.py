@@ -35,6 +35,11 @@ class Protocol(H11Protocol):
         self.transport.write(self.conn.send(event))
     self.transport.close()
 
+  def on_response_complete(self) -> None:
+    super().on_response_complete()
+    self._idle.cancel()
+    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+
   def _close_idle(self) -> None:
-    if self.cycle is None:
+    if self.cycle is None or self.cycle.response_complete:
       self.transport.close()

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 import signal
 import sys
+import tempfile
 
 import numpy as np
 
@@ -64,6 +65,7 @@ def main(workdir: str, checkpoint: str) -> int:
     told = json.loads(line)
     try:
       busy[0] = True
+      tempfile.tempdir = told["folder"]  # goes with the request, even if this process is killed
       outcome = work(predictor, Path(told["folder"]), told["order"], Limits(**told["limits"]), say)
     except Stopped:
       outcome = {"status": 0}

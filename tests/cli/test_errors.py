@@ -190,6 +190,20 @@ def test_evaluation_of_what_has_no_common_class(says, root, run, tmp_path):
                                   f"--out={tmp_path / 'scores'}")
 
 
+def test_evaluation_goes_on_past_a_bad_case(root, run, tmp_path, capsys):
+  folder, out = tmp_path / "test", tmp_path / "scores"
+  shutil.copytree(root / "test", folder)
+  (folder / "labelsTr" / "case_08.nii.gz").write_bytes(gzip.compress(b"no label"))
+  arguments = ["condseg-evaluate", f"--workdir={run}", f"--data={folder}", f"--out={out}"]
+  assert evaluate.main(arguments) == 1
+  lines = (out / "cases.csv").read_text().splitlines()
+  assert len(lines) == 1 + 2 and all("case_09" in line for line in lines[1:])
+  assert "failed: case_08: " in capsys.readouterr().err
+  (folder / "labelsTr" / "case_09.nii.gz").write_bytes(gzip.compress(b"no label"))
+  assert evaluate.main(arguments) == 1
+  assert "no case could be scored" in capsys.readouterr().err
+
+
 def test_evaluation_writes_its_tables(root, run, tmp_path, capsys):
   out = tmp_path / "scores"
   assert evaluate.main(["condseg-evaluate", f"--workdir={run}", f"--data={root / 'test'}",

@@ -11,7 +11,10 @@ import time
 import numpy as np
 import pytest
 
+import condseg_jax
+from condseg_jax import results as written
 from condseg_jax.cli import predict
+from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.formats import nifti
 from condseg_jax.geometry import Volume
@@ -56,6 +59,67 @@ def test_parts_are_dealt_to_machines_and_together_are_the_whole(run, images, tmp
     assert segment(run, images, tmp_path / str(part), "--num_parts=3", f"--part={part}") == 0
     found = results(tmp_path / str(part))
     assert found == {f"scan_{n}.nii.gz": expected[f"scan_{n}.nii.gz"] for n in mine}
+
+
+def test_parts_in_one_folder_keep_records_of_their_own(run, images, tmp_path):
+  for part in (0, 1):
+    assert segment(run, images, tmp_path, "--num_parts=2", f"--part={part}") == 0
+  noted = {path.name: set(json.loads(path.read_text())["cases"])
+           for path in tmp_path.glob("run*.json")}
+  assert noted == {"run_0.json": {"scan_0", "scan_2", "scan_4"}, "run_1.json": {"scan_1", "scan_3"}}
+
+
+def test_probabilities_of_a_run_that_was_cut_off_are_made_again(run, images, tmp_path):
+  only = images / "scan_0.nii.gz"
+  assert segment(run, only, tmp_path, "--probabilities") == 0
+  before = tree(tmp_path / "scan_0_probabilities.zarr")
+  (tmp_path / "scan_0.nii.gz").unlink()
+  (tmp_path / "scan_0_probabilities.zarr" / "left").write_text("over")
+  assert segment(run, only, tmp_path, "--probabilities", "--continue") == 0
+  assert tree(tmp_path / "scan_0_probabilities.zarr") == before
+
+
+def tree(folder):
+  return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_folder_without_a_name_gives_results_with_one(run, images, tmp_path, monkeypatch):
+  folder = tmp_path / "images"
+  folder.mkdir()
+  shutil.copy(images / "scan_0.nii.gz", folder / "scan_0.nii.gz")
+  monkeypatch.chdir(folder)
+  assert segment(run, ".", tmp_path / "out") == 0
+  assert list(results(tmp_path / "out")) == ["scan_0.nii.gz"]
+
+
+def test_two_results_of_one_name_are_refused_before_anything_is_done(run, tmp_path):
+  network = condseg_jax.load(run)
+  with pytest.raises(InputError, match="would hold both box of scan_ball and ball_box of scan"):
+    written.check_names(tmp_path, ["scan_ball", "scan"], network, ["box", "ball_box"], True)
+  written.check_names(tmp_path, ["scan_ball", "scan"], network, ["box", "ball_box"], False)
+  path, = written.mask_files(tmp_path, "scan", network, ["edema/necrosis"], True).values()
+  assert path == tmp_path / "scan_edema_necrosis.nii.gz"
+
+
+@pytest.mark.parametrize("flag", ["--threshold=nan", "--memory=inf", "--memory=nan"])
+def test_numbers_that_are_none_are_wrong_usage(flag, run, images, tmp_path, capsys):
+  assert segment(run, images, tmp_path, flag) == 2
+  assert "is no finite number" in capsys.readouterr().err
+
+
+def test_a_batch_goes_on_past_an_image_that_memory_does_not_hold(run, images, tmp_path, capsys,
+                                                                 monkeypatch):
+  read = files.read_volume
+
+  def short(path, *arguments):
+    if "scan_1" in str(path):
+      raise MemoryError
+    return read(path, *arguments)
+
+  monkeypatch.setattr(files, "read_volume", short)
+  assert segment(run, images, tmp_path) == 1
+  assert len(results(tmp_path)) == 4
+  assert "scan_1.nii.gz: does not fit into memory" in capsys.readouterr().err
 
 
 def test_a_part_that_does_not_exist_is_wrong_usage(run, images, tmp_path, capsys):

@@ -1,6 +1,8 @@
 """What condseg-predict writes beside the masks, and what it refuses to look at."""
 
+import dataclasses
 import json
+import logging
 
 from dicom_files import fill_polygons
 from dicom_files import read_segments
@@ -13,12 +15,14 @@ from tiny import case
 
 import condseg_jax
 from condseg_jax.cli import predict
+from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom_source
 from condseg_jax.formats.nifti import read_colors
 from condseg_jax.formats.nifti import read_names
 from condseg_jax.formats.nifti import read_nifti
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
+from condseg_jax.infer.predict import WindowFunctions
 from condseg_jax.train.checkpoint import ModelRecord
 
 ANY = "--threshold=0"  # a network of two steps is sure of nothing
@@ -38,6 +42,18 @@ def start(run, path, output, *more):
 
 def names_in(folder):
   return {path.name for path in folder.iterdir()} - {"run.json"}
+
+
+@pytest.fixture
+def known(run, monkeypatch):
+  """A network that sees a ball where the image is bright and a box where it is brighter."""
+  levels = (0.0, 0.5)
+  halves = WindowFunctions(lambda variables, image, ids: image[..., 0],
+                           lambda variables, image, ids: np.stack(
+                               [image > levels[i] for i in np.maximum(ids, 0)]).astype(np.float32),
+                           False, (1,))
+  network = dataclasses.replace(condseg_jax.load(run), functions=halves)
+  monkeypatch.setattr("condseg_jax.predictor.load", lambda *_, **__: network)
 
 
 def test_a_dicom_series_gets_a_segmentation_of_its_own_kind(run, series, tmp_path):
@@ -76,14 +92,31 @@ def test_what_is_written_by_default_and_on_request(run, series, tmp_path):
   assert names_in(tmp_path / "d") == {"volume.nii.gz", "volume_statistics.json"}
 
 
-def test_overlapping_masks_go_into_one_segmentation(run, series, tmp_path):
-  assert start(run, series, tmp_path / "out", ANY, "--fusion=independent") == 0
+def test_overlapping_masks_go_into_one_segmentation(run, known, series, tmp_path):
+  assert start(run, series, tmp_path / "out", "--fusion=independent", "--noclean") == 0
   assert names_in(tmp_path / "out") == {"scan_ball.nii.gz", "scan_box.nii.gz", "scan_seg.dcm",
                                         "scan_statistics.json"}
-  mask = read_nifti(tmp_path / "out" / "scan_box.nii.gz")
-  found = read_segments(tmp_path / "out" / "scan_seg.dcm", mask.geometry)
-  assert found["ball"].all()
-  np.testing.assert_array_equal(found["box"], mask.array)
+  masks = {name: read_nifti(tmp_path / "out" / f"scan_{name}.nii.gz") for name in ("ball", "box")}
+  found = read_segments(tmp_path / "out" / "scan_seg.dcm", masks["box"].geometry)
+  for name, mask in masks.items():
+    np.testing.assert_array_equal(found[name], mask.array)
+  assert 0 < found["box"].mean() < found["ball"].mean() < 1
+  assert not (found["box"] & ~found["ball"]).any()
+
+
+def test_a_segmentation_that_was_not_asked_for_and_cannot_be_made_costs_no_mask(
+    run, series, tmp_path, monkeypatch, caplog, capsys):
+  def refused(*_, **__):
+    raise InputError("slice", "has no identifier", "anonymise with new ones")
+
+  monkeypatch.setattr(dicom_source, "read_source", refused)
+  log = logging.getLogger("condseg_jax")
+  monkeypatch.setattr(log, "propagate", True)
+  assert start(run, series, tmp_path / "a", ANY) == 0
+  assert names_in(tmp_path / "a") == {"scan.nii.gz", "scan_statistics.json"}
+  assert "no DICOM object is written" in caplog.text
+  assert start(run, series, tmp_path / "b", ANY, "--dicom=seg") == 1
+  assert "has no identifier" in capsys.readouterr().err
 
 
 def test_without_the_extra(run, series, tmp_path, monkeypatch, capsys):

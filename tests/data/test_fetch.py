@@ -115,6 +115,15 @@ def test_a_dataset_arrives_checked_and_unpacked(kind, server, tmp_path):
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["set"]
 
 
+def test_what_has_come_whole_is_not_sent_again(server, tmp_path):
+  """Broken off between the transfer and what follows it."""
+  part = tmp_path / "part"
+  for _ in range(2):
+    download_lib.download(server.url, part, progress=False)
+    assert part.read_bytes() == server.content
+  assert len(server.requests) == 1
+
+
 def test_a_broken_transfer_goes_on_where_it_stopped(server, tmp_path):
   server.breaks = 3
   got(server, tmp_path / "out")

@@ -1,8 +1,11 @@
 """Verifying: every defect is found by its name, once, and what is sound passes."""
 
+import errno
 import gzip
 import json
 import multiprocessing
+import os
+from pathlib import Path
 import random
 import shutil
 import time
@@ -16,6 +19,7 @@ from condseg_jax.data.prepare.layouts.msd import read_msd
 from condseg_jax.data.prepare.prepare import prepare
 from condseg_jax.data.prepare.verify import verify
 from condseg_jax.data.store import Store
+from condseg_jax.formats import files
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.formats.picture import write_png
 from condseg_jax.geometry import Volume
@@ -190,6 +194,21 @@ def test_the_label_of_an_unreadable_image_is_read(tmp_path):
               Volume(example(0)[1] * np.uint8(4), AFFINE), label=True)
   findings, _ = verify(root, progress=False)
   assert found(findings) == [("truncated", "error"), ("unknown_value", "error")]
+
+
+def test_what_the_system_does_not_let_be_read_is_a_finding(tmp_path, monkeypatch):
+  root = write(tmp_path / "raw", ["a", "b"])
+  read = files.read_volume
+
+  def denied(path, *arguments):
+    if Path(path).name == "a.nii.gz":
+      raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    return read(path, *arguments)
+
+  monkeypatch.setattr(files, "read_volume", denied)
+  findings, count = verify(root, progress=False)
+  assert count == 2 and len(findings) == 2  # of image and label
+  assert all("cannot be read: Permission denied" in str(finding) for finding in findings)
 
 
 def test_classes_without_a_training_case(tmp_path):

@@ -99,6 +99,20 @@ def test_any_noise_comes_back(tmp_path):
   assert (found["a"] & found["b"]).any()
 
 
+def test_an_outline_around_many_holes_is_still_numbers(tmp_path):
+  """More than 64 kB of coordinates in one contour: a plate with a hole in every second voxel."""
+  size = 80
+  write_series(tmp_path / "in", np.zeros((size, size, 2), int), AXIAL)
+  source = read_source(tmp_path / "in")
+  mask = np.zeros((size, size, 2), np.uint8)
+  mask[1:-1, 1:-1, 0] = 1
+  mask[2:-2:2, 2:-2:2, 0] = 0
+  write_rtstruct(tmp_path / "rt.dcm", Volume(mask, source.geometry.affine), {"a": 1}, source)
+  contour, = pydicom.dcmread(tmp_path / "rt.dcm").ROIContourSequence[0].ContourSequence
+  assert len("\\".join(map(str, contour.ContourData))) > 1 << 16
+  np.testing.assert_array_equal(fill_polygons(tmp_path / "rt.dcm", source.geometry)["a"], mask)
+
+
 def test_it_refers_to_its_slices(tmp_path):
   source = series(tmp_path / "in")
   write_rtstruct(tmp_path / "rt.dcm", Volume(shapes(), source.geometry.affine), NAMES, source,

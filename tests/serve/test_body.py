@@ -24,7 +24,7 @@ BAD = {name: told for name, told in bad_bodies().items()
 
 def read(folder, content, wanted="", plan=PLAN):
   (folder / "body").write_bytes(content)
-  return read_body(folder, wanted, plan, LIMITS)
+  return read_body(folder, wanted, plan, LIMITS)[0]
 
 
 @pytest.mark.parametrize("content", [nifti(), gzip.compress(nifti()), series()],

@@ -55,3 +55,9 @@ def test_a_connection_that_says_nothing_is_closed(address, monkeypatch):
   monkeypatch.setattr(protocol, "HEADER_SECONDS", 3600)
   request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
   assert answer(address, request).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_that_begins_another_request_and_stops_is_closed(address, monkeypatch):
+  monkeypatch.setattr(protocol, "HEADER_SECONDS", 0.3)
+  found = answer(address, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nG")
+  assert found.startswith(b"HTTP/1.1 200 ") and found.count(b"HTTP/1.1") == 1

@@ -55,8 +55,8 @@ def main(argv=None) -> int:
     print(table.markdown())
     table.into_readme()
     return 0
-  if not arguments.json:
-    parser.error("--json=FILE is needed")
+  if not arguments.json or not Path(arguments.json).absolute().parent.is_dir():
+    parser.error("--json=FILE is needed, in a folder that exists")
   with tempfile.TemporaryDirectory() as temporary:
     rows = SUITES[arguments.suite](Path(arguments.data or temporary))
   tree = {"device": device(), "versions": versions(), "settings": settings(), "rows": rows}

@@ -30,8 +30,10 @@ def markdown(folder: Path = FOLDER) -> str:
 def into_readme(path: Path = README) -> None:
   """Puts the tables between the two marks of the README."""
   text = path.read_text(encoding="utf-8")
-  before, _, rest = text.partition(BEGIN)
-  _, _, after = rest.partition(END)
+  before, begin, rest = text.partition(BEGIN)
+  _, end, after = rest.partition(END)
+  if not begin or not end:
+    raise ValueError(f"{path} lacks {BEGIN} or {END}")
   path.write_text(f"{before}{BEGIN}\n\n{markdown()}\n{END}{after}", encoding="utf-8")
 
 

@@ -85,8 +85,10 @@ def file_digest(path: Path, kind: str = "sha256") -> str:
 
 
 def _attempt(url: str, part: Path, progress: bool) -> None:
-  version = _version_of(part)
+  version, whole = _remembered(part)
   start = part.stat().st_size if part.exists() and version else 0
+  if start and start == whole:
+    return  # all of it came before, and what followed was broken off
   request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
   if start:
     request.add_header("Range", f"bytes={start}-")
@@ -94,9 +96,9 @@ def _attempt(url: str, part: Path, progress: bool) -> None:
   with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
     if start and (response.status != 206 or _first_byte(response) != start):
       start = 0  # the server begins anew: another version, or it knows no ranges
-    _remember(part, response)
     length = response.headers.get("Content-Length")
     total = start + int(length) if length else None
+    _remember(part, response, total)
     with part.open("ab" if start else "wb") as stream, tqdm.tqdm(
         total=total, initial=start, unit="B", unit_scale=True, desc=part.name,
         disable=not progress) as bar:
@@ -117,18 +119,20 @@ def _note(part: Path) -> Path:
   return part.with_name(part.name + ".json")
 
 
-def _remember(part: Path, response) -> None:
+def _remember(part: Path, response, total: int | None) -> None:
   # A weak tag does not promise the same bytes, so that it cannot be resumed by.
   tag = response.headers.get("ETag") or ""
   version = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified") or ""
-  write_text(_note(part), json.dumps({"version": version}))
+  write_text(_note(part), json.dumps({"version": version, "bytes": total}))
 
 
-def _version_of(part: Path) -> str:
+def _remembered(part: Path) -> tuple[str, int | None]:
+  """Version and size of the file that a part is of."""
   try:
-    return str(json.loads(_note(part).read_text(encoding="utf-8"))["version"])
-  except (OSError, ValueError, KeyError, TypeError):
-    return ""
+    note = json.loads(_note(part).read_text(encoding="utf-8"))
+    return str(note["version"]), note.get("bytes")
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return "", None
 
 
 def _forget(part: Path) -> None:

@@ -142,6 +142,8 @@ def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
     image = files.read_volume(case.image, case.series)
   except InputError as error:
     findings.append(Finding.of(error))
+  except OSError as error:
+    findings.append(Finding.of(_unreadable(case.image, error)))
   for label in case.labels:
     found, volume = _label(case, image, label)
     findings += found
@@ -193,7 +195,14 @@ def _label(case: RawCase, image: Volume | None,
     label.annotation.check(volume.array, label.path)
   except InputError as error:
     return [*findings, _told(error)], None
+  except OSError as error:
+    return [*findings, Finding.of(_unreadable(label.path, error))], None
   return findings, volume
+
+
+def _unreadable(path, error: OSError) -> InputError:
+  return InputError(error.filename or path, f"cannot be read: {error.strerror or error}",
+                    "check its permissions, or copy it again")
 
 
 def _distance(image: Volume, label: Volume) -> float:

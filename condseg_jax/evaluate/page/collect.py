@@ -93,7 +93,9 @@ def without_names(text: str, path: str | os.PathLike) -> str:
   """A text with every mention of a file, or of the folder it lies in, replaced."""
   path = Path(path)
   folder = path.parent.absolute()
-  for mention in (str(path), str(path.absolute()), str(folder), path.name, files.stem(path)):
+  slices = sorted((p.name for p in path.iterdir()), key=len, reverse=True) if path.is_dir() else ()
+  for mention in (*slices, str(path), str(path.absolute()), str(folder), path.name,
+                  files.stem(path)):
     if len(mention) > 1:
       text = text.replace(mention, "(file)")
   return text
