@@ -4,11 +4,12 @@ import locale
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import SimpleITK as sitk
 
 
 def write_series(folder: Path, voxels_xyz: np.ndarray, affine: np.ndarray, *, uid="1.2.840.1",
-                 order=None, tags=None) -> list[Path]:
+                 order=None, tags=None, modality="CT") -> list[Path]:
   """Writes whole HU as slices, stored as unsigned numbers with an intercept of -1024.
 
   Args:
@@ -16,6 +17,7 @@ def write_series(folder: Path, voxels_xyz: np.ndarray, affine: np.ndarray, *, ui
     affine: index → RAS+ mm, perpendicular columns.
     order: numbers in the file names, so that their order need not be that of the slices.
     tags: slice → tag → text, over what is derived from the affine.
+    modality: as DICOM calls it.
   """
   folder.mkdir(parents=True, exist_ok=True)
   lps = np.diag([-1, -1, 1, 1]) @ affine
@@ -40,6 +42,10 @@ def write_series(folder: Path, voxels_xyz: np.ndarray, affine: np.ndarray, *, ui
     paths.append(folder / f"slice_{number:03d}.dcm")
     writer.SetFileName(str(paths[-1]))
     writer.Execute(image)
+    if modality != "CT":  # of which SimpleITK would write no place
+      slice_ = pydicom.dcmread(paths[-1])
+      slice_.Modality = modality
+      slice_.save_as(paths[-1])
   locale.setlocale(locale.LC_ALL, spoken)
   return paths
 
@@ -68,7 +74,6 @@ def fill_polygons(path: Path, geometry) -> dict[str, np.ndarray]:
 
   A voxel is inside where a ray along its row crosses the outlines an odd number of times.
   """
-  import pydicom
   dataset = pydicom.dcmread(path)
   names = {roi.ROINumber: roi.ROIName for roi in dataset.StructureSetROISequence}
   to_index = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ geometry.affine)

@@ -126,10 +126,11 @@ def zipped(members, **attributes) -> bytes:
   return stream.getvalue()
 
 
-def series(array=None, **options) -> bytes:
-  """A zipped DICOM series."""
+def series(array=None, modality="MR", **options) -> bytes:
+  """A zipped DICOM series, of what `network` is for."""
   with tempfile.TemporaryDirectory() as folder:
-    paths = write_series(Path(folder), voxels() if array is None else array, AFFINE, **options)
+    paths = write_series(Path(folder), voxels() if array is None else array, AFFINE,
+                         modality=modality, **options)
     return zipped([(f"study/{path.name}", path.read_bytes()) for path in paths])
 
 

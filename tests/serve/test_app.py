@@ -258,3 +258,9 @@ def test_not_ready(predictor):
     for response in (service.post("/predict", content=nifti()), service.get("/classes")):
       told(response, 503)
       assert response.headers["retry-after"]
+
+
+def test_a_series_of_another_modality_is_refused_as_by_the_command(service):
+  line = told(service.post("/predict", content=series(modality="PT")), 422)
+  assert "is of the modality PT, the model was trained on MR" in line["reason"]
+  assert service.post("/predict?force=1", content=series(modality="PT")).status_code == 200

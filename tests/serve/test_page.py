@@ -115,7 +115,7 @@ def test_slices_classes_and_overlay_can_be_changed(page, tmp_path):
 
 
 def test_a_folder_of_dicom_is_zipped_in_the_page(page, predictor, tmp_path):
-  paths = write_series(tmp_path / "series", voxels(), AFFINE)
+  paths = write_series(tmp_path / "series", voxels(), AFFINE, modality="MR")
   # The protocol chooses files, not folders; the page sees the same.
   page.run("Object.assign(document.getElementById('folder'),"
            "{webkitdirectory: false, multiple: true}).id")

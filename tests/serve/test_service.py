@@ -105,7 +105,7 @@ def good_requests(predictor):
   for number, shape in enumerate(SHAPES):
     array = voxels(number, shape)
     for order in ORDERS:
-      body = (nifti(array), gzip.compress(nifti(array)), series(array))[len(made) % 3]
+      body = (nifti(array), gzip.compress(nifti(array)), series(array, "CT"))[len(made) % 3]
       made.append((body, order))
   return [(body, order, predictor.predict(read(body), **order)) for body, order in made]
 

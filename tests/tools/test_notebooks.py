@@ -160,7 +160,7 @@ def test_your_dataset(tmp_path):
 def test_reading_the_study(tmp_path):
   said = run("reading_the_study", tmp_path, """{
       "records": len(rows), "rows": len(lines), "columns": shown, "labels": list(found.first),
-      "table": [row[0] for row in scores.rows], "compared": [row[0] for row in differences.rows],
+      "table": [row[0] for row in scores.rows], "compared": [row[0] for row in others[0].rows],
       "waiting": waiting, "failures": failures, "own": [r["label"] for r in own.rows],
       "scores": [r["scores"]["dice"] for r in own.rows],
       "written": sorted(p.suffix for p in places.out.glob("mine.*"))}""")
