@@ -9,6 +9,7 @@ augmentation are the config's. Nothing is held out and the last step is scored: 
 by its scores.
 """
 
+import dataclasses
 from typing import NamedTuple
 
 from condseg_jax.study.declare import Member
@@ -82,6 +83,11 @@ def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
   return found
 
 
+def alone(found: dict[str, Variant]) -> dict[str, Variant]:
+  """The same trainings, scored for one class at a time: none competes with another for voxels."""
+  return {name: dataclasses.replace(v, fusion="independent") for name, v in found.items()}
+
+
 def mechanisms(task: str) -> list[Variant]:
   """Ways in which the class enters the decoder, and two in which it enters behind it."""
   decoder = [("channel", vector) for vector in ("embedding", "one_hot", "hash")]
@@ -90,6 +96,9 @@ def mechanisms(task: str) -> list[Variant]:
   found = [one(task, conditioning__position="decoder", conditioning__mechanism=mechanism,
                conditioning__vector=vector).but(name="cond_dec", mechanism=f"{mechanism} {vector}")
            for mechanism, vector in decoder]
+  norm = next(v for v in found if v.mechanism == "norm embedding")  # of groups of channels
+  found.insert(found.index(norm) + 1,
+               norm.but(mechanism="norm (instance) embedding", model__norm="instance"))
   dynamic = one(task, conditioning__position="head", conditioning__mechanism="dynamic",
                 conditioning__vector="embedding")
   output = one(task, conditioning__position="head", conditioning__mechanism="output")
