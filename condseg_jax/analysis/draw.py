@@ -1,11 +1,19 @@
-"""All pictures of an analysis, from what analysis.json holds."""
+"""All that people read of an analysis, from what analysis.json holds."""
 
 from collections.abc import Mapping
 from pathlib import Path
 import re
 
 from condseg_jax.analysis import curves
+from condseg_jax.analysis import files
 from condseg_jax.analysis import grids
+
+
+def write(folder: Path, study: Mapping) -> list[Path]:
+  """Writes rows, summary and figures into a folder and returns the paths of the figures."""
+  files.write_csv(folder, study)
+  files.write_summary(folder, study)
+  return draw(folder, study)
 
 
 def draw(folder: Path, study: Mapping) -> list[Path]:

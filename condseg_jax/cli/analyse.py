@@ -60,9 +60,7 @@ def _work(values: flags.FlagValues) -> int:
     study = _study(values, names)
     out.mkdir(parents=True, exist_ok=True)
     files.write_json(out, study)
-  files.write_csv(out, study)
-  files.write_summary(out, study)
-  pictures = draw.draw(out, study)
+  pictures = draw.write(out, study)
   for name, runs in study["networks"].items():
     if parts := runs[0].get("unmeasured"):
       print(f"{name}: not measured, since no layer of the shared network: {', '.join(parts)}")

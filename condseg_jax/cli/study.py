@@ -9,7 +9,8 @@ stopped, and does nothing where everything is done.
   python -m experiments.study all --out=results --tables --paper=RESULTS.md
 
 DATA holds the raw datasets (hippocampus/, camvid/); phantoms are drawn. In OUT lie STUDY.csv,
-STUDY.md, STUDY.tex, figures/ and records/; OUT/work holds what is prepared and trained.
+STUDY.md, STUDY.tex, figures/ and records/; OUT/work holds what is prepared and trained. `all` with
+--tables makes those of condseg-analyse again, too, for what lies in OUT/analysis/NAME.
 """
 
 import os
@@ -63,7 +64,9 @@ def _work(values: flags.FlagValues, name: str) -> int:
     raise InputError("--paper", "needs --tables", "give both", usage=True)
   if values.tables:
     for study in studies:
-      _report(study.name, Path(values.out), must=len(studies) == 1)
+      _report(study.name, Path(values.out), must=name != "all")
+    if name == "all":
+      _redraw_analyses(Path(values.out))
     if values.paper:
       from condseg_jax.study import paper
       paper.fill(Path(values.paper), Path(values.out))
@@ -109,6 +112,14 @@ def _tell(jobs, places) -> int:
   print(f"{len(jobs) - len(waiting)} of {len(jobs)} trials are done; the rest takes about "
         f"{plan.duration(pace.left(waiting, places))}")
   return 0
+
+
+def _redraw_analyses(out: Path) -> None:
+  from condseg_jax.analysis import draw
+  from condseg_jax.analysis import files
+  for path in sorted((out / "analysis").glob(f"*/{files.JSON}")):
+    draw.write(path.parent, files.read_json(path.parent))
+    print(path.parent / files.SUMMARY)
 
 
 def _report(study: str, out: Path, must: bool = False) -> None:

@@ -61,8 +61,12 @@ def smoothed(values: np.ndarray, width: int = 5) -> np.ndarray:
 
 
 def draw_curves(found: Outcome):
-  """Soft Dice of the training batches; the band is from the least to the most of the seeds."""
-  figure, axes = _figure(1.9 * _PANEL, 1.3 * _PANEL)
+  """Soft Dice of the training batches; the band is from the least to the most of the seeds.
+
+  It is that of the labels a variant learns from, which are not the truth where it takes what is not
+  labelled for background.
+  """
+  figure, axes = _figure(1.3 * _PANEL + _legend_width(len(found.first)), 1.3 * _PANEL)
   for number, label in enumerate(found.first):
     lines = [curve_of(row) for row in found.rows if row["label"] == label]
     size = min(len(steps) for steps, _ in lines)
@@ -72,21 +76,22 @@ def draw_curves(found: Outcome):
     if len(lines) > 1:
       low, high = np.fmin.reduce(values), np.fmax.reduce(values)
       axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
-  axes.set(xlabel="updates, of all networks of a variant", ylabel="soft Dice in training",
+  axes.set(xlabel="updates, of all networks of a variant",
+           ylabel="soft Dice in training,\nagainst the labels it is given",
            ylim=(0, 1), xlim=(0, None))
   _legend(axes, len(found.first))
   return figure
 
 
 def draw_boxes(found: Outcome):
-  """Dice of every case, a mean over seeds, by variant; a panel for each class."""
+  """Dice of every case under every seed, by variant; a panel for each class."""
   labels, classes = list(found.first), found.classes
   columns = min(len(classes), 4)
   rows = math.ceil(len(classes) / columns)
   figure, panels = _figure(max(_PANEL, 0.9 + 0.28 * len(labels)) * columns, 1.15 * _PANEL * rows,
                            rows, columns)
   panels = np.atleast_1d(panels).ravel()
-  values = {name: [_case_scores(found, label, name) for label in labels] for name in classes}
+  values = {name: [case_scores(found, label, name) for label in labels] for name in classes}
   least = min((v.min() for one in values.values() for v in one if v.size), default=0)
   for k, (name, axes) in enumerate(zip(classes, panels, strict=False)):
     boxes = axes.boxplot(values[name], widths=0.6, patch_artist=True,
@@ -95,7 +100,7 @@ def draw_boxes(found: Outcome):
       box.set(facecolor=_style(number)["color"], alpha=0.55)
     axes.set(title=name, ylim=(math.floor(10 * least) / 10 - 0.02, 1.02))
     axes.grid(axis="y", alpha=0.25)
-    last = k >= len(classes) - columns
+    last = k // columns == rows - 1
     axes.set_xticks(range(1, len(labels) + 1), labels if last else [""] * len(labels), rotation=90,
                     fontsize=8)
     if k % columns == 0:
@@ -105,16 +110,18 @@ def draw_boxes(found: Outcome):
   return figure
 
 
-def _case_scores(found: Outcome, label: str, name: str) -> np.ndarray:
+def case_scores(found: Outcome, label: str, name: str) -> np.ndarray:
+  """Dice of a class in the cases that have one, those of all seeds of a variant one after another.
+  """
   mine = [np.array(row["scores"]["dice"], np.float64)[:, row["scores"]["classes"].index(name)]
           for row in found.rows if row["label"] == label]
-  mean = statistics.nan_mean(np.stack(mine), 0)
-  return mean[~np.isnan(mean)]
+  together = np.concatenate(mine)
+  return together[~np.isnan(together)]
 
 
 def draw_levels(found: Outcome):
   """The mean over classes by level, with bootstrap intervals, and the mean of each class thin."""
-  figure, axes = _figure(1.7 * _PANEL, 1.2 * _PANEL)
+  figure, axes = _figure(1.1 * _PANEL + _legend_width(1), 1.2 * _PANEL)
   lines: dict[str, list[str]] = {}
   for label, row in found.first.items():
     if row["level"] is not None:
@@ -193,7 +200,15 @@ def _style(number: int) -> dict:
 def _legend(axes, entries: int) -> None:
   axes.grid(alpha=0.25)
   axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.01, 0.5),
-              ncols=1 if entries <= 14 else 2)
+              ncols=_legend_columns(entries))
+
+
+def _legend_columns(entries: int) -> int:
+  return 1 if entries <= 14 else 2
+
+
+def _legend_width(entries: int) -> float:
+  return 0.65 * _PANEL * _legend_columns(entries)
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1):

@@ -16,6 +16,7 @@ from condseg_jax.evaluate.pictures import ABDOMEN_HU
 from condseg_jax.study import records
 from condseg_jax.study.figures import save
 
+UNTOLD = "no class told"  # what the one map of such a network shows
 COLUMNS = 4  # cells in a row
 CELL = 2.1  # inches
 
@@ -33,6 +34,8 @@ def write(out: Path, study: str, rows: Sequence[Mapping]) -> Path | None:
     if row["label"] not in shown and path.exists():
       with np.load(path, allow_pickle=False) as kept:
         shown[row["label"]] = {name: kept[name] for name in kept.files}
+      if row["mechanism"] == "none":
+        del shown[row["label"]]["names"]
   if not shown:
     return None
   drawn = any(rows[0]["scores"]["groups"])  # phantoms have scanners
@@ -46,13 +49,14 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]):
   """A cell with the truth, and one for each variant with its contours.
 
   Args:
-    shown: label → what `runner` kept: image, truth, prediction in canonical axes, names.
+    shown: label → what `runner` kept: image, truth, prediction in canonical axes, names (without
+      where the network was told no class).
     classes: whose colours these are, in this order.
   """
   from matplotlib.figure import Figure
   from matplotlib.patches import Patch
 
-  first = next(iter(shown.values()))
+  first = next(kept for kept in shown.values() if "names" in kept)
   image, truth = first["image"], _ordered(first["truth"], first["names"], classes)
   plane = ()
   if truth.ndim == 3:
@@ -64,7 +68,7 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]):
   grey = pictures.displayable(image, window) @ np.array([0.299, 0.587, 0.114])
   spacing = first["spacing"][-2:]
   cells = {"truth": truth} | {
-      label: _ordered(kept["prediction"], kept["names"], classes)[plane]
+      label: _ordered(kept["prediction"], kept.get("names"), classes)[plane]
       for label, kept in shown.items()}
   rows = -(-len(cells) // COLUMNS)
   aspect = truth.shape[0] * spacing[0] / (truth.shape[1] * spacing[1])
@@ -72,6 +76,8 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]):
                   layout="constrained")
   panels = np.atleast_1d(figure.subplots(rows, COLUMNS)).ravel()
   colors = [tuple(c / 255 for c in hue(k)) for k in range(len(classes))]
+  if any("names" not in kept for kept in shown.values()):
+    colors, classes = [*colors, (0.75, 0.75, 0.75)], [*classes, UNTOLD]
   for axes in panels:
     axes.axis("off")
   for axes, (label, labels) in zip(panels, cells.items(), strict=False):
@@ -90,8 +96,13 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]):
   return figure
 
 
-def _ordered(label: np.ndarray, names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-  """A label map of a network's own order of classes in that of a list; others and void are 0."""
+def _ordered(label: np.ndarray, names: np.ndarray | None, classes: Sequence[str]) -> np.ndarray:
+  """A label map of a network's own order of classes in that of a list; others and void are 0.
+
+  Without names, everything is one class behind the list.
+  """
+  if names is None:
+    return (len(classes) + 1) * (label > 0).astype(np.uint8)
   values = np.zeros(256, np.uint8)
   for value, name in enumerate(names.tolist(), 1):
     if name in classes:

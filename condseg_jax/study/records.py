@@ -142,16 +142,19 @@ def machine() -> dict:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-  """One row for each record: what it is, its scores, and what it was made with."""
+  """One row for each record: what it is, its scores, and what it was made with.
+
+  `config` holds the settings in which the rows differ; all of them stand in the records.
+  """
   classes = classes_of(rows)
   flat = statistics.is_flat(rows[0])
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(["study", "dataset", "variant", "mechanism", "level", "seed", "mean_dice",
                    "mean_iou", *(f"{'iou' if flat else 'dice'} {name}" for name in classes),
-                   "parameters", "steps", "key", "source", "git", "machine",
+                   "parameters", "steps", "config", "key", "source", "git", "machine",
                    "seconds_training", "seconds_scoring"])
-  for row in rows:
+  for row, settings in zip(rows, varied(rows), strict=True):
     scores = statistics.row_scores(row)
     own = dict(zip(row["scores"]["classes"], scores["classes"], strict=True))
     machine = row["machine"]
@@ -159,15 +162,42 @@ def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
         row["study"], row["dataset"], row["variant"], row["mechanism"], _cell(row["level"]),
         row["seed"], _cell(scores["mean_dice"]), _cell(scores["mean_iou"]) if flat else "",
         *(_cell(own.get(name)) for name in classes), row["parameters"],
-        "+".join(map(str, row["steps"])), row["key"][:KEY_DIGITS], row["source"][:KEY_DIGITS],
-        row["git"], f"{machine['cpus']} {machine['device']} jax {machine['jax']} "
-        f"{machine['convolution']}", row["seconds"]["training"], row["seconds"]["scoring"]])
+        "+".join(map(str, row["steps"])),
+        json.dumps(settings, separators=(",", ":"), ensure_ascii=False),
+        row["key"][:KEY_DIGITS], row["source"][:KEY_DIGITS], row["git"],
+        f"{machine['cpus']} {machine['device']} jax {machine['jax']} {machine['convolution']}",
+        row["seconds"]["training"], row["seconds"]["scoring"]])
   write_text(path, text.getvalue())
 
 
 def classes_of(rows: Sequence[Mapping]) -> list[str]:
   """The classes that records score, in order of appearance."""
   return list(dict.fromkeys(name for row in rows for name in row["scores"]["classes"]))
+
+
+def varied(rows: Sequence[Mapping]) -> list[dict]:
+  """Of every record the settings in which records differ, by their dotted names, seeds left out.
+
+  What differs between the members of one record has a list of their values.
+  """
+  flat = [[_flat(config) for config in row["configs"]] for row in rows]
+  names = dict.fromkeys(name for members in flat for one in members for name in one)
+  found = {name: [[one.get(name) for one in members] for members in flat] for name in names}
+  return [{name: values[i][0] if all(v == values[i][0] for v in values[i]) else values[i]
+           for name, values in found.items()
+           if name != "seed" and any(v != values[0][0] for own in values for v in own)}
+          for i in range(len(rows))]
+
+
+def _flat(config: Mapping, prefix: str = "") -> dict:
+  """Dotted name → value; a dict that is a setting, such as `data.no_mirror`, stays whole."""
+  out = {}
+  for name, value in config.items():
+    if isinstance(value, Mapping) and not prefix:
+      out |= _flat(value, f"{name}.")
+    else:
+      out[prefix + name] = value
+  return out
 
 
 def _cell(value) -> str:

@@ -1,6 +1,7 @@
 """The condition: constant channels without the channels, and vectors that stand for classes."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -249,6 +250,8 @@ def test_output_channels_are_a_convolution_and_a_choice():
 
 
 def test_every_mechanism_has_its_equation_and_source():
+  heads = {"dynamic": conditioning.DynamicHead, "output": conditioning.OutputChannels}
   for name, mechanism in conditioning.MECHANISMS.items():
-    if mechanism.apply is not None:
-      assert " et al" in mechanism.apply.__doc__ or "Kaufman" in mechanism.apply.__doc__, name
+    told = (mechanism.apply or heads[name]).__doc__
+    assert re.search(r"\b20[012]\d\)", told), f"{name}: no paper"
+    assert set(told) & set("γσω⊙·"), f"{name}: no equation"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+import subprocess
 
 import pytest
 from tiny import write_datasets
@@ -104,8 +105,29 @@ def test_source_files_of_training_and_scoring():
               "study/statistics.py", "study/records.py", "cli/train.py"} & found
 
 
-def test_the_git_hash_is_told_or_unknown(monkeypatch, tmp_path):
-  assert keys.git_hash() == "unknown" or len(keys.git_hash().rstrip("+")) == 40
+def test_the_git_hash_tells_of_changes_or_is_unknown(monkeypatch, tmp_path):
+  """`__wrapped__`, since of a process it is asked for once."""
   (tmp_path / "pack").mkdir()
+  (tmp_path / "experiments").mkdir()
+  for place in ("pack/__init__.py", "experiments/study.py", "README.md"):
+    (tmp_path / place).write_text("1")
   monkeypatch.setattr(keys, "ROOT", Path(tmp_path / "pack"))
-  assert keys.git_hash.__wrapped__() == "unknown"  # of a process it is asked for once
+  assert keys.git_hash.__wrapped__() == "unknown"
+
+  def git(*command):
+    names = ("-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", "-C", str(tmp_path), *names, *command], check=True,
+                          capture_output=True, encoding="utf-8").stdout.strip()
+
+  git("init")
+  assert keys.git_hash.__wrapped__() == "unknown"  # a checkout that the package is not of
+  git("add", ".")
+  git("commit", "-m", "all")
+  committed = git("rev-parse", "HEAD")
+  assert keys.git_hash.__wrapped__() == committed
+  (tmp_path / "README.md").write_text("2")  # computes nothing
+  assert keys.git_hash.__wrapped__() == committed
+  for place in ("pack/__init__.py", "experiments/study.py"):
+    (tmp_path / place).write_text("2")
+    assert keys.git_hash.__wrapped__() == committed + "+"
+    git("checkout", place)

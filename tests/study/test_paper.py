@@ -2,11 +2,15 @@
 
 from pathlib import Path
 import shutil
+import sys
 
 import pytest
 
 from condseg_jax.analysis import files
+from condseg_jax.cli.study import main
 from condseg_jax.errors import InputError
+from condseg_jax.study import declare
+from condseg_jax.study import records
 from condseg_jax.study import report
 from condseg_jax.study.paper import fill
 from condseg_jax.study.paper import filled
@@ -47,7 +51,25 @@ def test_the_tables_of_the_results_are_those_of_the_studies():
   assert text.count("<!-- end -->") >= 3
 
 
-@pytest.mark.parametrize("study", sorted(p.name for p in (ROOT / "results" / "records").glob("*")))
+STUDIES = declare.names(ROOT / "experiments")
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_study_is_whole_and_told(study, monkeypatch):
+  """Every variant with every seed has its record, and the paper shows the table."""
+  monkeypatch.setattr(sys, "path", list(sys.path))
+  declared, = declare.load(study, ROOT / "experiments")
+  found = records.of_study(ROOT / "results", study)
+  assert {(r["label"], r["seed"]) for r in found} == {
+      (trial.variant.label, trial.seed) for trial in declared.trials()}
+  assert f"<!-- {study}: " in (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+
+
+def test_there_is_no_record_of_another_study():
+  assert {path.name for path in (ROOT / "results" / "records").iterdir()} == set(STUDIES)
+
+
+@pytest.mark.parametrize("study", STUDIES)
 def test_tables_are_made_again_of_the_records(study, tmp_path):
   shutil.copytree(ROOT / "results" / "records" / study, tmp_path / "records" / study)
   report.write(tmp_path, study)
@@ -56,11 +78,15 @@ def test_tables_are_made_again_of_the_records(study, tmp_path):
     assert (tmp_path / name).read_text() == (ROOT / "results" / name).read_text(), name
 
 
-@pytest.mark.parametrize("name", sorted(p.name for p in (ROOT / "results" / "analysis").glob("*")))
-def test_rows_and_summary_are_made_again_of_the_numbers(name, tmp_path):
+@pytest.mark.parametrize("name", ["hippocampus", "phantom"])
+def test_the_tables_of_all_are_with_those_of_the_analyses(name, tmp_path, experiments):
+  """What people read of an analysis is made again of its numbers by the command of the tables."""
   folder = ROOT / "results" / "analysis" / name
-  study = files.read_json(folder)
-  files.write_csv(tmp_path, study)
-  files.write_summary(tmp_path, study)
+  out = tmp_path / "analysis" / name
+  out.mkdir(parents=True)
+  shutil.copy(folder / files.JSON, out)
+  assert main(["study", "all", f"--experiments={experiments}", f"--out={tmp_path}",
+               "--tables"]) == 0
   for file in (files.CSV, files.SUMMARY):
-    assert (tmp_path / file).read_text() == (folder / file).read_text(), file
+    assert (out / file).read_text() == (folder / file).read_text(), file
+  assert {p.name for p in out.glob("*.png")} == {p.name for p in folder.glob("*.png")}

@@ -55,6 +55,48 @@ def test_equal_compute_is_equal_compute():
     assert {steps[n] for n in set(steps) - {"indivs", "indivs_long"}} == {steps["cond_dec"]}
 
 
+@pytest.mark.parametrize("name", ["hippocampus", "camvid", "phantom"])
+def test_the_variants_are_what_they_are_called(name):
+  """What sets each of them apart from `cond_dec`, and nothing else does."""
+  study, = declare.load(name, EXPERIMENTS)
+  variants = {v.name: v for v in study.variants}
+  assert set(variants) >= {"cond_2nd", "cond_enc", "cond_dec", "full", "indivs", "no_cond",
+                           "single_map", "multi_channel", "heads"}
+
+  def settings(variant):
+    config = configs.member_config(variant.members[0], EXPERIMENTS, seed=0, root="r", cache="c")
+    return {f"{part}.{key}": value for part, tree in config.items() if isinstance(tree, dict)
+            for key, value in tree.items()}
+
+  def apart(other):
+    base, found = settings(variants["cond_dec"]), settings(variants[other])
+    return {key: value for key, value in found.items() if value != base[key]}
+
+  whole = {} if name == "camvid" else {"data.classes_per_image": 0}  # one class of a street scene
+  every = {"data.classes_per_image": 0, "data.unlabelled": "background"}
+  output = {"conditioning.position": "head", "conditioning.mechanism": "output"}
+  assert apart("cond_2nd") == {"conditioning.position": "input"}
+  assert apart("cond_enc") == {"conditioning.position": "encoder"}
+  assert apart("heads") == {"conditioning.position": "decoders"}
+  assert apart("single_map") == {"conditioning.position": "none"}
+  assert apart("multi_channel") == output
+  assert apart("no_cond") == output | every
+  assert apart("full") == whole and variants["full"].dataset == f"{name}_full"
+  one_class = {"data.keep", "data.classes", "data.no_mirror", "data.presets", "train.steps"}
+  assert set(apart("indivs")) <= one_class and {"data.keep", "train.steps"} <= set(apart("indivs"))
+  kept = [m.overrides["data.keep"] for m in variants["indivs"].members]
+  assert len(set(kept)) == len(kept) > 1 and all(len(names) == 1 for names in kept)
+  assert {v.dataset for v in study.variants if v.name != "full"} == {name}
+  assert {v.name for v in study.variants if v.fusion != "argmax"} == {"single_map"}
+
+
+@pytest.mark.parametrize("name", ["hippocampus", "phantom"])
+def test_asked_alone_are_the_same_trainings(name):
+  (together,), (alone,) = (declare.load(n, EXPERIMENTS) for n in (name, f"{name}_alone"))
+  assert [v.members for v in alone.variants] == [v.members for v in together.variants]
+  assert {v.fusion for v in alone.variants} == {"independent"} and alone.seeds == together.seeds
+
+
 def test_what_studies_have_in_common_is_one_training():
   """cond_dec of the comparison is that of the studies of noise, cases and positions, too."""
   found = [v for name in ("hippocampus", "noise", "cases", "position_hippocampus")

@@ -11,6 +11,7 @@ import pytest
 
 from condseg_jax import tables
 from condseg_jax.cli.study import main
+from condseg_jax.study import figures
 from condseg_jax.study import overlay
 from condseg_jax.study import records
 from condseg_jax.study import report
@@ -124,9 +125,62 @@ def test_levels_have_a_figure_and_families_of_their_own(tmp_path):
   assert list(found.families) == ["cond_dec 5", "cond_dec 10", "cond_dec 80"]
   titles = [t.title for t in report.study_tables(found)]
   assert not any("Probability" in t for t in titles)  # of two, the differences say it
-  from condseg_jax.study import figures
   names = {p.name for p in figures.write(tmp_path / "figures", "made", found)}
   assert "made_levels.png" in names and "made_scanners.png" not in names
+
+
+def test_boxes_are_of_cases_and_seeds():
+  """Seeds are not averaged: a class that one seed finds and another does not has both."""
+  rows = [record("cond_dec", seed, [[0.0 if seed else 0.8, 0.5], [0.0 if seed else 0.9, np.nan]])
+          for seed in (0, 1)]
+  found = report.outcome(rows, resamples=10)
+  np.testing.assert_array_equal(figures.case_scores(found, "cond_dec", "anterior"),
+                                [0.8, 0.9, 0.0, 0.0])
+  np.testing.assert_array_equal(figures.case_scores(found, "cond_dec", "posterior"), [0.5, 0.5])
+  panels = figures.draw_boxes(found).axes
+  assert [axes.get_title() for axes in panels] == ["anterior", "posterior"]
+  _, _, low, high, median, *_ = (line.get_ydata().tolist() for line in panels[0].lines)
+  assert (low, high, median) == ([0, 0], [0.9, 0.9], [0.4, 0.4])  # behind the two whiskers
+
+
+def test_a_curve_is_the_mean_over_classes_and_members():
+  """Two members of 40 steps are 80 updates; what a batch had no class for is left out."""
+  row = record("indivs", 0, np.ones((2, 2)))
+  row["curves"] = [{"step": [10, 20, 30], "dice": {"a": [0.1, None, 0.5]}},
+                   {"step": [10, 20], "dice": {"b": [0.3, 0.7]}}]
+  steps, values = figures.curve_of(row)
+  np.testing.assert_array_equal(steps, [20, 40])
+  np.testing.assert_allclose(values, [0.2, 0.7])
+  np.testing.assert_allclose(figures.smoothed(np.array([0, 0, 1, 0, 0, np.nan])),
+                             [1 / 3, 1 / 4, 1 / 5, 1 / 4, 1 / 3, 0])
+
+
+def test_the_settings_of_a_row_are_those_that_rows_differ_in(tmp_path):
+  rows = [record("one", 0, np.ones((1, 2))), record("two", 0, np.ones((1, 2)), order=1)]
+  same = {"batch": 2, "sides": {"a": "H"}}
+  rows[0]["configs"] = [{"seed": 1, "data": {**same, "keep": []}, "loss": {"bce": 0.5}}]
+  rows[1]["configs"] = [{"seed": 2, "data": {**same, "keep": [k]}, "loss": {"bce": 1}}
+                        for k in "ab"]
+  wanted = [{"data.keep": [], "loss.bce": 0.5}, {"data.keep": [["a"], ["b"]], "loss.bce": 1}]
+  assert records.varied(rows) == wanted
+  records.write_csv(tmp_path / "made.csv", rows)
+  with open(tmp_path / "made.csv", encoding="utf-8") as stream:
+    assert [json.loads(row["config"]) for row in csv.DictReader(stream)] == wanted
+
+
+def test_a_map_without_class_is_drawn_as_none():
+  """A network that is told no class has one map, which is no mask of the first of them."""
+  image, label = np.zeros((4, 20, 24)), np.zeros((4, 20, 24), np.uint8)
+  label[:, 5:15, 5:15] = 1
+  kept = {"image": image, "truth": label, "prediction": label, "spacing": np.ones(3),
+          "names": np.array(["anterior", "posterior"]), "modality": np.array("ct")}
+  untold = {name: value for name, value in kept.items() if name != "names"}
+  figure = overlay.draw({"cond_dec": kept, "single_map": untold}, ["anterior", "posterior"])
+  truth, told, single = ([c.get_facecolor()[0, :3].tolist() for c in axes.collections
+                          if len(c.get_facecolor())] for axes in figure.axes[:3])
+  assert truth == told != single and np.ptp(single[0]) == 0  # grey
+  names = [text.get_text() for text in figure.legends[0].get_texts()]
+  assert names == ["anterior", "posterior", overlay.UNTOLD]
 
 
 def test_latex_prints_what_was_meant():
