@@ -96,9 +96,9 @@ def mechanisms(task: str) -> list[Variant]:
   found = [one(task, conditioning__position="decoder", conditioning__mechanism=mechanism,
                conditioning__vector=vector).but(name="cond_dec", mechanism=f"{mechanism} {vector}")
            for mechanism, vector in decoder]
-  norm = next(v for v in found if v.mechanism == "norm embedding")  # of groups of channels
-  found.insert(found.index(norm) + 1,
-               norm.but(mechanism="norm (instance) embedding", model__norm="instance"))
+  # Instance normalisation is the whole network's, so that it is there without the condition, too.
+  found += [v.but(mechanism=v.mechanism.replace(" ", " (instance) "), model__norm="instance")
+            for v in found if v.mechanism in ("channel embedding", "norm embedding")]
   dynamic = one(task, conditioning__position="head", conditioning__mechanism="dynamic",
                 conditioning__vector="embedding")
   output = one(task, conditioning__position="head", conditioning__mechanism="output")
