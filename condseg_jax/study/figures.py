@@ -1,6 +1,7 @@
 """Figures of a study, from its records: curves, box plots, levels, scanners, confusions."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 from pathlib import Path
 
@@ -66,7 +67,7 @@ def draw_curves(found: Outcome):
   It is that of the labels a variant learns from, which are not the truth where it takes what is not
   labelled for background.
   """
-  figure, axes = _figure(1.3 * _PANEL + _legend_width(len(found.first)), 1.3 * _PANEL)
+  figure, axes = _figure(1.3 * _PANEL + _legend_width(list(found.first)), 1.3 * _PANEL)
   for number, label in enumerate(found.first):
     lines = [curve_of(row) for row in found.rows if row["label"] == label]
     size = min(len(steps) for steps, _ in lines)
@@ -121,11 +122,11 @@ def case_scores(found: Outcome, label: str, name: str) -> np.ndarray:
 
 def draw_levels(found: Outcome):
   """The mean over classes by level, with bootstrap intervals, and the mean of each class thin."""
-  figure, axes = _figure(1.1 * _PANEL + _legend_width(1), 1.2 * _PANEL)
   lines: dict[str, list[str]] = {}
   for label, row in found.first.items():
     if row["level"] is not None:
       lines.setdefault(row["variant"], []).append(label)
+  figure, axes = _figure(1.1 * _PANEL + _legend_width(list(lines)), 1.2 * _PANEL)
   for number, (variant, labels) in enumerate(lines.items()):
     labels = sorted(labels, key=lambda label: found.first[label]["level"])
     x = [found.first[label]["level"] for label in labels]
@@ -207,8 +208,9 @@ def _legend_columns(entries: int) -> int:
   return 1 if entries <= 14 else 2
 
 
-def _legend_width(entries: int) -> float:
-  return 0.65 * _PANEL * _legend_columns(entries)
+def _legend_width(labels: Sequence[str]) -> float:
+  """Inches, so that a figure may grow by them and its axes keep their size."""
+  return (0.6 + 0.07 * max(map(len, labels))) * _legend_columns(len(labels))
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1):

@@ -107,12 +107,14 @@ def test_quick_tour(tmp_path):
   said = run("quick_tour", tmp_path, """{
       "status": status, "step": predictor.step, "classes": list(summary["classes"]),
       "cases": summary["n_cases"], "dice": summary["mean_dice"],
+      "scored": [row.metrics["dice"] for row in rows],
       "grid": prediction.label.array.shape == volume.array.shape,
       "logits": logits_KDHW.shape, "window": plan.subvolume,
       "asked": sorted(pancreas.masks), "preset": list(abdomen.masks)}""")
   assert said["status"] == "finished" and said["step"] == 4
   assert said["classes"] == said["preset"] == ["liver", "spleen", "pancreas"]
-  assert said["cases"] == 3 and 0 <= said["dice"] <= 1 and said["grid"]
+  assert said["cases"] == 3 and len(said["scored"]) == 9 and said["grid"]
+  assert said["dice"] == pytest.approx(sum(said["scored"]) / 9)
   assert said["logits"] == [3, *said["window"]]
   assert said["asked"] == ["pancreas"]
   assert said["pictures"] == 2
