@@ -65,12 +65,14 @@ class Variant:
     return " ".join(part for part in (self.name, self.mechanism, level) if part)
 
   def but(self, *, dataset: str = "", mechanism: str = "", level: float | None = None,
-          name: str = "", against: str = "", **changes) -> "Variant":
-    """The variant with other overrides in all its members, `__` for the dot, or other names."""
+          name: str = "", fusion: str = "", against: str = "", **changes) -> "Variant":
+    """The variant with other overrides in all its members, `__` for the dot, or other attributes.
+    """
     return dataclasses.replace(
         self, name=name or self.name, members=tuple(m.but(**changes) for m in self.members),
         dataset=dataset or self.dataset, mechanism=mechanism or self.mechanism,
-        level=self.level if level is None else level, against=against or self.against)
+        level=self.level if level is None else level, fusion=fusion or self.fusion,
+        against=against or self.against)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ Drawn from what scoring kept of the case in `OUT/work/shown`, where it is still 
 must not leave `OUT/work`; what was drawn here may.
 """
 
+from collections.abc import Collection
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,29 +35,29 @@ def write(out: Path, study: str, rows: Sequence[Mapping]) -> Path | None:
     if row["label"] not in shown and path.exists():
       with np.load(path, allow_pickle=False) as kept:
         shown[row["label"]] = {name: kept[name] for name in kept.files}
-      if row["mechanism"] == "none":
-        del shown[row["label"]]["names"]
   if not shown:
     return None
   drawn = any(rows[0]["scores"]["groups"])  # phantoms have scanners
   path = (out if drawn else out / "work") / "figures" / f"{study}_overlay.png"
   path.parent.mkdir(parents=True, exist_ok=True)
-  save(path, draw(shown, rows[0]["scores"]["classes"]))
+  untold = {row["label"] for row in rows if row["mechanism"] == "none"}
+  save(path, draw(shown, rows[0]["scores"]["classes"], untold))
   return path
 
 
-def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]):
+def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str],
+         untold: Collection[str] = ()):
   """A cell with the truth, and one for each variant with its contours.
 
   Args:
-    shown: label → what `runner` kept: image, truth, prediction in canonical axes, names (without
-      where the network was told no class).
+    shown: label → what `runner` kept: image, truth, prediction in canonical axes, names.
     classes: whose colours these are, in this order.
+    untold: labels of the networks that are told no class, whose one map is a mask of none.
   """
   from matplotlib.figure import Figure
   from matplotlib.patches import Patch
 
-  first = next(kept for kept in shown.values() if "names" in kept)
+  first = next(iter(shown.values()))
   image, truth = first["image"], _ordered(first["truth"], first["names"], classes)
   plane = ()
   if truth.ndim == 3:
@@ -68,7 +69,7 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]):
   grey = pictures.displayable(image, window) @ np.array([0.299, 0.587, 0.114])
   spacing = first["spacing"][-2:]
   cells = {"truth": truth} | {
-      label: _ordered(kept["prediction"], kept.get("names"), classes)[plane]
+      label: _ordered(kept["prediction"], kept["names"], classes)[plane]
       for label, kept in shown.items()}
   rows = -(-len(cells) // COLUMNS)
   aspect = truth.shape[0] * spacing[0] / (truth.shape[1] * spacing[1])
@@ -76,7 +77,8 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]):
                   layout="constrained")
   panels = np.atleast_1d(figure.subplots(rows, COLUMNS)).ravel()
   colors = [tuple(c / 255 for c in hue(k)) for k in range(len(classes))]
-  if any("names" not in kept for kept in shown.values()):
+  if untold := set(untold) & set(shown):
+    cells |= {label: (len(classes) + 1) * (cells[label] > 0) for label in untold}
     colors, classes = [*colors, (0.75, 0.75, 0.75)], [*classes, UNTOLD]
   for axes in panels:
     axes.axis("off")
@@ -96,13 +98,8 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str]):
   return figure
 
 
-def _ordered(label: np.ndarray, names: np.ndarray | None, classes: Sequence[str]) -> np.ndarray:
-  """A label map of a network's own order of classes in that of a list; others and void are 0.
-
-  Without names, everything is one class behind the list.
-  """
-  if names is None:
-    return (len(classes) + 1) * (label > 0).astype(np.uint8)
+def _ordered(label: np.ndarray, names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+  """A label map of a network's own order of classes in that of a list; others and void are 0."""
   values = np.zeros(256, np.uint8)
   for value, name in enumerate(names.tolist(), 1):
     if name in classes:

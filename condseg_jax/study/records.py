@@ -185,19 +185,14 @@ def varied(rows: Sequence[Mapping]) -> list[dict]:
   found = {name: [[one.get(name) for one in members] for members in flat] for name in names}
   return [{name: values[i][0] if all(v == values[i][0] for v in values[i]) else values[i]
            for name, values in found.items()
-           if name != "seed" and any(v != values[0][0] for own in values for v in own)}
+           if any(v != values[0][0] for own in values for v in own)}
           for i in range(len(rows))]
 
 
-def _flat(config: Mapping, prefix: str = "") -> dict:
-  """Dotted name → value; a dict that is a setting, such as `data.no_mirror`, stays whole."""
-  out = {}
-  for name, value in config.items():
-    if isinstance(value, Mapping) and not prefix:
-      out |= _flat(value, f"{name}.")
-    else:
-      out[prefix + name] = value
-  return out
+def _flat(config: Mapping) -> dict:
+  """Dotted name → value of the settings in sections; the seed is in none."""
+  return {f"{section}.{name}": value for section, tree in config.items()
+          if isinstance(tree, Mapping) for name, value in tree.items()}
 
 
 def _cell(value) -> str:

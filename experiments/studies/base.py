@@ -9,7 +9,6 @@ augmentation are the config's. Nothing is held out and the last step is scored: 
 by its scores.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 from condseg_jax.study.declare import Member
@@ -85,7 +84,7 @@ def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
 
 def alone(found: dict[str, Variant]) -> dict[str, Variant]:
   """The same trainings, scored for one class at a time: none competes with another for voxels."""
-  return {name: dataclasses.replace(v, fusion="independent") for name, v in found.items()}
+  return {name: v.but(fusion="independent") for name, v in found.items()}
 
 
 def mechanisms(task: str) -> list[Variant]:

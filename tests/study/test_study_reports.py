@@ -174,8 +174,8 @@ def test_a_map_without_class_is_drawn_as_none():
   label[:, 5:15, 5:15] = 1
   kept = {"image": image, "truth": label, "prediction": label, "spacing": np.ones(3),
           "names": np.array(["anterior", "posterior"]), "modality": np.array("ct")}
-  untold = {name: value for name, value in kept.items() if name != "names"}
-  figure = overlay.draw({"cond_dec": kept, "single_map": untold}, ["anterior", "posterior"])
+  figure = overlay.draw({"cond_dec": kept, "single_map": kept}, ["anterior", "posterior"],
+                        {"single_map"})
   truth, told, single = ([c.get_facecolor()[0, :3].tolist() for c in axes.collections
                           if len(c.get_facecolor())] for axes in figure.axes[:3])
   assert truth == told != single and np.ptp(single[0]) == 0  # grey
