@@ -8,9 +8,10 @@ distinction is declared here and everything else (masks, β, losses, scores) der
   dataset annotates; `beta` turns that into the 0/1 weights β of the objective.
 """
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence
 import colorsys
+import dataclasses
 import re
 
 import numpy as np

@@ -5,13 +5,13 @@ homogeneous index of a voxel *centre* to the world, so the outer faces of a volu
 indices -0.5 and shape - 0.5.
 """
 
+from dataclasses import dataclass
 import itertools
 import warnings
-from dataclasses import dataclass
 
-import numpy as np
 from nibabel import orientations
 from nibabel.affines import obliquity
+import numpy as np
 
 from condseg_jax.errors import InputError
 

@@ -27,9 +27,12 @@ Sizes are millilitres in 3-D and pixel counts in 2-D, and the keys of `score_cas
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import ndimage, spatial
+from scipy import ndimage
+from scipy import spatial
 
-from condseg_jax.classes import NEGATIVE, POSITIVE, UNLABELLED
+from condseg_jax.classes import NEGATIVE
+from condseg_jax.classes import POSITIVE
+from condseg_jax.classes import UNLABELLED
 
 MM3_PER_ML = 1000.0
 # Distances are sums of rounded products: 3 voxels of 0.1 mm must lie within a tolerance of 0.3 mm.

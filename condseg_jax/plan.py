@@ -4,7 +4,9 @@ Spacing and intensity statistics are pooled over the whole training set. Nothing
 the dataset or the class: it would tell the network the class, and a new image has no dataset.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np

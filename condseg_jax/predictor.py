@@ -4,35 +4,39 @@
     prediction = predictor.predict(condseg_jax.read("ct.nii.gz"), classes=["liver", "spleen"])
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import time
 
 import jax
 import numpy as np
 
+from condseg_jax import resample
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.export.runtime import onnx_functions
-from condseg_jax.export.source import read_model
-from condseg_jax.formats import resample
 from condseg_jax.geometry import canonical_geometry
 from condseg_jax.geometry import from_canonical
 from condseg_jax.geometry import to_canonical
-from condseg_jax.geometry import voxel_ml
 from condseg_jax.geometry import Volume
+from condseg_jax.geometry import voxel_ml
 from condseg_jax.infer import fuse
-from condseg_jax.infer import native
 from condseg_jax.infer import postprocess
-from condseg_jax.infer import predict as windows
-from condseg_jax.infer import schedule
-from condseg_jax.infer.mirror import mirrored
-from condseg_jax.infer.planes import Planes
-from condseg_jax.infer.priors import with_priors
+from condseg_jax.infer import sliding_window
+from condseg_jax.infer import to_native
+from condseg_jax.infer.full_volume import full_volume_slabs
+from condseg_jax.infer.fuse import with_priors
+from condseg_jax.infer.probability_store import ProbabilityStore
+from condseg_jax.infer.schedule import make_schedule
+from condseg_jax.infer.schedule import Schedule
 from condseg_jax.infer.settings import COARSE
 from condseg_jax.infer.settings import FAST
 from condseg_jax.infer.settings import Settings
-from condseg_jax.infer.whole import whole_slabs
+from condseg_jax.infer.sliding_window import mirrored
+from condseg_jax.model_io.load import read_model
 from condseg_jax.models import memory
 from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
@@ -42,7 +46,7 @@ MARGIN_MM = 10.0  # around what a coarse look has found
 
 # Told before the start: the schedule, the predicted seconds, and those of a single pass. What it
 # returns is told the number of windows done since it was told last.
-Announce = Callable[[schedule.Schedule, float, float], Callable[[int], None]]
+Announce = Callable[[Schedule, float, float], Callable[[int], None]]
 
 
 class Masks(Mapping):
@@ -94,7 +98,7 @@ class Predictor:
     training: what its training set was like, the pooled `fingerprint`; {} where it is unknown.
     mirror: axes ("D", "H", "W") that the training mirrored.
     priors: class → frequency and location, of `data.priors`.
-    cleaning: class → fields of `infer.postprocess.Cleaning`, chosen on held-out cases.
+    cleaning: class → fields of `infer.postprocess.ComponentFilter`, chosen on held-out cases.
     functions: its halves in another runtime; None for JAX.
     locator: another network, trained coarsely, that looks first and says where every class is
       (coarse to fine in two stages, after Roth et al. 2018); None where there is none.
@@ -109,7 +113,7 @@ class Predictor:
   mirror: tuple[str, ...] = ()
   priors: Mapping = dataclasses.field(default_factory=dict)
   cleaning: Mapping = dataclasses.field(default_factory=dict)
-  functions: windows.WindowFunctions | None = None
+  functions: sliding_window.WindowFunctions | None = None
   locator: "Predictor | None" = None
   _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -139,12 +143,12 @@ class Predictor:
     boxes = self._boxes(volume, ids, how) if how.two_pass else None
     image = self._normalised(volume, FAST if how.fast else 1.0)
     shape = image.array.shape[:-1]
-    slabs = (whole_slabs(self.model, self.variables, image.array, ids) if how.partition else
+    slabs = (full_volume_slabs(self.model, self.variables, image.array, ids) if how.partition else
              self._window_slabs(image.array, ids, how, announce, boxes))
     if how.priors:
       slabs = with_priors(slabs, shape, self._locations(ids))
     if how.fusion == "independent" or how.probabilities:
-      planes = Planes(how.probabilities or None, ids, shape,
+      planes = ProbabilityStore(how.probabilities or None, ids, shape,
                       {"classes": list(names), "affine": image.affine.tolist()})
       slabs = planes.keep(slabs)
     best, score = fuse.best_class(slabs, shape, ids, exclusive=how.fusion == "softmax", rank=rank,
@@ -152,10 +156,10 @@ class Predictor:
     del image, slabs
     means = fuse.confidence(best, score, how.threshold)
     grid = canonical_geometry(volume.geometry).shape
-    canonical = native.label_map(best, score, grid, how.threshold)
+    canonical = to_native.label_map(best, score, grid, how.threshold)
     for part in sorted(rank, key=rank.get, reverse=True):
       postprocess.drop_detached(canonical, part + 1, within[part] + 1)
-    cleanings = {names[name]: postprocess.Cleaning(**fields)
+    cleanings = {names[name]: postprocess.ComponentFilter(**fields)
                  for name, fields in self.cleaning.items() if how.clean and name in names}
     size = voxel_ml(volume.affine)
     for value, cleaning in cleanings.items():
@@ -164,7 +168,7 @@ class Predictor:
 
     def independent(name):
       value = names[name]
-      found = native.mask(lambda rows: planes.rows(value - 1, rows), shape, grid, how.threshold)
+      found = to_native.mask(lambda rows: planes.rows(value - 1, rows), shape, grid, how.threshold)
       if value in cleanings:
         postprocess.clean(found, True, cleanings[value], size)
       return from_canonical(found, volume.geometry).array
@@ -194,27 +198,28 @@ class Predictor:
     sd = np.sqrt(squares / image.size)
     return Volume(self.plan.normalise(image, float(mean), float(sd)), volume.affine)
 
-  def _window_slabs(self, image, ids, how, announce, boxes=None) -> Iterator[windows.Slab]:
-    functions, window = self.functions or windows.window_functions(self.model), self.plan.subvolume
+  def _window_slabs(self, image, ids, how, announce, boxes=None) -> Iterator[sliding_window.Slab]:
+    functions = self.functions or sliding_window.window_functions(self.model)
+    window = self.plan.subvolume
     if how.tta:
       functions = mirrored(functions, self._mirror_axes(ids))
     on_host = self.functions is not None or jax.default_backend() == "cpu"
     batches = (1,) if on_host else (4, 1)
     call = memory.prediction_bytes(self.model, window, image.shape[-1])
-    plan = schedule.make(image.shape[:-1], window, len(ids), step=how.step, window_batch=batches,
-                         budget=how.memory_bytes, channels=image.shape[-1],
-                         at_once=functions.at_once, call_bytes=call if on_host else 0,
-                         voxel_bytes=9 if how.fusion == "softmax" else 5)
+    schedule = make_schedule(
+        image.shape[:-1], window, len(ids), step=how.step, window_batch=batches,
+        budget=how.memory_bytes, channels=image.shape[-1], at_once=functions.at_once,
+        call_bytes=call if on_host else 0, voxel_bytes=9 if how.fusion == "softmax" else 5)
     progress = lambda windows: None
     if announce is not None:
-      encode, decode = self._seconds(functions, how.tta, plan.window_batch, image.shape[-1],
-                                     plan.at_once)
-      progress = announce(plan, plan.seconds(encode, decode, len(ids)),
-                          plan.seconds(encode, decode, len(ids), passes=1))
-    return windows.probability_slabs(functions, self.variables, image, ids, window, plan,
+      encode, decode = self._seconds(functions, how.tta, schedule.window_batch, image.shape[-1],
+                                     schedule.at_once)
+      progress = announce(schedule, schedule.seconds(encode, decode, len(ids)),
+                          schedule.seconds(encode, decode, len(ids), passes=1))
+    return sliding_window.probability_slabs(functions, self.variables, image, ids, window, schedule,
                                      boxes=boxes, progress=progress)
 
-  def _boxes(self, volume, ids, how) -> dict[int, windows.Box]:
+  def _boxes(self, volume, ids, how) -> dict[int, sliding_window.Box]:
     """Where the classes are, from the locator's look, or one at `COARSE` times the spacing.
 
     A voxel is taken for a sign of a class at half the threshold; the box grows by `MARGIN_MM`.

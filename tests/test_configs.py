@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from condseg_jax.cli.train import plain_config
-from condseg_jax.data.augment import Augmentation
 from condseg_jax.models.build import build_model
-from condseg_jax.train.optimizer import make_optimizer
+from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.parallel import DRIVERS
+from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.step import make_train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("*.py"))
@@ -50,7 +50,7 @@ def test_config_builds(path, argument):
   assert logits.shape == (batch, *subvolume)
   optimizer = make_optimizer(config["optimizer"], config["train"]["steps"])
   jax.eval_shape(optimizer.init, variables["params"])
-  make_train_step(model, optimizer, augmentation=None, spacing=(), may_not_mirror=(), alpha_K=(),
+  make_train_step(model, optimizer, augmentation=None, spacing=(), lateral_axes=(), alpha_K=(),
                   ema_decay=0.0, seed=0,
                   **{k: v for k, v in config["loss"].items() if k != "alpha"})
   Augmentation(**{**config["augment"], "mirror": tuple(config["augment"]["mirror"])})

@@ -2,30 +2,29 @@
 
 import itertools
 import os
-import warnings
 from pathlib import Path
+import warnings
 
-import numpy as np
-from nibabel import orientations
-import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings
 from hypothesis import strategies as st
+from nibabel import orientations
+import numpy as np
+import pytest
 from scipy.spatial.transform import Rotation
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.formats import nifti
-from condseg_jax.geometry import (
-  Geometry,
-  Volume,
-  axcodes,
-  canonical_geometry,
-  check_affine,
-  match_grid,
-  corner_distance,
-  from_canonical,
-  to_canonical,
-)
+from condseg_jax.geometry import axcodes
+from condseg_jax.geometry import canonical_geometry
+from condseg_jax.geometry import check_affine
+from condseg_jax.geometry import corner_distance
+from condseg_jax.geometry import from_canonical
+from condseg_jax.geometry import Geometry
+from condseg_jax.geometry import match_grid
+from condseg_jax.geometry import to_canonical
+from condseg_jax.geometry import Volume
 
 DATA = os.environ.get("CONDSEG_TEST_DATA")
 SHAPE = (2, 3, 4)

@@ -3,10 +3,10 @@
 import tracemalloc
 
 import hypothesis
-import numpy as np
-import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+import numpy as np
+import pytest
 from scipy import ndimage
 
 from condseg_jax import metrics

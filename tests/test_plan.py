@@ -12,8 +12,8 @@ from condseg_jax.errors import InputError
 from condseg_jax.plan import fit_subvolume
 from condseg_jax.plan import MIN_FEATURES
 from condseg_jax.plan import Plan
-from condseg_jax.plan import pooling_strides
 from condseg_jax.plan import pooled_spacing
+from condseg_jax.plan import pooling_strides
 from condseg_jax.plan import same_spacing
 
 SPACING, SUBVOLUME = (2.5, 1.0, 1.0), (16, 32, 32)

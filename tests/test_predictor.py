@@ -17,17 +17,17 @@ import tensorstore
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import read_nifti
-from condseg_jax.formats.resample import resample_image
-from condseg_jax.formats.resample import resample_to
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
-from condseg_jax.infer import predict as windows
-from condseg_jax.infer import schedule
+from condseg_jax.infer import sliding_window
+from condseg_jax.infer.schedule import make_schedule
 from condseg_jax.infer.settings import Settings
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
+from condseg_jax.resample import resample_image
+from condseg_jax.resample import resample_to
 
 
 def predictor(spacing=(2.0, 1.0, 1.0), window=(8, 16, 16), modality="mr"):
@@ -200,7 +200,7 @@ def test_a_coarse_look_says_where(network, volume, monkeypatch):
     def __call__(self, image, ids, how, announce, boxes=None):
       plane = np.zeros((2, *image.shape[:-1]), np.float32)
       plane[0, 0, 3:5, -1] = 0.3
-      yield windows.Slab(ids, tuple(slice(0, n) for n in plane.shape[1:]), plane)
+      yield sliding_window.Slab(ids, tuple(slice(0, n) for n in plane.shape[1:]), plane)
 
   fine = predictor((1.0, 1.0, 1.0))
   monkeypatch.setattr(type(fine), "_window_slabs", staticmethod(OneSign()))
@@ -221,7 +221,7 @@ def test_a_coarse_look_says_where(network, volume, monkeypatch):
 def sees(level, spacing, names=("liver", "spleen")):
   """A network for which every class is where an image is brighter than a level."""
   plain = predictor(spacing, (8, 16, 16))
-  halves = windows.WindowFunctions(
+  halves = sliding_window.WindowFunctions(
       lambda variables, image, ids: image[..., 0],
       lambda variables, image, ids: np.stack([image > level] * len(ids)).astype(np.float32),
       False, (1,))
@@ -317,9 +317,10 @@ def test_label_maps_of_any_budget_are_those_of_everything_in_memory(network, vol
     np.testing.assert_array_equal(label, budgets[0])
 
   image = network._normalised(volume, 1.0).array
-  plan = schedule.make(image.shape[:-1], network.plan.subvolume, 3)
-  planes = windows.class_probabilities(windows.window_functions(network.model), network.variables,
-                                       image, range(3), network.plan.subvolume, plan)
+  plan = make_schedule(image.shape[:-1], network.plan.subvolume, 3)
+  functions = sliding_window.window_functions(network.model)
+  planes = sliding_window.class_probabilities(functions, network.variables, image, range(3),
+                                              network.plan.subvolume, plan)
   if fusion == "softmax":
     odds = planes / (1 - planes)
     planes = odds / (1 + odds.sum(0))

@@ -5,5 +5,5 @@ if [ -z "${CONDSEG_TEST_DATA:-}" ] && [ -d ../shared/data ]; then
   CONDSEG_TEST_DATA="$(cd ../shared/data && pwd)"
   export CONDSEG_TEST_DATA
 fi
-flake8 condseg_jax experiments tests tools
+ruff check
 python -m pytest "$@"

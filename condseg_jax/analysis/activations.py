@@ -4,7 +4,8 @@ A layer is the stem, an upsampling, the head, or a child of a block (`down_1/lay
 inside of it (convolution, normalisation, condition) is not looked at.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax

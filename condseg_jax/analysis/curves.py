@@ -1,13 +1,14 @@
 """Curves over the depth of the networks, one line for each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 import os
 from typing import NamedTuple
 
 import numpy as np
 
-from condseg_jax.atomic import replacing
+from condseg_jax.system.atomic import replacing
 
 INK, FAINT, RULE = "#1f2328", "#59636e", "#d1d9e0"
 # Okabe & Ito's colours, which the colour-blind tell apart too.

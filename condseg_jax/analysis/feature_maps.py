@@ -1,7 +1,8 @@
 """The features of one image under each class, as pictures of a slice."""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.analysis import activations
+from condseg_jax.analysis.features import class_share
 from condseg_jax.analysis.samples import Sample
-from condseg_jax.analysis.similarity import class_share
 from condseg_jax.classes import label_map
-from condseg_jax.evaluate.figures import telling_indices
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.report.figures import telling_indices
 
 CLASSES = 4  # shown at most
 

@@ -1,6 +1,7 @@
 """The measures of several networks as files: analysis.json, the same as rows, and a summary."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from collections.abc import Mapping
 import csv
 import io
 import json
@@ -8,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from condseg_jax.atomic import write_text
 from condseg_jax.errors import InputError
-from condseg_jax.tables import markdown
-from condseg_jax.tables import NO_VALUE
-from condseg_jax.tables import number
-from condseg_jax.tables import Table
+from condseg_jax.report.markup import markdown
+from condseg_jax.report.markup import NO_VALUE
+from condseg_jax.report.markup import number
+from condseg_jax.report.markup import Table
+from condseg_jax.system.atomic import write_text
 
 JSON, CSV, SUMMARY = "analysis.json", "analysis.csv", "analysis.md"
 COLUMNS = ("network", "run", "layer", "part", "level", "measure", "class", "value")

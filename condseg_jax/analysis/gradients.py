@@ -5,7 +5,10 @@ a step that helps one then hurts the other (Yu et al., "Gradient Surgery for Mul
 NeurIPS 2020). Gradients are of one image each, as the noise of training sees them.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import itertools
 from typing import NamedTuple
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from condseg_jax.analysis import curves
 from condseg_jax.analysis.feature_maps import unpack
-from condseg_jax.evaluate.figures import robust_window
+from condseg_jax.report.figures import robust_window
 
 _PANEL, _GAP, _LEFT = 1.15, 0.06, 0.95  # inches
 

@@ -4,7 +4,8 @@ After Alain & Bengio, "Understanding intermediate layers using linear classifier
 maps are least-squares ones with a small ridge; they are fitted on some images and scored on others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np

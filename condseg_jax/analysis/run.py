@@ -8,7 +8,9 @@
     parameters, class_plane, maps
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import itertools
 
 import jax
@@ -21,7 +23,6 @@ from condseg_jax.analysis import features
 from condseg_jax.analysis import gradients
 from condseg_jax.analysis import parameters
 from condseg_jax.analysis import probes
-from condseg_jax.analysis import similarity
 from condseg_jax.analysis.samples import Sample
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.predictor import Predictor
@@ -95,9 +96,9 @@ def feature_measures(f: features.Features, names: Sequence[str]) -> dict[tuple[s
   k, channels = len(names), f.voxels.shape[-1]
   flat = f.voxels.reshape(k, -1, channels)
   found = {("class_probe", ""): probes.class_probe(f.pooled),
-           ("class_share", ""): similarity.class_share(flat)}
+           ("class_share", ""): features.class_share(flat)}
   for a, b in itertools.combinations(range(k), 2):
-    found["cka", BOTH.join((names[a], names[b]))] = similarity.linear_cka(flat[a], flat[b])
+    found["cka", BOTH.join((names[a], names[b]))] = features.linear_cka(flat[a], flat[b])
   for c, name in enumerate(names):
     for asked, suffix in ((c, ""), ((c + 1) % k, "_other")):
       if suffix and k == 1:

@@ -7,7 +7,7 @@ import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import UNLABELLED
-from condseg_jax.data import pipeline
+from condseg_jax.data import sampling
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
@@ -52,7 +52,7 @@ def read_samples(stores: Sequence[Store], table: ClassTable, plan: Plan, count: 
   """
   present = {case.split for store in stores for case in store.cases}
   taken = split or next((s for s in ("val", "test") if s in present), "train")
-  datasets = pipeline.datasets(stores, taken)
+  datasets = sampling.datasets(stores, taken)
   known = [len(set(d.annotated) & set(table.names)) for d in datasets]
   if not any(known):
     raise InputError(", ".join(str(s.root) for s in stores), "annotates no class of this network "
@@ -82,7 +82,7 @@ def _in_turn(lists: Sequence[Sequence]) -> list[tuple[int, object]]:
   return [(i, items[n]) for n in range(longest) for i, items in enumerate(lists) if n < len(items)]
 
 
-def _spread(dataset: pipeline.Dataset, count: int) -> list[tuple[Store, Case]]:
+def _spread(dataset: sampling.Dataset, count: int) -> list[tuple[Store, Case]]:
   places = np.linspace(0, len(dataset.cases) - 1, count).round().astype(int)
   return [(dataset.store, dataset.cases[i]) for i in places]
 
@@ -94,7 +94,7 @@ def _read(store: Store, case: Case, table: ClassTable, plan: Plan) -> Sample:
   centre = np.mean(positions, axis=0) if positions else np.array(case.shape) / 2
   start = [centred_start(*axis) for axis in
            zip(case.shape, plan.subvolume, centre.tolist(), strict=True)]
-  inside, padding = pipeline.read_box(case.shape, plan.subvolume, start)
+  inside, padding = sampling.read_box(case.shape, plan.subvolume, start)
   image = np.pad(store.read_image(case, inside), (*padding, (0, 0)), mode="edge")
   masks = np.full((*plan.subvolume, len(table)), UNLABELLED, np.uint8)
   within = tuple(slice(low, size - high)

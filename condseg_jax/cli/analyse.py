@@ -90,12 +90,12 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
 
   from condseg_jax.analysis.run import analyse
   from condseg_jax.analysis.samples import read_samples
-  from condseg_jax.cache import keep_compiled
-  from condseg_jax.data.prepare import sources
-  from condseg_jax.export.source import read_model
+  from condseg_jax.datasets import discover
+  from condseg_jax.model_io.load import read_model
   from condseg_jax.predictor import load
+  from condseg_jax.system.cache import enable_compilation_cache
 
-  keep_compiled()
+  enable_compilation_cache()
   networks, firsts, told = {}, {}, {}
   for name, run in zip(names, values.workdir, strict=True):
     predictor = load(run, values.checkpoint)
@@ -104,7 +104,7 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
       raise InputError(run, f"has another network or other classes than the first run of the name "
                        f"{name}", "give it another name with --names", usage=True)
     config = read_model(run, values.checkpoint).record.config
-    stores = sources.open_stores(values.data, predictor.plan.spacing, values.cache or None)
+    stores = discover.open_stores(values.data, predictor.plan.spacing, values.cache or None)
     samples, split = read_samples(stores, predictor.table, predictor.plan, values.cases,
                                   values.split)
     cases = [sample.id for sample in samples]

@@ -40,17 +40,16 @@ def _work(values: flags.FlagValues) -> int:
   shell.need(values, "workdir", "data", "out")
   import tqdm
 
-  from condseg_jax.cache import keep_compiled
-  from condseg_jax.evaluate import figures
-  from condseg_jax.evaluate import pictures
-  from condseg_jax.evaluate import tables
-  from condseg_jax.evaluate.cases import labelled_cases
-  from condseg_jax.evaluate.page import collect
+  from condseg_jax.evaluate.raw_cases import labelled_cases
   from condseg_jax.evaluate.run import evaluate
   from condseg_jax.evaluate.scores import summarise
   from condseg_jax.predictor import load
+  from condseg_jax.report import figures
+  from condseg_jax.report import tables
+  from condseg_jax.report.page import collect
+  from condseg_jax.system.cache import enable_compilation_cache
 
-  keep_compiled()
+  enable_compilation_cache()
   predictor = load(values.workdir, values.checkpoint, locator=values.locator)
   cases, split = labelled_cases(values.data, values.split)
   if not any(name in predictor.table.names for case in cases for name in case.annotated):
@@ -81,7 +80,7 @@ def _work(values: flags.FlagValues) -> int:
   for kind, case_id in zip(("median", "worst"), chosen, strict=False):
     volume, truth = next(case for case in cases if case.id == case_id).read()
     label = predictor.predict(volume, fusion=values.fusion).label
-    pictures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
+    figures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
                              f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
   if values.report:
     print(collect.write_report(out / "report.html", shown, predictor, summary,

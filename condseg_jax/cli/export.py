@@ -32,13 +32,13 @@ def _work(values: flags.FlagValues) -> int:
   if not values.out.endswith(".condseg"):
     raise InputError(f"--out={values.out}", "does not end in .condseg", "name it so", usage=True)
 
-  from condseg_jax.cache import keep_compiled
-  from condseg_jax.export.bundle import write_bundle
-  from condseg_jax.export.card import run_facts
-  from condseg_jax.export.source import is_bundle
-  from condseg_jax.export.source import read_model
+  from condseg_jax.model_io.bundle import write_bundle
+  from condseg_jax.model_io.card import run_facts
+  from condseg_jax.model_io.load import is_bundle
+  from condseg_jax.model_io.load import read_model
+  from condseg_jax.system.cache import enable_compilation_cache
 
-  keep_compiled()
+  enable_compilation_cache()
   bundle = read_model(values.workdir, values.checkpoint)
   if not is_bundle(values.workdir):
     bundle = bundle._replace(facts=run_facts(values.workdir, bundle.facts["step"]))

@@ -30,9 +30,9 @@ def _define(values: flags.FlagValues) -> None:
 def _work(values: flags.FlagValues, name: str) -> int:
   from pathlib import Path
 
-  from condseg_jax.data.prepare.catalogue import Archive
-  from condseg_jax.data.prepare.catalogue import DATASETS
-  from condseg_jax.data.prepare.fetch import fetch
+  from condseg_jax.datasets.download.catalogue import Archive
+  from condseg_jax.datasets.download.catalogue import DATASETS
+  from condseg_jax.datasets.download.fetch import fetch
 
   if name == "list":
     for known, dataset in DATASETS.items():

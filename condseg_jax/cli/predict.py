@@ -84,16 +84,16 @@ def _work(values: flags.FlagValues) -> int:
   shell.need(values, "workdir", "input", "output")
   if values.partition and values.runtime != "jax":
     raise InputError("--partition", "is done by JAX alone", "leave --runtime out", usage=True)
-  from condseg_jax import results
-  from condseg_jax.cache import keep_compiled
-  from condseg_jax.evaluate.page import collect
   from condseg_jax.formats import files
   from condseg_jax.predictor import load
+  from condseg_jax.report import results
+  from condseg_jax.report.page import collect
+  from condseg_jax.system.cache import enable_compilation_cache
 
   if values.part >= values.num_parts:
     raise InputError(f"--part={values.part}", f"there are {values.num_parts} parts",
                      f"0 to {values.num_parts - 1}", usage=True)
-  keep_compiled()
+  enable_compilation_cache()
   given = Path(values.input)
   if given.name in ("", ".."):  # results are named after it
     given = given.resolve()
@@ -101,7 +101,7 @@ def _work(values: flags.FlagValues) -> int:
   stems = [files.stem(path) for path in found]
   shown_names = collect.case_names(stems, values.report_names)
   images = list(zip(found, stems, shown_names, strict=True))[values.part::values.num_parts]
-  wanted = results.Wanted(values.separate or values.fusion == "independent", values.picture,
+  wanted = results.OutputOptions(values.separate or values.fusion == "independent", values.picture,
                           _dicom_kinds(values, found), values["dicom"].present > 0, values.series)
   predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator)
   ids = predictor.table.select(values.classes, values.preset)
@@ -195,7 +195,8 @@ def _dicom_kinds(values, images) -> list[str]:
 def _read(path: Path, predictor, values):
   """An image and what there is to say of its plausibility."""
   from condseg_jax.formats import files
-  from condseg_jax.infer.plausibility import check_image, enforce
+  from condseg_jax.infer.image_check import check_image
+  from condseg_jax.infer.image_check import enforce
   volume = files.read_volume(path, values.series)
   findings = enforce(path, check_image(volume, predictor.plan, predictor.training,
                                        modality=files.modality(path, values.series)),

@@ -59,12 +59,12 @@ def _define(values: flags.FlagValues) -> None:
 def _work(values: flags.FlagValues) -> int:
   shell.need(values, "format", "out")
   if values.format == "phantom":
-    from condseg_jax.data.prepare.phantom import write_abdomen
+    from condseg_jax.datasets.synthetic.phantom import write_abdomen
     write_abdomen(values.out, size=values.size, seed=values.seed)
     print(f"wrote abdominal CT phantoms to {values.out}")
     return 0
   if values.format == "street":
-    from condseg_jax.data.prepare.street import write_street
+    from condseg_jax.datasets.synthetic.street import write_street
     write_street(values.out, seed=values.seed)
     print(f"wrote street scenes to {values.out}")
     return 0
@@ -74,7 +74,7 @@ def _work(values: flags.FlagValues) -> int:
     spacing = tuple(float(s) for s in values.spacing)
   except ValueError as error:
     raise InputError("--spacing", str(error), "numbers, as in 3,1.5,1.5", usage=True) from error
-  from condseg_jax.data.prepare.prepare import prepare
+  from condseg_jax.datasets.prepare import prepare
   store = prepare(_folder(values), values.out, spacing or None)
   print(f"prepared {len(store.cases)} cases ({', '.join(store.table.names)}) in {store.root}, "
         f"spacing {','.join(f'{s:g}' for s in store.spacing)}")
@@ -83,13 +83,13 @@ def _work(values: flags.FlagValues) -> int:
 
 def _folder(values: flags.FlagValues):
   """What is in the source, and what is to be made of it."""
-  from condseg_jax.data.prepare import carve
-  from condseg_jax.data.prepare.damage import Damage
-  from condseg_jax.data.prepare.raw import keep_classes
-  from condseg_jax.data.prepare.scribbles import Scribbles
-  from condseg_jax.data.prepare.sources import FORMATS as LAYOUTS
-  from condseg_jax.data.prepare.sources import reader
-  from condseg_jax.data.prepare.splits import k_fold
+  from condseg_jax.datasets import carve
+  from condseg_jax.datasets.corrupt import Corruption
+  from condseg_jax.datasets.discover import FORMATS as LAYOUTS
+  from condseg_jax.datasets.discover import reader
+  from condseg_jax.datasets.raw import keep_classes
+  from condseg_jax.datasets.scribbles import Scribbles
+  from condseg_jax.datasets.splits import k_fold
 
   folder = keep_classes(reader(values.format, values.modality)(values.source), values.keep)
   if values.folds:
@@ -102,7 +102,7 @@ def _folder(values: flags.FlagValues):
   elif how == "cases":
     folder = carve.carve_cases(folder, values.seed)
   for kind in values.damage:
-    folder = folder.altered(Damage(kind, values.rate, values.seed))
+    folder = folder.altered(Corruption(kind, values.rate, values.seed))
   if values.scribbles:
     folder = folder.altered(Scribbles(values.scribbles, values.seed))
   return folder

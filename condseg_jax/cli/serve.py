@@ -45,7 +45,7 @@ def _work(values: flags.FlagValues) -> int:
   except ModuleNotFoundError as error:
     raise InputError(f"the package {error.name}", "is not installed",
                      'pip install "condseg-jax[serve]"') from error
-  from condseg_jax.serve.limits import Limits
+  from condseg_jax.serve.request import Limits
 
   serve(values.workdir, values.checkpoint, values.host, values.port,
         Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout))

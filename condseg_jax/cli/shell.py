@@ -3,7 +3,8 @@
 Exit codes: 0 success, 1 a job that failed, 2 wrong usage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from collections.abc import Sequence
 import logging
 import os
 import re
@@ -33,7 +34,7 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
   values = flags.FlagValues()
   # ml_collections reads overrides (--config.a.b=c) from the process's arguments.
   before, sys.argv = sys.argv, argv
-  _talk()
+  configure_logging()
   try:
     define(values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
@@ -120,7 +121,7 @@ def _help(values: flags.FlagValues) -> str:
   return "\n".join(lines)
 
 
-def _talk() -> None:
+def configure_logging() -> None:
   log = logging.getLogger("condseg_jax")
   if not log.handlers:
     handler = logging.StreamHandler()

@@ -68,16 +68,16 @@ def _work(values: flags.FlagValues, name: str) -> int:
     if name == "all":
       _redraw_analyses(Path(values.out))
     if values.paper:
-      from condseg_jax.study import paper
-      paper.fill(Path(values.paper), Path(values.out))
+      from condseg_jax.study import report
+      report.fill(Path(values.paper), Path(values.out))
       print(values.paper)
     return 0
-  from condseg_jax.cache import keep_compiled
   from condseg_jax.study import plan
+  from condseg_jax.system.cache import enable_compilation_cache
 
-  keep_compiled()
+  enable_compilation_cache()
   out, data = (Path(os.path.abspath(p)) for p in (values.out, values.data or "."))
-  places = plan.Places(Path(values.experiments), data, out)
+  places = plan.RunPaths(Path(values.experiments), data, out)
   missing = plan.unprepared(studies, places, seeds, values.only) if values.dry_run else {}
   if missing:
     for dataset, count in missing.items():

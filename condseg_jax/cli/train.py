@@ -48,11 +48,11 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.need(values, "config", "workdir")
-  from condseg_jax.cache import keep_compiled
+  from condseg_jax.system.cache import enable_compilation_cache
   from condseg_jax.train.cluster import join
   from condseg_jax.train.loop import train
 
-  keep_compiled()
+  enable_compilation_cache()
   if values.distributed:
     join(values.coordinator, values.processes, values.process_id)
   elif {values.coordinator, values.processes, values.process_id} != {None}:

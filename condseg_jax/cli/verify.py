@@ -33,10 +33,10 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues, root: str) -> int:
-  from condseg_jax.atomic import write_text
-  from condseg_jax.data.prepare.findings import table
-  from condseg_jax.data.prepare.sources import reader
-  from condseg_jax.data.prepare.verify import verify
+  from condseg_jax.datasets.discover import reader
+  from condseg_jax.datasets.verify.findings import table
+  from condseg_jax.datasets.verify.raw_checks import verify
+  from condseg_jax.system.atomic import write_text
 
   read = reader(values.format, values.modality) if values.format else None
   findings, count = verify(root, read)

@@ -1,6 +1,7 @@
 """What a training set is like: sizes, spacings and intensities, of each dataset and of all."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 

@@ -1,6 +1,7 @@
 """How frequent a class is, and where, before any image is looked at: from the training masks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 

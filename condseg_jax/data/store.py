@@ -8,7 +8,8 @@
 A subvolume reads only the chunks it touches, from a disk or a bucket (`gs://`, `s3://`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -181,7 +182,7 @@ def combined_digest(dtype: np.dtype, shape: Sequence[int], digests: Sequence[str
   return hashlib.sha256("\n".join([dtype.name, str(tuple(shape)), *digests]).encode()).hexdigest()
 
 
-def forget_arrays() -> None:
+def clear_array_cache() -> None:
   """For a writer: arrays read before may be others now."""
   _open_array.cache_clear()
 

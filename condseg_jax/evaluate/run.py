@@ -1,6 +1,7 @@
 """Scores a predictor on cases, each on the classes that it annotates and no others."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from collections.abc import Iterable
 
 from condseg_jax import metrics
 from condseg_jax.evaluate.cases import LabelledCase

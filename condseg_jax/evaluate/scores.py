@@ -1,8 +1,10 @@
 """Rows of scores (one case, one class) and their summary per class."""
 
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
 
 from condseg_jax.evaluate.intervals import bootstrap_ci
 

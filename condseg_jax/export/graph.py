@@ -5,7 +5,8 @@ ONNX has of its own: a convolution is one node whatever the platform does in JAX
 upsampling are MaxPool and ConvTranspose.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import math
 
 import numpy as np

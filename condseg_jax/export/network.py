@@ -11,7 +11,8 @@ has the length 1 until the first condition. The half that the class does not ent
 It follows `models.dense_unet` line by line and computes in float32.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np

@@ -1,6 +1,7 @@
 """The network's halves in onnxruntime, with the interface that they have in JAX."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import importlib
 
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.errors import InputError
-from condseg_jax.infer import predict as windows
+from condseg_jax.infer import sliding_window
+from condseg_jax.infer.sliding_window import WindowFunctions
 from condseg_jax.models.dense_unet import DenseUNet
 
 TOLERANCE = 1e-4  # between the probabilities of the two runtimes
@@ -28,8 +30,8 @@ def require(package: str):
                      'pip install "condseg-jax[onnx]"') from error
 
 
-def onnx_functions(graphs: Sequence[bytes], *, encoder_sees_class: bool) -> windows.WindowFunctions:
-  """Encoder and decoder for `infer.predict`, on the CPU; `variables` are not looked at.
+def onnx_functions(graphs: Sequence[bytes], *, encoder_sees_class: bool) -> WindowFunctions:
+  """Encoder and decoder for `infer.sliding_window`, on the CPU; `variables` are not looked at.
 
   Args:
     graphs: of `network.onnx_halves`, or a bundle's.
@@ -62,11 +64,11 @@ def onnx_functions(graphs: Sequence[bytes], *, encoder_sees_class: bool) -> wind
       found.append(np.broadcast_to(prob_KDHW, (len(wanted), *prob_KDHW.shape[1:])))
     return np.stack(found, axis=1)
 
-  at_once = (1,) if encoder_sees_class else windows.CLASSES_AT_ONCE
-  return windows.WindowFunctions(encode, decode, encoder_sees_class, at_once)
+  at_once = (1,) if encoder_sees_class else sliding_window.CLASSES_AT_ONCE
+  return WindowFunctions(encode, decode, encoder_sees_class, at_once)
 
 
-def largest_difference(model: DenseUNet, params: Mapping, functions: windows.WindowFunctions,
+def largest_difference(model: DenseUNet, params: Mapping, functions: WindowFunctions,
                        window: Sequence[int], channels: int) -> float:
   """The largest difference to the probabilities that JAX finds in float32, over all classes.
 
@@ -82,7 +84,7 @@ def largest_difference(model: DenseUNet, params: Mapping, functions: windows.Win
   for axis in range(len(window)):
     smooth = smooth + np.roll(smooth, 1, axis) + np.roll(smooth, 2, axis)
   smooth /= smooth.std()
-  plain, count = windows.window_functions(model.clone(dtype=jnp.float32)), len(model.codes)
+  plain, count = sliding_window.window_functions(model.clone(dtype=jnp.float32)), len(model.codes)
   differences = []
   for image in (noise[None], smooth[None]):
     with jax.default_matmul_precision("highest"):
@@ -92,7 +94,7 @@ def largest_difference(model: DenseUNet, params: Mapping, functions: windows.Win
   return float(np.max(differences))
 
 
-def _all_classes(functions: windows.WindowFunctions, variables, image_BDHWC: np.ndarray,
+def _all_classes(functions: WindowFunctions, variables, image_BDHWC: np.ndarray,
                  count: int) -> np.ndarray:
   """The probabilities of classes 0 to count - 1, a few at a time: float32 [count, B, *window]."""
   chunk, features, found = min(CHUNK, count), None, []

@@ -11,17 +11,23 @@ Standard: DICOM PS3.3, C.7.6.2 (Image Plane).
 import functools
 import math
 import os
-import re
 from pathlib import Path
+import re
 from typing import NamedTuple
 
 import numpy as np
 import SimpleITK as sitk
 
 from condseg_jax.errors import InputError
-from condseg_jax.formats.sitk import check_directions, DTYPES, LPS_TO_RAS, last_line
-from condseg_jax.formats.voxels import Header, check_finite
-from condseg_jax.geometry import Geometry, Volume, check_affine
+from condseg_jax.formats.sitk import check_directions
+from condseg_jax.formats.sitk import DTYPES
+from condseg_jax.formats.sitk import last_line
+from condseg_jax.formats.sitk import LPS_TO_RAS
+from condseg_jax.formats.voxels import check_finite
+from condseg_jax.formats.voxels import Header
+from condseg_jax.geometry import check_affine
+from condseg_jax.geometry import Geometry
+from condseg_jax.geometry import Volume
 
 SERIES_ID, SERIES_NAME, MODALITY = "0020|000e", "0008|103e", "0008|0060"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"

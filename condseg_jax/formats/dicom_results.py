@@ -3,7 +3,8 @@
 The extra `dicom` is imported only when something is written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import os
 from pathlib import Path
 

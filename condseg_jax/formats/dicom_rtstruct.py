@@ -7,14 +7,14 @@ DICOM-SEG and NIfTI keep those.
 Standard: DICOM PS3.3, A.19 and C.8.8.5, C.8.8.6, C.8.8.8.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import datetime
 import os
 
 import numpy as np
 
 import condseg_jax
-from condseg_jax.atomic import replacing
 from condseg_jax.formats import dicom_source
 from condseg_jax.formats.contours import outlines
 from condseg_jax.formats.dicom_codes import meaning
@@ -23,6 +23,7 @@ from condseg_jax.formats.dicom_source import Source
 from condseg_jax.formats.dicom_source import Structure
 from condseg_jax.formats.sitk import LPS_TO_RAS
 from condseg_jax.geometry import Volume
+from condseg_jax.system.atomic import replacing
 
 KIND = 2  # of results: its series numbers begin at 2000
 SOP_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"

@@ -6,13 +6,13 @@ is found, in the series' frame of reference, each frame naming the slice it was 
 Standard: DICOM PS3.3, A.51 and C.8.20.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import os
 
 import numpy as np
 
 import condseg_jax
-from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom_source
 from condseg_jax.formats.dicom_codes import meaning
@@ -20,6 +20,7 @@ from condseg_jax.formats.dicom_source import SOFTWARE
 from condseg_jax.formats.dicom_source import Source
 from condseg_jax.formats.dicom_source import Structure
 from condseg_jax.geometry import Volume
+from condseg_jax.system.atomic import replacing
 
 KIND = 1  # of results: its series numbers begin at 1000
 

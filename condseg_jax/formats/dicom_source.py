@@ -8,7 +8,9 @@ same for every result of the series. Without the identifiers of its slices nothi
 them, and the series is refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import datetime
 import hashlib

@@ -3,7 +3,9 @@
 The table `READERS` is the one list of formats.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import os
 from pathlib import Path
 from typing import NamedTuple

@@ -7,9 +7,11 @@ The extension has the code 30 and holds XML, as Caret and the Connectome Workben
       <VolumeType>Label</VolumeType>
 """
 
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
 from xml.etree import ElementTree
 
 import nibabel

@@ -5,25 +5,32 @@ readers. A file that sets neither has no place in the world and is refused; noth
 Standard: https://nifti.nimh.nih.gov/nifti-1/documentation
 """
 
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 import contextlib
 import gzip
 import math
 import os
+from pathlib import Path
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import nibabel
-import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
+import numpy as np
 
-from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
 from condseg_jax.formats import label_table
-from condseg_jax.formats.voxels import Header, check_finite, planes
-from condseg_jax.geometry import Geometry, Volume, check_affine, corner_distance
+from condseg_jax.formats.voxels import check_finite
+from condseg_jax.formats.voxels import Header
+from condseg_jax.formats.voxels import planes
+from condseg_jax.geometry import check_affine
+from condseg_jax.geometry import corner_distance
+from condseg_jax.geometry import Geometry
+from condseg_jax.geometry import Volume
+from condseg_jax.system.atomic import replacing
 
 LABEL_INTENT = 1002
 MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}

@@ -1,17 +1,17 @@
 """PNG, TIFF and JPEG pictures and label pictures to and from 2-D `Volume`s."""
 
 import os
+from pathlib import Path
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
 from condseg_jax.formats.voxels import check_finite
 from condseg_jax.geometry import Volume
+from condseg_jax.system.atomic import replacing
 
 FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
 SIGNATURE = b"\x89PNG\r\n\x1a\n"

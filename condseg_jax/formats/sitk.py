@@ -10,16 +10,19 @@ https://teem.sourceforge.net/nrrd/format.html
 
 import math
 import os
+from pathlib import Path
 import re
 import zlib
-from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
 from condseg_jax.errors import InputError
-from condseg_jax.formats.voxels import Header, check_finite
-from condseg_jax.geometry import Geometry, Volume, check_affine
+from condseg_jax.formats.voxels import check_finite
+from condseg_jax.formats.voxels import Header
+from condseg_jax.geometry import check_affine
+from condseg_jax.geometry import Geometry
+from condseg_jax.geometry import Volume
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")
 DTYPES = {

@@ -1,11 +1,14 @@
 """Per-class probabilities to the best class of every voxel, in memory that knows no classes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 
 from condseg_jax.errors import InputError
-from condseg_jax.infer.predict import Slab
+from condseg_jax.infer.sliding_window import Slab
 
 FUSIONS = ("argmax", "softmax", "independent")
 CERTAIN = 1 - 1e-6  # odds are taken of probabilities up to this
@@ -110,3 +113,40 @@ def check_fusion(name: str) -> None:
   """Raises InputError for a fusion that does not exist."""
   if name not in FUSIONS:
     raise InputError(f"fusion {name!r}", "is not known", f"one of {', '.join(FUSIONS)}", usage=True)
+
+
+# --- What the training masks say of a place, joined to what the network says of the image.
+def with_priors(slabs: Iterable[Slab], shape: Sequence[int],
+                location: Mapping[int, np.ndarray]) -> Iterator[Slab]:
+  """Bayes' rule for a network that was taught with classes at their average frequency.
+
+      o'_k(x) = o_k(x) · π_k(x) / π̄_k,   o = p / (1 - p)
+
+  where π_k(x) is the frequency of class k at x and π̄_k its mean over the field of view. Classes
+  without a location are left as they are.
+
+  Args:
+    slabs: changed.
+    shape: of the volume.
+    location: class → π_k / π̄_k in cells of the field of view (see `data.priors`), between whose
+      centres it is interpolated.
+  """
+  for slab in slabs:
+    for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
+      if class_id in location:
+        changed = odds(plane) * _at(location[class_id], slab.box, shape)
+        plane[...] = changed / (1 + changed)
+    yield slab
+
+
+def _at(cells: np.ndarray, box: Sequence[slice], shape: Sequence[int]) -> np.ndarray:
+  """Cells interpolated to the voxels of a box, float32."""
+  values = np.asarray(cells, np.float32)
+  for axis, (part, size) in enumerate(zip(box, shape, strict=True)):
+    place = (np.arange(part.start, part.stop) + 0.5) / size * cells.shape[axis] - 0.5
+    place = np.clip(place, 0, cells.shape[axis] - 1)
+    low = np.minimum(place.astype(np.intp), cells.shape[axis] - 2)
+    weight = (place - low).astype(np.float32)
+    weight = weight.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
+    values = values.take(low, axis) * (1 - weight) + values.take(low + 1, axis) * weight
+  return values

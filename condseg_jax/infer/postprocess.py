@@ -10,7 +10,7 @@ from scipy import ndimage
 
 
 @dataclasses.dataclass(frozen=True)
-class Cleaning:
+class ComponentFilter:
   """What is done to the pieces of one class.
 
   Attributes:
@@ -22,7 +22,7 @@ class Cleaning:
   minimum_ml: float = 0.0
 
 
-def clean(label: np.ndarray, value: int, cleaning: Cleaning, voxel_ml: float) -> None:
+def clean(label: np.ndarray, value: int, cleaning: ComponentFilter, voxel_ml: float) -> None:
   """Removes pieces of a structure; pieces touch by faces, edges or corners.
 
   Args:

@@ -29,15 +29,15 @@ class Settings:
       for volumes that are much larger than what is looked for. Phantoms in fields of view three
       times as long along each axis: 4.3 s in place of 7.9, mean Dice 0.759 and 0.760.
     partition: without windows: the whole volume in one pass, split along its first canonical axis
-      over all devices of this process (see `infer.whole`).
+      over all devices of this process (see `infer.full_volume`).
     memory_bytes: budget on the host for all that does not depend on the file (see
       `infer.schedule`); a sensible part of the machine's memory when None.
     within: class → the class it is part of (tumour → liver). A part takes its voxels from the
       whole, and pieces of it that do not touch the whole are removed.
     priors: weigh the probability of a class by how frequent the training masks show it at that
-      place of the field of view (see `infer.priors`).
+      place of the field of view (see `infer.fuse`).
     clean: do to the pieces of each class what was best for the cases held out in training, where it
-      was found to help (see `evaluate.cleaning`).
+      was found to help (see `evaluate.postprocess_tuning`).
     probabilities: folder for the probabilities of all classes on the network's grid (zarr v3,
       float16); "" for none.
   """

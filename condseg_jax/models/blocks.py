@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 from condseg_jax.models import layers
 from condseg_jax.models.conditioning import Condition
-from condseg_jax.models.conditioning import Mechanic
+from condseg_jax.models.conditioning import ConditionedLayer
 from condseg_jax.models.conditioning import MECHANISMS
 
 
 @dataclasses.dataclass(frozen=True)
-class Style:
+class BlockConfig:
   """What all layers of a network have in common.
 
   Attributes:
@@ -49,7 +49,7 @@ class Layer(nn.Module):
 
   features: int
   window: tuple[int, ...]
-  style: Style
+  style: BlockConfig
   reads_shared: bool = True
   activates: bool = True
   dilation: int = 1
@@ -68,8 +68,9 @@ class Layer(nn.Module):
                     name="norm")(y)
     if told is not None:
       channels = x.shape[-1] + (0 if skip is None else skip.shape[-1])
-      y = Mechanic(style.mechanism, style.classes, self.window, style.partition, style.batch_axes,
-                   self.dilation, name="condition")(y, condition, channels, shared)
+      y = ConditionedLayer(style.mechanism, style.classes, self.window, style.partition,
+                           style.batch_axes, self.dilation,
+                           name="condition")(y, condition, channels, shared)
     return layers.ACTIVATIONS[style.activation](y) if self.activates else y
 
 
@@ -89,7 +90,7 @@ class Block(nn.Module):
   growth: int
   features: int
   ndim: int
-  style: Style
+  style: BlockConfig
   dilation: int = 1
 
 

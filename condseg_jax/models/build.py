@@ -1,6 +1,7 @@
 """Settings, as a config or a checkpoint holds them, to a network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 
 import jax.numpy as jnp

@@ -2,9 +2,9 @@
 
 A condition has three parts, chosen apart: the vector that stands for the class (`class_vector`),
 the position where it enters (`POSITIONS`, see `dense_unet`), and the mechanism by which it acts
-there. A mechanism takes the normalised features y of a layer and what is known at that `Site`, and
-returns features of the same shape; its parameters lie beside those of the layer. To add one, write
-a function and name it in `MECHANISMS`.
+there. A mechanism takes the normalised features y of a layer and its `LayerContext`, and returns
+features of the same shape; its parameters lie beside those of the layer. To add one, write a
+function and name it in `MECHANISMS`.
 
 What acts before a normalisation would be erased by it: every mechanism acts after it, and before
 the activation.
@@ -41,7 +41,7 @@ class Condition(NamedTuple):
   class_id_B: jax.Array
 
 
-class Site(NamedTuple):
+class LayerContext(NamedTuple):
   """What a mechanism knows of its layer.
 
   Attributes:
@@ -74,13 +74,13 @@ def linear(name: str, x: jax.Array, features: int, scale: float = 1.0) -> jax.Ar
   return nn.Dense(features, use_bias=False, kernel_init=init, precision=EXACT, name=name)(x)
 
 
-def everywhere(a_BC: jax.Array, y: jax.Array) -> jax.Array:
+def broadcast_spatial(a_BC: jax.Array, y: jax.Array) -> jax.Array:
   """One number for each sample and channel, to be broadcast over the space of y."""
   return jnp.expand_dims(a_BC, tuple(range(1, y.ndim - 1)))
 
 
 # --- at a layer: (y float32 [B, *shape, C], site) → the same shape ---------------------------
-def channel(y: jax.Array, site: Site) -> jax.Array:
+def channel(y: jax.Array, site: LayerContext) -> jax.Array:
   """Constant channels beside the layer's input (Dmitriev & Kaufman, CVPR 2019).
 
       y + conv(v ⊙ O),   O all ones on the layer's grid
@@ -96,14 +96,14 @@ def channel(y: jax.Array, site: Site) -> jax.Array:
                                site.dilation)
 
 
-def film(y: jax.Array, site: Site) -> jax.Array:
+def film(y: jax.Array, site: LayerContext) -> jax.Array:
   """Feature-wise linear modulation (Perez et al., AAAI 2018): (1 + γ) y + β, γ = W v, β = U v."""
   gamma = linear("gamma", site.vector_BE, y.shape[-1], 0.5)
   beta = linear("beta", site.vector_BE, y.shape[-1], 0.5)
-  return (1 + everywhere(gamma, y)) * y + everywhere(beta, y)
+  return (1 + broadcast_spatial(gamma, y)) * y + broadcast_spatial(beta, y)
 
 
-def batch_norm(y: jax.Array, site: Site) -> jax.Array:
+def batch_norm(y: jax.Array, site: LayerContext) -> jax.Array:
   """Conditional batch normalisation (de Vries et al., NeurIPS 2017).
 
       (1 + γ) (y - μ) / √(σ² + 1e-6) + β,   γ = W v, β = U v
@@ -132,25 +132,25 @@ def batch_norm(y: jax.Array, site: Site) -> jax.Array:
       running.value = 0.9 * running.value + 0.1 * jax.lax.stop_gradient(moments)
   mean, square = moments
   factor = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-6)
-  y = (y - everywhere(mean[None], y)) * everywhere(factor[None], y)
+  y = (y - broadcast_spatial(mean[None], y)) * broadcast_spatial(factor[None], y)
   return film(y, site)
 
 
-def channel_gate(y: jax.Array, site: Site) -> jax.Array:
+def channel_gate(y: jax.Array, site: LayerContext) -> jax.Array:
   """2 σ(W v) y, one gate for each channel: squeeze and excitation (Hu et al., CVPR 2018) by the
   class in place of the image. Half open, a gate leaves y as it is."""
-  return 2 * jax.nn.sigmoid(everywhere(linear("gate", site.vector_BE, y.shape[-1]), y)) * y
+  return 2 * jax.nn.sigmoid(broadcast_spatial(linear("gate", site.vector_BE, y.shape[-1]), y)) * y
 
 
-def spatial_gate(y: jax.Array, site: Site) -> jax.Array:
+def spatial_gate(y: jax.Array, site: LayerContext) -> jax.Array:
   """2 σ(ψᵀ relu(W y + U v)) y, one gate for each voxel: additive attention (Oktay et al., Attention
   U-Net, MIDL 2018) with the class for a gating signal."""
   hidden = convolve_1("features", y, y.shape[-1])
-  hidden = jax.nn.relu(hidden + everywhere(linear("gate", site.vector_BE, y.shape[-1]), y))
+  hidden = jax.nn.relu(hidden + broadcast_spatial(linear("gate", site.vector_BE, y.shape[-1]), y))
   return 2 * jax.nn.sigmoid(convolve_1("psi", hidden, 1)) * y
 
 
-def spade(y: jax.Array, site: Site) -> jax.Array:
+def spade(y: jax.Array, site: LayerContext) -> jax.Array:
   """Spatial modulation by the skip (after Park et al., SPADE, CVPR 2019).
 
       (1 + γ_x) y_x + β_x,   γ = W (s ⊙ U v), β = W' (s ⊙ U v)
@@ -159,7 +159,7 @@ def spade(y: jax.Array, site: Site) -> jax.Array:
   class, takes its place: from a constant map of the class this would be FiLM.
   """
   skip = site.shared.astype(jnp.float32)
-  told = skip * everywhere(linear("class", site.vector_BE, skip.shape[-1]), skip)
+  told = skip * broadcast_spatial(linear("class", site.vector_BE, skip.shape[-1]), skip)
   return (1 + convolve_1("gamma", told, y.shape[-1], 0.5)) * y + convolve_1(
       "beta", told, y.shape[-1], 0.5)
 
@@ -181,7 +181,7 @@ class Mechanism(NamedTuple):
     needs_norm: whether the network must have a normalisation.
   """
 
-  apply: Callable[[jax.Array, Site], jax.Array] | None
+  apply: Callable[[jax.Array, LayerContext], jax.Array] | None
   positions: tuple[str, ...] = LAYERS
   norm: str | None = None
   affine: bool = True
@@ -202,12 +202,12 @@ MECHANISMS = {
 }
 
 
-class Mechanic(nn.Module):
+class ConditionedLayer(nn.Module):
   """A mechanism at one layer, with its parameters.
 
   Attributes:
     mechanism: a name in `MECHANISMS`.
-    classes, window, partition, batch_axes, dilation: see `Site`.
+    classes, window, partition, batch_axes, dilation: see `LayerContext`.
   """
 
   mechanism: str
@@ -220,7 +220,7 @@ class Mechanic(nn.Module):
   @nn.compact
   def __call__(self, y: jax.Array, condition: Condition, channels: int,
                shared: jax.Array | None) -> jax.Array:
-    site = Site(*condition, self.classes, self.window, channels, shared, self.partition,
+    site = LayerContext(*condition, self.classes, self.window, channels, shared, self.partition,
                 self.batch_axes, self, self.dilation)
     return MECHANISMS[self.mechanism].apply(y.astype(jnp.float32), site).astype(y.dtype)
 

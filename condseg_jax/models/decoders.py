@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from condseg_jax.models import halo
 from condseg_jax.models import layers
+from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.blocks import Layer
-from condseg_jax.models.blocks import Style
 
 
 class LinearUpsample(nn.Module):
@@ -44,7 +44,7 @@ class FCN(nn.Module):
   """
 
   features: int
-  style: Style
+  style: BlockConfig
 
   @nn.compact
   def __call__(self, levels: Sequence[jax.Array]) -> jax.Array:
@@ -72,7 +72,7 @@ class DeepLab(nn.Module):
 
   features: int
   rates: Sequence[int]
-  style: Style
+  style: BlockConfig
 
   @nn.compact
   def __call__(self, levels: Sequence[jax.Array]) -> jax.Array:

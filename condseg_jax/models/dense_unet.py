@@ -25,9 +25,9 @@ from condseg_jax.models import decoders
 from condseg_jax.models import halo
 from condseg_jax.models import layers
 from condseg_jax.models.blocks import Block
+from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.blocks import BLOCKS
 from condseg_jax.models.blocks import Layer
-from condseg_jax.models.blocks import Style
 from condseg_jax.models.check import check_network
 from condseg_jax.models.class_vector import ClassVector
 
@@ -139,8 +139,8 @@ class DenseUNet(nn.Module):
           lambda params, x: decode({"params": params}, x, ids), len(self.codes))
 
   @property
-  def style(self) -> Style:
-    return Style(self.norm, self.activation, self.dtype, self.mechanism, len(self.codes),
+  def style(self) -> BlockConfig:
+    return BlockConfig(self.norm, self.activation, self.dtype, self.mechanism, len(self.codes),
                  self.partition, self.batch_axes)
 
   @property

@@ -1,6 +1,7 @@
 """How much memory a training step or a window of prediction takes, before one is compiled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import functools
 import math
 from typing import NamedTuple
@@ -67,7 +68,7 @@ def training_bytes(model: DenseUNet, subvolume: Sequence[int], channels: int, ba
 
 def prediction_bytes(model: DenseUNet, window: Sequence[int], channels: int,
                      window_batch: int = 1) -> int:
-  """An estimate of the memory of `infer.predict` for a batch of windows, without its output.
+  """An estimate of the memory of `infer.sliding_window` for a batch of windows, without its output.
 
   Classes are decoded one after the other, as on a CPU.
 

@@ -7,7 +7,8 @@
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
+from collections.abc import Callable
 import json
 import logging
 from pathlib import Path
@@ -21,14 +22,14 @@ from starlette.responses import FileResponse
 from starlette.responses import Response
 from starlette.routing import Route
 
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.order import ANSWER
-from condseg_jax.serve.order import BODY
-from condseg_jax.serve.order import read_order
 from condseg_jax.serve.queue import closing
 from condseg_jax.serve.queue import Queue
-from condseg_jax.serve.refusal import no_disk
-from condseg_jax.serve.refusal import Refusal
+from condseg_jax.serve.request import ANSWER
+from condseg_jax.serve.request import BODY
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import no_disk
+from condseg_jax.serve.request import read_request
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
 
@@ -54,7 +55,7 @@ def build_app(queue: Queue, limits: Limits, folder: Path) -> Starlette:
             Route("/classes", _classes(queue)), Route("/health", _health(queue)),
             *(Route(path, _file(*told)) for path, told in PAGE.items())]
   return Starlette(routes=routes, exception_handlers={
-      Refusal: _refuse, HTTPException: _no_route, Exception: _fail})
+      HttpError: _refuse, HTTPException: _no_route, Exception: _fail})
 
 
 class Predict:
@@ -69,14 +70,15 @@ class Predict:
     start = time.monotonic()
     try:
       with self._queue.place():
-        order = read_order(request.query_params.multi_items(), request.headers.get("accept", "*/*"),
-                           self._queue.device.table, self._queue.device.fusions)
+        accept = request.headers.get("accept", "*/*")
+        order = read_request(request.query_params.multi_items(), accept,
+                             self._queue.device.table, self._queue.device.fusions)
         with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as name:
           folder = Path(name)
           size = await incoming.save(folder / BODY)
           outcome = await _unless_gone(receive, self._queue.predict(folder, order))
           if outcome["status"] != 200:
-            raise Refusal(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
+            raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
           await self._send(send, folder / ANSWER, outcome)
           LOG.info("predict: %d bytes, %s, %.1f s", size, order.output, time.monotonic() - start)
     except Disconnected:
@@ -88,7 +90,7 @@ class Predict:
     except OSError as error:
       LOG.exception("a request could not be written")
       await self._refuse(scope, _refuse(request, no_disk(error)), incoming, send)
-    except Refusal as refusal:
+    except HttpError as refusal:
       LOG.info("predict: %d", refusal.status)  # its words may be those of a patient's file
       await self._refuse(scope, _refuse(request, refusal), incoming, send)
 
@@ -149,7 +151,7 @@ def _classes(queue: Queue) -> Callable:
   async def classes(request: Request) -> Response:
     table = queue.device.table
     if table is None:
-      raise Refusal(503, "service", "is still loading its network", "try again", retry_after=5)
+      raise HttpError(503, "service", "is still loading its network", "try again", retry_after=5)
     told = [{"name": c.name, "value": i + 1, "color": list(c.color)}
             for i, c in enumerate(table.classes)]
     return _json(200, {"classes": told, "presets": {k: list(v) for k, v in table.presets.items()}})
@@ -166,14 +168,14 @@ def _health(queue: Queue) -> Callable:
 
 
 def _file(name: str, media: str) -> Callable:
-  path = Path(__file__).parent / name
+  path = Path(__file__).parent / "web" / name
 
   async def file(request: Request) -> Response:
     return FileResponse(path, media_type=media, headers=HEADERS)
   return file
 
 
-def _refuse(request: Request, refusal: Refusal) -> Response:
+def _refuse(request: Request, refusal: HttpError) -> Response:
   response = _json(refusal.status, refusal.to_json())
   if refusal.retry_after is not None:
     response.headers["Retry-After"] = str(refusal.retry_after)

@@ -6,10 +6,10 @@ import stat
 import zipfile
 import zlib
 
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.refusal import MAX_NAME
-from condseg_jax.serve.refusal import MEMBER
-from condseg_jax.serve.refusal import Refusal
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import MAX_NAME
+from condseg_jax.serve.request import MEMBER
 
 SIGNATURE = b"PK\x03\x04"
 # What begins every entry of a zip's directory.
@@ -33,7 +33,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
     The members' names, in the order of their numbers.
 
   Raises:
-    Refusal: damaged, encrypted or too large; members that are links, zips, or point outside.
+    HttpError: damaged, encrypted or too large; members that are links, zips, or point outside.
   """
   if _count_entries(archive) > limits.members:  # before a directory of millions is built
     raise _too_many(limits)
@@ -46,21 +46,21 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
         _check(member)
       size = sum(member.file_size for member in members)
       if size > limits.unpacked:
-        raise Refusal(413, "body", f"unpacks to {size} bytes, more than {limits.unpacked}",
+        raise HttpError(413, "body", f"unpacks to {size} bytes, more than {limits.unpacked}",
                       "send one series alone")
       wanted = [m for m in members if not _added_by_system(m.filename)]
       if not wanted:
-        raise Refusal(422, "body", "is a zip without files", AGAIN)
+        raise HttpError(422, "body", "is a zip without files", AGAIN)
       folder.mkdir()
       for number, member in enumerate(wanted):
         _write(opened, member, folder / MEMBER.format(number))
   except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError,
           OverflowError) as error:
-    raise Refusal(422, "body", "is a damaged or unusual zip", AGAIN) from error
+    raise HttpError(422, "body", "is a damaged or unusual zip", AGAIN) from error
   except OSError as error:
     if error.errno != errno.EINVAL:  # the disk's; this one is of an offset before the beginning
       raise
-    raise Refusal(422, "body", "is a damaged or unusual zip", AGAIN) from error
+    raise HttpError(422, "body", "is a damaged or unusual zip", AGAIN) from error
   return [member.filename for member in wanted]
 
 
@@ -80,14 +80,14 @@ def _check(member: zipfile.ZipInfo) -> None:
   parts = name.replace("\\", "/").split("/")
   told = repr(name[-MAX_NAME:])
   if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in name:
-    raise Refusal(422, "body", f"is a zip whose member {told} points outside of it", AGAIN)
+    raise HttpError(422, "body", f"is a zip whose member {told} points outside of it", AGAIN)
   kind = stat.S_IFMT(member.external_attr >> 16)
   if kind not in (0, stat.S_IFREG):
-    raise Refusal(422, "body", f"is a zip whose member {told} is a link or device", AGAIN)
+    raise HttpError(422, "body", f"is a zip whose member {told} is a link or device", AGAIN)
   if member.flag_bits & 1:
-    raise Refusal(422, "body", "is an encrypted zip", "send it without a password")
+    raise HttpError(422, "body", "is an encrypted zip", "send it without a password")
   if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-    raise Refusal(422, "body", f"is a zip of the unusual method {member.compress_type}", AGAIN)
+    raise HttpError(422, "body", f"is a zip of the unusual method {member.compress_type}", AGAIN)
 
 
 def _added_by_system(name: str) -> bool:
@@ -100,13 +100,13 @@ def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None
   with opened.open(member) as stream, path.open("xb") as file:
     block = stream.read(BLOCK)
     if block.startswith(SIGNATURE):
-      raise Refusal(422, "body", f"is a zip with another in it, {member.filename[-MAX_NAME:]!r}",
+      raise HttpError(422, "body", f"is a zip with another in it, {member.filename[-MAX_NAME:]!r}",
                     AGAIN)
     while block:
       file.write(block)
       block = stream.read(BLOCK)
 
 
-def _too_many(limits: Limits) -> Refusal:
-  return Refusal(413, "body", f"is a zip of more than {limits.members} files",
+def _too_many(limits: Limits) -> HttpError:
+  return HttpError(413, "body", f"is a zip of more than {limits.members} files",
                  "send one series alone")

@@ -11,8 +11,8 @@ import sys
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.order import Order
+from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import PredictRequest
 
 STOP_SECONDS = 10.0  # that a worker has to come to the next window
 MAX_LINE = 1 << 24
@@ -65,7 +65,7 @@ class Device:
     self.table, self.fusions = ClassTable.from_json(told["table"]), tuple(told["fusions"])
     self.ready = True
 
-  async def run(self, folder: Path, order: Order, unwanted: asyncio.Event) -> dict | None:
+  async def run(self, folder: Path, order: PredictRequest, unwanted: asyncio.Event) -> dict | None:
     """Has an order carried out.
 
     Args:

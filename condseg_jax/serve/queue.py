@@ -9,12 +9,12 @@ import logging
 from pathlib import Path
 import time
 
-from condseg_jax.allocator import trim
 from condseg_jax.errors import InputError
 from condseg_jax.serve.device import Device
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.order import Order
-from condseg_jax.serve.refusal import Refusal
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import PredictRequest
+from condseg_jax.system.allocator import trim
 
 CLOSING_SECONDS = 5.0  # for the running prediction; Docker kills after 10
 MAX_RETRY_SECONDS = 60
@@ -25,7 +25,7 @@ LOG = logging.getLogger("condseg_jax")
 @dataclasses.dataclass(eq=False)
 class _Entry:
   folder: Path
-  order: Order
+  order: PredictRequest
   unwanted: asyncio.Event
   outcome: asyncio.Future
 
@@ -59,16 +59,16 @@ class Queue:
     """Holds a place from the first byte of a body until its answer is sent.
 
     Raises:
-      Refusal: all are taken, or the service is not ready.
+      HttpError: all are taken, or the service is not ready.
     """
     if self._closing:
       raise closing()
     if self.device.table is None:
-      raise Refusal(503, "service", "is still loading its network", "try again",
+      raise HttpError(503, "service", "is still loading its network", "try again",
                     retry_after=round(RESTART_SECONDS))
     if self.taken >= self.places:
       seconds = round(self._usual_seconds * self.taken / 2)
-      raise Refusal(429, "service", f"has {self.taken} requests already", "try again later",
+      raise HttpError(429, "service", f"has {self.taken} requests already", "try again later",
                     retry_after=min(max(1, seconds), MAX_RETRY_SECONDS))
     self.taken += 1
     try:
@@ -78,13 +78,13 @@ class Queue:
       if not self.taken:
         trim()
 
-  async def predict(self, folder: Path, order: Order) -> dict:
+  async def predict(self, folder: Path, order: PredictRequest) -> dict:
     """Waits for its turn and for the outcome, see `Device.run`.
 
     When cancelled it is out of the queue, or stopped, before it returns.
 
     Raises:
-      Refusal: the service ends.
+      HttpError: the service ends.
     """
     if self._closing:
       raise closing()
@@ -157,6 +157,6 @@ class Queue:
       await asyncio.sleep(RESTART_SECONDS)
 
 
-def closing() -> Refusal:
+def closing() -> HttpError:
   """What is told when the service ends."""
-  return Refusal(503, "service", "is being stopped", "try again when it is back", retry_after=10)
+  return HttpError(503, "service", "is being stopped", "try again when it is back", retry_after=10)

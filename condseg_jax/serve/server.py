@@ -4,23 +4,26 @@ It imports none of the libraries that read images or predict: a tenth of the wor
 """
 
 import asyncio
+import json
 import logging
 from pathlib import Path
 import signal
 import socket
 import tempfile
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from condseg_jax.allocator import settle
 from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.protocol import Protocol
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.request import Limits
+from condseg_jax.system.allocator import settle
 
 MAX_CONNECTIONS = 900  # below the 1024 open files that systems grant
 LOG = logging.getLogger("condseg_jax")
@@ -109,3 +112,39 @@ def _bound(host: str, port: int) -> socket.socket:
     told = str(error.strerror).partition(" (")[0]
     raise InputError(f"--host={host} --port={port}", f"cannot be listened on: {told}",
                      "choose another port or an address of this machine", usage=True) from error
+
+
+# --- the HTTP protocol ----------------------------------------------------------------------------
+HEADER_SECONDS = 30.0
+
+
+class Protocol(H11Protocol):
+  """One connection."""
+
+  def connection_made(self, transport: asyncio.Transport) -> None:
+    super().connection_made(transport)
+    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    self._idle.cancel()  # or it would hold all that hangs on the connection
+    super().connection_lost(exc)
+
+  def send_400_response(self, msg: str) -> None:
+    refusal = HttpError(400, "request", "is no valid HTTP", "look at how its body is framed")
+    body = json.dumps(refusal.to_json()).encode() + b"\n"
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))),
+               ("Connection", "close")]
+    if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+      for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"),
+                    h11.Data(data=body), h11.EndOfMessage()):
+        self.transport.write(self.conn.send(event))
+    self.transport.close()
+
+  def on_response_complete(self) -> None:
+    super().on_response_complete()
+    self._idle.cancel()
+    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+
+  def _close_idle(self) -> None:
+    if self.cycle is None or self.cycle.response_complete:
+      self.transport.close()

@@ -1,7 +1,10 @@
 """The body of a request onto the disk, as it is or out of its form, within size and time."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator
+from collections.abc import Callable
+from collections.abc import Mapping
+import math
 from pathlib import Path
 import time
 
@@ -9,8 +12,18 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser
 from python_multipart.multipart import parse_options_header
 
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.refusal import Refusal
+from condseg_jax.errors import InputError
+from condseg_jax.formats import dicom
+from condseg_jax.formats import files
+from condseg_jax.geometry import canonical_geometry
+from condseg_jax.geometry import Volume
+from condseg_jax.plan import Plan
+from condseg_jax.resample import resampled_geometry
+from condseg_jax.serve import archive
+from condseg_jax.serve.request import BODY
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import refused
 
 MAX_BOUNDARY = 70  # RFC 2046, 5.1.1
 DRAIN_SECONDS = 5.0
@@ -38,7 +51,7 @@ class Incoming:
     """Writes the body, or the file in its form, and returns its size.
 
     Raises:
-      Refusal: too large, too slow, empty, encoded, or a form without a file.
+      HttpError: too large, too slow, empty, encoded, or a form without a file.
       Disconnected: the sender has gone.
     """
     self._check_headers()
@@ -55,7 +68,7 @@ class Incoming:
           file.write(chunk)
       size = file.tell()
     if not size:
-      raise Refusal(400, "body", "is empty (0 bytes)", RAW)
+      raise HttpError(400, "body", "is empty (0 bytes)", RAW)
     return size
 
   async def drain(self) -> None:
@@ -79,11 +92,11 @@ class Incoming:
       raise self._too_large()
     encoding = self._headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
-      raise Refusal(415, "body", f"has the content encoding {encoding[:40]!r}",
+      raise HttpError(415, "body", f"has the content encoding {encoding[:40]!r}",
                     "send the file as it is; .nii.gz needs no Content-Encoding")
 
-  def _too_large(self) -> Refusal:
-    return Refusal(413, "body", f"is larger than {self._limits.body / (1 << 20):g} MiB",
+  def _too_large(self) -> HttpError:
+    return HttpError(413, "body", f"is larger than {self._limits.body / (1 << 20):g} MiB",
                    "compress it as .nii.gz or zip, cut the volume, or ask for a higher limit")
 
   async def _chunks(self) -> AsyncIterator[bytes]:
@@ -94,7 +107,7 @@ class Incoming:
         async with asyncio.timeout(deadline - time.monotonic()):
           message = await self._receive()
       except TimeoutError:
-        raise Refusal(408, "body", f"comes too slowly: {size} bytes so far",
+        raise HttpError(408, "body", f"comes too slowly: {size} bytes so far",
                       "send it again over a faster connection") from None
       if message["type"] == "http.disconnect":
         raise Disconnected
@@ -156,7 +169,7 @@ class FormFile:
     _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
     if b"filename" not in options:
       name = options.get(b"name", b"").decode("latin-1")[:40]
-      raise Refusal(400, f"form field {name!r}", "is no file", "give parameters in the query of "
+      raise HttpError(400, f"form field {name!r}", "is no file", "give parameters in the query of "
                     "the address, e.g. /predict?classes=…")
     self._files += 1
     if self._files > 1:
@@ -166,5 +179,67 @@ class FormFile:
     self._ended = True
 
 
-def _no_form(reason: str) -> Refusal:
-  return Refusal(400, "body", reason, f"send a form with one file, or {RAW}")
+def _no_form(reason: str) -> HttpError:
+  return HttpError(400, "body", reason, f"send a form with one file, or {RAW}")
+
+
+# --- A body on the disk to a volume: what it is follows from its first bytes, never from a name.
+MAX_VOXEL_BYTES = 8
+
+
+def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Volume, str]:
+  """Reads the volume of a request.
+
+  Args:
+    folder: of the request; holds the file `BODY`, and afterwards what it was unpacked to.
+    series: SeriesInstanceUID, where a zip holds several.
+    plan: of the network, at whose spacing the volume must be of a bearable size, too.
+    limits: of size.
+
+  Returns:
+    The volume, and what made it as DICOM calls it ("" where the body does not say).
+
+  Raises:
+    HttpError: whatever is wrong with it.
+  """
+  names: list[str] = []
+  try:
+    path = _named(folder)
+    if path.name == BODY:
+      path = folder / "series"
+      names = archive.unpack(folder / BODY, path, limits)
+    _check_size(files.read_header(path, series), plan, limits)
+    return files.read_volume(path, series), files.modality(path, series)
+  except InputError as error:
+    if error.reason == "holds no DICOM image":
+      raise HttpError(422, "body", "is a zip without a DICOM image", "send the folder of a DICOM "
+                    "series as a zip, and NIfTI as it is") from error
+    raise refused(error, 422, folder, names) from error
+  finally:
+    dicom.forget()
+
+
+def _named(folder: Path) -> Path:
+  """Gives the body the name that the readers know its format by; a zip keeps `BODY`."""
+  path = folder / BODY
+  with path.open("rb") as stream:
+    head = stream.read(348)
+  if head.startswith((archive.SIGNATURE, b"PK\x05\x06")):
+    return path
+  if head.startswith(b"\x1f\x8b"):
+    return path.rename(folder / "image.nii.gz")
+  if head[344:346] in (b"n+", b"ni") or head[4:6] == b"n+":
+    return path.rename(folder / "image.nii")
+  raise HttpError(415, "body", "is neither NIfTI (.nii, .nii.gz) nor a zip",
+                "send a NIfTI file, or the folder of a DICOM series as a zip")
+
+
+def _check_size(header, plan: Plan, limits: Limits) -> None:
+  grid = resampled_geometry(canonical_geometry(header.geometry), plan.spacing)
+  for shape, where in ((header.geometry.shape, ""), (grid.shape, " at the network's spacing")):
+    if math.prod(shape) > limits.voxels:
+      told = " x ".join(map(str, shape))
+      raise HttpError(413, "body", f"has {told} voxels{where}, more than {limits.voxels}",
+                    "cut or resample the volume, and check the spacing in its header")
+  if header.peak_bytes > 2 * MAX_VOXEL_BYTES * limits.voxels:
+    raise HttpError(413, "body", "takes too much memory to read", "store it with 2 bytes a voxel")

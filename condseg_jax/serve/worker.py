@@ -18,16 +18,16 @@ import tempfile
 
 import numpy as np
 
-from condseg_jax.allocator import settle
-from condseg_jax.allocator import trim
-from condseg_jax.cache import keep_compiled
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
 from condseg_jax.infer.fuse import FUSIONS
 from condseg_jax.predictor import load
 from condseg_jax.predictor import Predictor
-from condseg_jax.serve.job import work
-from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.handler import work
+from condseg_jax.serve.request import Limits
+from condseg_jax.system.allocator import settle
+from condseg_jax.system.allocator import trim
+from condseg_jax.system.cache import enable_compilation_cache
 
 
 class Stopped(BaseException):
@@ -44,7 +44,7 @@ def main(workdir: str, checkpoint: str) -> int:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the web process
   for name in ("absl", "nibabel.global"):
     logging.getLogger(name).setLevel(logging.ERROR)
-  keep_compiled()
+  enable_compilation_cache()
   try:
     predictor = load(workdir, checkpoint)
     warm(predictor)

@@ -14,21 +14,21 @@ import re
 from typing import NamedTuple
 
 from condseg_jax.data import store as store_lib
-from condseg_jax.data.prepare import sources
-from condseg_jax.data.prepare.carve import annotate_in_full
-from condseg_jax.data.prepare.carve import carve_frames
-from condseg_jax.data.prepare.damage import Damage
-from condseg_jax.data.prepare.damage import KINDS
-from condseg_jax.data.prepare.layouts.camvid import read_camvid
-from condseg_jax.data.prepare.layouts.msd import read_msd
-from condseg_jax.data.prepare.phantom import write_abdomen
-from condseg_jax.data.prepare.prepare import median_spacing
-from condseg_jax.data.prepare.prepare import prepare
-from condseg_jax.data.prepare.raw import RawFolder
+from condseg_jax.datasets import discover
+from condseg_jax.datasets.carve import annotate_in_full
+from condseg_jax.datasets.carve import carve_frames
+from condseg_jax.datasets.corrupt import Corruption
+from condseg_jax.datasets.corrupt import KINDS
+from condseg_jax.datasets.layouts.camvid import read_camvid
+from condseg_jax.datasets.layouts.msd import read_msd
+from condseg_jax.datasets.prepare import median_spacing
+from condseg_jax.datasets.prepare import prepare
+from condseg_jax.datasets.raw import RawFolder
+from condseg_jax.datasets.synthetic.phantom import write_abdomen
 from condseg_jax.errors import InputError
-from condseg_jax.study.key import data_digest
-from condseg_jax.study.key import scored_digest
-from condseg_jax.study.lock import locked
+from condseg_jax.study.fingerprint import data_digest
+from condseg_jax.study.fingerprint import scored_digest
+from condseg_jax.system.lock import locked
 
 PHANTOM_CASES = 32  # of each organ
 _DAMAGED = re.compile(rf"(.+)_({'|'.join(KINDS)})_(\d+)")
@@ -101,7 +101,7 @@ def dataset(name: str, data: Path, work: Path) -> Dataset:
                    scored_digest(folder.root, "val"))
   whole = damaged[1] if damaged else name
   raw = _phantom(whole, work) if whole in ("phantom", "phantom_full") else _folder(data, whole)
-  folders = sources.find(raw / "train")
+  folders = discover.find(raw / "train")
   for found in folders:
     if not isinstance(found, RawFolder):
       raise InputError(found.root, "is prepared already", "studies prepare raw datasets")
@@ -126,8 +126,8 @@ def _folder(data: Path, name: str) -> Path:
   return path
 
 
-def _damage(found: re.Match) -> Damage:
-  return Damage(found[2], int(found[3]) / 100)
+def _damage(found: re.Match) -> Corruption:
+  return Corruption(found[2], int(found[3]) / 100)
 
 
 def _phantom(name: str, work: Path) -> Path:

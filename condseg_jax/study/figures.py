@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from condseg_jax import tables
-from condseg_jax.atomic import replacing
+from condseg_jax.report import markup
 from condseg_jax.study import statistics
 from condseg_jax.study.report import confusion_shares
 from condseg_jax.study.report import Outcome
 from condseg_jax.study.report import scanner_scores
 from condseg_jax.study.report import score_name
+from condseg_jax.system.atomic import replacing
 
 # Okabe & Ito: told apart by everybody; then the same again, dashed.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
@@ -175,7 +175,7 @@ def _matrices(found: Outcome, draw, xlabel: str, ylabel: str, what: str):
     values, down, across = draw(label)
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1)
     for (y, x), value in np.ndenumerate(values):
-      axes.text(x, y, tables.number(value, 2), ha="center", va="center", fontsize=7,
+      axes.text(x, y, markup.number(value, 2), ha="center", va="center", fontsize=7,
                 color="white" if value > 0.6 else "black")
     axes.set_title(label, fontsize=9)
     below, left = number + columns >= len(labels), number % columns == 0

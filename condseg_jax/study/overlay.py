@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from condseg_jax.classes import hue
-from condseg_jax.evaluate import figures as pictures
-from condseg_jax.evaluate.pictures import ABDOMEN_HU
+from condseg_jax.report import figures as pictures
+from condseg_jax.report.figures import ABDOMEN_HU
 from condseg_jax.study import records
 from condseg_jax.study.figures import save
 

@@ -13,7 +13,7 @@ import shutil
 from condseg_jax.errors import InputError
 from condseg_jax.study import configs
 from condseg_jax.study import datasets
-from condseg_jax.study import key as keys
+from condseg_jax.study import fingerprint as keys
 from condseg_jax.study import records
 from condseg_jax.study.declare import Study
 from condseg_jax.study.declare import Trial
@@ -21,7 +21,7 @@ from condseg_jax.train.record import finished
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class RunPaths:
   """Folders of a session.
 
   Attributes:
@@ -79,7 +79,7 @@ class Job:
     return [config["train"]["steps"] for config in self.configs]
 
 
-def make_job(study: Study, trial: Trial, places: Places) -> Job:
+def make_job(study: Study, trial: Trial, places: RunPaths) -> Job:
   """A trial with its keys; its dataset is prepared where it was not."""
   data = datasets.dataset(trial.variant.dataset, places.data, places.work)
   source = keys.source_digest()
@@ -92,7 +92,7 @@ def make_job(study: Study, trial: Trial, places: Places) -> Job:
              records.path_of(places.out, study.name, trial.name, key))
 
 
-def jobs(studies: Iterable[Study], places: Places, seeds: Sequence[int] = (),
+def jobs(studies: Iterable[Study], places: RunPaths, seeds: Sequence[int] = (),
          only: Sequence[str] = (), *, without: Container[str] = ()) -> list[Job]:
   """All trials of some studies, in the order in which they are run.
 
@@ -104,7 +104,7 @@ def jobs(studies: Iterable[Study], places: Places, seeds: Sequence[int] = (),
           for trial in study.trials(seeds, only) if trial.variant.dataset not in without]
 
 
-def unprepared(studies: Iterable[Study], places: Places, seeds=(), only=()) -> dict[str, int]:
+def unprepared(studies: Iterable[Study], places: RunPaths, seeds=(), only=()) -> dict[str, int]:
   """Dataset that was never prepared → how many trials need it: nothing of them can be done."""
   counts: dict[str, int] = {}
   for study in studies:
@@ -130,7 +130,7 @@ class Pace:
       self._seconds.setdefault((_family(record["dataset"]), label), []).append(
           (seconds["training"] + seconds["scoring"]) / steps)
 
-  def left(self, todo: Sequence[Job], places: Places) -> float:
+  def left(self, todo: Sequence[Job], places: RunPaths) -> float:
     """Seconds for all trials of a list; members that are trained already cost nothing."""
     seen, total = set(), 0.0
     for job in todo:
@@ -158,7 +158,7 @@ def duration(seconds: float) -> str:
   return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def prune(everything: Sequence[Job], chosen: Sequence[Job], places: Places,
+def prune(everything: Sequence[Job], chosen: Sequence[Job], places: RunPaths,
           tell: Callable[[str], None]) -> int:
   """Removes the checkpoints of members that no trial needs any more; returns how many.
 
@@ -178,7 +178,7 @@ def prune(everything: Sequence[Job], chosen: Sequence[Job], places: Places,
   return removed
 
 
-def drop_old(study: Study, places: Places, tell: Callable[[str], None]) -> None:
+def drop_old(study: Study, places: RunPaths, tell: Callable[[str], None]) -> None:
   """Removes the records of a study that are of none of its trials as they are now."""
   paths = records.files(places.out / "records" / study.name)
   seeds = dict.fromkeys((*study.seeds, *(records.read(path)["seed"] for path in paths)))

@@ -18,10 +18,10 @@ import platform
 import jax
 import jax.numpy as jnp
 
-from condseg_jax.atomic import write_text
 from condseg_jax.errors import InputError
 from condseg_jax.models.onednn import convolution
 from condseg_jax.study import statistics
+from condseg_jax.system.atomic import write_text
 
 KEY_DIGITS = 16
 CURVE_POINTS = 100

@@ -3,17 +3,19 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 from pathlib import Path
+import re
 from typing import NamedTuple
 
 import numpy as np
 
-from condseg_jax import tables
-from condseg_jax.atomic import write_text
+from condseg_jax.errors import InputError
+from condseg_jax.report import markup
+from condseg_jax.report.markup import number
+from condseg_jax.report.markup import signed
+from condseg_jax.report.markup import Table
 from condseg_jax.study import records
 from condseg_jax.study import statistics
-from condseg_jax.tables import number
-from condseg_jax.tables import signed
-from condseg_jax.tables import Table
+from condseg_jax.system.atomic import write_text
 
 
 class Outcome(NamedTuple):
@@ -68,8 +70,8 @@ def write(out: Path, study: str) -> Outcome:
   records.write_csv(out / f"{study}.csv", rows)
   made, preface = study_tables(found), describe(found)
   title = f"Study {study}"
-  write_text(out / f"{study}.md", tables.markdown(made, title, preface))
-  write_text(out / f"{study}.tex", tables.latex(made, title, preface))
+  write_text(out / f"{study}.md", markup.markdown(made, title, preface))
+  write_text(out / f"{study}.tex", markup.latex(made, title, preface))
   return found
 
 
@@ -110,7 +112,7 @@ def names_of(found: Outcome) -> tuple[list[str], dict[str, list[str]]]:
       len({row[f] for row in found.first.values()}) > 1)]
 
   def text(value):
-    return tables.NO_VALUE if value is None else f"{value:g}" if isinstance(value, float) else (
+    return markup.NO_VALUE if value is None else f"{value:g}" if isinstance(value, float) else (
         str(value))
 
   return kept, {label: [text(row[f]) for f in kept] for label, row in found.first.items()}
@@ -228,3 +230,39 @@ def _confusions(found: Outcome) -> Table:
                "Percent of the voxels of every true class (rows) given to the class of the column, "
                "of all cases and seeds; with masks that overlap a row may add up to more than 100.",
                [*kept, "truth", *found.classes, "none"], rows, len(kept) + 1)
+
+
+# --- A text whose tables are those of studies: written in between marks, never typed.
+_MARK_BEGIN = re.compile(r"<!-- ([\w/-]+): ([^\n]+?) -->\n")
+_MARK = re.compile(rf"({_MARK_BEGIN.pattern})(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def fill(path: Path, out: Path) -> None:
+  """Puts the tables of OUT/STUDY.md between the marks of a Markdown file.
+
+  Raises:
+    InputError: a mark names a study without tables, or a table that it does not have.
+  """
+  write_text(path, filled(path.read_text(encoding="utf-8"), out))
+
+
+def filled(text: str, out: Path) -> str:
+  """The text with its tables, see `fill`."""
+  def table(found: re.Match) -> str:
+    begin, study, title, body, end = found.groups()
+    if _MARK_BEGIN.search(body):
+      raise InputError(begin.strip(), "has no end", "put <!-- end --> behind its table")
+    return f"{begin}\n{section(out / f'{study}.md', title)}\n\n{end}"
+
+  return _MARK.sub(table, text)
+
+
+def section(path: Path, title: str) -> str:
+  """The text under a heading `## title` of a Markdown file."""
+  if not path.exists():
+    raise InputError(path, "does not exist", "run the study, or make its tables with --tables")
+  parts = re.split(r"^## (.+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+  sections = dict(zip(parts[1::2], parts[2::2], strict=True))
+  if title not in sections:
+    raise InputError(path, f"has no table {title!r}", f"it has: {', '.join(sections)}")
+  return sections[title].strip()

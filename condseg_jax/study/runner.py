@@ -12,26 +12,26 @@ import time
 
 import numpy as np
 
-from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
-from condseg_jax.evaluate.cases import labelled_cases
+from condseg_jax.evaluate.raw_cases import labelled_cases
 from condseg_jax.study import configs
 from condseg_jax.study import datasets
-from condseg_jax.study import key as keys
+from condseg_jax.study import fingerprint as keys
 from condseg_jax.study import records
 from condseg_jax.study import score as scoring
 from condseg_jax.study import statistics
-from condseg_jax.study.lock import locked
 from condseg_jax.study.plan import duration
 from condseg_jax.study.plan import Job
 from condseg_jax.study.plan import Pace
-from condseg_jax.study.plan import Places
+from condseg_jax.study.plan import RunPaths
+from condseg_jax.system.atomic import replacing
+from condseg_jax.system.lock import locked
 from condseg_jax.train.loop import train
 
 log = logging.getLogger("condseg_jax")
 
 
-def run(todo: Sequence[Job], places: Places,
+def run(todo: Sequence[Job], places: RunPaths,
         after: Callable[[str], None] = lambda study: None) -> list[str]:
   """Runs what is not done, one trial after the other; one that fails does not stop the others.
 
@@ -90,7 +90,7 @@ def run(todo: Sequence[Job], places: Places,
   return failures
 
 
-def run_job(job: Job, places: Places) -> dict:
+def run_job(job: Job, places: RunPaths) -> dict:
   """The record of a trial, which is written; another study's result for the same is taken.
 
   No other process trains the same meanwhile.
@@ -120,7 +120,7 @@ def _declared(job: Job) -> dict:
           "order": job.order, "level_name": job.study.level}
 
 
-def _result(job: Job, places: Places) -> dict:
+def _result(job: Job, places: RunPaths) -> dict:
   """Trains, scores, and tells everything that does not depend on the study."""
   folders = [places.run(key) for key in job.keys]
   for number, (config, folder) in enumerate(zip(job.configs, folders, strict=True)):

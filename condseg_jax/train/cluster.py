@@ -1,6 +1,7 @@
 """Several processes that train one network: how they find and what they tell each other."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence
 import contextlib
 import json
 import logging

@@ -1,6 +1,7 @@
 """The trainer, meant to be read from top to bottom and forked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import logging
 
@@ -10,42 +11,42 @@ import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import normal_name
-from condseg_jax.data import pipeline
-from condseg_jax.data.augment import Augmentation
+from condseg_jax.data import sampling
 from condseg_jax.data.fingerprint import fingerprint
-from condseg_jax.data.prepare import sources
 from condseg_jax.data.priors import class_priors
 from condseg_jax.data.priors import smallest_ml
 from condseg_jax.data.store import Store
+from condseg_jax.datasets import discover
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.cases import stored_cases
-from condseg_jax.evaluate.cleaning import choose
-from condseg_jax.evaluate.cleaning import Trials
+from condseg_jax.evaluate.postprocess_tuning import Candidates
+from condseg_jax.evaluate.postprocess_tuning import choose
 from condseg_jax.evaluate.run import evaluate
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
-from condseg_jax.infer.postprocess import Cleaning
+from condseg_jax.infer.postprocess import ComponentFilter
+from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
+from condseg_jax.models.class_vector import with_texts
 from condseg_jax.predictor import Predictor
-from condseg_jax.train import checks
 from condseg_jax.train import cluster
 from condseg_jax.train import parallel
+from condseg_jax.train import setup
+from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.checkpoint import Checkpoints
-from condseg_jax.train.checkpoint import ModelRecord
-from condseg_jax.train.clock import Clock
-from condseg_jax.train.clock import Interrupt
-from condseg_jax.train.optimizer import make_optimizer
-from condseg_jax.train.optimizer import make_schedule
-from condseg_jax.train.planning import make_plan
-from condseg_jax.train.planning import memory_lines
-from condseg_jax.train.planning import plan_record
-from condseg_jax.train.planning import recorded_plan
 from condseg_jax.train.record import finished
 from condseg_jax.train.record import Record
 from condseg_jax.train.record import trim_metrics
+from condseg_jax.train.setup import make_plan
+from condseg_jax.train.setup import memory_lines
+from condseg_jax.train.setup import plan_record
+from condseg_jax.train.setup import recorded_plan
+from condseg_jax.train.state import make_optimizer
+from condseg_jax.train.state import make_schedule
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
-from condseg_jax.train.texts import with_texts
+from condseg_jax.train.timing import Clock
+from condseg_jax.train.timing import Interrupt
 
 log = logging.getLogger("condseg_jax")
 
@@ -68,20 +69,20 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   # --- what was done before -------------------------------------------------------------------
   checkpoints = Checkpoints(workdir)
   last = checkpoints.last_step
-  checks.check_resume(resume, last, workdir)
+  setup.check_resume(resume, last, workdir)
   recorded = None if last is None else checkpoints.read_record(last)
 
   # --- data -----------------------------------------------------------------------------------
   data = config["data"]
   with cluster.first_process_first():
-    stores = sources.open_stores(data["root"], data["spacing"], data["cache"] or None,
+    stores = discover.open_stores(data["root"], data["spacing"], data["cache"] or None,
                                  progress=jax.process_index() == 0)
-  everything = pipeline.datasets(stores, "train")
+  everything = sampling.datasets(stores, "train")
   check_kept(data["keep"], everything)
-  parts = [pipeline.hold_out(d, data["hold_out"], config["seed"]) for d in everything]
-  seen = [pipeline.fewer_cases(p[0], data["cases"], config["seed"]) for p in parts]
-  training = pipeline.learn_only(seen, data["keep"])
-  held_out = pipeline.learn_only([p[1] for p in parts if p[1].cases], data["keep"])
+  parts = [sampling.hold_out(d, data["hold_out"], config["seed"]) for d in everything]
+  seen = [sampling.fewer_cases(p[0], data["cases"], config["seed"]) for p in parts]
+  training = sampling.learn_only(seen, data["keep"])
+  held_out = sampling.learn_only([p[1] for p in parts if p[1].cases], data["keep"])
   if recorded is None:
     table = class_table(training, stores, data)
     config = with_texts(config, table)
@@ -89,8 +90,8 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   else:
     table, plan = recorded.table, recorded.plan
     config = recorded_plan(config, recorded.config)
-    checks.check_same_model(recorded, config, workdir)
-    checks.check_same_plan(plan, stores[0], config["data"]["subvolume"], workdir)
+    setup.check_same_model(recorded, config, workdir)
+    setup.check_same_plan(plan, stores[0], config["data"]["subvolume"], workdir)
   pooled = fingerprint([case for d in training for case in d.cases])["pooled"]
   priors = class_priors([case for d in training for case in d.cases], table.names)
   data, record = config["data"], ModelRecord(config, table, plan, pooled, priors)
@@ -102,14 +103,14 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   # --- network and step -----------------------------------------------------------------------
   settings = config["train"]
   model = build_model(config["model"], config["conditioning"], table.codes)
-  checks.check_subvolume(plan, model)
-  checks.check_parts(model, settings["accumulate"])
+  setup.check_subvolume(plan, model)
+  setup.check_parts(model, settings["accumulate"])
   optimizer = make_optimizer(config["optimizer"], settings["steps"])
   schedule = make_schedule(config["optimizer"], settings["steps"])
   augmentation = Augmentation(**{**config["augment"], "mirror": tuple(config["augment"]["mirror"])})
   train_step = make_train_step(
       model, optimizer, augmentation=augmentation, spacing=plan.spacing,
-      may_not_mirror=may_not_mirror(table, model.ndim), alpha_K=alphas(table, config["loss"]),
+      lateral_axes=lateral_axes(table, model.ndim), alpha_K=alphas(table, config["loss"]),
       bce_weight=config["loss"]["bce_weight"], ema_decay=settings["ema_decay"],
       seed=config["seed"], accumulate=settings["accumulate"],
       supervision=config["loss"]["supervision"], sharpness=config["loss"]["sharpness"])
@@ -130,7 +131,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
   first = int(state.step)
   state = driver.place_state(state)
   _describe(training, held_out, table, plan, state, settings)
-  batches = pipeline.batches(
+  batches = sampling.batches(
       training, table, plan, batch_size=data["batch_size"], seed=config["seed"], start_step=first,
       weights=data["weights"], batch_class=data["batch_class"],
       classes_per_image=data["classes_per_image"], unlabelled=data["unlabelled"],
@@ -190,7 +191,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
 
 
 # --- parts ------------------------------------------------------------------------------------
-def check_kept(keep: Sequence[str], datasets: Sequence[pipeline.Dataset]) -> None:
+def check_kept(keep: Sequence[str], datasets: Sequence[sampling.Dataset]) -> None:
   """Raises InputError where a class to learn is annotated nowhere."""
   present = dict.fromkeys(name for d in datasets for name in d.annotated)
   for name in keep:
@@ -199,7 +200,7 @@ def check_kept(keep: Sequence[str], datasets: Sequence[pipeline.Dataset]) -> Non
                        f"annotated: {', '.join(present)}", usage=True)
 
 
-def class_table(training: Sequence[pipeline.Dataset], stores: Sequence[Store],
+def class_table(training: Sequence[sampling.Dataset], stores: Sequence[Store],
                 data: Mapping) -> ClassTable:
   """The classes that the training data annotates, ordered by the config or by appearance."""
   present = dict.fromkeys(name for d in training for name in d.annotated)
@@ -231,7 +232,7 @@ def class_table(training: Sequence[pipeline.Dataset], stores: Sequence[Store],
                            capacity=max(64, len(names)))
 
 
-def may_not_mirror(table: ClassTable, ndim: int) -> np.ndarray:
+def lateral_axes(table: ClassTable, ndim: int) -> np.ndarray:
   """bool [K, axes]: where a class has sides."""
   axes = "DHW"[3 - ndim:]
   return np.array([[axis in c.no_mirror for axis in axes] for c in table.classes])
@@ -267,11 +268,11 @@ def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float
     return None, {}
   variables = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
   predictor = Predictor(model, variables, record.table, record.plan, step)
-  trials = Trials(smallest_ml([case for d in held_out for case in d.cases]))
+  trials = Candidates(smallest_ml([case for d in held_out for case in d.cases]))
   rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True, seen=trials.seen)
   rows = [CaseScore(*row) for row in cluster.gather([dataclasses.astuple(row) for row in rows])]
   tried = cluster.gather([(name, dataclasses.astuple(c), dice) for name, c, dice in trials.rows])
-  chosen = choose([(name, Cleaning(*c), dice) for name, c, dice in tried])
+  chosen = choose([(name, ComponentFilter(*c), dice) for name, c, dice in tried])
   summary = summarise(rows, record.table.names)
   scores = {name: c["dice"]["mean"] for name, c in summary["classes"].items() if c["dice"]["n"]}
   writer.scalars(step, {"held_out/mean_dice": summary["mean_dice"],

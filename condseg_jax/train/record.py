@@ -11,7 +11,7 @@ from etils import epath
 import jax
 import tensorboardX
 
-from condseg_jax.atomic import write_text
+from condseg_jax.system.atomic import write_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "numpy",
             "scipy", "nibabel")

@@ -9,12 +9,12 @@ import numpy as np
 import optax
 
 from condseg_jax import losses
-from condseg_jax.data.augment import augment
-from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.logits import training_logits
+from condseg_jax.models.network import training_logits
+from condseg_jax.train.augment import augment
+from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.state import variables
 
@@ -25,7 +25,7 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *,
-                    augmentation: Augmentation, spacing: tuple[float, ...], may_not_mirror,
+                    augmentation: Augmentation, spacing: tuple[float, ...], lateral_axes,
                     alpha_K, bce_weight: float, ema_decay: float, seed: int,
                     accumulate: int = 1, supervision: str = "voxels",
                     sharpness: float = 5.0) -> TrainStep:
@@ -65,11 +65,11 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
   measure = losses.terms
   if supervision == "image":
     measure = functools.partial(losses.image_terms, sharpness=sharpness)
-  may_not_mirror = np.asarray(may_not_mirror, bool)
+  lateral_axes = np.asarray(lateral_axes, bool)
 
   def gradient_and_sums(params, statistics, model, batch: Batch, key, global_batch: int):
     """What some samples of a batch contribute to its gradient, loss and Dice; the statistics."""
-    batch = augment(batch, key, augmentation, spacing, jnp.asarray(may_not_mirror))
+    batch = augment(batch, key, augmentation, spacing, jnp.asarray(lateral_axes))
 
     def loss_function(params):
       logits, changed = training_logits(model, variables(params, statistics), batch.image,

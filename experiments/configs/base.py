@@ -33,7 +33,7 @@ def get_config() -> ml_collections.ConfigDict:
   config.data.presets = ml_collections.ConfigDict()  # name of a group = ("class", …)
   config.data.no_mirror = ml_collections.ConfigDict()  # class = ("W",) where it has sides
 
-  # Ranges of condseg_jax.data.augment.Augmentation.
+  # Ranges of condseg_jax.train.augment.Augmentation.
   config.augment = ml_collections.ConfigDict(dict(
       probability=0.5, rotate=15.0, zoom=0.15, shift=0.1, scale=0.2, offset=0.2, gamma=0.2,
       noise=0.1, mirror=()))

@@ -7,8 +7,9 @@ every label of every frame, one class of each frame it draws.
   python -m experiments.study camvid --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 
 def get_study():

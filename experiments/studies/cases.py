@@ -5,8 +5,9 @@ The specialists have as many steps each as the network of all classes has in all
   python -m experiments.study cases --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 CASES = (5, 10, 20, 40, 80)  # of each class; 80 is all of them
 

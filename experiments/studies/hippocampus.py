@@ -7,8 +7,9 @@ convergence as much as its end; `hippocampus_long` goes on to the end.
   python -m experiments.study hippocampus --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 
 def get_study():

@@ -7,8 +7,9 @@ trainings of `hippocampus`, and their masks one at a time.
   python -m experiments.study hippocampus_alone --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 
 def get_study():

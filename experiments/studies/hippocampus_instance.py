@@ -6,8 +6,9 @@ which the class enters. Is what sets the variants of `hippocampus` apart still t
   python -m experiments.study hippocampus_instance --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 
 def get_study():

@@ -3,8 +3,9 @@
   python -m experiments.study hippocampus_long --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 
 def get_study():

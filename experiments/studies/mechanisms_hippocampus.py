@@ -7,8 +7,9 @@ class writes (DoDNet) and one output per class.
   python -m experiments.study mechanisms_hippocampus --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 
 def get_study():

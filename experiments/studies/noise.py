@@ -6,8 +6,9 @@ Does one network of all classes, which shares its features, stand it better than
   python -m experiments.study noise --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 KINDS = ("parts", "false_positives")
 RATES = (0, 10, 25, 50)

@@ -7,8 +7,9 @@ gives to which class.
   python -m experiments.study phantom --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 
 def get_study():

@@ -7,8 +7,9 @@ trainings of `phantom`, and their masks one at a time.
   python -m experiments.study phantom_alone --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 
 def get_study():

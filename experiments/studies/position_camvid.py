@@ -6,8 +6,9 @@ once for an image.
   python -m experiments.study position_camvid --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 LEVELS = 4  # of the decoder
 

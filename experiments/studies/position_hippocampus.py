@@ -6,8 +6,9 @@ once for an image.
   python -m experiments.study position_hippocampus --data=DATA --out=results
 """
 
-from condseg_jax.study.declare import Study
 from studies import base
+
+from condseg_jax.study.declare import Study
 
 LEVELS = 3  # of the decoder
 

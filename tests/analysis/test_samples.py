@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from stored import write_arrays
 
 from condseg_jax.analysis.features import choose_voxels
 from condseg_jax.analysis.samples import centred_start
@@ -11,6 +10,7 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
+from support.stored import write_arrays
 
 TABLE = ClassTable.create(["ball", "box"])
 PLAN = Plan("mr", (1.0, 1.0), (8, 6))

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from tiny import overrides
-from tiny import write_datasets
 
 from condseg_jax.cli import train
+from support.tiny import overrides
+from support.tiny import write_datasets
 
 BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 

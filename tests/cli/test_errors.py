@@ -7,8 +7,6 @@ import shutil
 
 import numpy as np
 import pytest
-from tiny import AFFINE
-from tiny import case
 
 from condseg_jax.cli import evaluate
 from condseg_jax.cli import predict
@@ -16,6 +14,8 @@ from condseg_jax.cli import prepare
 from condseg_jax.cli import train
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
+from support.tiny import AFFINE
+from support.tiny import case
 
 BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 

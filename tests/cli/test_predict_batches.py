@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import condseg_jax
-from condseg_jax import results as written
 from condseg_jax.cli import predict
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.formats import nifti
 from condseg_jax.geometry import Volume
+from condseg_jax.report import results as written
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,9 @@ import dataclasses
 import json
 import logging
 
-from dicom_files import fill_polygons
-from dicom_files import read_segments
-from dicom_files import write_series
 import numpy as np
 import pydicom
 import pytest
-from tiny import AFFINE
-from tiny import case
 
 import condseg_jax
 from condseg_jax.cli import predict
@@ -22,8 +17,13 @@ from condseg_jax.formats.nifti import read_names
 from condseg_jax.formats.nifti import read_nifti
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
-from condseg_jax.infer.predict import WindowFunctions
-from condseg_jax.train.checkpoint import ModelRecord
+from condseg_jax.infer.sliding_window import WindowFunctions
+from condseg_jax.model_io.record import ModelRecord
+from support.dicom_files import fill_polygons
+from support.dicom_files import read_segments
+from support.dicom_files import write_series
+from support.tiny import AFFINE
+from support.tiny import case
 
 ANY = "--threshold=0"  # a network of two steps is sure of nothing
 

@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import AFFINE
-from tiny import case
-from tiny import write_datasets
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.cli import evaluate
@@ -21,6 +18,9 @@ from condseg_jax.geometry import Volume
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
+from support.tiny import AFFINE
+from support.tiny import case
+from support.tiny import write_datasets
 
 
 def untrained(window, modality):
@@ -69,7 +69,7 @@ def test_predict_names_nobody(network, tmp_path, capsys, monkeypatch):
   assert run(predict, f"--input={folder}", f"--output={out}", "--report", "--nopicture") == 1
   printed = capsys.readouterr().out
   assert f"report: {out / 'report.html'}" in printed
-  assert "condseg_jax.evaluate.page" in printed, "how the viewer is had"
+  assert "condseg_jax.report.page" in printed, "how the viewer is had"
   text = readable(out / "report.html")
   for word in ("doe", "jane", "roe", "broken", "tom.", "ward_7b", str(tmp_path), str(Path.home())):
     assert word not in text, word

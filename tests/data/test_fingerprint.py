@@ -4,13 +4,13 @@ import json
 
 import numpy as np
 import pytest
-from stored import write_arrays
 
 from condseg_jax.data.fingerprint import fingerprint
+from condseg_jax.datasets.layouts.msd import read_msd
+from condseg_jax.datasets.prepare import prepare
 from condseg_jax.formats.nifti import write_nifti
-from condseg_jax.data.prepare.layouts.msd import read_msd
-from condseg_jax.data.prepare.prepare import prepare
 from condseg_jax.geometry import Volume
+from support.stored import write_arrays
 
 
 def case(root, name, dataset, shape, value, count, split="train"):

@@ -9,13 +9,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import numpy as np
 import pytest
-from stored import write_arrays
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.data import store as store_lib
-from condseg_jax.data import write as write_lib
+from condseg_jax.data import writer as write_lib
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
+from support.stored import write_arrays
 
 NAMES = ("liver", "spleen")
 AFFINE_3D = np.array([[0, 0, -1.5, 7], [0, -0.7, 0, 8], [2.0, 0, 0, -9], [0, 0, 0, 1]])

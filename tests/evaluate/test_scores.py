@@ -9,9 +9,10 @@ import pytest
 
 from condseg_jax import metrics
 from condseg_jax.errors import InputError
-from condseg_jax.evaluate import tables
 from condseg_jax.evaluate.intervals import bootstrap_ci
-from condseg_jax.evaluate.scores import CaseScore, summarise
+from condseg_jax.evaluate.scores import CaseScore
+from condseg_jax.evaluate.scores import summarise
+from condseg_jax.report import tables
 
 NAN = math.nan
 

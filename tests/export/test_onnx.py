@@ -5,8 +5,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-from networks import CODES
-from networks import network
 import numpy as np
 import pytest
 
@@ -14,13 +12,15 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.export import runtime
 from condseg_jax.geometry import Volume
-from condseg_jax.infer.predict import window_functions
+from condseg_jax.infer.sliding_window import window_functions
 from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
+from support.networks import CODES
+from support.networks import network
 
 onnx = pytest.importorskip("onnx", reason="needs the extra onnx")
 pytest.importorskip("onnxruntime", reason="needs the extra onnx")
-from condseg_jax.export.network import onnx_halves  # noqa: E402
+from condseg_jax.export.network import onnx_halves
 
 WINDOW = (8, 8, 4)
 

@@ -2,12 +2,11 @@
 
 import struct
 
-from dicom_files import write_series
 import numpy as np
 import pydicom
 import pytest
-import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
+import SimpleITK as sitk
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom
@@ -15,6 +14,7 @@ from condseg_jax.formats import files
 from condseg_jax.formats.dicom import read_series
 from condseg_jax.formats.dicom import read_series_header
 from condseg_jax.geometry import match_grid
+from support.dicom_files import write_series
 
 VOXELS = np.random.default_rng(0).integers(-1000, 1500, (6, 5, 4))
 AFFINE = np.eye(4)

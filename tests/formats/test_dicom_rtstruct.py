@@ -1,7 +1,5 @@
 """RTSTRUCT: outlines that, filled again, are the voxels they were drawn around."""
 
-from dicom_files import fill_polygons
-from dicom_files import write_series
 import numpy as np
 import pydicom
 import pytest
@@ -16,6 +14,8 @@ from condseg_jax.formats.dicom_source import read_source
 from condseg_jax.geometry import match_grid
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
+from support.dicom_files import fill_polygons
+from support.dicom_files import write_series
 
 AXIAL = np.array([[-0.8, 0, 0, 20], [0, -0.7, 0, 30], [0, 0, 2.5, -100], [0, 0, 0, 1]])
 TURN = Rotation.from_euler("xyz", [20, -30, 10], degrees=True).as_matrix()

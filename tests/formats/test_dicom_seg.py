@@ -1,7 +1,5 @@
 """DICOM-SEG: what is read back lies in the same frame of reference, in the same voxels."""
 
-from dicom_files import read_segments
-from dicom_files import write_series
 import highdicom
 from nibabel import orientations
 import numpy as np
@@ -19,6 +17,8 @@ from condseg_jax.formats.dicom_source import read_source
 from condseg_jax.geometry import match_grid
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
+from support.dicom_files import read_segments
+from support.dicom_files import write_series
 
 SHAPE = (7, 6, 5)
 VOXELS = np.random.default_rng(0).integers(-1000, 1500, SHAPE)

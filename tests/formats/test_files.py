@@ -1,6 +1,5 @@
 """One door to all formats: the name decides."""
 
-from dicom_files import write_series
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from condseg_jax.formats.nifti import read_names
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.formats.picture import write_png
 from condseg_jax.geometry import Volume
+from support.dicom_files import write_series
 
 AFFINE = np.array([[2.0, 0, 0, 5], [0, 1, 0, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
 IMAGE = np.arange(24, dtype=np.int16).reshape(2, 3, 4) - 5

@@ -2,9 +2,9 @@
 
 import gzip
 import os
+from pathlib import Path
 import struct
 import tracemalloc
-from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -13,13 +13,12 @@ from scipy.spatial.transform import Rotation
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats.files import read_label
-from condseg_jax.formats.nifti import (
-  read_nifti_header,
-  read_names,
-  read_nifti,
-  write_nifti,
-)
-from condseg_jax.geometry import Volume, corner_distance
+from condseg_jax.formats.nifti import read_names
+from condseg_jax.formats.nifti import read_nifti
+from condseg_jax.formats.nifti import read_nifti_header
+from condseg_jax.formats.nifti import write_nifti
+from condseg_jax.geometry import corner_distance
+from condseg_jax.geometry import Volume
 
 DATA = os.environ.get("CONDSEG_TEST_DATA")
 AFFINE = np.array([[-0.75, 0, 0, 90.5], [0, -0.75, 0, 80.25], [0, 0, 2.5, -700], [0, 0, 0, 1.0]])

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
+import pytest
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats.files import read_label
-from condseg_jax.formats.picture import picture_shape, read_picture, write_png
+from condseg_jax.formats.picture import picture_shape
+from condseg_jax.formats.picture import read_picture
+from condseg_jax.formats.picture import write_png
 
 DATA = os.environ.get("CONDSEG_TEST_DATA")
 RNG = np.random.default_rng(0)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import overrides
-from tiny import write_datasets
 
 import condseg_jax
 from condseg_jax.cli.train import main
-from condseg_jax.data.prepare.phantom import write_abdomen
+from condseg_jax.datasets.synthetic.phantom import write_abdomen
+from support.tiny import overrides
+from support.tiny import write_datasets
 
 FOLDER = Path(__file__).parent
 BASE = FOLDER.parent.parent / "experiments" / "configs" / "base.py"

@@ -8,7 +8,7 @@ from condseg_jax.infer.fuse import best_class
 from condseg_jax.infer.fuse import check_fusion
 from condseg_jax.infer.fuse import confidence
 from condseg_jax.infer.fuse import ranks
-from condseg_jax.infer.predict import Slab
+from condseg_jax.infer.sliding_window import Slab
 
 
 def slabs(planes, class_ids):

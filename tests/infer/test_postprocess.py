@@ -7,7 +7,7 @@ import numpy as np
 from scipy import ndimage
 
 from condseg_jax.infer.postprocess import clean
-from condseg_jax.infer.postprocess import Cleaning
+from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.infer.postprocess import drop_detached
 from condseg_jax.infer.postprocess import main_box
 
@@ -18,21 +18,21 @@ def picture(text):
 
 def test_the_largest_piece_is_kept_and_other_classes_are_left_alone():
   label = picture("1100020 1001020 0000000 0001110 0111111")
-  clean(label, 1, Cleaning(largest=True), 1.0)
+  clean(label, 1, ComponentFilter(largest=True), 1.0)
   # The upper left piece hangs together by edges only: 2-D neighbours are eight.
   np.testing.assert_array_equal(label, picture("0000020 0000020 0000000 0001110 0111111"))
 
 
 def test_pieces_below_the_minimum_volume_go():
   label = picture("1000110 0000110 1100000")
-  clean(label, 1, Cleaning(minimum_ml=1.0), 0.5)  # two voxels are 1 ml, one is less
+  clean(label, 1, ComponentFilter(minimum_ml=1.0), 0.5)  # two voxels are 1 ml, one is less
   np.testing.assert_array_equal(label, picture("0000110 0000110 1100000"))
 
 
 def test_a_class_that_is_absent_or_too_small_as_a_whole():
   label = picture("020 000 010")
-  clean(label, 3, Cleaning(largest=True), 1.0)
-  clean(label, 1, Cleaning(largest=True, minimum_ml=2.0), 1.0)
+  clean(label, 3, ComponentFilter(largest=True), 1.0)
+  clean(label, 1, ComponentFilter(largest=True, minimum_ml=2.0), 1.0)
   np.testing.assert_array_equal(label, picture("020 000 000"))
 
 
@@ -69,5 +69,5 @@ def test_against_the_definition_in_3d(seed, part, minimum):
   for number in range(1, count + 1):
     if (pieces == number).sum() >= minimum:
       expected[pieces == number] = 1
-  clean(label, 1, Cleaning(minimum_ml=minimum), 1.0)
+  clean(label, 1, ComponentFilter(minimum_ml=minimum), 1.0)
   np.testing.assert_array_equal(label, expected)

@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.blocks import BLOCKS
-from condseg_jax.models.blocks import Style
 from condseg_jax.models.conditioning import Condition
 from condseg_jax.models.conditioning import MECHANISMS
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.layers import convolve_native
-from condseg_jax.models.logits import class_logits
+from condseg_jax.models.network import class_logits
 
 
 def normal(seed, *shape):
@@ -23,7 +23,7 @@ CONDITION = Condition(normal(2, 2, 3), jnp.array([0, 1]))
 
 
 def block(kind, depth=2, features=4, **style):
-  return BLOCKS[kind](depth, 2, features, 2, Style(**{"norm": "none", "activation": "relu",
+  return BLOCKS[kind](depth, 2, features, 2, BlockConfig(**{"norm": "none", "activation": "relu",
                                                       "classes": 3, **style}))
 
 
@@ -69,7 +69,7 @@ def test_where_the_width_stays_the_input_itself_is_added():
 @pytest.mark.parametrize("kind", list(BLOCKS))
 def test_layers_are_dilated(kind):
   """A layer with dilation 3 sees three voxels to each side."""
-  module = BLOCKS[kind](1, 2, 4, 2, Style("none", "leaky_relu"), 3)
+  module = BLOCKS[kind](1, 2, 4, 2, BlockConfig("none", "leaky_relu"), 3)
   x = normal(0, 1, 15, 15, 3)
   variables = module.init(jax.random.key(0), x)
   gradient = jax.grad(lambda x: module.apply(variables, x)[0, 7, 7].sum())(x)

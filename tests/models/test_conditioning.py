@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from condseg_jax.models import conditioning
+from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.blocks import Layer
-from condseg_jax.models.blocks import Style
 from condseg_jax.models.class_vector import ClassVector
 from condseg_jax.models.conditioning import Condition
-from condseg_jax.models.conditioning import Mechanic
+from condseg_jax.models.conditioning import ConditionedLayer
 from condseg_jax.models.conditioning import OutputChannels
 from condseg_jax.models.constant_channels import constant_channels
 from condseg_jax.models.layers import convolve_native
@@ -33,7 +33,7 @@ def literally(vector_BE, kernel, shape):
 def acted(mechanism, y, vector, *, ids=None, shared=None, classes=3, train=False):
   """What a mechanism makes of y, and parameters away from where they begin."""
   ids = jnp.zeros(len(y), jnp.int32) if ids is None else ids
-  module = Mechanic(mechanism, classes, (3,) * (y.ndim - 2))
+  module = ConditionedLayer(mechanism, classes, (3,) * (y.ndim - 2))
   arguments = y, Condition(vector, ids), 8, shared
   variables = module.init(jax.random.key(0), *arguments)
   params = jax.tree.map(lambda p: normal(p.size, *p.shape), variables["params"])
@@ -87,7 +87,7 @@ def test_a_layer_without_normalisation_is_the_paper_s_concatenation(norm):
   """Without it: activation(conv([x, shared, constant])). With it, the summand comes after."""
   shape, window, size = (4, 3, 5), (3, 3, 3), 2
   x, shared, vector = normal(0, 2, *shape, 3), normal(1, 2, *shape, 4), normal(2, 2, size)
-  layer = Layer(8, window, Style(norm, "relu"))
+  layer = Layer(8, window, BlockConfig(norm, "relu"))
   condition = Condition(vector, jnp.zeros(2, jnp.int32))
   shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared, condition)["params"]
   params = jax.tree.map(lambda s: normal(3, *s.shape), shapes)
@@ -178,7 +178,7 @@ def test_film_scales_and_shifts_each_channel():
 
 def test_conditional_normalisation_has_no_scale_for_all_classes():
   """With one-hot vectors its rows are those of Dumoulin et al."""
-  layer = Layer(4, (3, 3), Style("instance", "relu", mechanism="norm", classes=3))
+  layer = Layer(4, (3, 3), BlockConfig("instance", "relu", mechanism="norm", classes=3))
   condition = Condition(jnp.eye(3)[jnp.array([0, 2, 1, 1])], jnp.array([0, 2, 1, 1]))
   params = layer.init(jax.random.key(0), Y, None, condition)["params"]
   assert set(params) == {"conv", "condition"}

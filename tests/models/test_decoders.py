@@ -8,22 +8,22 @@ import numpy as np
 import optax
 import pytest
 
-from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
-from condseg_jax.infer.whole import whole_slabs
-from condseg_jax.models.blocks import Style
+from condseg_jax.infer.full_volume import full_volume_slabs
+from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.decoders import DeepLab
 from condseg_jax.models.decoders import FCN
 from condseg_jax.models.decoders import LinearUpsample
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.layers import convolve_native
-from condseg_jax.models.logits import class_logits
 from condseg_jax.models.memory import training_bytes
+from condseg_jax.models.network import class_logits
+from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
-STYLE = Style("none", "relu")
+STYLE = BlockConfig("none", "relu")
 NET = dict(codes=(0.7, -0.5, 0.1), strides=((2, 2), (2, 2), (1, 1)), depth=(1, 1, 1, 1), channels=8,
            growth=8, rates=(1, 2), position="head", mechanism="output")
 
@@ -146,7 +146,7 @@ def test_what_they_may_not_be_asked(settings, fault):
 def test_a_volume_is_not_split_and_that_is_said():
   model = DenseUNet(**{**NET, "decoder": "deeplab"})
   with pytest.raises(InputError, match="partition: a volume cannot be split .*deeplab"):
-    next(whole_slabs(model, {}, np.zeros((8, 8, 1), np.float32), [0]))
+    next(full_volume_slabs(model, {}, np.zeros((8, 8, 1), np.float32), [0]))
 
 
 @pytest.mark.parametrize("decoder", ["fcn", "deeplab"])
@@ -163,7 +163,7 @@ def test_learning_and_its_memory(decoder):
   optimizer = optax.adam(0.02)
   step = jax.jit(make_train_step(
       model, optimizer, augmentation=Augmentation(), spacing=(1.0, 1.0),
-      may_not_mirror=np.zeros((3, 2), bool), alpha_K=np.ones(3), bce_weight=1.0, ema_decay=0.0,
+      lateral_axes=np.zeros((3, 2), bool), alpha_K=np.ones(3), bce_weight=1.0, ema_decay=0.0,
       seed=0))
   state = TrainState.create(variables, optimizer, ema=False)
   compiled = step.lower(state, batch).compile()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.logits import class_logits
-from condseg_jax.models.logits import level_logits
+from condseg_jax.models.network import class_logits
+from condseg_jax.models.network import level_logits
 
 NET = dict(codes=(0.7, -0.5), strides=((1, 2), (2, 2), (2, 2)), depth=(1, 1, 1, 1), channels=4,
            growth=4)

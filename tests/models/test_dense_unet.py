@@ -11,7 +11,7 @@ import pytest
 from condseg_jax.models import layers
 from condseg_jax.models.conditioning import MECHANISMS
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.logits import class_logits
+from condseg_jax.models.network import class_logits
 
 CODES = (0.7, -0.5, 0.1)
 POSITIONS = ("input", "encoder", "decoder", "head", "decoders")

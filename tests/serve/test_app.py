@@ -13,18 +13,18 @@ import numpy as np
 from PIL import Image
 import pytest
 from python_multipart.multipart import parse_options_header
-from service import bad_bodies
-from service import client
-from service import Inside
-from service import LIMITS
-from service import network
-from service import nifti
-from service import series
-from service import voxels
 
 from condseg_jax.formats.nifti import read_names
 from condseg_jax.formats.nifti import read_nifti
-from condseg_jax.serve.limits import Limits
+from condseg_jax.serve.request import Limits
+from support.service import bad_bodies
+from support.service import client
+from support.service import Inside
+from support.service import LIMITS
+from support.service import network
+from support.service import nifti
+from support.service import series
+from support.service import voxels
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_a_defect_of_the_service_tells_nothing(predictor):
 
 @pytest.mark.parametrize("place", ["condseg_jax.serve.upload.Path.open",
                                    "condseg_jax.serve.archive.Path.mkdir",
-                                   "condseg_jax.serve.job.files.write_label"])
+                                   "condseg_jax.serve.handler.files.write_label"])
 def test_a_full_disk_is_not_the_senders_fault(service, monkeypatch, place):
   def full(*args, **options):
     raise OSError(errno.ENOSPC, "No space left on device", "/tmp/secret")

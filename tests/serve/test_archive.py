@@ -5,11 +5,11 @@ import tracemalloc
 import zipfile
 
 import pytest
-from service import LIMITS
-from service import zipped
 
 from condseg_jax.serve.archive import unpack
-from condseg_jax.serve.refusal import Refusal
+from condseg_jax.serve.request import HttpError
+from support.service import LIMITS
+from support.service import zipped
 
 
 def unpacked(folder, content):
@@ -32,7 +32,7 @@ def test_a_member_larger_than_the_directory_says(tmp_path):
   content = zipped([("a.dcm", bytes(100_000))])
   lying = content.replace((100_000).to_bytes(4, "little"), (10).to_bytes(4, "little"))
   assert lying != content
-  with pytest.raises(Refusal) as caught:
+  with pytest.raises(HttpError) as caught:
     unpacked(tmp_path, lying)
   assert caught.value.status == 422
   assert sum(p.stat().st_size for p in (tmp_path / "series").iterdir()) <= 10
@@ -41,7 +41,7 @@ def test_a_member_larger_than_the_directory_says(tmp_path):
 def test_an_encrypted_zip(tmp_path):
   content = bytearray(zipped([("a.dcm", b"x")]))
   content[content.index(b"PK\x01\x02") + 8] |= 1
-  with pytest.raises(Refusal, match="encrypted"):
+  with pytest.raises(HttpError, match="encrypted"):
     unpacked(tmp_path, bytes(content))
 
 
@@ -49,7 +49,7 @@ def test_a_method_that_is_not_unpacked(tmp_path):
   stream = io.BytesIO()
   with zipfile.ZipFile(stream, "w", zipfile.ZIP_LZMA) as archive:
     archive.writestr("a.dcm", b"x")
-  with pytest.raises(Refusal, match="method 14"):
+  with pytest.raises(HttpError, match="method 14"):
     unpacked(tmp_path, stream.getvalue())
 
 
@@ -60,7 +60,7 @@ def test_a_directory_of_a_million_costs_no_memory(tmp_path):
   (tmp_path / "body").write_bytes(entry * count + end)
   tracemalloc.start()
   try:
-    with pytest.raises(Refusal, match="more than 50 files"):
+    with pytest.raises(HttpError, match="more than 50 files"):
       unpack(tmp_path / "body", tmp_path / "series", LIMITS)
     assert tracemalloc.get_traced_memory()[1] < 10e6  # zipfile would take 500
   finally:

@@ -11,8 +11,8 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.serve import device as module
 from condseg_jax.serve.device import Device
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.order import Order
+from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import PredictRequest
 
 TABLE = ClassTable.create(["liver", "spleen"])
 # An order's `series` is what the worker does with it: say something, end, sleep, turn deaf.
@@ -50,7 +50,7 @@ def run(test, told=READY, **limits):
 
 
 async def outcome(device, acts, unwanted=None):
-  return await device.run(Path("folder"), Order(series=acts), unwanted or asyncio.Event())
+  return await device.run(Path("folder"), PredictRequest(series=acts), unwanted or asyncio.Event())
 
 
 def test_orders_one_after_the_other():

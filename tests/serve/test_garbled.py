@@ -8,14 +8,14 @@ from hypothesis import HealthCheck
 from hypothesis import settings
 from hypothesis import strategies as st
 import pytest
-from service import client
-from service import Inside
-from service import LIMITS
-from service import network
-from service import nifti
-from service import series
 
 from condseg_jax.formats.files import read_volume
+from support.service import client
+from support.service import Inside
+from support.service import LIMITS
+from support.service import network
+from support.service import nifti
+from support.service import series
 
 # Numbers of a garbled header overflow; what counts is what becomes of them.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

@@ -5,21 +5,21 @@ import gzip
 import io
 import re
 
-import browser
-from dicom_files import write_series
 import numpy as np
 from PIL import Image
 import pytest
-from service import AFFINE
-from service import Inside
-from service import LIMITS
-from service import listening
-from service import network
-from service import nifti
-from service import voxels
 
 from condseg_jax.formats.nifti import read_nifti
 from condseg_jax.geometry import Volume
+from support import browser
+from support.dicom_files import write_series
+from support.service import AFFINE
+from support.service import Inside
+from support.service import LIMITS
+from support.service import listening
+from support.service import network
+from support.service import nifti
+from support.service import voxels
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")]

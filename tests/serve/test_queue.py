@@ -7,10 +7,10 @@ import pytest
 
 from condseg_jax.errors import InputError
 from condseg_jax.serve import queue as module
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.order import Order
 from condseg_jax.serve.queue import Queue
-from condseg_jax.serve.refusal import Refusal
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import PredictRequest
 
 
 class Device:
@@ -60,7 +60,7 @@ async def settle():
 
 
 def predict(queue, name, output="zip"):
-  return asyncio.create_task(queue.predict(Path(name), Order(output=output)))
+  return asyncio.create_task(queue.predict(Path(name), PredictRequest(output=output)))
 
 
 def test_in_the_order_in_which_they_came():
@@ -78,7 +78,7 @@ def test_in_the_order_in_which_they_came():
 def test_places_are_bounded_and_come_back():
   async def test(queue, device):
     with queue.place(), queue.place():
-      with pytest.raises(Refusal) as caught, queue.place():
+      with pytest.raises(HttpError) as caught, queue.place():
         pass
       assert caught.value.status == 429 and caught.value.retry_after >= 1
     with pytest.raises(ZeroDivisionError), queue.place():
@@ -153,9 +153,9 @@ def test_closing_sends_away_who_waits_and_lets_the_running_one_end():
     first, second = (predict(queue, name) for name in "ab")
     await settle()
     queue.close()
-    with pytest.raises(Refusal) as waiting:
+    with pytest.raises(HttpError) as waiting:
       await second
-    with pytest.raises(Refusal) as later, queue.place():
+    with pytest.raises(HttpError) as later, queue.place():
       pass
     assert (waiting.value.status, later.value.status) == (503, 503)
     device.go.set()
@@ -168,7 +168,7 @@ def test_closing_ends_a_prediction_that_takes_long(monkeypatch):
     first = predict(queue, "a")
     await settle()
     queue.close()
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(HttpError) as caught:
       await first
     assert caught.value.status == 503 and device.killed.is_set()
   monkeypatch.setattr(module, "CLOSING_SECONDS", 0.05)

@@ -20,17 +20,17 @@ import httpx2
 import numpy as np
 import psutil
 import pytest
-from service import bad_bodies
-from service import nifti
-from service import series
-from service import voxels
-from tiny import overrides
-from tiny import write_datasets
 
 import condseg_jax
 from condseg_jax.cli import serve as command
 from condseg_jax.cli.train import main as train
 from condseg_jax.formats.nifti import read_nifti
+from support.service import bad_bodies
+from support.service import nifti
+from support.service import series
+from support.service import voxels
+from support.tiny import overrides
+from support.tiny import write_datasets
 
 BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 REQUESTS = 200

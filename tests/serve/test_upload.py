@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from condseg_jax.serve.limits import Limits
-from condseg_jax.serve.refusal import Refusal
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.request import Limits
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
 
@@ -62,7 +62,7 @@ def test_a_body_alone_and_in_a_form_is_the_same(tmp_path, size):
     (b"--frontier\r\n" + b"A" * 19_000, "no multipart"),
     (form((b'name="f"; filename="a"', b"")), "is empty")])
 def test_forms_without_one_whole_file(tmp_path, body, told):
-  with pytest.raises(Refusal, match=told) as caught:
+  with pytest.raises(HttpError, match=told) as caught:
     saved(tmp_path / "a", pieces(body, 100), FORM)
   assert caught.value.status == 400
 
@@ -70,14 +70,14 @@ def test_forms_without_one_whole_file(tmp_path, body, told):
 @pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary=",
                                   "multipart/form-data; boundary=" + 71 * "x"])
 def test_a_form_without_a_boundary(tmp_path, kind):
-  with pytest.raises(Refusal, match="boundary"):
+  with pytest.raises(HttpError, match="boundary"):
     saved(tmp_path / "a", [CONTENT], {"content-type": kind})
 
 
 def test_too_large_by_its_header_or_by_itself(tmp_path):
-  with pytest.raises(Refusal) as told:
+  with pytest.raises(HttpError) as told:
     saved(tmp_path / "a", iter(()), {"content-length": "20001"})
-  with pytest.raises(Refusal) as counted:
+  with pytest.raises(HttpError) as counted:
     saved(tmp_path / "b", itertools.repeat(CONTENT))  # without end
   assert (told.value.status, counted.value.status) == (413, 413)
   assert not (tmp_path / "a").exists() and (tmp_path / "b").stat().st_size <= 20_000
@@ -86,7 +86,7 @@ def test_too_large_by_its_header_or_by_itself(tmp_path):
 def test_too_slow(tmp_path):
   limits = Limits(body=20_000, grace_seconds=0.2, bytes_per_second=2000)
   assert limits.transfer_seconds(10_000) == 5.2
-  with pytest.raises(Refusal, match="slowly") as caught:  # 1000 bytes a second
+  with pytest.raises(HttpError, match="slowly") as caught:  # 1000 bytes a second
     saved(tmp_path / "a", pieces(CONTENT, 50), limits=limits, pause=0.05)
   assert caught.value.status == 408
   assert 0 < (tmp_path / "a").stat().st_size < len(CONTENT)
@@ -98,7 +98,7 @@ def test_a_sender_that_goes(tmp_path):
 
 
 def test_encoded_bodies(tmp_path):
-  with pytest.raises(Refusal, match="as it is") as caught:
+  with pytest.raises(HttpError, match="as it is") as caught:
     saved(tmp_path / "a", [CONTENT], {"content-encoding": "gzip"})
   assert caught.value.status == 415
 
@@ -113,7 +113,7 @@ def test_the_rest_of_a_refused_body_is_taken_unless_it_is_held_back(tmp_path):
       return {"type": "http.request", "body": chunk, "more_body": bool(chunks)}
 
     incoming = Incoming(receive, headers, LIMITS)
-    with pytest.raises(Refusal):
+    with pytest.raises(HttpError):
       asyncio.run(incoming.save(tmp_path / "a"))
     asyncio.run(incoming.drain())
     assert len(chunks) == left and incoming.ended is (left == 0)

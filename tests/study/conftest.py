@@ -4,7 +4,8 @@ from pathlib import Path
 import shutil
 
 import pytest
-from tiny import write_datasets
+
+from support.tiny import write_datasets
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -12,8 +12,8 @@ from condseg_jax.errors import InputError
 from condseg_jax.study import declare
 from condseg_jax.study import records
 from condseg_jax.study import report
-from condseg_jax.study.paper import fill
-from condseg_jax.study.paper import filled
+from condseg_jax.study.report import fill
+from condseg_jax.study.report import filled
 
 ROOT = Path(__file__).parent.parent.parent
 TABLES = "# Study s\n\nOf records.\n\n## Scores\n\n| a |\n| --- |\n\nA note.\n\n## Ranks\n\n| b |\n"

@@ -4,17 +4,17 @@ import csv
 import json
 import re
 
-from made_records import record
 from matplotlib import image as images
 import numpy as np
 import pytest
 
-from condseg_jax import tables
 from condseg_jax.cli.study import main
+from condseg_jax.report import markup
 from condseg_jax.study import figures
 from condseg_jax.study import overlay
 from condseg_jax.study import records
 from condseg_jax.study import report
+from support.made_records import record
 
 SCANNERS = ["liver", "liver", "spleen", "spleen"]
 
@@ -184,10 +184,10 @@ def test_a_map_without_class_is_drawn_as_none():
 
 
 def test_latex_prints_what_was_meant():
-  assert tables.escape("a_b & 5 % {x} $1 #2 ~^\\") == (
+  assert markup.escape("a_b & 5 % {x} $1 #2 ~^\\") == (
       r"a\_b \& 5 \% \{x\} \$1 \#2 \textasciitilde{}\textasciicircum{}\textbackslash{}")
-  assert [tables.number(x, 2) for x in (-0.123, -0.001, 2)] == ["−0.12", "0.00", "2.00"]
-  assert tables.signed(-0.0123) == "−0.012" and tables.signed(float("nan")) == "–"
+  assert [markup.number(x, 2) for x in (-0.123, -0.001, 2)] == ["−0.12", "0.00", "2.00"]
+  assert markup.signed(-0.0123) == "−0.012" and markup.signed(float("nan")) == "–"
 
 
 @pytest.mark.parametrize("drawn", [True, False])

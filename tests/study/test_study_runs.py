@@ -11,12 +11,12 @@ import pytest
 
 from condseg_jax.cli.study import main
 from condseg_jax.study import declare
-from condseg_jax.study import key as keys
+from condseg_jax.study import fingerprint as keys
 from condseg_jax.study import plan
 from condseg_jax.study import records
 from condseg_jax.study import runner
-from condseg_jax.study.lock import locked
-from condseg_jax.train.clock import Interrupt
+from condseg_jax.system.lock import locked
+from condseg_jax.train.timing import Interrupt
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +156,7 @@ def test_a_report_that_fails_stops_no_training(out, experiments, data, tmp_path,
 def test_two_processes_do_not_train_the_same(out, experiments, data, tmp_path):
   """The second waits for the first, and takes its result."""
   copy = shutil.copytree(out, tmp_path / "copy")
-  places = plan.Places(experiments, data, copy)
+  places = plan.RunPaths(experiments, data, copy)
   job = plan.jobs(declare.load("tiny", experiments), places, only=["cond_dec"])[0]
   record = json.loads(job.path.read_text())
   job.path.unlink()

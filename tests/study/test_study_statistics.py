@@ -2,7 +2,6 @@
 
 import math
 
-from made_records import record
 import numpy as np
 import pytest
 
@@ -10,6 +9,7 @@ from condseg_jax import metrics
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.study import statistics
+from support.made_records import record
 
 RNG = np.random.default_rng(0)
 

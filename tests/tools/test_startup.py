@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tiny import overrides
-from tiny import write_datasets
 
+from support.tiny import overrides
+from support.tiny import write_datasets
 from tools.benchmark import startup
 
 

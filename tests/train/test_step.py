@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from condseg_jax.classes import UNLABELLED
-from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.parallel import make_driver
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
@@ -44,7 +44,7 @@ def make_batch(seed=0, size=4):
 def make_step(model, optimizer, augmentation=NOTHING, ema_decay=0.0, alpha_K=(1.0, 2.0),
               accumulate=1, **loss):
   return make_train_step(model, optimizer, augmentation=augmentation, spacing=(2.0, 1.0, 1.0),
-                         may_not_mirror=np.zeros((2, 3), bool), alpha_K=alpha_K, bce_weight=1.0,
+                         lateral_axes=np.zeros((2, 3), bool), alpha_K=alpha_K, bce_weight=1.0,
                          ema_decay=ema_decay, seed=3, accumulate=accumulate, **loss)
 
 
@@ -141,7 +141,7 @@ def test_averaged_parameters(model, params):
 
 
 def test_gradient_clipping_bounds_the_update(model, params):
-  from condseg_jax.train.optimizer import make_optimizer
+  from condseg_jax.train.state import make_optimizer
   settings = dict(name="sgd", learning_rate=1.0, schedule="constant", warmup=0, momentum=0.0,
                   clip_norm=1e-3)
   optimizer = make_optimizer(settings, 10)

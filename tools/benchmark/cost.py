@@ -11,8 +11,8 @@ import statistics
 
 import jax
 
-from condseg_jax.infer import predict as windows
-from condseg_jax.infer import schedule
+from condseg_jax.infer import sliding_window
+from condseg_jax.infer.schedule import make_schedule
 from tools.benchmark import nets
 from tools.benchmark.timing import in_turns
 from tools.benchmark.timing import progress
@@ -43,14 +43,14 @@ def measure(name: str, config, level: int) -> list[dict]:
   encode, decode = nets.work(params, model, window)
   free = nets.classless_work(params, model, window)
   variables = jax.device_put({"params": params})
-  functions, image = windows.window_functions(model), nets.inputs(window, 1)[0][0]
+  functions, image = sliding_window.window_functions(model), nets.inputs(window, 1)[0][0]
   title = name if level is None else f"{name}, from_level {level}"
   progress(f"cost, {title}")
 
   def call(classes):
-    plan = schedule.make(window, window, classes)
-    return lambda: windows.class_probabilities(functions, variables, image, range(classes), window,
-                                               plan)
+    plan = make_schedule(window, window, classes)
+    return lambda: sliding_window.class_probabilities(functions, variables, image, range(classes),
+                                                      window, plan)
   ways = {classes: call(classes) for classes in CLASSES}
   for way in ways.values():
     seconds(way)

@@ -15,11 +15,11 @@ import time
 
 import numpy as np
 
+from condseg_jax import resample
 from condseg_jax.formats import files
-from condseg_jax.formats import resample
 from condseg_jax.infer import fuse
-from condseg_jax.infer import native
-from condseg_jax.infer.predict import Slab
+from condseg_jax.infer import to_native
+from condseg_jax.infer.sliding_window import Slab
 from tools.benchmark import child
 from tools.benchmark.memory import peak_bytes
 from tools.benchmark.timing import best_row
@@ -70,7 +70,7 @@ def ours(path: Path) -> dict:
       fusion += time.perf_counter() - start
   best, score = fuse.best_class(timed(), NETWORK, range(CLASSES))
   start = time.perf_counter()
-  label = native.label_map(best, score, NATIVE, 0.5)
+  label = to_native.label_map(best, score, NATIVE, 0.5)
   files.write_label(path, label, np.eye(4), {f"class {k}": k + 1 for k in range(CLASSES)})
   return {"seconds": fusion + time.perf_counter() - start, "fusion": fusion}
 

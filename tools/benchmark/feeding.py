@@ -4,7 +4,8 @@ The trainer's own pipeline, placing and step, augmentation included. A ratio of 
 would be an input that costs nothing.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import os
 from pathlib import Path
 import statistics
@@ -13,13 +14,13 @@ import time
 import jax
 import jax.numpy as jnp
 
-from condseg_jax.data import pipeline
-from condseg_jax.data.augment import Augmentation
-from condseg_jax.data.prepare import sources
+from condseg_jax.data import sampling
+from condseg_jax.datasets import discover
 from condseg_jax.train import loop
 from condseg_jax.train import parallel
-from condseg_jax.train.optimizer import make_optimizer
-from condseg_jax.train.planning import make_plan
+from condseg_jax.train.augment import Augmentation
+from condseg_jax.train.setup import make_plan
+from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 from tools.benchmark import nets
@@ -56,8 +57,8 @@ def hippocampus(folder: Path) -> Path | None:
 def measure(name: str, config: Mapping, root: Path, cache: Path) -> dict:
   """Blocks of steps in turns, the batches of one from the pipeline, of the other the same one."""
   progress(name)
-  stores = sources.open_stores(root, config["data"]["spacing"], cache, progress=False)
-  training = pipeline.datasets(stores, "train")
+  stores = discover.open_stores(root, config["data"]["spacing"], cache, progress=False)
+  training = sampling.datasets(stores, "train")
   table = loop.class_table(training, stores, config["data"])
   config, plan = make_plan(config, training, table, training)
   data = config["data"]
@@ -66,12 +67,12 @@ def measure(name: str, config: Mapping, root: Path, cache: Path) -> dict:
   step = make_train_step(
       model, optimizer, spacing=plan.spacing, bce_weight=config["loss"]["bce_weight"],
       augmentation=Augmentation(**{**config["augment"], "mirror": ()}),
-      may_not_mirror=loop.may_not_mirror(table, model.ndim),
+      lateral_axes=loop.lateral_axes(table, model.ndim),
       alpha_K=loop.alphas(table, config["loss"]), ema_decay=0.0, seed=0)
   driver = parallel.make_driver("jit", step, data["batch_size"])
   state = driver.place_state(TrainState.create({"params": nets.parameters(model)},
                                                 optimizer, ema=False))
-  batches = pipeline.batches(training, table, plan, batch_size=data["batch_size"], seed=0)
+  batches = sampling.batches(training, table, plan, batch_size=data["batch_size"], seed=0)
   kept = jax.tree.map(jnp.copy, driver.place_batch(next(batches)))
 
   def steps(count: int, feed: Callable) -> float:

@@ -1,6 +1,7 @@
 """What is timed: the networks of the configs, with parameters and inputs, and the work they are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from collections.abc import Sequence
 import importlib
 import math
 from pathlib import Path

@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from condseg_jax.data.augment import Augmentation
 from condseg_jax.data.batch import Batch
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.train.optimizer import make_optimizer
+from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.parallel import DRIVERS
+from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
@@ -37,7 +37,7 @@ class Step:
     optimizer = make_optimizer({**config["optimizer"], **CONSTANT}, 1)
     train_step = make_train_step(
         model, optimizer, augmentation=Augmentation(), spacing=(1.0,) * model.ndim,
-        may_not_mirror=np.zeros((len(model.codes), model.ndim), bool),
+        lateral_axes=np.zeros((len(model.codes), model.ndim), bool),
         alpha_K=np.ones(len(model.codes)), bce_weight=config["loss"]["bce_weight"], ema_decay=0.0,
         seed=0)
     self.driver = DRIVERS[driver](train_step)

@@ -45,6 +45,7 @@ class Way(NamedTuple):
   def network(self, model, params):
     """The network with these parameters, and what is to be called in its place."""
     import torch
+
     from tools.benchmark.torch_net import TorchNet
     net = TorchNet(model).load(params).to(self.device, memory_format=self.format)
     if not self.compiled:
@@ -67,6 +68,7 @@ def ways(ndim: int = 3, *, compiled: bool = True) -> list[Way]:
   if not installed():
     return []
   import torch
+
   from tools.benchmark.torch_net import CHANNELS_LAST
   torch.set_num_threads(os.cpu_count())
   torch.compiler.reset()  # past networks would count against its limit of programs

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from condseg_jax.infer import predict as windows
-from condseg_jax.infer import schedule
+from condseg_jax.infer import sliding_window
+from condseg_jax.infer.schedule import make_schedule
 from tools.benchmark import nets
 from tools.benchmark import peer
 from tools.benchmark.timing import race
@@ -35,15 +35,15 @@ def measure(classes: int) -> dict:
   model = nets.network(config, classes)
   params = nets.parameters(model)
   image = nets.inputs(VOLUME, 1)[0][0]
-  functions, ids = windows.window_functions(model), list(range(classes))
-  plan = schedule.make(VOLUME, window, classes)
+  functions, ids = sliding_window.window_functions(model), list(range(classes))
+  plan = make_schedule(VOLUME, window, classes)
   variables = jax.device_put({"params": params})
   calls = {}
   if peer.installed("monai"):
     for way in peer.ways(len(window), compiled=False):
       calls |= peer_calls(way, model, params, image, classes, window)
   return race(f"predict {'x'.join(map(str, VOLUME))}, K = {classes}",
-              lambda: windows.class_probabilities(functions, variables, image, ids, window,
+              lambda: sliding_window.class_probabilities(functions, variables, image, ids, window,
                                                   plan),
               calls, distance=nets.max_difference, classes=classes)
 

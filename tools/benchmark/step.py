@@ -5,7 +5,8 @@ the gradient norm and Adam, on a batch that is already on the device. Augmentati
 sides; ours also sums the metrics and guards against what is not finite, as in training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,6 +1,7 @@
 """Timing in turns, and the row that comes of it: the one clock of all suites."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from collections.abc import Mapping
 import statistics
 import sys
 import time

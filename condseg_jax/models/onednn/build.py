@@ -10,9 +10,9 @@ import subprocess
 import jax
 import jaxlib
 
-from condseg_jax import cache
-from condseg_jax.atomic import replacing
 from condseg_jax.errors import InputError
+from condseg_jax.system import cache
+from condseg_jax.system.atomic import replacing
 
 SOURCE = Path(__file__).parent / "convolution.cc"
 PACKAGES = {"libdnnl.so": "onednn-cpu-gomp", "dnnl.hpp": "onednn-devel-cpu-gomp"}

@@ -1,0 +1,287 @@
+"""Prepared stores to batches: which case, which class, which subvolume.
+
+The stream is a pure function of (seed, place in the stream): a grain MapDataset that is mixed, cut
+per process and sliced. Resuming at step n is slicing; there is no iterator state to save.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+
+import grain
+import numpy as np
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.classes import NEGATIVE
+from condseg_jax.classes import normal_name
+from condseg_jax.classes import UNLABELLED
+from condseg_jax.data.batch import Batch
+from condseg_jax.data.store import Case
+from condseg_jax.data.store import Store
+from condseg_jax.errors import InputError
+from condseg_jax.plan import Plan
+
+UNLABELLED_CLASSES = ("ignored", "background")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Cases that are sampled together and annotate the same classes.
+
+  Attributes:
+    name: of the dataset.
+    store: that holds its cases.
+    cases: its cases.
+    learned: those of its classes that are learned; all when empty.
+    number: its place among the datasets, by which its samples are drawn whatever else is learned.
+  """
+
+  name: str
+  store: Store
+  cases: tuple[Case, ...]
+  learned: tuple[str, ...] = ()
+  number: int = 0
+
+  @property
+  def annotated(self) -> tuple[str, ...]:
+    return self.learned or self.cases[0].annotated
+
+
+def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
+  """The datasets of a split: cases grouped by store and dataset name.
+
+  Raises:
+    InputError: no case of that split, or cases of one dataset that annotate different classes.
+  """
+  out = []
+  for store in stores:
+    chosen = [c for c in store.cases if c.split == split]
+    for name in dict.fromkeys(c.dataset for c in chosen):
+      cases = tuple(c for c in chosen if c.dataset == name)
+      if any(c.annotated != cases[0].annotated for c in cases):
+        raise InputError(store.root, f"cases of dataset {name!r} annotate different classes",
+                         "give them different dataset names")
+      out.append(Dataset(name, store, cases, number=len(out)))
+  if not out:
+    raise InputError(", ".join(str(s.root) for s in stores), f"no case of the split {split!r}",
+                     "check splits.json")
+  return out
+
+
+def learn_only(datasets: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
+  """Only some classes of the datasets; those that annotate none of them are left out.
+
+  Args:
+    names: the classes to learn; all of them when empty.
+  """
+  names = [normal_name(name) for name in names]
+  if not names:
+    return list(datasets)
+  kept = (dataclasses.replace(d, learned=tuple(n for n in d.annotated if n in names))
+          for d in datasets)
+  return [d for d in kept if d.learned]
+
+
+def fewer_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
+  """At most so many cases of a dataset; a smaller number takes some of those of a larger one.
+
+  Args:
+    count: 0 for all.
+    seed: of the choice.
+  """
+  if not count or count >= len(dataset.cases):
+    return dataset
+  order = np.random.default_rng(seed).permutation(len(dataset.cases))
+  chosen = set(order[:count].tolist())
+  return dataclasses.replace(
+      dataset, cases=tuple(c for i, c in enumerate(dataset.cases) if i in chosen))
+
+
+def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
+  """A dataset in two: (training, held out), the latter for tuning and picking the best step.
+
+  At least one case stays in training; the choice depends on the seed and the ids alone.
+  """
+  count = min(round(fraction * len(dataset.cases)), len(dataset.cases) - 1)
+  order = np.random.default_rng(seed).permutation(len(dataset.cases))
+  held = set(order[:count].tolist())
+  parts = ([c for i, c in enumerate(dataset.cases) if (i in held) == flag]
+           for flag in (False, True))
+  training, out = (dataclasses.replace(dataset, cases=tuple(part)) for part in parts)
+  return training, out
+
+
+def decodes_per_image(training: Sequence[Dataset], wanted: int, batch_class: str = "mixed",
+                      unlabelled: str = "ignored") -> int:
+  """N, the classes decoded per image: never more than have a mask in some dataset.
+
+  Args:
+    training: the datasets.
+    wanted: at most so many; 0 for all that a dataset annotates.
+    batch_class: see `batches`; with `single` there is one.
+    unlabelled: see `batches`; with `background` every class has a mask everywhere.
+
+  Raises:
+    InputError: a negative number.
+  """
+  if wanted < 0:
+    raise InputError("data.classes_per_image", f"{wanted} is negative",
+                     "choose 1 or more, or 0 for all that a dataset annotates", usage=True)
+  most = max(len(d.annotated) for d in training)
+  if unlabelled == "background":
+    most = len({name for d in training for name in d.annotated})
+  return min(wanted or most, most) if batch_class == "mixed" else 1
+
+
+def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch_size: int,
+            seed: int, start_step: int = 0, weights: Sequence[float] = (),
+            batch_class: str = "mixed", classes_per_image: int = 1, unlabelled: str = "ignored",
+            foreground: float = 1 / 3, process_index: int = 0, process_count: int = 1,
+            threads: int = 2) -> Iterator[Batch]:
+  """An endless stream of this process's part of every batch.
+
+  Args:
+    training: the datasets; each is drawn from in turn, in proportion to its weight.
+    table: classes of the network.
+    plan: subvolume shape and normalisation.
+    batch_size: of the global batch; process p of P gets the samples p, p + P, p + 2 P, …
+    seed: of the choice of cases, classes and positions.
+    start_step: first step wanted.
+    weights: one positive weight per dataset; equal ones when empty.
+    batch_class: `mixed` fills a batch from all datasets; `single` takes all samples of a batch
+      from one class of one dataset, as in the paper.
+    classes_per_image: decodes per image, see `decodes_per_image`; places that a dataset's
+      annotated classes do not fill, because another dataset annotates more, have β = 0.
+    unlabelled: what a class is that a dataset does not annotate: `ignored`, it has no say;
+      `background`, it counts as absent (β = 1), which is wrong wherever it is in the image and here
+      for comparison.
+    foreground: part of the subvolumes that are centred on a voxel of the class; the others lie
+      anywhere in the volume.
+    process_index, process_count: of this process.
+    threads: readers; each works on a sample of its own.
+
+  Raises:
+    InputError: settings that do not fit each other or the data.
+  """
+  weights = list(weights) or [1.0] * len(training)
+  _check(training, weights, batch_size, batch_class, unlabelled, process_count)
+  if not 0 <= foreground <= 1:
+    raise InputError("data.foreground", f"{foreground:g} is no part", "0 to 1", usage=True)
+  classes_per_image = decodes_per_image(training, classes_per_image, batch_class, unlabelled)
+  part = slice(process_index, None, process_count)
+
+  def stream(dataset, names, number):
+    cases = grain.MapDataset.source(dataset.cases).seed(seed + 7919 * number).shuffle().repeat()
+    return cases.random_map(_Cutter(dataset.store, names, table, plan, classes_per_image,
+                                     unlabelled == "background", foreground))
+
+  def batched(samples):
+    numbered = samples.map_with_index(_number(batch_size))[part]
+    # There is no remainder, but rounding up overflows: the stream is as long as an integer allows.
+    return numbered.batch(batch_size // process_count, drop_remainder=True)
+
+  if batch_class == "mixed":
+    streams = [stream(d, d.annotated, d.number) for d in training]
+    stepped = batched(grain.MapDataset.mix(streams, weights))
+  else:
+    pairs = [(d, name, w / len(d.annotated)) for d, w in zip(training, weights, strict=True)
+             for name in d.annotated]
+    streams = [batched(stream(d, (name,), i)) for i, (d, name, _) in enumerate(pairs)]
+    stepped = grain.MapDataset.mix(streams, [w for _, _, w in pairs])
+  options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+  return iter(stepped[start_step:].to_iter_dataset(options))
+
+
+def read_box(shape: Sequence[int], size: Sequence[int],
+             start: Sequence[int]) -> tuple[tuple[slice, ...], tuple[tuple[int, int], ...]]:
+  """The part of a box that lies inside a volume, and the padding that restores the box.
+
+  Args:
+    shape: of the volume.
+    size: of the box.
+    start: first index of the box per axis; may lie outside the volume.
+  """
+  inside, padding = [], []
+  for length, extent, first in zip(shape, size, start, strict=True):
+    low, high = max(first, 0), min(first + extent, length)
+    inside.append(slice(low, high))
+    padding.append((low - first, first + extent - high))
+  return tuple(inside), tuple(padding)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cutter:
+  """Cuts a subvolume out of a case, for some of its classes."""
+
+  store: Store
+  names: tuple[str, ...]
+  table: ClassTable
+  plan: Plan
+  classes_per_image: int
+  absent: bool  # whether classes without a mask count as absent
+  foreground: float  # see `batches`
+
+  def __call__(self, case: Case, rng: np.random.Generator) -> Batch:
+    n = self.classes_per_image
+    chosen = [str(x) for x in rng.permutation(self.names)[:n]]
+    others = [name for name in self.table.names if name not in self.names]
+    fillers = [str(x) for x in rng.permutation(others)[:n - len(chosen)]]
+    ids = np.array([self.table.index(x) for x in (*chosen, *fillers)], np.int32)
+
+    start = self._start(case, chosen[0], rng)
+    inside, padding = read_box(case.shape, self.plan.subvolume, start)
+    image = self.store.read_image(case, inside)
+    # Beyond the image its edge is repeated, here, in augmentation and in prediction; the mask there
+    # is unlabelled.
+    image = np.pad(image, (*padding, (0, 0)), mode="edge")
+    masks = np.full((n, *self.plan.subvolume), UNLABELLED, np.uint8)
+    within = tuple(slice(low, size - high)
+                   for (low, high), size in zip(padding, self.plan.subvolume, strict=True))
+    masks[(slice(0, len(chosen)), *within)] = self.store.read_masks(case, chosen, inside)
+    beta = self.table.beta(self.names)[ids]
+    if self.absent:
+      masks[(slice(len(chosen), n), *within)] = NEGATIVE
+      beta[:] = 1
+    return Batch(image=self.plan.normalise(image, case.mean, case.sd), class_id=ids,
+                 mask=np.moveaxis(masks, 0, -1), beta=beta, index=np.int32(0))
+
+  def _start(self, case: Case, name: str, rng: np.random.Generator) -> list[int]:
+    """Where the box begins: around a voxel of the class, or anywhere in the volume."""
+    positions = case.foreground[name]
+    centre = None
+    if positions and rng.random() < self.foreground:
+      centre = positions[rng.integers(len(positions))]
+    start = []
+    for axis, (length, size) in enumerate(zip(case.shape, self.plan.subvolume, strict=True)):
+      low, high = min(0, length - size), max(0, length - size)
+      first = rng.integers(low, high + 1)
+      if centre is not None and length > size:
+        first = np.clip(centre[axis] - rng.integers(size // 4, size - size // 4), low, high)
+      start.append(int(first))
+    return start
+
+
+@dataclasses.dataclass(frozen=True)
+class _number:
+  """Writes a sample's place in its step into it."""
+
+  batch_size: int
+
+  def __call__(self, index: int, sample: Batch) -> Batch:
+    return sample._replace(index=np.int32(index % self.batch_size))
+
+
+def _check(training, weights, batch_size, batch_class, unlabelled, process_count):
+  if len(weights) != len(training) or min(weights) <= 0:
+    names = ", ".join(d.name for d in training)
+    raise InputError("data.weights", f"{tuple(weights)} for {len(training)} datasets",
+                     f"one positive weight for each of: {names}", usage=True)
+  if batch_class not in ("mixed", "single"):
+    raise InputError("data.batch_class", f"{batch_class!r} is unknown", "mixed or single",
+                     usage=True)
+  if unlabelled not in UNLABELLED_CLASSES:
+    raise InputError("data.unlabelled", f"{unlabelled!r} is unknown",
+                     f"one of {', '.join(UNLABELLED_CLASSES)}", usage=True)
+  if batch_size < 1 or batch_size % process_count:
+    raise InputError("data.batch_size", f"{batch_size} is no multiple of {process_count} processes",
+                     "choose a multiple", usage=True)

@@ -1,0 +1,63 @@
+"""Importer of the CamVid layout of street scenes.
+
+    DIR/classes.json    {"classes": [names in the order of their label values], "ignore": value}
+    DIR/train/*.png     colour images; DIR/trainannot/*.png their label pictures
+    DIR/val/*.png       likewise, or test
+"""
+
+import os
+from pathlib import Path
+
+from condseg_jax.classes import Annotation
+from condseg_jax.classes import normal_name
+from condseg_jax.datasets.raw import no_label
+from condseg_jax.datasets.raw import RawCase
+from condseg_jax.datasets.raw import RawFolder
+from condseg_jax.datasets.raw import RawLabel
+from condseg_jax.datasets.raw import read_json
+from condseg_jax.errors import InputError
+from condseg_jax.formats import files
+
+# A street scene upside down is none; left and right it may be mirrored.
+NO_MIRROR = ("H",)
+
+
+def matches(root: Path) -> bool:
+  """Whether a folder looks like this layout."""
+  return (root / "classes.json").exists() and (root / "trainannot").is_dir()
+
+
+def read_camvid(root) -> RawFolder:
+  """The labelled frames of a folder, each annotated with every class.
+
+  Raises:
+    InputError: damaged `classes.json`, or no labelled pictures.
+  """
+  root = Path(os.path.abspath(root))  # "." has no name
+  tree = read_json(root / "classes.json")
+  try:
+    names, ignore = [normal_name(name) for name in tree["classes"]], int(tree["ignore"])
+  except (KeyError, TypeError, ValueError) as error:
+    raise InputError(root / "classes.json", f"is not as expected ({error!r})",
+                     'write {"classes": [NAME, …], "ignore": VALUE}') from error
+  # Here 0 is a class, not background.
+  values = {name: (value,) for value, name in enumerate(names)}
+  known = tuple(sorted({*range(len(names)), ignore}))
+  everything = Annotation(values, (ignore,), known)
+
+  cases, faults = [], []
+  for split in ("train", "val", "test"):
+    if not (root / split).is_dir():
+      continue
+    for image in files.list_images(root / split):
+      label = root / f"{split}annot" / image.name
+      if not label.exists():
+        faults.append(no_label(image, label))
+        continue
+      cases.append(RawCase(files.stem(image), image, (RawLabel(label, everything),), root.name,
+                           split))
+  if not cases:
+    raise InputError(root, "holds no labelled pictures",
+                     "expected train/*.png and trainannot/*.png")
+  return RawFolder(root, "rgb", tuple(cases), {name: NO_MIRROR for name in names},
+                   faults=tuple(faults))

@@ -1,0 +1,80 @@
+"""Importer of nnU-Net's raw layout (version 2).
+
+    DIR/dataset.json     "channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1},
+                         "file_ending": ".nii.gz"; a label may be a list of values (a region), one
+                         called "ignore" means: unlabelled
+    DIR/imagesTr/ID_0000.ENDING, DIR/labelsTr/ID.ENDING      training cases
+    DIR/imagesTs/ID_0000.ENDING, DIR/labelsTs/ID.ENDING      test cases, where labelled
+
+Source: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
+"""
+
+import os
+from pathlib import Path
+
+from condseg_jax.classes import Annotation
+from condseg_jax.classes import normal_name
+from condseg_jax.datasets.layouts.declared import modality_of
+from condseg_jax.datasets.raw import no_label
+from condseg_jax.datasets.raw import RawCase
+from condseg_jax.datasets.raw import RawFolder
+from condseg_jax.datasets.raw import RawLabel
+from condseg_jax.datasets.raw import read_json
+from condseg_jax.datasets.splits import patient_of
+from condseg_jax.errors import InputError
+
+CHANNEL = "_0000"
+
+
+def matches(root: Path) -> bool:
+  """Whether a folder looks like this layout."""
+  path = root / "dataset.json"
+  return path.exists() and "file_ending" in read_json(path)
+
+
+def read_nnunet(root) -> RawFolder:
+  """The labelled cases of a folder.
+
+  Raises:
+    InputError: damaged `dataset.json`, several channels, no labelled case.
+  """
+  root = Path(os.path.abspath(root))
+  path = root / "dataset.json"
+  tree = read_json(path)
+  ending = tree.get("file_ending")
+  if not isinstance(ending, str) or not ending.startswith("."):
+    raise InputError(path, 'has no "file_ending"', 'add e.g. "file_ending": ".nii.gz"')
+  annotation = _annotation(path, tree)
+  cases, faults = [], []
+  for split, part in (("train", "Tr"), ("test", "Ts")):
+    images, labels = f"images{part}", f"labels{part}"
+    if not (root / labels).is_dir():
+      continue
+    for image in sorted((root / images).glob(f"*{CHANNEL}{ending}")):
+      case_id = image.name.removesuffix(CHANNEL + ending)
+      label = root / labels / (case_id + ending)
+      if not label.exists():
+        faults.append(no_label(image, label))
+        continue
+      cases.append(RawCase(case_id, image, (RawLabel(label, annotation),), root.name, split,
+                           patient_of(case_id)))
+  if not cases:
+    raise InputError(root, "holds no labelled case",
+                     f"expected imagesTr/ID{CHANNEL}{ending} and labelsTr/ID{ending}")
+  return RawFolder(root, modality_of(path, tree), tuple(cases), faults=tuple(faults))
+
+
+def _annotation(path: Path, tree) -> Annotation:
+  labels = tree.get("labels")
+  if not isinstance(labels, dict) or not labels:
+    raise InputError(path, 'has no "labels"', 'add {"background": 0, "liver": 1, …}')
+  try:
+    values = {normal_name(name): tuple(map(int, value if isinstance(value, list) else [value]))
+              for name, value in labels.items()}
+  except (TypeError, ValueError) as error:
+    raise InputError(path, f'"labels" is not name → value ({error})',
+                     'write {"background": 0, "liver": 1, …}') from error
+  void = values.pop("ignore", ())
+  known = tuple(sorted({0, *void, *(v for some in values.values() for v in some)}))
+  values = {name: some for name, some in values.items() if some != (0,)}
+  return Annotation(values, void, known)

@@ -1,0 +1,277 @@
+"""Class probabilities of a volume by sliding window: encode once, decode once per class.
+
+Windows come in layers along one axis, and the sums of overlapping windows exist for the slab of one
+layer alone: what is finished leaves as a `Slab`, and nobody has to hold all classes of all voxels.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+from collections.abc import Sequence
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from condseg_jax.infer.schedule import gaussian_weights
+from condseg_jax.infer.schedule import layers
+from condseg_jax.infer.schedule import Schedule
+from condseg_jax.infer.schedule import surround
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.system.allocator import lean_memory
+
+CLASSES_AT_ONCE = (16, 4)  # per call of `decode`, whose output holds so many windows
+
+
+Box = tuple[slice, ...]  # with start and stop
+
+
+class WindowFunctions(NamedTuple):
+  """The network on a batch of windows, compiled once for each shape.
+
+  Attributes:
+    encode: (variables, image_BDHWC, class_id_K) → features, with a leading axis K where the
+      encoder sees the class.
+    decode: (variables, features, class_id_K) → probability float32 [K, B, *window]. Ids below 0
+      fill up a call; nothing is computed for them, and their windows mean nothing.
+    encoder_sees_class: whether features belong to classes, so that other classes need others.
+    at_once: how many ids a call may have, most first.
+  """
+
+  encode: Callable
+  decode: Callable
+  encoder_sees_class: bool
+  at_once: tuple[int, ...]
+
+
+class Slab(NamedTuple):
+  """Finished probabilities of some classes in some part of a volume.
+
+  Attributes:
+    class_ids: of the planes.
+    box: where they lie in the volume.
+    planes: float32 [K, *shape of the box], to be read before the next slab is asked for. A reader
+      may change them.
+  """
+
+  class_ids: Sequence[int]
+  box: Box
+  planes: np.ndarray
+
+
+@functools.lru_cache(maxsize=8)
+def window_functions(model: DenseUNet) -> WindowFunctions:
+  """The two halves of a network for prediction; the same network gives the same functions."""
+  # A CPU is fastest with one class after the other, in its caches; accelerators want them at once.
+  lanes = 1 if jax.default_backend() == "cpu" else 8
+
+  def encode(variables, image, class_id_K):
+    def one(class_id):
+      ids = None if class_id is None else jnp.full(image.shape[:1], class_id)
+      return model.apply(variables, image, ids, method=model.encode)
+    return jax.vmap(one)(class_id_K) if model.encoder_sees_class else one(None)
+
+  def decode(variables, features, class_id_K):
+    def one(features, class_id):
+      ids = jnp.full(features.x.shape[-model.ndim - 2:-model.ndim - 1], class_id)
+      return jax.nn.sigmoid(model.apply(variables, features, ids, method=model.decode))
+
+    if model.encoder_sees_class:
+      return jax.vmap(one)(features, class_id_K)
+    size = len(class_id_K)
+    groups = -(-size // lanes)
+    ids = jnp.pad(class_id_K, (0, groups * lanes - size), constant_values=-1)
+    ids = ids.reshape(groups, lanes)
+    several = jax.vmap(one, in_axes=(None, 0))
+    shape = jax.eval_shape(several, features, ids[0]).shape
+    # As many turns as there are ids: one program for a full call and for the rest.
+    turns = (jnp.sum(class_id_K >= 0) + lanes - 1) // lanes
+    planes = jax.lax.fori_loop(
+        0, turns, lambda i, out: out.at[i].set(several(features, jnp.maximum(ids[i], 0))),
+        jnp.zeros((groups, *shape), jnp.float32))
+    return planes.reshape(groups * lanes, *shape[1:])[:size]
+
+  at_once = (lanes,) if model.encoder_sees_class else CLASSES_AT_ONCE
+  return WindowFunctions(jax.jit(encode), jax.jit(decode), model.encoder_sees_class, at_once)
+
+
+def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndarray,
+                      class_ids: Sequence[int], window: Sequence[int], schedule: Schedule, *,
+                      boxes: Mapping[int, Box] | None = None,
+                      progress: Callable[[int], None] = lambda windows: None) -> Iterator[Slab]:
+  """Probabilities of every class at every voxel, slab by slab.
+
+  Windows have one fixed shape and come in batches of one fixed size, so that every volume uses the
+  same compiled program. Each is encoded once in a pass; its classes are decoded one after the
+  other. Where windows overlap, their probabilities are averaged with Gaussian weights.
+
+  Args:
+    functions: of `window_functions`.
+    variables: of the network.
+    image_DHWC: normalised image at the network's spacing; without D in 2-D. A volume smaller than
+      the window is surrounded by its own edge, as in training.
+    class_ids: the classes wanted.
+    window: shape of a window.
+    schedule: of `make_schedule`, for these classes and this volume.
+    boxes: class → where to look for it, if that is known; its probability is 0 elsewhere, and
+      windows that touch no box of a class are not computed for it.
+    progress: told the number of windows done since it was told last.
+
+  Yields:
+    `Slab`s. All parts of the volume come for the first classes, then for the next.
+  """
+  padding = surround(image_DHWC.shape[:-1], window)
+  image = np.pad(image_DHWC, (*padding, (0, 0)), mode="edge") if any(map(any, padding)) else (
+      image_DHWC)
+  if boxes is not None:
+    boxes = {class_id: tuple(slice(s.start + low, s.stop + low)
+                             for s, (low, _) in zip(box, padding, strict=True))
+             for class_id, box in boxes.items()}
+  with lean_memory(schedule.passes > 1):
+    yield from _slabs(functions, variables, image, image_DHWC.shape[:-1], padding, class_ids,
+                      window, schedule, boxes, progress)
+
+
+def _slabs(functions, variables, image, shape, padding, class_ids, window, schedule, boxes,
+           progress):
+  sums = _slab_arrays(image.shape[:-1], window, schedule)
+  for first in range(0, len(class_ids), schedule.classes):
+    ids = class_ids[first:first + schedule.classes]
+    wanted = None if boxes is None else [boxes[class_id] for class_id in ids]
+    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, wanted, sums,
+                                 progress):
+      # Back to the volume without what surrounds it.
+      start = [max(0, s.start - low) for s, (low, _) in zip(box, padding, strict=True)]
+      stop = [min(n, s.stop - low)
+              for s, (low, _), n in zip(box, padding, shape, strict=True)]
+      if start[schedule.axis] >= stop[schedule.axis]:
+        continue
+      inside = tuple(slice(a + low - s.start, b + low - s.start)
+                     for a, b, s, (low, _) in zip(start, stop, box, padding, strict=True))
+      yield Slab(ids, tuple(map(slice, start, stop)), planes[(slice(None), *inside)])
+
+
+def class_probabilities(*arguments, **more) -> np.ndarray:
+  """All of `probability_slabs` in one array, float32 [K, *shape], of K times the volume."""
+  class_ids, shape = arguments[3], arguments[2].shape[:-1]
+  planes = np.empty((len(class_ids), *shape), np.float32)
+  place = {class_id: k for k, class_id in enumerate(class_ids)}
+  for slab in probability_slabs(*arguments, **more):
+    for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
+      planes[(place[class_id], *slab.box)] = plane
+  return planes
+
+
+def _slab_arrays(shape, window, schedule) -> tuple[np.ndarray, ...]:
+  """Sums of scores, of weights, and a product: made once, for memory that comes and goes is never
+  quite given back."""
+  slab = tuple(window[a] if a == schedule.axis else n for a, n in enumerate(shape))
+  return (np.empty((schedule.classes, *slab), np.float32), np.empty(slab, np.float32),
+          np.empty(window, np.float32))
+
+
+def _one_pass(functions, variables, image, ids, window, schedule, boxes, sums, progress):
+  """The boxes and planes of some classes."""
+  axis, shape = schedule.axis, image.shape[:-1]
+  weights = gaussian_weights(window)
+  total, norm, piece = sums
+  total = total[:len(ids)]
+  total[:] = norm[:] = 0
+
+  def place(start):
+    return tuple(slice(0, w) if a == axis else slice(s, s + w)
+                 for a, (s, w) in enumerate(zip(start, window, strict=True)))
+
+  window_layers = layers(shape, window, schedule.step, axis)
+  for layer, following in zip(window_layers, [*window_layers[1:], None], strict=True):
+    for start in layer:
+      norm[place(start)] += weights
+    for starts, ks, scores in _decoded(functions, variables, image, ids, window, schedule, boxes,
+                                       layer, progress):
+      for b, start in enumerate(starts):
+        for k, score in zip(ks, scores, strict=False):
+          total[(k, *place(start))] += np.multiply(weights, score[b], out=piece)
+    first = layer[0][axis]
+    rows = window[axis] if following is None else following[0][axis] - first
+    done = _along(axis, 0, rows)
+    box = tuple(slice(first, first + rows) if a == axis else slice(0, n)
+                for a, n in enumerate(shape))
+    for k, plane in enumerate(total):
+      plane[done] /= norm[done]
+      if boxes is not None:
+        _clear_outside(plane[done], box, boxes[k])
+    yield box, total[(slice(None), *done)]
+    for plane in (*total, norm):  # the overlap with the next layer moves up
+      plane[_along(axis, 0, window[axis] - rows)] = plane[_along(axis, rows, window[axis])]
+      plane[_along(axis, window[axis] - rows, window[axis])] = 0
+
+
+def _along(axis: int, first: int, last: int) -> tuple[slice, ...]:
+  return (*(slice(None),) * axis, slice(first, last))
+
+
+def _clear_outside(plane: np.ndarray, place: Box, box: Box) -> None:
+  """Sets to 0 what of a plane, which lies at a place of the volume, lies outside of a box."""
+  inside = tuple(slice(max(b.start - p.start, 0), max(b.stop - p.start, 0))
+                 for b, p in zip(box, place, strict=True))
+  kept = plane[inside].copy()
+  plane[...] = 0
+  plane[inside] = kept
+
+
+def _decoded(functions, variables, image, ids, window, schedule, boxes, layer, progress):
+  """Probabilities of batches of windows; the device works on one while the last is read."""
+  waiting, size = None, schedule.at_once
+  for first in range(0, len(layer), schedule.window_batch):
+    starts = layer[first:first + schedule.window_batch]
+    needed = [k for k in range(len(ids))
+              if boxes is None or any(_meets(start, window, boxes[k]) for start in starts)]
+    batch = np.zeros((schedule.window_batch, *window, image.shape[-1]), np.float32)
+    for b, start in enumerate(starts):
+      batch[b] = image[tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))]
+    features = None
+    for part in range(0, len(needed), size):
+      ks = needed[part:part + size]
+      padded = np.full(size, -1, np.int32)
+      padded[:len(ks)] = [ids[k] for k in ks]
+      if features is None or functions.encoder_sees_class:
+        features = functions.encode(variables, batch, padded)
+      scores = functions.decode(variables, features, padded)
+      if waiting is not None:
+        yield *waiting[:2], np.asarray(waiting[2])
+      waiting = starts, ks, scores
+    progress(len(starts))
+  if waiting is not None:
+    yield *waiting[:2], np.asarray(waiting[2])
+
+
+def _meets(start: Sequence[int], window: Sequence[int], box: Box) -> bool:
+  return all(s < b.stop and b.start < s + w
+             for s, w, b in zip(start, window, box, strict=True))
+
+
+# --- Mirroring at prediction: the mean over a window and its reflections.
+def mirrored(functions: WindowFunctions, axes: Sequence[int]) -> WindowFunctions:
+  """Functions that take 2^n times as long for n axes.
+
+  Args:
+    functions: of the network.
+    axes: spatial ones, along which the training mirrored, too.
+  """
+  subsets = [subset for n in range(len(axes) + 1) for subset in itertools.combinations(axes, n)]
+
+  def encode(variables, image, class_id_K):
+    return tuple(functions.encode(variables, jnp.flip(image, [1 + a for a in subset]), class_id_K)
+                 for subset in subsets)
+
+  def decode(variables, features, class_id_K):
+    total = 0
+    for subset, one in zip(subsets, features, strict=True):
+      planes = functions.decode(variables, one, class_id_K)
+      total = total + jnp.flip(planes, [2 + a for a in subset])
+    return total / len(subsets)
+
+  return functions._replace(encode=encode, decode=decode)

@@ -1,0 +1,148 @@
+"""The model bundle: one file with all that prediction needs, and what is known of the model.
+
+    manifest.json                    format, and the SHA-256 of every other member
+    model_card.md                    the model in words
+    facts.json                       what the card says and the record does not
+    config.json table.json plan.json the model's record, as in a checkpoint; without paths
+    parameters/PATH.npy              one array each, float32
+    encoder.onnx decoder.onnx        if the model was exported with ONNX
+"""
+
+from collections.abc import Mapping
+import io
+import json
+import math
+from typing import Any
+from typing import NamedTuple
+
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from condseg_jax.errors import InputError
+from condseg_jax.model_io.archive import damaged
+from condseg_jax.model_io.archive import read_archive
+from condseg_jax.model_io.archive import write_archive
+from condseg_jax.model_io.card import model_card
+from condseg_jax.model_io.record import ModelRecord
+from condseg_jax.models.build import build_model
+from condseg_jax.train.state import variables
+
+GRAPHS = ("encoder.onnx", "decoder.onnx")
+_FOLDERS = ("parameters/", "statistics/")
+_KINDS = {"params": "parameter", "statistics": "statistic"}
+
+
+class Bundle(NamedTuple):
+  """What a bundle holds.
+
+  Attributes:
+    record: config, class table and plan.
+    params: the parameters to predict with.
+    facts: see `card.run_facts`.
+    graphs: encoder and decoder as ONNX, or none.
+    statistics: running moments of batch normalisation, if the network keeps some.
+  """
+
+  record: ModelRecord
+  params: Mapping
+  facts: Mapping[str, Any]
+  graphs: tuple[bytes, ...] = ()
+  statistics: Mapping = {}
+
+  @property
+  def variables(self) -> dict:
+    """As `model.apply` takes them."""
+    return variables(self.params, self.statistics)
+
+
+def write_bundle(path, bundle: Bundle) -> str:
+  """Writes a bundle and returns its SHA-256; equal models give equal files."""
+  record = bundle.record._replace(config=without_paths(bundle.record.config))
+  members = {f"{key}.json": _to_json(tree) for key, tree in record.to_json().items()}
+  members["facts.json"] = _to_json(bundle.facts)
+  members["model_card.md"] = model_card(record, bundle.params, bundle.facts,
+                                        onnx=bool(bundle.graphs)).encode()
+  for folder, tree in zip(_FOLDERS, (bundle.params, bundle.statistics), strict=True):
+    for name, array in traverse_util.flatten_dict(tree, sep="/").items():
+      members[f"{folder}{name}.npy"] = _to_npy(np.asarray(array))
+  members |= dict(zip(GRAPHS, bundle.graphs, strict=False))
+  return write_archive(path, members)
+
+
+def read_bundle(path) -> Bundle:
+  """Reads a bundle; its parameters are on one device of this process.
+
+  Raises:
+    InputError: it is not there, damaged, or of something else.
+  """
+  members = read_archive(path)
+  try:
+    facts = json.loads(members.pop("facts.json"))
+    members.pop("model_card.md")
+    graphs = tuple(members.pop(name) for name in GRAPHS if name in members)
+    arrays, statistics = (
+        {name.removeprefix(folder).removesuffix(".npy"): _from_npy(members.pop(name))
+         for name in list(members) if name.startswith(folder)} for folder in _FOLDERS)
+    record = ModelRecord.from_json({name.removesuffix(".json"): json.loads(content)
+                                    for name, content in members.items()})
+    _check(record, {"params": arrays, "statistics": statistics}, facts)
+    model_card(record, arrays, facts, onnx=False)  # so that the model can be exported again
+  except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    reason = error.reason if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    raise damaged(path, reason) from error
+  if len(graphs) not in (0, len(GRAPHS)):
+    raise damaged(path, f"one of {', '.join(GRAPHS)} is missing")
+  params, statistics = jax.device_put(
+      [traverse_util.unflatten_dict(a, sep="/") for a in (arrays, statistics)],
+      jax.local_devices()[0])
+  return Bundle(record, params, facts, graphs, statistics)
+
+
+def without_paths(config: Mapping) -> dict:
+  """A config without the folders of the machine that it was trained on."""
+  data = dict(config.get("data", {}))
+  return {**config, "data": data | {key: "" for key in ("root", "cache") if key in data}}
+
+
+def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], facts) -> None:
+  """Raises ValueError where parameters and statistics are not those of the network."""
+  if not isinstance(facts["step"], int):
+    raise ValueError("facts.json has no step")
+  model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
+  if len(record.plan.subvolume) != model.ndim:
+    raise ValueError("plan and network differ in their axes")
+  image = jax.ShapeDtypeStruct((1, *model.stride, record.plan.channels), jnp.float32)
+  ids = jax.ShapeDtypeStruct((1,), jnp.int32)
+  needed = jax.eval_shape(model.init, jax.random.key(0), image, ids)
+  for kind, held in arrays.items():
+    wanted = {name: x.shape for name, x in traverse_util.flatten_dict(needed.get(kind, {}),
+                                                                      sep="/").items()}
+    found = {name: array.shape for name, array in held.items()}
+    for name in sorted(set(wanted) | set(found)):
+      if wanted.get(name) != found.get(name):
+        raise ValueError(f"{_KINDS[kind]} {name}: {found.get(name)}, the network has "
+                         f"{wanted.get(name)}")
+
+
+def _to_json(tree) -> bytes:
+  return json.dumps(tree, indent=1, sort_keys=True).encode()
+
+
+def _to_npy(array: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  np.lib.format.write_array(buffer, np.ascontiguousarray(array, "<f4"), (1, 0), allow_pickle=False)
+  return buffer.getvalue()
+
+
+def _from_npy(content: bytes) -> np.ndarray:
+  """The array, whose header must ask for as many bytes as there are."""
+  buffer = io.BytesIO(content)
+  if np.lib.format.read_magic(buffer) != (1, 0):
+    raise ValueError("an array is of another version")
+  shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+  data = buffer.read()
+  if fortran or dtype != np.dtype("<f4") or len(data) != 4 * math.prod(shape):
+    raise ValueError("an array is not of the kind and size that its header says")
+  return np.frombuffer(data, dtype).reshape(shape).astype(np.float32)

@@ -1,0 +1,41 @@
+"""A trained model, wherever it lies: in the folder of its run, or in a bundle."""
+
+from etils import epath
+
+from condseg_jax.errors import InputError
+from condseg_jax.model_io.bundle import Bundle
+from condseg_jax.model_io.bundle import read_bundle
+from condseg_jax.train.checkpoint import Checkpoints
+
+
+def is_bundle(source) -> bool:
+  """Whether a model is looked for in a file and not in a folder."""
+  path = epath.Path(source)
+  return path.is_file() or (path.suffix == ".condseg" and not path.is_dir())
+
+
+def read_model(source, checkpoint: str = "last") -> Bundle:
+  """The model of a run or of a bundle. Of a run, `facts` hold the step alone.
+
+  Args:
+    source: folder of the run, or the bundle; local or in a bucket.
+    checkpoint: `last`, `best` or a step; a bundle holds one.
+
+  Raises:
+    InputError: no such run, checkpoint or bundle, or a damaged one.
+  """
+  if is_bundle(source):
+    bundle = read_bundle(source)
+    if checkpoint not in ("last", str(bundle.facts["step"])):
+      raise InputError(f"checkpoint {checkpoint!r}",
+                       f"is not in {source}, which holds that of step {bundle.facts['step']}",
+                       "leave --checkpoint out", usage=True)
+    return bundle
+  checkpoints = Checkpoints(source, read_only=True)
+  try:
+    step = checkpoints.pick(checkpoint)
+    variables = checkpoints.restore_variables(step)
+    return Bundle(checkpoints.read_record(step), variables["params"], {"step": step},
+                  statistics=variables.get("statistics", {}))
+  finally:
+    checkpoints.close()

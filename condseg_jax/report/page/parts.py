@@ -1,0 +1,242 @@
+"""The parts of the page in HTML. Every text that comes from outside is escaped here."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+from html import escape
+import math
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.report import tables
+from condseg_jax.report.page import plots
+from condseg_jax.report.page import slices
+from condseg_jax.report.page.case import Case
+
+# Measure → heading, digits after the point. Others are shown under their own names.
+_HEADINGS = {
+    "dice": ("Dice", 3), "iou": ("IoU", 3), "hd95": ("HD95, {mm}", 1),
+    "surface_dice": ("surface Dice", 3), "volume_ml": ("volume, ml", 1),
+    "truth_volume_ml": ("true volume, ml", 1), "area_px": ("area, px", 0),
+    "truth_area_px": ("true area, px", 0), "mean": ("mean intensity", 1),
+    "sd": ("sd of intensity", 1), "touches_border": ("cut by the border", 0),
+    "confidence": ("confidence", 2),
+}
+_UNTOLD = ("voxels",)
+_FEW, _MANY = 8, 24  # structures that are listed in a line, and in a table that is open
+
+
+def swatch(table: ClassTable, name: str) -> str:
+  """A class: its colour and its name."""
+  return (f'<span class="label"><span class="swatch k{table.index(name)}"></span>{escape(name)}'
+          "</span>")
+
+
+def cell(value, digits: int | None = None, after: str = "") -> str:
+  """A number (or yes, no, text) as a cell; what is None or nan has no value and sorts last."""
+  if value is None or isinstance(value, float) and math.isnan(value):
+    return f'<td class="number" data-value="">{tables.NO_VALUE}</td>'
+  if isinstance(value, bool):
+    style = "" if value else ' class="nothing"'
+    return f'<td{style} data-value="{int(value)}">{"yes" if value else "no"}</td>'
+  if isinstance(value, str):
+    return f'<td data-value="{escape(value)}">{escape(value)}</td>'
+  text = f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
+  style = "number" if value else "number nothing"
+  return f'<td class="{style}" data-value="{float(value)!r}">{text}{after}</td>'
+
+
+def table_of(head: Sequence[str], rows: Sequence[str], style: str, caption: str) -> str:
+  """A table that scrolls within itself.
+
+  Args:
+    head: heading cells, HTML.
+    rows: whole `tr` elements.
+    style: class of the table; "sortable" makes buttons of the headings.
+    caption: for those who hear the page, escaped here.
+  """
+  headings = "".join(f'<th scope="col">{h}</th>' for h in head)
+  return (f'<div class="scroll"><table class="{style}"><caption>{escape(caption)}</caption>'
+          f"<thead><tr>{headings}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>")
+
+
+def measures_of(cases: Sequence[Case]) -> list[str]:
+  """The measures that some structure of some case has, known ones first.
+
+  Lists are left out, such as a centroid: the viewer shows where a structure is.
+  """
+  given = [item for case in cases for values in case.measures.values() for item in values.items()]
+  lists = {key for key, value in given if isinstance(value, list | tuple | dict)}
+  found = {key for key, _ in given} - lists - set(_UNTOLD)
+  return [*(key for key in _HEADINGS if key in found), *sorted(found - set(_HEADINGS))]
+
+
+def heading(key: str, flat: bool) -> str:
+  """The heading of a measure; distances of pictures are pixels."""
+  text, _ = _HEADINGS.get(key, (key.replace("_", " "), None))
+  return text.format(mm="px" if flat else "mm")
+
+
+def digits(key: str) -> int | None:
+  return _HEADINGS.get(key, ("", None))[1]
+
+
+def is_flat(cases: Sequence[Case]) -> bool:
+  """Whether the cases are pictures."""
+  return any("area_px" in values for case in cases for values in case.measures.values())
+
+
+def summary_table(summary: Mapping, cases: Sequence[Case], table: ClassTable,
+                  links: Sequence[tuple[str, str]]) -> str:
+  """Scores per class over all cases, with their distributions.
+
+  Args:
+    summary: what `scores.summarise` returns.
+    cases: for the distributions.
+    table: for the colours.
+    links: address and name of each case.
+  """
+  flat = summary["size_unit"] == "px"
+  dices = {name: [float(case.measures.get(name, {}).get("dice", math.nan)) for case in cases]
+           for name in summary["classes"]}
+  low = plots.lower_end(dice for values in dices.values() for dice in values)
+  head = ["structure", "Dice [95 % interval]", f"Dice per case{plots.axis(low)}", "IoU",
+          *(["pooled IoU"] if flat else []), f"HD95, {'px' if flat else 'mm'}", "surface Dice",
+          "cases"]
+  rows = []
+  for name, entry in summary["classes"].items():
+    rows.append(
+        f'<tr><th scope="row">{swatch(table, name)}</th><td>{tables.interval(entry["dice"])}</td>'
+        f"<td>{plots.box_plot(dices[name], links, f'k{table.index(name)}', low)}</td>"
+        + _plain(entry["iou"]["mean"]) + (_plain(entry["pooled_iou"]) if flat else "")
+        + _plain(entry["hd95"]["mean"], 2) + _plain(entry["surface_dice"]["mean"])
+        + f'<td class="number">{entry["dice"]["n"]}</td></tr>')
+  rows.append(
+      f'<tr class="mean"><th scope="row">mean</th><td>{tables.number(summary["mean_dice"])}</td>'
+      f"<td>{plots.box_plot([case.dice for case in cases], links, 'all', low)}</td>"
+      + _plain(summary["mean_iou"]) + (_plain(summary["mean_pooled_iou"]) if flat else "")
+      + f'<td></td><td></td><td class="number">{summary["n_cases"]}</td></tr>')
+  notes = [f"{name}: {remark}" for name, entry in summary["classes"].items()
+           for remark in tables.remarks(entry, summary["size_unit"])]
+  told = "".join(f"<li>{escape(note)}</li>" for note in notes)
+  return (table_of(head, rows, "scores", "Scores of each structure over all cases")
+          + (f'<ul class="remarks">{told}</ul>' if told else ""))
+
+
+def cases_table(cases: Sequence[Case], table: ClassTable, names: Sequence[str],
+                chips: Sequence[Sequence[str]]) -> str:
+  """One line per case: its Dice, or its sizes, per structure.
+
+  Args:
+    cases: all of them.
+    table: for the colours.
+    names: the structures.
+    chips: words that mark a case, such as "best".
+  """
+  scored = any("dice" in values for case in cases for values in case.measures.values())
+  key = "dice" if scored else "area_px" if is_flat(cases) else "volume_ml"
+  head = ["case", "remarks", *(["mean Dice"] if scored else []),
+          *(swatch(table, name) for name in names)]
+  rows = []
+  for number, (case, marks) in enumerate(zip(cases, chips, strict=True), 1):
+    cells = []
+    if scored:
+      cells.append(cell(case.dice, 3, plots.bar(case.dice, "all")))
+    for name in names:
+      value = case.measures.get(name, {}).get(key)
+      has_bar = scored and value is not None
+      cells.append(cell(value, digits(key),
+                        plots.bar(float(value), f"k{table.index(name)}") if has_bar else ""))
+    words = [*marks, *(["failed"] if case.failure else []),
+             *([_count(len(case.warnings), "warning")] if case.warnings else [])]
+    told = "".join(chip(word) for word in words)
+    rows.append(f'<tr><th scope="row" data-value="{number}"><a href="#case-{number}">'
+                f'{escape(case.name)}</a></th><td data-value="{len(words) or ""}">{told}</td>'
+                f"{''.join(cells)}</tr>")
+  what = "Dice" if scored else heading(key, is_flat(cases))
+  return table_of(head, rows, "cases sortable", f"{what} of each structure in each case")
+
+
+def chip(word: str) -> str:
+  """A word that marks a case."""
+  alarm = " alarm" if word == "failed" or "warning" in word else ""
+  return f'<span class="chip{alarm}">{escape(word)}</span>'
+
+
+def case_article(number: int, case: Case, table: ClassTable, keys: Sequence[str], flat: bool,
+                 marks: Sequence[str], viewer: bool) -> str:
+  """All about one case.
+
+  Args:
+    number: from 1.
+    case: the case.
+    table: for the colours.
+    keys: measures to show.
+    flat: pictures, whose lengths are pixels.
+    marks: words that mark it.
+    viewer: whether the page has a viewer.
+  """
+  has_dice = not math.isnan(case.dice)
+  score = f'<span class="score">mean Dice {case.dice:.3f}</span>' if has_dice else ""
+  head = (f'<header><h3>{escape(case.name)}</h3>{score}{"".join(chip(word) for word in marks)}'
+          f'<span class="facts">{escape(case.facts)}</span></header>')
+  lines = [f"Failed: {case.failure}"] if case.failure else list(case.warnings)
+  told = "".join(f"<li>{escape(line)}</li>" for line in lines)
+  body = [head, f'<ul class="warnings">{told}</ul>' if told else ""]
+  if case.slices:
+    body.append(f'<div class="slices">{"".join(case.slices)}</div>')
+  if case.scan and viewer:
+    body.append('<p class="js"><button type="button" class="open">Open in the viewer (3-D)</button>'
+                '</p><div class="place"></div>')
+  elif case.unseen and viewer:
+    body.append(f'<p class="facts">{escape(case.unseen)}</p>')
+  if case.measures:
+    body.append(_structures(case, table, keys, flat, viewer))
+  return f'<article class="case" id="case-{number}">{"".join(body)}</article>'
+
+
+def _structures(case, table, keys, flat, viewer) -> str:
+  centres = case.scan.centres if case.scan and viewer else {}
+  rows = []
+  for name, values in case.measures.items():
+    cells = "".join(cell(values.get(key), digits(key)) for key in keys)
+    show = ""
+    if centres:
+      mm = " ".join(f"{x:g}" for x in centres.get(name, ()))
+      button = (f'<button type="button" class="go" data-mm="{mm}" aria-label="show '
+                f'{escape(name)}">show</button>')
+      show = f'<td class="js">{button if mm else ""}</td>'
+    rows.append(f'<tr><th scope="row">{swatch(table, name)}</th>{cells}{show}</tr>')
+  head = ["structure", *(escape(heading(key, flat)) for key in keys)]
+  whole = table_of(head + ([""] if centres else []), rows, "structures",
+                   f"Structures of {case.name}")
+  if len(rows) <= _MANY:
+    return whole
+  return f"<details><summary>{len(rows)} structures</summary>{whole}</details>"
+
+
+def toolbar(table: ClassTable, names: Sequence[str], scored: bool) -> str:
+  """What of the slices is shown: which layer, which structures."""
+  modes = [("prediction", "prediction" + (" (white: true outline)" if scored else ""))]
+  if scored:
+    modes += [("truth", "truth"), ("errors", "errors")]
+  modes.append(("image", "image only"))
+  radios = "".join(
+      f'<label><input type="radio" name="show" value="{value}"'
+      f'{" checked" if value == "prediction" else ""}>{escape(text)}</label>'
+      for value, text in modes)
+  boxes = "".join(f'<label><input type="checkbox" name="structure" value="{table.index(name)}" '
+                  f"checked>{swatch(table, name)}</label>" for name in names)
+  keys = "".join(
+      f'<span class="label"><span class="swatch {slices.ERROR_STYLES[value]}"></span>'
+      f"{escape(text)}</span>" for value, text in slices.ERRORS.items())
+  legend = f'<div class="legend">{keys}</div>' if scored else ""
+  return (f'<div class="toolbar js"><fieldset><legend>Slices show</legend>{radios}</fieldset>'
+          f"<details{' open' if len(names) <= _FEW else ''}><summary>Structures ({len(names)})"
+          f'</summary><div class="boxes">{boxes}</div></details>{legend}</div>')
+
+
+def _plain(value: float, places: int = 3) -> str:
+  return f'<td class="number">{tables.number(value, places)}</td>'
+
+
+def _count(n: int, what: str) -> str:
+  return f"{n} {what}" + ("" if n == 1 else "s")

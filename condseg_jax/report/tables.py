@@ -1,0 +1,100 @@
+"""Scores as files (summary.json, cases.csv) and as a table for the terminal."""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+import csv
+import io
+import json
+import math
+import os
+
+from condseg_jax.evaluate.scores import CaseScore
+from condseg_jax.system.atomic import write_text
+
+NO_VALUE = "–"
+
+
+def write_summary(path: str | os.PathLike, summary: Mapping) -> None:
+  """Write a summary as JSON. A nan (no value) becomes null, never 0."""
+  text = json.dumps(_without_nan(summary), indent=2, ensure_ascii=False, allow_nan=False)
+  write_text(path, text + "\n")
+
+
+def write_cases(path: str | os.PathLike, rows: Iterable[CaseScore]) -> None:
+  """Write one line per case and class as CSV. A nan (no value) becomes an empty cell."""
+  rows = list(rows)
+  keys = list(dict.fromkeys(key for row in rows for key in row.metrics))
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(["case", "class", *keys])
+  for row in rows:
+    values = (row.metrics.get(key, math.nan) for key in keys)
+    writer.writerow([row.case, row.class_name,
+                     *("" if math.isnan(value) else f"{value:.10g}" for value in values)])
+  write_text(path, text.getvalue())
+
+
+def format_table(summary: Mapping, *, distance_unit: str = "") -> str:
+  """The summary as aligned plain text: one line per class, then the mean over classes.
+
+  Args:
+    summary: what `scores.summarise` returns, or the content of summary.json.
+    distance_unit: unit of HD95; by default mm for volumes and px for images.
+  """
+  images = summary["size_unit"] == "px"
+  distance_unit = distance_unit or ("px" if images else "mm")
+  header = ["class", "Dice [95 % CI]", "IoU", f"HD95 {distance_unit}", "surface Dice", "n"]
+  lines = [[name, interval(entry["dice"]), number(entry["iou"]["mean"]),
+            number(entry["hd95"]["mean"], 2), number(entry["surface_dice"]["mean"]),
+            f"{entry['dice']['n']}"]
+           for name, entry in summary["classes"].items()]
+  mean = ["mean", number(summary["mean_dice"]), number(summary["mean_iou"]), "", "",
+          f"{summary['n_cases']}"]
+  if images:
+    header.insert(3, "pooled IoU")
+    mean.insert(3, number(summary["mean_pooled_iou"]))
+    for line, entry in zip(lines, summary["classes"].values(), strict=True):
+      line.insert(3, number(entry["pooled_iou"]))
+  widths = [max(map(len, column)) for column in zip(header, *lines, mean, strict=True)]
+  rule = ["─" * width for width in widths]
+  text = "\n".join(_aligned(line, widths) for line in [header, rule, *lines, rule, mean])
+  notes = [f"{name}: {note}" for name, entry in summary["classes"].items() for note in remarks(
+      entry, summary["size_unit"])]
+  return "\n".join([text, *notes]) + "\n"
+
+
+def remarks(entry: Mapping, unit: str) -> Iterable[str]:
+  """What the means leave out; a table that hid it would flatter."""
+  if entry["absent"]:
+    volume = number(entry[f"false_positive_{unit}"]["mean"], 2)
+    yield f"absent in {entry['absent']} case(s), {volume} {unit} predicted there on average"
+  if entry["hd95"]["undefined"]:
+    yield f"HD95 without a value in {entry['hd95']['undefined']} case(s)"
+  if not entry["dice"]["n"]:
+    yield "nothing to score, left out of the mean"
+
+
+def interval(statistic: Mapping) -> str:
+  if not statistic["n"]:
+    return NO_VALUE
+  lo, hi = statistic["ci95"]
+  return f"{statistic['mean']:.3f} [{lo:.3f}, {hi:.3f}]"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+  return NO_VALUE if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _aligned(cells: list[str], widths: list[int]) -> str:
+  """Names and the Dice column (whose mean line has no interval) left, single numbers right."""
+  padded = [cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))]
+  return "  ".join(padded).rstrip()
+
+
+def _without_nan(value):
+  if isinstance(value, Mapping):
+    return {key: _without_nan(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_without_nan(item) for item in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value

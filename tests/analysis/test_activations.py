@@ -1,0 +1,58 @@
+"""Outputs of the layers, in network order."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from condseg_jax.analysis import activations
+from condseg_jax.analysis.gradients import by_layer
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.network import class_logits
+
+ORDER = ["stem", "down_0/layer_0", "down_0/join", "down_1/layer_0", "down_1/layer_1", "down_1/join",
+         "down_2/layer_0", "down_2/join", "up_1", "merge_1/layer_0", "merge_1/layer_1",
+         "merge_1/join", "up_0", "merge_0/layer_0", "merge_0/join", "head"]
+
+
+def network(position="decoder", ndim=3, **settings):
+  return DenseUNet((0.1, -0.6), ((1, 2, 2)[-ndim:], (2, 2, 2)[-ndim:]), (1, 2, 1), channels=4,
+                   growth=4, position=position, **settings)
+
+
+@pytest.mark.parametrize("settings", [
+    {"position": "input"}, {"position": "encoder"}, {"position": "decoder"}, {"position": "none"},
+    {"position": "head", "mechanism": "dynamic"}, {"from_level": 0}, {"ndim": 2}, {"remat": True},
+    {"deep_supervision": 1}], ids=str)
+def test_order_and_place(settings):
+  """The layers are the same, in the same order, wherever the condition enters."""
+  places = activations.places(network(**settings), 1)
+  assert [p.name for p in places] == ORDER
+  assert [p.part for p in places] == ["encoder"] * 8 + ["decoder"] * 8
+  assert [p.level for p in places] == [0] * 3 + [1] * 3 + [2] * 2 + [1] * 4 + [0] * 4
+  widths = [4, 4, 4, 8, 8, 8, 12, 12, 8, 8, 8, 8, 4, 4, 4, 1]
+  assert [p.channels for p in places] == widths
+
+
+@pytest.mark.parametrize("position, first", [("input", "stem"), ("encoder", "down_1/layer_0"),
+                                             ("decoder", "merge_0/layer_0"), ("head", "head"),
+                                             ("none", None)])
+def test_outputs(position, first):
+  """They are those of the network; the class changes all behind the condition, nothing before."""
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, position=position,
+                    mechanism="dynamic" if position == "head" else "channel")
+  image = jax.random.normal(jax.random.key(1), (1, 8, 12, 1))
+  variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
+  names, compute = [p.name for p in activations.places(model, 1)], activations.compiled(model)
+  a, b = (dict(zip(names, compute(variables, image, jnp.full(1, i, jnp.int32)), strict=True))
+          for i in (0, 1))
+  # Under one name as in the network's parameters, and no layer without a name.
+  assert set(names) == set(by_layer(variables["params"]))
+  logits = jax.jit(lambda v, x: class_logits(model, v, x, jnp.ones((1, 1), jnp.int32)))
+  np.testing.assert_allclose(b["head"], logits(variables, image), atol=1e-5)
+  if position in ("decoder", "none"):
+    features = jax.jit(lambda v, x: model.apply(v, x, method=model.encode))(variables, image)
+    np.testing.assert_allclose(a["down_1/join"], features.x, atol=1e-5)
+    np.testing.assert_allclose(a["down_0/join"], features.skips[0], atol=1e-5)
+  changed = [name for name in names if bool((a[name] != b[name]).any())]
+  assert changed == ([] if first is None else names[names.index(first):])

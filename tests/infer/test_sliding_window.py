@@ -1,0 +1,228 @@
+"""Encode once, decode per class; the sliding window is what it says, whatever the schedule."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from condseg_jax.infer import schedule
+from condseg_jax.infer.schedule import make_schedule
+from condseg_jax.infer.sliding_window import class_probabilities
+from condseg_jax.infer.sliding_window import CLASSES_AT_ONCE
+from condseg_jax.infer.sliding_window import probability_slabs
+from condseg_jax.infer.sliding_window import window_functions
+from condseg_jax.models.dense_unet import DenseUNet
+
+WINDOW = (4, 8, 8)
+CODES = tuple(np.linspace(-1, 1, CLASSES_AT_ONCE[0] + 3).tolist())
+
+
+def network(position):
+  model = DenseUNet(codes=CODES, strides=((2, 2, 2),), depth=(1, 1), channels=4, growth=4,
+                    position=position, mechanism="dynamic" if position == "head" else "channel")
+  image = jnp.zeros((1, *WINDOW, 1))
+  variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
+  return model, variables
+
+
+@pytest.fixture(scope="module")
+def decoder_network():
+  return network("decoder")
+
+
+def noise(seed, *shape):
+  return np.random.default_rng(seed).normal(size=(*shape, 1)).astype(np.float32)
+
+
+def test_classes_at_once_as_on_an_accelerator(decoder_network, monkeypatch):
+  """Eight lanes in a turn, the last of them part empty: the same as one after the other."""
+  model, variables = decoder_network
+  one = window_functions(model)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  eight = window_functions.__wrapped__(model)
+  monkeypatch.undo()  # before anything is traced
+  ids = np.array([7, 0, 3, 11, 5, 1, 2, 9, 4] + [-1] * 7, np.int32)
+  features = one.encode(variables, noise(0, *WINDOW)[None], ids)
+  a, b = (np.asarray(f.decode(variables, features, ids))[:9] for f in (one, eight))
+  assert np.abs(np.diff(a, axis=0)).mean(tuple(range(1, a.ndim))).min() > 1e-4
+  np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def probabilities(functions, variables, image, ids, **settings):
+  plan = make_schedule(image.shape[:-1], WINDOW, len(ids), **settings)
+  return class_probabilities(functions, variables, image, ids, WINDOW, plan)
+
+
+def everything_kept(model, variables, image, ids):
+  """The sliding window with all that it needs in memory, one window and class after the other."""
+  shape = image.shape[:-1]
+  missing = [max(0, w - n) for n, w in zip(shape, WINDOW, strict=True)]
+  padding = [(m // 2, m - m // 2) for m in missing]
+  padded = np.pad(image, (*padding, (0, 0)), mode="edge")
+  apply = jax.jit(model.apply)
+  weights = schedule.gaussian_weights(WINDOW).astype(np.float64)
+  total, norm = np.zeros((len(ids), *padded.shape[:-1])), np.zeros(padded.shape[:-1])
+  starts = (schedule.axis_starts(n, w) for n, w in zip(padded.shape[:-1], WINDOW, strict=True))
+  for start in itertools.product(*starts):
+    box = tuple(slice(s, s + w) for s, w in zip(start, WINDOW, strict=True))
+    norm[box] += weights
+    for k, class_id in enumerate(ids):
+      logits = apply(variables, padded[box][None], jnp.array([class_id], jnp.int32))
+      total[(k, *box)] += weights * np.asarray(jax.nn.sigmoid(logits))[0]
+  inside = tuple(slice(low, low + n) for (low, _), n in zip(padding, shape, strict=True))
+  return (total / norm)[(slice(None), *inside)]
+
+
+def counting(functions):
+  """The functions, and how often each was called."""
+  calls = {"encode": 0, "decode": 0}
+
+  def count(name):
+    def call(*args):
+      calls[name] += 1
+      return getattr(functions, name)(*args)
+    return call
+
+  return functions._replace(encode=count("encode"), decode=count("decode")), calls
+
+
+@pytest.mark.parametrize("classes", [1, 3, len(CODES)])
+def test_the_encoder_runs_once_per_window_whatever_the_class_count(decoder_network, classes):
+  model, variables = decoder_network
+  functions, calls = counting(window_functions(model))
+  probabilities(functions, variables, noise(0, 4, 12, 8), range(classes))
+  windows = 2
+  assert calls["encode"] == windows
+  assert calls["decode"] == windows * -(-classes // CLASSES_AT_ONCE[0])
+
+
+@pytest.mark.parametrize("position", ["decoder", "encoder", "input", "head", "decoders"])
+def test_one_window_equals_the_full_pass(position):
+  model, variables = network(position)
+  image = noise(1, *WINDOW)
+  ids = [7, 0, 3]
+  found = probabilities(window_functions(model), variables, image, ids)
+  for plane, class_id in zip(found, ids, strict=True):
+    logits = model.apply(variables, image[None], jnp.array([class_id], jnp.int32))
+    np.testing.assert_allclose(plane, jax.nn.sigmoid(logits)[0], atol=1e-6)
+
+
+# Of a volume of 9 × 20 × 11 with windows of 4 × 8 × 8 the slab is thinnest along H: per class
+# 9 × 8 × 11 float32, 3.2 kB, beside image, result, weights and the outputs of two calls.
+SLAB = 4 * 9 * 8 * 11
+
+
+def fixed(at_once, window_batch=1):
+  return 9 * 20 * 11 * 9 + SLAB + 2 * 4 * at_once * window_batch * 4 * 8 * 8
+
+
+@pytest.mark.parametrize("budget, per_pass, at_once", [
+    (None, 19, 16), (fixed(16) + 19 * SLAB, 19, 16), (fixed(16) + 19 * SLAB - 1, 10, 16),
+    (fixed(4) + 7 * SLAB, 7, 4), (fixed(4) + SLAB, 1, 4), (0, 1, 4)])
+def test_every_way_to_save_memory_equals_keeping_everything(decoder_network, budget, per_pass,
+                                                            at_once):
+  model, variables = decoder_network
+  image, ids = noise(2, 9, 20, 11), list(range(len(CODES)))
+  functions = window_functions(model)
+  plan = make_schedule(image.shape[:-1], WINDOW, len(ids), budget=budget,
+                       at_once=functions.at_once)
+  assert (plan.axis, plan.classes, plan.at_once) == (1, per_pass, at_once)
+  assert plan.bytes == fixed(at_once) + per_pass * SLAB
+  assert plan.whole_bytes == fixed(16) + len(ids) * SLAB
+  found = class_probabilities(functions, variables, image, ids, WINDOW, plan)
+  np.testing.assert_allclose(found, everything_kept(model, variables, image, ids), atol=1e-6)
+
+
+def test_the_batch_of_windows_does_not_matter(decoder_network):
+  model, variables = decoder_network
+  image, ids = noise(5, 5, 11, 19), [1, 2]
+  found = probabilities(window_functions(model), variables, image, ids, window_batch=(3,))
+  np.testing.assert_allclose(found, everything_kept(model, variables, image, ids), atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 8), (2, 8, 5), (3, 30, 8), (13, 9, 5), (1, 1, 40)])
+def test_any_shape_along_any_axis(decoder_network, shape):
+  """A volume smaller than the window is surrounded by its own edge."""
+  model, variables = decoder_network
+  image, ids = noise(3, *shape), [5, 1]
+  expected = everything_kept(model, variables, image, ids)
+  plan = make_schedule(shape, WINDOW, len(ids))
+  for axis in range(3):
+    found = class_probabilities(window_functions(model), variables, image, ids, WINDOW,
+                                plan._replace(axis=axis))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_slabs_cover_every_class_and_voxel_once(decoder_network):
+  model, variables = decoder_network
+  image, ids = noise(4, 6, 21, 9), [3, 1, 2]
+  plan = make_schedule((6, 21, 9), WINDOW, 3)._replace(axis=1, classes=2)
+  seen, told = np.zeros((4, 6, 21, 9), int), []
+  for slab in probability_slabs(window_functions(model), variables, image, ids, WINDOW, plan,
+                                progress=told.append):
+    assert slab.planes.shape == (len(slab.class_ids), *(s.stop - s.start for s in slab.box))
+    assert len(slab.class_ids) <= 2 and slab.planes.shape[2] <= WINDOW[1]
+    for class_id in slab.class_ids:
+      seen[(class_id, *slab.box)] += 1
+  assert (seen[1:] == 1).all() and not seen[0].any()
+  assert sum(told) == 2 * plan.windows  # two passes
+
+
+def test_fewer_windows_per_call_are_the_last_way_before_passes():
+  make = functools.partial(make_schedule, (9, 20, 11), WINDOW, 19, at_once=(16, 4),
+                           window_batch=(4, 1))
+  for at_once, batch in ((16, 4), (4, 4), (4, 1)):
+    plan = make(budget=fixed(at_once, batch) + at_once * SLAB)
+    assert (plan.at_once, plan.window_batch) == (at_once, batch)
+  assert make(budget=0).window_batch == 1
+
+
+def test_in_a_box_nothing_changes_and_outside_nothing_is_found(decoder_network):
+  """Windows that touch no box are not even encoded."""
+  model, variables = decoder_network
+  image, ids = noise(6, 9, 20, 11), [4, 2]
+  functions, calls = counting(window_functions(model))
+  plan = make_schedule((9, 20, 11), WINDOW, 2)
+  plain = class_probabilities(functions, variables, image, ids, WINDOW, plan)
+  everything = dict(calls)
+  boxes = {4: (slice(1, 3), slice(2, 9), slice(0, 4)), 2: (slice(8, 9), slice(0, 1), slice(9, 11))}
+  found = class_probabilities(functions, variables, image, ids, WINDOW, plan, boxes=boxes)
+  for k, class_id in enumerate(ids):
+    inside = np.zeros(plain.shape[1:], bool)
+    inside[boxes[class_id]] = True
+    np.testing.assert_allclose(found[k], np.where(inside, plain[k], 0), atol=1e-6)
+  assert 0 < calls["encode"] - everything["encode"] < everything["encode"]
+  empty = {class_id: (slice(0, 0),) * 3 for class_id in ids}
+  calls.update(encode=0)
+  found = class_probabilities(functions, variables, image, ids, WINDOW, plan, boxes=empty)
+  assert not found.any() and calls["encode"] == 0
+
+
+def test_volumes_of_any_shape_share_one_program(decoder_network):
+  model, variables = decoder_network
+  functions = window_functions(model)
+  assert window_functions(model) is functions
+  counts = []
+  for budget in (None, 1 << 20):
+    for shape in ((4, 8, 8), (5, 20, 9), (3, 3, 30), (9, 9, 9), (1, 8, 8), (4, 40, 8), (30, 5, 5),
+                  (12, 12, 12), (4, 9, 31), (7, 7, 7)):
+      probabilities(functions, variables, np.zeros((*shape, 1), np.float32), [0, 1, 2],
+                    budget=budget)
+      counts.append((functions.encode._cache_size(), functions.decode._cache_size()))
+  assert len(set(counts)) == 1
+
+
+def test_predicted_time_counts_encoding_for_each_pass():
+  plan = make_schedule((9, 20, 11), WINDOW, 19, at_once=(4,), budget=fixed(4, 4) + 7 * SLAB,
+                       window_batch=(4,))
+  windows = 4 * 4 * 2
+  assert plan.windows == windows and plan.passes == 3
+  assert plan.seconds(2.0, 0.5, 19) == windows / 4 * (3 * 2.0 + 19 * 0.5)
+  assert plan.seconds(2.0, 0.5, 19, passes=1) == windows / 4 * (2.0 + 19 * 0.5)
+
+
+def test_the_default_budget_is_a_part_of_the_machine_s_memory():
+  assert 1 << 20 < schedule.default_budget() <= 4 << 30

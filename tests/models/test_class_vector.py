@@ -1,0 +1,43 @@
+"""Vectors of texts: read, checked, and kept in the checkpoint."""
+
+import json
+
+import pytest
+
+from condseg_jax.classes import ClassTable
+from condseg_jax.errors import InputError
+from condseg_jax.models.class_vector import read_texts
+from condseg_jax.models.class_vector import with_texts
+
+TABLE = ClassTable.create(["liver", "spleen"])
+
+
+def write(path, tree):
+  path.write_text(tree if isinstance(tree, str) else json.dumps(tree), encoding="utf-8")
+  return path
+
+
+def test_rows_come_in_the_order_of_the_ids(tmp_path):
+  path = write(tmp_path / "t.json", {"Spleen": [0, 2], "liver": [1, -1.5], "lung": [1]})
+  assert read_texts(path, TABLE) == [[1.0, -1.5], [0.0, 2.0]]
+
+
+@pytest.mark.parametrize("tree, fault", [
+    ("{", "cannot be read"), ([1], "cannot be read"), ({"liver": "no"}, "cannot be read"),
+    ({"liver": [1, 2]}, "no vector for the class 'spleen'"),
+    ({"liver": [1, 2], "spleen": [1]}, "1 numbers, that of 'liver' 2"),
+    ({"liver": [0, 0], "spleen": [1, 1]}, "zero"),
+    ('{"liver": [NaN, 1], "spleen": [1, 1]}', "not finite"), ({"liver": []}, "empty")])
+def test_a_file_that_will_not_do(tree, fault, tmp_path):
+  with pytest.raises(InputError, match=fault):
+    read_texts(write(tmp_path / "t.json", tree), TABLE)
+
+
+def test_the_config_holds_them_only_where_they_are_used(tmp_path):
+  path = write(tmp_path / "t.json", {"spleen": [0, 2], "liver": [1, 1]})
+  config = {"conditioning": {"vector": "text", "text_vectors": str(path)}}
+  assert with_texts(config, TABLE)["conditioning"]["texts"] == [[1.0, 1.0], [0.0, 2.0]]
+  config = {"conditioning": {"vector": "hash", "text_vectors": ""}}
+  assert with_texts(config, TABLE) == config
+  with pytest.raises(InputError, match="is not set"):
+    with_texts({"conditioning": {"vector": "text", "text_vectors": ""}}, TABLE)

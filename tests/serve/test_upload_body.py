@@ -1,0 +1,76 @@
+"""Bodies on the disk: their bytes say what they are, and what is wrong is told without paths."""
+
+import gzip
+import re
+
+import numpy as np
+import pytest
+
+from condseg_jax.plan import Plan
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.upload import read_body
+from support.service import AFFINE
+from support.service import bad_bodies
+from support.service import LIMITS
+from support.service import nifti
+from support.service import series
+from support.service import voxels
+from support.service import zipped
+
+PLAN = Plan("ct", (2.0, 1.0, 1.0), (4, 8, 8))
+BAD = {name: told for name, told in bad_bodies().items()
+       if name not in ("empty", "too many bytes")}  # they get no further than the upload
+
+
+def read(folder, content, wanted="", plan=PLAN):
+  (folder / "body").write_bytes(content)
+  return read_body(folder, wanted, plan, LIMITS)[0]
+
+
+@pytest.mark.parametrize("content", [nifti(), gzip.compress(nifti()), series()],
+                         ids=["nii", "nii.gz", "zip"])
+def test_every_format_gives_the_same_volume(tmp_path, content):
+  volume = read(tmp_path, content)
+  np.testing.assert_array_equal(volume.array, voxels())
+  np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_bodies_are_refused_in_words_of_the_request(tmp_path, name):
+  content, status = BAD[name]
+  with pytest.raises(HttpError) as caught:
+    read(tmp_path, content)
+  refusal = caught.value
+  assert refusal.status == status
+  told = " ".join(refusal.to_json().values())
+  assert str(tmp_path) not in told and "member_" not in told and "--" not in told
+  assert refusal.reason and refusal.cure
+  assert not re.search(r"(^|\s)/\w+", told.replace("'/etc/cron.d/a'", "")), told
+
+
+def test_slices_are_named_as_the_sender_named_them(tmp_path):
+  with pytest.raises(HttpError, match="'study/slice_001.dcm'"):
+    read(tmp_path, series(tags={2: {"0020|0032": "9\\9\\9"}}))
+
+
+def test_one_of_several_series(tmp_path):
+  both = {}
+  for number in (1, 2):
+    folder = tmp_path / str(number)
+    folder.mkdir()
+    (folder / "body").write_bytes(series(voxels(number), uid=f"1.2.{number}"))
+    read_body(folder, "", PLAN, LIMITS)
+    both |= {f"{number}/{p.name}": p.read_bytes() for p in (folder / "series").iterdir()}
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+  with pytest.raises(HttpError, match="holds 2 series.*series=.*1.2.1"):
+    read(tmp_path / "a", zipped(both.items()))
+  volume = read(tmp_path / "b", zipped(both.items()), "1.2.2")
+  np.testing.assert_array_equal(volume.array, voxels(2))
+
+
+def test_the_spacing_of_the_network_counts(tmp_path):
+  """720 voxels of 2 mm³; at a tenth of a millimetre they would be 1.44 million."""
+  with pytest.raises(HttpError, match="at the network's spacing") as caught:
+    read(tmp_path, nifti(), plan=Plan("ct", (0.1, 0.1, 0.1), (4, 8, 8)))
+  assert caught.value.status == 413
