@@ -48,7 +48,7 @@ def _work(values: flags.FlagValues, name: str) -> int:
     print(f"{name} is behind a licence form: get it at {dataset.page}\n"
           f"its folder should hold {dataset.expected}\nthen: {step}FOLDER")
     return 1
-  shell.need(values, "out")
+  shell.require(values, "out")
   folder = fetch(name, dataset, Path(values.out), sha256=values.sha256)
   print(f"fetched {name} ({dataset.licence}) to {folder}\nthen: {step}{folder}")
   if dataset.note:

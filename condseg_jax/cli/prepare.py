@@ -57,7 +57,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-  shell.need(values, "format", "out")
+  shell.require(values, "format", "out")
   if values.format == "phantom":
     from condseg_jax.datasets.synthetic.phantom import write_abdomen
     write_abdomen(values.out, size=values.size, seed=values.seed)
@@ -69,7 +69,7 @@ def _work(values: flags.FlagValues) -> int:
     print(f"wrote street scenes to {values.out}")
     return 0
 
-  shell.need(values, "source")
+  shell.require(values, "source")
   try:
     spacing = tuple(float(s) for s in values.spacing)
   except ValueError as error:

@@ -23,6 +23,7 @@ import tensorstore as ts
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
+from condseg_jax.plan import same_spacing
 
 MANIFEST = "manifest.json"
 VERSION = 3  # raise it when what is written here changes
@@ -164,6 +165,29 @@ class Store:
       reason = str(error).splitlines()[0].split(" [")[0]
       raise InputError(folder, f"cannot be read ({reason})",
                        "remove the folder and prepare again") from error
+
+
+def open_prepared(root, spacing: Sequence[float] = ()) -> list[Store]:
+  """The stores under a path where it holds nothing else: itself, or all of its sub-folders.
+
+  Args:
+    root: the path.
+    spacing: wanted, in mm per axis; any when empty.
+
+  Returns:
+    Stores of one modality and spacing; none where there is anything that `datasets.discover` has to
+    look at: raw data, or stores that do not fit each other.
+  """
+  path = epath.Path(root)
+  folders = [path]
+  if not (path / MANIFEST).exists():
+    folders = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+  if not str(root) or not folders or not all((p / MANIFEST).exists() for p in folders):
+    return []
+  stores = [Store.open(folder) for folder in folders]
+  alike = all(s.modality == stores[0].modality and
+              same_spacing(s.spacing, spacing or stores[0].spacing) for s in stores)
+  return stores if alike else []
 
 
 def chunk_shape(ndim: int) -> tuple[int, ...]:
