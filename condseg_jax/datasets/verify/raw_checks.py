@@ -36,9 +36,9 @@ from condseg_jax.formats.voxels import to_labels
 from condseg_jax.geometry import corner_distance
 from condseg_jax.geometry import match_grid
 from condseg_jax.geometry import QUIET_CORNER_MM
+from condseg_jax.geometry import reorient_to
 from condseg_jax.geometry import shear
 from condseg_jax.geometry import tolerance
-from condseg_jax.geometry import turn_to
 from condseg_jax.geometry import Volume
 
 WORKERS = 4  # cases at a time; each is in memory with its labels
@@ -186,7 +186,7 @@ def _label(case: RawCase, image: Volume | None,
       findings.append(Finding(WARNING, "float_label", str(label.path),
                               f"labels stored as {stored.array.dtype}", "store them as uint8"))
     if image is not None:
-      volume = turn_to(image.geometry, volume)
+      volume = reorient_to(image.geometry, volume)
       distance = _distance(image, volume)
       if QUIET_CORNER_MM < distance <= tolerance(image.geometry):
         findings.append(Finding(WARNING, "affine", str(label.path),
