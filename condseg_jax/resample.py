@@ -185,7 +185,7 @@ def linear_pass(array: np.ndarray, axis: int, taps: AxisTaps) -> np.ndarray:
 
 
 def _cubic_pass(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-  """Interpolates along one axis by cubic B-splines (prefilter, four taps), as scipy.ndimage.zoom."""
+  """Interpolates along one axis by cubic B-splines (prefilter, four taps), as scipy's zoom does."""
   pad = [(SPLINE_PAD if a == axis else 0,) * 2 for a in range(array.ndim)]
   coefficients = np.pad(array, pad, mode="edge")
   ndimage.spline_filter1d(coefficients, 3, axis, output=coefficients, mode="mirror")
