@@ -189,7 +189,7 @@ def test_what_is_remembered_can_be_dropped(tmp_path):
   write_series(tmp_path, VOXELS, AFFINE)
   read_series_header(tmp_path)
   assert dicom._scanned_files.cache_info().currsize > 0
-  dicom.forget()
+  dicom.clear_header_cache()
   assert dicom._scanned_files.cache_info().currsize == 0
 
 
