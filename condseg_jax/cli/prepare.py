@@ -7,8 +7,8 @@ already; a store that was prepared with other settings is replaced only with --o
   condseg-prepare --format=sliver07 --source=Sliver07 --out=prepared/sliver
   condseg-prepare --format=description --source=mine.yaml --out=prepared/mine
 
-Datasets that train together need the same --spacing. condseg-train prepares raw folders itself, with
-their median spacing; this command does it in advance, or with other settings.
+Datasets that train together need the same --spacing. condseg-train prepares raw folders itself,
+with their median spacing; this command does it in advance, or with other settings.
 
 The formats `phantom` and `street` write synthetic raw datasets to --out.
 """
