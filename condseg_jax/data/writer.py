@@ -1,4 +1,4 @@
-"""Writing a prepared store slab by slab, so that no case is in memory as a whole.
+"""Writes a prepared store slab by slab, so that no case is in memory as a whole.
 
 A slab is one chunk thick along the first axis. Random samples are drawn per slab, each with its own
 generator, and merged, so that the result does not depend on the order of the threads.

@@ -82,7 +82,8 @@ def test_void_may_have_any_value(tmp_path):
 
 
 def test_names_have_one_spelling(tmp_path):
-  folder = partial_labels_by_frames(read_camvid(write(tmp_path / "x", classes=["Sky", " Road ", "CAR"])))
+  raw = read_camvid(write(tmp_path / "x", classes=["Sky", " Road ", "CAR"]))
+  folder = partial_labels_by_frames(raw)
   assert set(folder.classes) == set(folder.no_mirror) == set(NAMES)
   assert {name for name, _ in deal(folder)} == set(NAMES)
 

@@ -130,7 +130,7 @@ def test_modalities(channels, modality, tmp_path):
     ({"training": None}, "no training case"),
     ({"training": [{"image": "a.nii.gz"}]}, "training"),
     ({"training": ["a.nii.gz"]}, "training"),
-    ({"training": [{"image": f"{d}/a.nii.gz", "label": "l.nii.gz"} for d in "xy"]}, "of the same name")])
+    ({"training": [{"image": f"{d}/a.nii.gz", "label": "l.nii.gz"} for d in "xy"]}, "same name")])
 def test_a_wrong_description_is_named(changes, reason, tmp_path):
   root = describe(tmp_path / "x", **changes)
   with pytest.raises(InputError, match=reason) as caught:

@@ -447,7 +447,8 @@ def test_a_description_of_masks_and_series(tmp_path):
 
 
 @pytest.mark.parametrize(("old", "new", "reason"), [
-    ("modality: mr", "modality: pet", "modality 'pet'"), ("modality: mr", "", "'modality' is missing"),
+    ("modality: mr", "modality: pet", "modality 'pet'"),
+    ("modality: mr", "", "'modality' is missing"),
     ("void:", "viod:", "unknown key 'viod'"), ("{id}/t1", "p1/t1", "has no {id}"),
     ("classes: {1: left kidney, 2: left kidney, 3: spleen}", "", "'classes' is missing"),
     ("annotated: [left kidney]", "annotated: [heart]", "'heart'"), ("_seg", "_mask", "no label"),
@@ -522,7 +523,7 @@ def test_the_command_prepares_carves_and_damages(tmp_path, capsys):
     assert changed == (case.split == "train")
 
   assert command.main([*common, f"--out={tmp_path / 'o'}"]) == 2
-  line, = capsys.readouterr().err.splitlines()
+  line = capsys.readouterr().err.splitlines()[-1]
   assert line.endswith("(choose another --out, or replace the store with --overwrite)")
   assert "alterations [" in line and "instead of none" in line
   assert discover.discover(tmp_path / "o") == [store]
@@ -539,8 +540,10 @@ def test_the_command_prepares_carves_and_damages(tmp_path, capsys):
 @pytest.mark.parametrize(("flags", "reason"), [
     (["--damage=noise"], "--damage: unknown corruption 'noise'"),
     (["--damage=parts", "--rate=2"], "--rate: must be in [0, 1], not 2"),
-    (["--scribbles=3"], "--scribbles: must be in (0, 1], not 3"), (["--folds=9"], "2 patients for 9 folds"),
-    (["--folds=2", "--fold=2"], "--fold: must be in [0, 1], not 2"), (["--carve=frames", "--block=0"], "--block: must be at least 1"),
+    (["--scribbles=3"], "--scribbles: must be in (0, 1], not 3"),
+    (["--folds=9"], "2 patients for 9 folds"),
+    (["--folds=2", "--fold=2"], "--fold: must be in [0, 1], not 2"),
+    (["--carve=frames", "--block=0"], "--block: must be at least 1"),
     (["--keep=heart"], "'heart'"), (["--spacing=a"], "--spacing"),
     (["--spacing=1,0,1"], "--spacing: must be positive numbers, not 1,0,1")])
 def test_wrong_usage_of_the_command(flags, reason, tmp_path, capsys):
