@@ -39,7 +39,7 @@ class Corruption:
   rate: float
   seed: int = 0
 
-  record_name: ClassVar[str] = "Damage"
+  record_name: ClassVar[str] = "Damage"  # part of the store format
 
   def __post_init__(self) -> None:
     if self.kind not in KINDS:

@@ -34,7 +34,7 @@ class Scribbles:
   rate: float
   seed: int = 0
 
-  record_name: ClassVar[str] = "Scribbles"
+  record_name: ClassVar[str] = "Scribbles"  # part of the store format
 
   def __post_init__(self) -> None:
     if not 0 < self.rate <= 1:
