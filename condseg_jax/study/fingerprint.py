@@ -71,7 +71,7 @@ def data_digest(stores: Iterable[Store]) -> str:
 
 def scored_digest(root, split: str) -> str:
   """Of the labelled cases under a path: raw files, or prepared arrays."""
-  found = [(folder, case) for folder in discover.find(root) for case in folder.cases
+  found = [(folder, case) for folder in discover.discover(root) for case in folder.cases
            if split in ("", "all", case.split)]
   return digest_of(sorted([case.id, case.sha256 if isinstance(folder, Store) else case.digest()]
                           for folder, case in found))

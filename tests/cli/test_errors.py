@@ -94,7 +94,7 @@ def test_a_picture_where_a_volume_is_needed(says, run, tmp_path):
 
 def test_empty_folder(says, run, tmp_path):
   (tmp_path / "empty").mkdir()
-  assert "holds no image" in prediction(says, 1, run, tmp_path / "empty", tmp_path / "out")
+  assert "contains no image" in prediction(says, 1, run, tmp_path / "empty", tmp_path / "out")
 
 
 def test_unknown_class_and_preset(says, run, tmp_path):
