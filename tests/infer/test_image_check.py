@@ -174,7 +174,7 @@ def test_a_ct_without_its_rescale_intercept_is_refused(real_data):
 def test_a_refusal_is_an_error_unless_forced():
   findings = check_image(scaled(mr(), (3.0, 1.0, 1.0)), CT, TRAINED)
   assert [f.severity for f in findings] == [REFUSE, FLAG, FLAG]
-  with pytest.raises(InputError, match="no value is negative.*; --force goes on") as caught:
+  with pytest.raises(InputError, match="no value is negative.*, or override with force") as caught:
     enforce("a.nii", findings)
   assert caught.value.kind == "modality" and not caught.value.usage
   lines = enforce("a.nii", findings, force=True)
