@@ -3,6 +3,7 @@
 Memory does not depend on the number of classes: slabs are consumed one at a time.
 """
 
+from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -86,11 +87,11 @@ def confidence(best: np.ndarray, score: np.ndarray, threshold: float) -> dict[in
   return {int(value): float(sums[value] / counts[value]) for value in np.flatnonzero(counts)}
 
 
-def ranks(within: Mapping[int, int]) -> dict[int, int]:
+def ranks(within: Mapping[Hashable, Hashable]) -> dict[Hashable, int]:
   """Computes the nesting depth of each part: tumour within liver 1, necrosis within it 2.
 
   Args:
-    within: class → the class that contains it.
+    within: class (id or name) → the class that contains it.
 
   Raises:
     InputError: a class contains itself, directly or through others.

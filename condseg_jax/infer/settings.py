@@ -64,6 +64,7 @@ class Settings:
       raise InputError("threshold", f"is {self.threshold}", "must be in [0, 1]", usage=True)
     if not 0 < self.step <= 1:
       raise InputError("step", f"is {self.step}", "must be in (0, 1]", usage=True)
+    fuse.ranks(self.within)
     if self.partition and (self.tta or self.two_pass):
       raise InputError("partition", "uses no windows, which tta, two_pass and a locator need",
                        "use one or the other", usage=True)

@@ -85,7 +85,7 @@ def test_bad_input_of_prediction(root, run, bundle, tmp_path, capsys, monkeypatc
     return fails(capsys, predict, code, f"--workdir={workdir}", f"--input={image}",
                  f"--output={tmp_path / 'out'}", *more)
 
-  assert "holds no ONNX" in line(1, run, "--runtime=onnx")
+  assert "contains no ONNX graphs" in line(1, run, "--runtime=onnx")
   assert "--partition" in line(2, bundle, "--runtime=onnx", "--partition")
   assert "cannot be read" in line(1, tmp_path / "no.condseg")
   assert "no model bundle" in line(1, root / "test" / "dataset.json")

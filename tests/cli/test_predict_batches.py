@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -94,7 +95,7 @@ def test_a_folder_without_a_name_gives_results_with_one(run, images, tmp_path, m
 
 def test_two_results_of_one_name_are_refused_before_anything_is_done(run, tmp_path):
   network = condseg_jax.load(run)
-  with pytest.raises(InputError, match="would hold both box of scan_ball and ball_box of scan"):
+  with pytest.raises(InputError, match="file name of both box of scan_ball and ball_box of scan"):
     written.check_names(tmp_path, ["scan_ball", "scan"], network, ["box", "ball_box"], True)
   written.check_names(tmp_path, ["scan_ball", "scan"], network, ["box", "ball_box"], False)
   path, = written.mask_files(tmp_path, "scan", network, ["edema/necrosis"], True).values()
@@ -102,9 +103,9 @@ def test_two_results_of_one_name_are_refused_before_anything_is_done(run, tmp_pa
 
 
 @pytest.mark.parametrize("flag", ["--threshold=nan", "--memory=inf", "--memory=nan"])
-def test_numbers_that_are_none_are_wrong_usage(flag, run, images, tmp_path, capsys):
+def test_numbers_that_are_not_finite_are_wrong_usage(flag, run, images, tmp_path, capsys):
   assert segment(run, images, tmp_path, flag) == 2
-  assert "is no finite number" in capsys.readouterr().err
+  assert "is not a finite number" in capsys.readouterr().err
 
 
 def test_a_batch_goes_on_past_an_image_that_memory_does_not_hold(run, images, tmp_path, capsys,
@@ -132,7 +133,7 @@ def test_a_budget_of_nothing_changes_no_voxel_and_says_what_it_costs(run, images
   assert segment(run, images, tmp_path, "--memory=0") == 0
   assert results(tmp_path) == expected
   said = capsys.readouterr().err
-  assert "in 2 passes of 1 classes; in a single one" in said and "no smaller way" in said
+  assert "in 2 passes of 1 classes; a single pass: " in said and "the smallest possible" in said
 
 
 def test_continue_makes_what_is_missing_and_nothing_else(run, images, tmp_path, capsys, expected):
@@ -142,14 +143,15 @@ def test_continue_makes_what_is_missing_and_nothing_else(run, images, tmp_path, 
   found = results(tmp_path)
   assert found.pop("scan_1.nii.gz") == found.pop("scan_3.nii.gz") == b"as it was"
   assert found == {name: expected[name] for name in found} and len(found) == 3
-  assert capsys.readouterr().out.count("is there") == 2
+  assert capsys.readouterr().out.count("already done") == 2
 
 
 def test_continue_refuses_to_mix_what_was_asked_for(run, images, tmp_path, capsys):
   only = images / "scan_0.nii.gz"
   assert segment(run, only, tmp_path, "--classes=ball") == 0
   assert segment(run, only, tmp_path, "--continue") == 2
-  assert "was begun with another classes: ['ball']" in capsys.readouterr().err
+  reason = "the earlier run used classes ['ball'], this one ['ball', 'box']"
+  assert reason in capsys.readouterr().err
   assert segment(run, only, tmp_path, "--continue", "--classes=ball", "--fast") == 2
   assert segment(run, only, tmp_path, "--continue", "--classes=ball", "--report") == 0
   assert "earlier run" in (tmp_path / "report.html").read_text()
@@ -231,6 +233,30 @@ def test_a_list_of_images(run, images, tmp_path, capsys, expected):
     (tmp_path / "list.txt").write_text(text)
     assert segment(run, tmp_path / "list.txt", tmp_path / "out") == 1
     assert reason in capsys.readouterr().err
+
+
+def test_a_full_disk_costs_only_the_images_whose_probabilities_do_not_fit(
+    run, images, tmp_path, capsys):
+  """Files may have 9 kB: probabilities of the larger images have more, all other files fewer."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+  try:
+    assert segment(run, images, tmp_path, "--probabilities") == 1
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  done = results(tmp_path)
+  assert 0 < len(done) < 5
+  # What was written stays, and what is incomplete is not left for complete.
+  stems = {name.removesuffix(".nii.gz") for name in done}
+  assert {path.name for path in tmp_path.glob("*.zarr")} == {f"{s}_probabilities.zarr"
+                                                             for s in stems}
+  failures = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+  assert len(failures) == 5 - len(done)
+  assert all(".nii.gz: the probabilities cannot be written: File too large (free space in "
+             f"{tmp_path}, or choose another folder)" in line for line in failures)
+  assert segment(run, images, tmp_path, "--probabilities", "--continue") == 0
+  assert len(list(tmp_path.glob("*.zarr"))) == len(results(tmp_path)) == 5
+  assert done.items() < results(tmp_path).items()
 
 
 def test_a_full_disk_leaves_no_half_written_mask(run, images, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,7 @@
 """What condseg-predict writes beside the masks, and what it refuses to look at."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 
@@ -90,6 +91,37 @@ def test_what_is_written_by_default_and_on_request(run, series, tmp_path):
   write_nifti(image, Volume(case(np.random.default_rng(5))[0], AFFINE))
   assert start(run, image, tmp_path / "d", ANY) == 0
   assert names_in(tmp_path / "d") == {"volume.nii.gz", "volume_statistics.json"}
+
+
+def test_a_folder_of_several_series_is_a_batch(run, tmp_path, capsys):
+  """Each series as if it was chosen alone; a bad one is named and does not stop the others."""
+  study, affine = tmp_path / "study", AFFINE[:, [2, 1, 0, 3]]
+  uids = {"1.2.840.1": ("3", "AX T1/fs"), "1.2.840.2": ("3", "AX T1/fs"), "1.2.840.3": ("", "")}
+  for place, (uid, (number, description)) in enumerate(uids.items()):
+    voxels = case(np.random.default_rng(place))[0].transpose(2, 1, 0)
+    tags = {k: {"0020|0011": number, "0008|103e": description} for k in range(8)}
+    write_series(study, voxels, affine, uid=uid, tags=tags,
+                 order=[10 * k + place for k in range(8)])
+  assert start(run, study, tmp_path / "all", ANY) == 0
+  stems = [f"study_{name}{hashlib.sha256(uid.encode()).hexdigest()[:8]}" for uid, name in zip(
+      uids, ("3_AX_T1_fs_", "3_AX_T1_fs_", ""), strict=True)]
+  assert names_in(tmp_path / "all") == {f"{stem}{end}" for stem in stems for end in (
+      ".nii.gz", "_seg.dcm", "_statistics.json")}
+  assert set(json.loads((tmp_path / "all" / "run.json").read_text())["cases"]) == set(stems)
+  for uid, stem in zip(uids, stems, strict=True):
+    assert start(run, study, tmp_path / uid, ANY, f"--series={uid}") == 0
+    alone, together = (read_nifti(path) for path in (tmp_path / uid / "study.nii.gz",
+                                                     tmp_path / "all" / f"{stem}.nii.gz"))
+    np.testing.assert_array_equal(together.array, alone.array)
+    segmentation = pydicom.dcmread(tmp_path / "all" / f"{stem}_seg.dcm")
+    assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+
+  next(path for path in study.iterdir() if path.name == "slice_041.dcm").unlink()
+  capsys.readouterr()
+  assert start(run, study, tmp_path / "bad", ANY) == 1
+  assert {f"{stems[0]}.nii.gz", f"{stems[2]}.nii.gz"} < names_in(tmp_path / "bad")
+  failures = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+  assert len(failures) == 1 and failures[0].startswith(f"failed: {stems[1]}: ")
 
 
 def test_overlapping_masks_go_into_one_segmentation(run, known, series, tmp_path):

@@ -3,6 +3,9 @@
 Every test ends with a look at what was asked for and at what the browser complained of.
 """
 
+import json
+import tarfile
+
 import numpy as np
 import pytest
 
@@ -91,6 +94,34 @@ def until(window, condition):
       return pixels
     window.run("new Promise((done) => setTimeout(done, 100))")
   raise AssertionError("the canvas never looked as expected")
+
+
+def test_the_licences_are_those_of_the_package(bundle):
+  """Of NiiVue, and of the packages that its script contains."""
+  with tarfile.open(viewer.path()) as package:
+    facts = json.load(package.extractfile("package/package.json"))
+  licences = viewer.licenses()
+  assert facts["license"] == "BSD-2-Clause" and "BSD 2-Clause License" in licences
+  assert all(name in licences for name in (facts["name"], *facts["dependencies"]))
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_slices_lie_side_by_side_at_one_height(page, width):
+  image, label = np.zeros((2, 30, 60), np.float32), np.zeros((2, 30, 60), np.uint8)
+  label[1, 5:20, 5:30] = 1
+  affine = np.array([[0, 0, -1.0, 0], [0, -1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
+  found = Volume(label, affine)
+  thin = draw_case("thin", Volume(image, affine), found, TABLE,
+                   structure_sizes(found, {"ball": 1, "box": 2}), modality="mr")
+  window = page([segmented(), thin], width=width)
+  for number in (1, 2):
+    boxes = window.run(f"""[...document.querySelectorAll('#case-{number} svg[role=img]')]
+        .map((s) => s.getBoundingClientRect()).map((b) => [b.x, b.y, b.width, b.height])""")
+    x, y, widths, heights = np.array(boxes).T
+    gaps = np.diff(x) - widths[:2]
+    assert len(boxes) == 3 and (gaps > 0).all() and x[0] >= 0 and x[2] + widths[2] <= width
+    for values in (y, widths, heights, gaps):
+      np.testing.assert_allclose(values, values[0], atol=0.1)
 
 
 def test_the_viewer_draws_image_and_structures(page, bundle):

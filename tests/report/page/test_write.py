@@ -197,6 +197,20 @@ def test_a_viewer_in_the_page_holds_its_data(tmp_path, bundle):
   assert about["focus"] == pytest.approx(case.scan.focus)
 
 
+def test_a_page_with_the_viewer_holds_its_licences(tmp_path, bundle):
+  def words(document):
+    return " ".join(" ".join(document.text).split())
+  document, _, _ = page(tmp_path, [segmented()])
+  for line in ("BSD 2-Clause License", "Copyright (c) 2021, Niivue", "MIT License",
+               'THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS"'):
+    assert line in words(document)
+
+
+def test_a_page_without_the_viewer_has_no_licences(tmp_path):
+  _, text, _ = page(tmp_path, [segmented()])
+  assert "License" not in text
+
+
 def test_a_failed_page_leaves_nothing(tmp_path, monkeypatch):
   def fail(*_):
     raise OSError("disk full")
