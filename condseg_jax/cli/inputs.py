@@ -46,9 +46,10 @@ def list_inputs(source: Path, series: str = "") -> list[InputImage]:
     source = source.resolve()
   paths = files.list_images(source)
   if paths == [source] and source.is_dir() and not series:
-    found = dicom.list_series(source)
-    if len(found) > 1:
-      return [InputImage(source, _series_stem(files.stem(source), one), one.uid) for one in found]
+    series_list = dicom.list_series(source)
+    if len(series_list) > 1:
+      return [InputImage(source, _series_stem(files.stem(source), one), one.uid)
+              for one in series_list]
   return [InputImage(path, files.stem(path), series) for path in paths]
 
 

@@ -1,4 +1,4 @@
-"""condseg-export, and its bundle in the place of a run."""
+"""condseg-export, and its bundle used instead of a run."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def test_evaluation(root, run, bundle, tmp_path):
 
 
 def test_a_bundle_can_be_exported_again(run, bundle, tmp_path, capsys):
-  """ONNX is added, and stays; what was known of the model stays."""
+  """ONNX is added and kept, as are the facts about the model."""
   plain, full = tmp_path / "plain.condseg", tmp_path / "full.condseg"
   assert export.main(["e", f"--workdir={run}", f"--out={plain}"]) == 0
   assert hashlib.sha256(plain.read_bytes()).hexdigest() in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""condseg-predict on many images: in parts, in a budget, and on from where it was cut off."""
+"""condseg-predict on many images: parts, memory budgets, and interrupted runs."""
 
 import errno
 import json
@@ -23,7 +23,7 @@ from condseg_jax.report import results as written
 
 @pytest.fixture(scope="module")
 def images(root):
-  """Five volumes of five shapes."""
+  """Five volumes of different shapes."""
   folder = root / "images"
   folder.mkdir()
   rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def segment(run, images, output, *more):
 
 
 def results(folder):
-  # A hidden file is one that is being written.
+  # Hidden files are being written.
   return {path.name: path.read_bytes() for path in folder.glob("[!.]*.nii.gz")}
 
 
@@ -137,7 +137,7 @@ def test_a_budget_of_nothing_changes_no_voxel_and_says_what_it_costs(run, images
 
 
 def test_continue_makes_what_is_missing_and_nothing_else(run, images, tmp_path, capsys, expected):
-  for name in ("scan_1.nii.gz", "scan_3.nii.gz"):  # as of a run whose run.json is gone
+  for name in ("scan_1.nii.gz", "scan_3.nii.gz"):  # as if run.json was lost
     (tmp_path / name).write_bytes(b"as it was")
   assert segment(run, images, tmp_path, "--continue") == 0
   found = results(tmp_path)
@@ -182,7 +182,7 @@ def test_separate_masks_are_those_of_the_label_map(run, images, tmp_path, expect
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_whole_files_and_goes_on(run, images, tmp_path, expected):
-  """Killed when the first label map is there, in the middle of the others."""
+  """Killed after the first label map was written."""
   arguments = [f"--workdir={run}", f"--input={images}", f"--output={tmp_path}", "--nopicture",
                "--threshold=0.3"]
   command = [sys.executable, "-m", "condseg_jax.cli.predict", *arguments]
@@ -237,7 +237,7 @@ def test_a_list_of_images(run, images, tmp_path, capsys, expected):
 
 def test_a_full_disk_costs_only_the_images_whose_probabilities_do_not_fit(
     run, images, tmp_path, capsys):
-  """Files may have 9 kB: probabilities of the larger images have more, all other files fewer."""
+  """Files are limited to 9 kB, which only probabilities of the larger images exceed."""
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
   try:
@@ -246,7 +246,7 @@ def test_a_full_disk_costs_only_the_images_whose_probabilities_do_not_fit(
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   done = results(tmp_path)
   assert 0 < len(done) < 5
-  # What was written stays, and what is incomplete is not left for complete.
+  # Complete results are kept, incomplete probabilities are removed.
   stems = {name.removesuffix(".nii.gz") for name in done}
   assert {path.name for path in tmp_path.glob("*.zarr")} == {f"{s}_probabilities.zarr"
                                                              for s in stems}
@@ -260,7 +260,7 @@ def test_a_full_disk_costs_only_the_images_whose_probabilities_do_not_fit(
 
 
 def test_a_full_disk_leaves_no_half_written_mask(run, images, tmp_path, monkeypatch, capsys):
-  """The space ends while the first mask is written, and is there again for the next images."""
+  """The disk is full while the first mask is written, and has space again for the next images."""
   write, calls = files.write_label, []
 
   def full(path, *arguments):

@@ -1,4 +1,4 @@
-"""What condseg-predict writes beside the masks, and what it refuses to look at."""
+"""What condseg-predict writes besides the masks, and which images it refuses."""
 
 import dataclasses
 import hashlib
@@ -26,7 +26,7 @@ from support.dicom_files import write_series
 from support.tiny import AFFINE
 from support.tiny import case
 
-ANY = "--threshold=0"  # a network of two steps is sure of nothing
+ANY = "--threshold=0"  # after two training steps all probabilities are low
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def names_in(folder):
 
 @pytest.fixture
 def known(run, monkeypatch):
-  """A network that sees a ball where the image is bright and a box where it is brighter."""
+  """A network that finds a ball where the image is bright and a box where it is brighter."""
   levels = (0.0, 0.5)
   halves = WindowFunctions(lambda variables, image, ids: image[..., 0],
                            lambda variables, image, ids: np.stack(
@@ -94,7 +94,7 @@ def test_what_is_written_by_default_and_on_request(run, series, tmp_path):
 
 
 def test_a_folder_of_several_series_is_a_batch(run, tmp_path, capsys):
-  """Each series as if it was chosen alone; a bad one is named and does not stop the others."""
+  """Each series is segmented as with --series; a bad one is reported and does not stop others."""
   study, affine = tmp_path / "study", AFFINE[:, [2, 1, 0, 3]]
   uids = {"1.2.840.1": ("3", "AX T1/fs"), "1.2.840.2": ("3", "AX T1/fs"), "1.2.840.3": ("", "")}
   for place, (uid, (number, description)) in enumerate(uids.items()):
@@ -160,7 +160,7 @@ def test_without_the_extra(run, series, tmp_path, monkeypatch, capsys):
   assert "needs pydicom and highdicom" in capsys.readouterr().err
 
 
-# --- the gate -----------------------------------------------------------------------------------
+# --- image check --------------------------------------------------------------------------------
 def test_the_checkpoint_knows_its_training_set(run):
   training = condseg_jax.load(run).training
   assert training["native_spacing"] == {key: [2.0, 1.0, 1.0] for key in ("min", "median", "max")}

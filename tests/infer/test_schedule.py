@@ -1,4 +1,4 @@
-"""Windows cover every voxel, evenly, and their weights never vanish."""
+"""Windows cover every voxel evenly, and their weights are positive."""
 
 import itertools
 

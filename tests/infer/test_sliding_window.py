@@ -1,4 +1,4 @@
-"""Encode once, decode per class; the sliding window is what it says, whatever the schedule."""
+"""Encode once, decode per class; the result does not depend on the schedule."""
 
 import functools
 import itertools
@@ -40,7 +40,7 @@ def noise(seed, *shape):
 
 
 def test_classes_at_once_as_on_an_accelerator(decoder_network, monkeypatch):
-  """Eight lanes in a turn, the last of them part empty: the same as one after the other."""
+  """Eight classes in parallel, the last group padded: the same as one at a time."""
   model, variables = decoder_network
   one = window_functions(model)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -59,7 +59,7 @@ def probabilities(functions, variables, image, ids, **settings):
 
 
 def everything_kept(model, variables, image, ids):
-  """The sliding window with all that it needs in memory, one window and class after the other."""
+  """Reference sliding window with everything in memory, one window and class at a time."""
   shape = image.shape[:-1]
   missing = [max(0, w - n) for n, w in zip(shape, WINDOW, strict=True)]
   padding = [(m // 2, m - m // 2) for m in missing]
@@ -79,7 +79,7 @@ def everything_kept(model, variables, image, ids):
 
 
 def counting(functions):
-  """The functions, and how often each was called."""
+  """The functions, with a count of their calls."""
   calls = {"encode": 0, "decode": 0}
 
   def count(name):
@@ -113,7 +113,7 @@ def test_one_window_equals_the_full_pass(position):
 
 
 # Of a volume of 9 × 20 × 11 with windows of 4 × 8 × 8 the slab is thinnest along H: per class
-# 9 × 8 × 11 float32, 3.2 kB, beside image, result, weights and the outputs of two calls.
+# 9 × 8 × 11 float32, 3.2 kB, besides image, result, weights and the outputs of two calls.
 SLAB = 4 * 9 * 8 * 11
 
 
@@ -147,7 +147,7 @@ def test_the_batch_of_windows_does_not_matter(decoder_network):
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (2, 8, 5), (3, 30, 8), (13, 9, 5), (1, 1, 40)])
 def test_any_shape_along_any_axis(decoder_network, shape):
-  """A volume smaller than the window is surrounded by its own edge."""
+  """A volume smaller than the window is edge-padded."""
   model, variables = decoder_network
   image, ids = noise(3, *shape), [5, 1]
   expected = everything_kept(model, variables, image, ids)
@@ -183,7 +183,7 @@ def test_fewer_windows_per_call_are_the_last_way_before_passes():
 
 
 def test_in_a_box_nothing_changes_and_outside_nothing_is_found(decoder_network):
-  """Windows that touch no box are not even encoded."""
+  """Windows outside of all boxes are not encoded."""
   model, variables = decoder_network
   image, ids = noise(6, 9, 20, 11), [4, 2]
   functions, calls = counting(window_functions(model))

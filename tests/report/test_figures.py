@@ -1,4 +1,4 @@
-"""Pictures of a case: the right way up, true proportions, the chosen slices and cases."""
+"""Overlays: orientation, proportions, and the choice of slices and cases."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def scored(case, *dices):
 
 
 def capture(monkeypatch):
-  """The figure that is saved, instead of a file."""
+  """Collects the figures instead of saving them."""
   saved = []
   monkeypatch.setattr(figures, "_save", lambda path, figure: saved.append(figure))
   return saved

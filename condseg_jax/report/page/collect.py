@@ -30,12 +30,12 @@ _SCORES = ("dice", "iou", "hd95", "surface_dice", "volume_ml", "truth_volume_ml"
            "truth_area_px")
 
 
-def case_names(names: Sequence[str], shown: bool) -> list[str]:
-  """Returns the displayed names of cases: the given ones if `shown`, else their numbers.
+def case_names(names: Sequence[str], show_names: bool) -> list[str]:
+  """Returns the displayed names of cases: the given ones if `show_names`, else their numbers.
 
   File names often contain patient names, and a page is easily passed on.
   """
-  return list(names) if shown else [f"case {number}" for number in range(1, len(names) + 1)]
+  return list(names) if show_names else [f"case {number}" for number in range(1, len(names) + 1)]
 
 
 def predicted_case(name: str, volume: Volume, prediction: Prediction, predictor: Predictor, *,
@@ -75,18 +75,18 @@ def scored_case(name: str, volume: Volume, prediction: Prediction, predictor: Pr
 
 
 def watch(predictor: Predictor, ids: Sequence[str],
-          shown: bool) -> tuple[list[Case], Callable[..., None]]:
+          show_names: bool) -> tuple[list[Case], Callable[..., None]]:
   """Collects the cases of an evaluation.
 
   Args:
     predictor: the network.
     ids: of all cases.
-    shown: display the ids instead of numbers.
+    show_names: display the ids instead of numbers.
 
   Returns:
     A list that fills during the evaluation, and the `on_case` callback for `evaluate`.
   """
-  names = dict(zip(ids, case_names(ids, shown), strict=True))
+  names = dict(zip(ids, case_names(ids, show_names), strict=True))
   cases = []
 
   def on_case(case_id, volume, prediction, truth, rows):
@@ -99,9 +99,9 @@ def earlier_case(name: str) -> Case:
   return Case(name, failure="segmented in an earlier run, not shown here")
 
 
-def failed_case(name: str, error: InputError, path: str | os.PathLike, shown: bool) -> Case:
-  """Returns a case without a result; unless `shown`, file names are removed from the reason."""
-  return Case(name, failure=error.reason if shown else without_names(error.reason, path))
+def failed_case(name: str, error: InputError, path: str | os.PathLike, show_names: bool) -> Case:
+  """Returns a case without a result; file names are removed from the reason unless `show_names`."""
+  return Case(name, failure=error.reason if show_names else without_names(error.reason, path))
 
 
 def without_names(text: str, path: str | os.PathLike) -> str:

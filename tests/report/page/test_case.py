@@ -1,4 +1,4 @@
-"""A case on the page: outlines that enclose their voxels, errors, sizes, data of bounded size."""
+"""A case of the page: outlines that enclose their voxels, errors, sizes, limited data."""
 
 import base64
 import gzip
@@ -39,7 +39,7 @@ def polygons(path: str) -> list[np.ndarray]:
 
 
 def inside(path: str, x: float, y: float) -> bool:
-  """Even-odd rule: how often a ray to the right meets the lines."""
+  """Even-odd rule: counts how often a ray to the right crosses the lines."""
   crossings = 0
   for line in polygons(path):
     for (x0, y0), (x1, y1) in zip(line, np.roll(line, -1, axis=0), strict=True):
@@ -53,7 +53,7 @@ def inside(path: str, x: float, y: float) -> bool:
 def test_outlines_enclose_the_pixels_of_the_mask(mask):
   path = slices.outline(mask)
   for (y, x), value in np.ndenumerate(mask):
-    # Just beside the centre, where no line of half pixels runs.
+    # Just beside the centre, off the half-pixel lines.
     assert inside(path, 2 * x + 1 + 1e-3, 2 * y + 1 + 2e-3) == value
 
 
@@ -149,7 +149,7 @@ def test_scans_lie_where_the_image_lies(limit):
   theirs = np.array([[-0.5] * 3, np.array(shown.shape) - 0.5])
   np.testing.assert_allclose(nib.affines.apply_affine(shown.affine, theirs),
                              nib.affines.apply_affine(image.affine, corners), atol=1e-4)
-  if limit == 256:  # the intensities come back, to one of 255 steps
+  if limit == 256:  # intensities are restored to one of 255 steps
     expected = np.clip(image.array, *window)
     np.testing.assert_allclose(shown.get_fdata(), expected, atol=0.51 * 200 / 255)
     found = np.asarray(decoded(scan.labels["prediction"]).dataobj)
@@ -188,9 +188,9 @@ def test_reasons_of_failures_name_no_file(tmp_path):
   path = tmp_path / "ward" / "doe_jane.nii.gz"
   reason = f"in {path}: {path.parent} holds doe_jane.nii.gz beside doe_jane.json"
   error = InputError(path, reason, "cure")
-  hidden = collect.failed_case("case 1", error, path, shown=False).failure
+  hidden = collect.failed_case("case 1", error, path, show_names=False).failure
   assert "doe" not in hidden and "ward" not in hidden and "holds" in hidden
-  assert collect.failed_case("x", error, path, shown=True).failure == reason
+  assert collect.failed_case("x", error, path, show_names=True).failure == reason
 
 
 def test_a_page_holds_scans_within_its_budget():

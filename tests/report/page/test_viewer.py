@@ -1,4 +1,4 @@
-"""The viewer's package: the right one or none."""
+"""The viewer's package: only the expected one is used."""
 
 import subprocess
 import sys
