@@ -59,7 +59,7 @@ def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
   classes = [n for n in predictor.table.names if any(n in case.annotated for case in cases)]
   confusions, axes = {}, 0
 
-  def seen(case_id, volume, prediction, truth, _):
+  def on_case(case_id, volume, prediction, truth, _):
     nonlocal axes
     axes = volume.ndim
     counts = confusion(prediction.masks, truth, classes)
@@ -70,7 +70,7 @@ def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
       shown = Volume(truth_map(known, predictor.table), volume.affine)
       keep(*(to_canonical(v) for v in (volume, shown, prediction.label)))
 
-  rows = evaluate(predictor, cases, fast=True, fusion=fusion, seen=seen)
+  rows = evaluate(predictor, cases, fast=True, fusion=fusion, on_case=on_case)
   found = {(row.case, row.class_name): row.metrics for row in rows}
 
   def values(key, rounded):
