@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import os
 import time
 
 import jax
@@ -18,7 +17,6 @@ import numpy as np
 from condseg_jax import resample
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
-from condseg_jax.export.runtime import onnx_functions
 from condseg_jax.geometry import canonical_geometry
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import to_canonical
@@ -39,9 +37,7 @@ from condseg_jax.infer.settings import COARSE
 from condseg_jax.infer.settings import FAST
 from condseg_jax.infer.settings import Settings
 from condseg_jax.infer.sliding_window import mirrored
-from condseg_jax.model_io.load import read_model
 from condseg_jax.models import memory
-from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 
@@ -313,31 +309,3 @@ def _enlarged(box: sliding_window.Box, shape: Sequence[int],
       slice(max(0, int(b.start * n / m - MARGIN_MM / s)),
             min(n, int(b.stop * n / m + MARGIN_MM / s) + 1)) if b.stop else slice(0, 0)
       for b, n, m, s in zip(box, grid.shape, shape, grid.spacing, strict=True))
-
-
-def load(workdir: str | os.PathLike, checkpoint: str = "last", runtime: str = "jax",
-         locator: str | os.PathLike = "") -> Predictor:
-  """Loads a training run or a model bundle.
-
-  Args:
-    workdir: folder of the run, or the bundle; local or in a bucket.
-    checkpoint: `last`, `best` (on the held-out part of the training cases) or a step.
-    runtime: `jax`, or `onnx` (onnxruntime, for bundles exported with ONNX graphs).
-    locator: run or bundle of the locator, see `Predictor`; "" for none.
-
-  Raises:
-    InputError: the run, bundle or checkpoint does not exist or is damaged.
-  """
-  trained = read_model(workdir, checkpoint)
-  record = trained.record
-  model = build_model(record.config.model, record.config.conditioning, record.table.codes)
-  functions = None
-  if runtime == "onnx":
-    if not trained.graphs:
-      raise InputError(workdir, "contains no ONNX graphs",
-                       "use a bundle that was exported with ONNX")
-    functions = onnx_functions(trained.graphs, encoder_sees_class=model.encoder_sees_class)
-  return Predictor(model, trained.variables, record.table, record.plan,
-                   trained.facts["step"], record.training,
-                   record.config.augment.mirror, record.priors, record.cleaning,
-                   functions, load(locator) if locator else None)

@@ -44,7 +44,7 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.evaluate.raw_cases import labelled_cases
   from condseg_jax.evaluate.run import evaluate
   from condseg_jax.evaluate.scores import summarise
-  from condseg_jax.predictor import load
+  from condseg_jax.loading import load
   from condseg_jax.report import figures
   from condseg_jax.report import tables
   from condseg_jax.report.page import collect

@@ -131,7 +131,7 @@ def _work(values: flags.FlagValues) -> int:
   options = _output_options(values, images)
   inputs.check_writable(output)
 
-  from condseg_jax.predictor import load
+  from condseg_jax.loading import load
   from condseg_jax.report import results
   from condseg_jax.report.page import collect
   from condseg_jax.system.cache import enable_compilation_cache
