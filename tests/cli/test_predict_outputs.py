@@ -11,6 +11,7 @@ import pytest
 
 import condseg_jax
 from condseg_jax.cli import predict
+from condseg_jax.config import Config
 from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom_source
 from condseg_jax.formats.nifti import read_colors
@@ -170,7 +171,7 @@ def test_the_checkpoint_knows_its_training_set(run):
 
 def test_an_older_checkpoint_knows_less(run):
   predictor = condseg_jax.load(run)
-  record = ModelRecord({}, predictor.table, predictor.plan, predictor.training)
+  record = ModelRecord(Config(), predictor.table, predictor.plan, predictor.training)
   tree = record.to_json()
   del tree["training"]
   assert ModelRecord.from_json(tree).training == {}
