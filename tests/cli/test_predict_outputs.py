@@ -55,7 +55,7 @@ def known(run, monkeypatch):
                                [image > levels[i] for i in np.maximum(ids, 0)]).astype(np.float32),
                            False, (1,))
   network = dataclasses.replace(condseg_jax.load(run), functions=halves)
-  monkeypatch.setattr("condseg_jax.predictor.load", lambda *_, **__: network)
+  monkeypatch.setattr("condseg_jax.loading.load", lambda *_, **__: network)
 
 
 def test_a_dicom_series_gets_a_segmentation_of_its_own_kind(run, series, tmp_path):
