@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from condseg_jax.models import conditioning
+from condseg_jax.models import heads
 from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.blocks import Layer
 from condseg_jax.models.class_vector import ClassVector
 from condseg_jax.models.conditioning import Condition
 from condseg_jax.models.conditioning import ConditionedLayer
-from condseg_jax.models.conditioning import OutputChannels
 from condseg_jax.models.constant_channels import constant_channels
 from condseg_jax.models.layers import convolve_native
 
@@ -42,11 +42,11 @@ def acted(mechanism, y, vector, *, ids=None, shared=None, classes=3, train=False
 
 
 @pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("shape, window", [
+@pytest.mark.parametrize("shape, kernel_size", [
     ((6, 5), (3, 3)), ((4, 4), (1, 1)), ((5, 3, 4), (3, 3, 3)), ((3, 4, 2), (1, 1, 1)),
     ((1, 4, 5), (3, 1, 5))])
-def test_constant_channels_equal_the_literal_concatenation(shape, window, size):
-  vector, kernel = normal(0, 2, size), normal(1, *window, size, 4) / math.prod(window)
+def test_constant_channels_equal_the_literal_concatenation(shape, kernel_size, size):
+  vector, kernel = normal(0, 2, size), normal(1, *kernel_size, size, 4) / math.prod(kernel_size)
   found, pull = jax.vjp(lambda v, k: constant_channels(v, k, shape), vector, kernel)
   expected, pull_literal = jax.vjp(lambda v, k: literally(v, k, shape), vector, kernel)
   np.testing.assert_allclose(found, expected, atol=1e-6)
@@ -85,9 +85,9 @@ def test_products_of_the_condition_ask_for_full_precision():
 @pytest.mark.parametrize("norm", ["group", "instance", "none"])
 def test_a_layer_without_normalisation_is_the_paper_s_concatenation(norm):
   """Without it: activation(conv([x, shared, constant])). With it, the summand comes after."""
-  shape, window, size = (4, 3, 5), (3, 3, 3), 2
+  shape, kernel_size, size = (4, 3, 5), (3, 3, 3), 2
   x, shared, vector = normal(0, 2, *shape, 3), normal(1, 2, *shape, 4), normal(2, 2, size)
-  layer = Layer(8, window, BlockConfig(norm, "relu"))
+  layer = Layer(8, kernel_size, BlockConfig(norm, "relu"))
   condition = Condition(vector, jnp.zeros(2, jnp.int32))
   shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared, condition)["params"]
   params = jax.tree.map(lambda s: normal(3, *s.shape), shapes)
@@ -232,15 +232,15 @@ def test_a_spatial_gate_is_one_number_for_each_voxel():
 def test_spade_on_a_constant_skip_is_film():
   skip = jnp.ones((4, 6, 5, 2))
   found, params = acted("spade", Y, VECTOR, shared=skip)
-  told = VECTOR @ params["class"]["kernel"]
-  gamma, beta = (by_voxel(told @ params[k]["kernel"][0, 0]) for k in ("gamma", "beta"))
+  weights = VECTOR @ params["class"]["kernel"]
+  gamma, beta = (by_voxel(weights @ params[k]["kernel"][0, 0]) for k in ("gamma", "beta"))
   np.testing.assert_allclose(found, (1 + gamma) * Y + beta, atol=1e-4)
   varied, _ = acted("spade", Y, VECTOR, shared=normal(7, 4, 6, 5, 2))
   assert np.abs(varied - found).max() > 0.1
 
 
 def test_output_channels_are_a_convolution_and_a_choice():
-  head, ids = OutputChannels(3), jnp.array([2, 0, 0, 1])
+  head, ids = heads.OutputChannels(3), jnp.array([2, 0, 0, 1])
   params = jax.tree.map(lambda p: normal(p.size, *p.shape),
                         head.init(jax.random.key(0), Y, ids)["params"])
   every = Y @ params["kernel"].T + jnp.broadcast_to(params["bias"], (*Y.shape[:-1], 3))
@@ -250,8 +250,8 @@ def test_output_channels_are_a_convolution_and_a_choice():
 
 
 def test_every_mechanism_has_its_equation_and_source():
-  heads = {"dynamic": conditioning.DynamicHead, "output": conditioning.OutputChannels}
+  modules = {"dynamic": heads.DynamicHead, "output": heads.OutputChannels}
   for name, mechanism in conditioning.MECHANISMS.items():
-    told = (mechanism.apply or heads[name]).__doc__
-    assert re.search(r"\b20[012]\d\)", told), f"{name}: no paper"
-    assert set(told) & set("γσω⊙·"), f"{name}: no equation"
+    doc = (mechanism.apply or modules[name]).__doc__
+    assert re.search(r"\b20[012]\d\)", doc), f"{name}: no paper"
+    assert set(doc) & set("γσω⊙·"), f"{name}: no equation"

@@ -102,8 +102,8 @@ def test_networks(decoder, ndim, where):
   assert not {k for k in variables["params"] if k.startswith(("up_", "merge_"))}
   found = jax.jit(functools.partial(class_logits, model))(variables, image, ids)
   assert found.shape == (2, *shape, 2) and found.dtype == jnp.float32
-  told = np.abs(found[0, ..., 0] - found[0, ..., 1]).mean()
-  assert told == 0 if model.position == "none" else told > 0.01
+  change = np.abs(found[0, ..., 0] - found[0, ..., 1]).mean()
+  assert change == 0 if model.position == "none" else change > 0.01
   np.testing.assert_allclose(found[1, ..., 0], found[1, ..., 1], atol=1e-6)
 
 

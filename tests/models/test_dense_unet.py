@@ -11,6 +11,7 @@ import pytest
 from condseg_jax.models import layers
 from condseg_jax.models.conditioning import MECHANISMS
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.network import class_logits
 
 CODES = (0.7, -0.5, 0.1)
@@ -166,7 +167,7 @@ def test_with_a_dynamic_head_everything_before_it_sees_no_class():
 
   head = jax.tree.map(np.asarray, params["head"])
   for b, class_id in enumerate((1, 2)):
-    context = np.concatenate([np.ravel(features.summary[b]) / np.sqrt(8),
+    context = np.concatenate([np.ravel(features.pooled[b]) / np.sqrt(8),
                               params["class_vector"]["embedding"][class_id] / np.sqrt(8)])
     x = np.asarray(features.x[b])
     for i, (fan_in, features_out) in enumerate(((4, 8), (8, 8), (8, 1))):
@@ -177,12 +178,12 @@ def test_with_a_dynamic_head_everything_before_it_sees_no_class():
     np.testing.assert_allclose(found[b], x[..., 0], atol=1e-4)
 
 
-def test_the_summary_of_a_dynamic_head_is_the_mean_of_the_coarsest_features():
+def test_a_dynamic_head_pools_the_coarsest_features():
   model, variables = network(position="head")
   features, captured = model.apply(variables, IMAGE, method=model.encode,
                                    capture_intermediates=True, mutable=["intermediates"])
   coarsest = captured["intermediates"]["down_1"]["__call__"][0]
-  np.testing.assert_allclose(features.summary, coarsest.mean((1, 2), keepdims=True), atol=1e-6)
+  np.testing.assert_allclose(features.pooled, coarsest.mean((1, 2), keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("decoder_depth, expected", [(None, (1, 2)), ((0, 1), (0, 1))])
@@ -201,6 +202,14 @@ def test_codes_that_bfloat16_would_blur_give_different_logits():
   a, b, c = (run(model, variables, IMAGE, k, k) for k in range(3))
   assert np.any(a != b)
   np.testing.assert_array_equal(a, c)
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("stem", ("stem", 0)), ("down_2", ("down", 2)), ("up_0", ("up", 0)), ("merge_10", ("merge", 10)),
+    ("head", ("head", 0)), ("class_vector", None), ("coarse_heads_0", None), ("decoders", None),
+    ("fuse", None)])
+def test_names_of_submodules(name, expected):
+  assert kind_and_level(name) == expected
 
 
 # --- encode once -----------------------------------------------------------------------------

@@ -43,21 +43,21 @@ def convolution_ranks(function, *args):
   return list(visit(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-@pytest.mark.parametrize("shape, window", [
+@pytest.mark.parametrize("shape, kernel_size", [
     ((4, 5, 6), (3, 3, 3)), ((3, 4, 4), (1, 1, 1)), ((1, 4, 5), (5, 1, 3))])
-def test_a_convolution_by_depth_taps_is_the_native_one(shape, window):
-  x, kernel = normal(0, 2, *shape, 3), normal(1, *window, 3, 2)
+def test_a_convolution_by_depth_taps_is_the_native_one(shape, kernel_size):
+  x, kernel = normal(0, 2, *shape, 3), normal(1, *kernel_size, 3, 2)
   assert_all_close(value_and_gradients(layers.convolve_by_depth_tap, x, kernel),
                    value_and_gradients(layers.convolve_native, x, kernel), 1e-4)
 
 
-@pytest.mark.parametrize("shape, window", [((9, 8), (3, 3)), ((6, 5, 7), (3, 1, 3))])
-def test_a_dilated_convolution_has_zeros_between_its_taps(shape, window):
+@pytest.mark.parametrize("shape, kernel_size", [((9, 8), (3, 3)), ((6, 5, 7), (3, 1, 3))])
+def test_a_dilated_convolution_has_zeros_between_its_taps(shape, kernel_size):
   """The plain one with a wider kernel; also farther than the border."""
-  x, kernel = normal(0, 2, *shape, 3), normal(1, *window, 3, 2)
+  x, kernel = normal(0, 2, *shape, 3), normal(1, *kernel_size, 3, 2)
   for dilation in (2, 7):
     def spread(kernel, dilation=dilation):
-      wide = [dilation * (n - 1) + 1 for n in window]
+      wide = [dilation * (n - 1) + 1 for n in kernel_size]
       return jnp.zeros((*wide, 3, 2)).at[(slice(None, None, dilation),) * len(shape)].set(kernel)
 
     assert_all_close(
@@ -71,9 +71,9 @@ def test_the_convolution_is_centred_and_not_mirrored():
   padded = np.pad(x, 1)
   expected = [sum(padded[i + t] * k[t] for t in range(3)) for i in range(5)]
   for axis in range(3):
-    shape, window = [1, 1, 1], [1, 1, 1]
-    shape[axis], window[axis] = 5, 3
-    found = layers.convolve(x.reshape(1, *shape, 1), k.reshape(*window, 1, 1))
+    shape, kernel_size = [1, 1, 1], [1, 1, 1]
+    shape[axis], kernel_size[axis] = 5, 3
+    found = layers.convolve(x.reshape(1, *shape, 1), k.reshape(*kernel_size, 1, 1))
     np.testing.assert_allclose(found.reshape(-1), expected, atol=1e-6)
 
 
@@ -123,10 +123,10 @@ def test_upsampling_is_the_transposed_convolution(shape, strides):
 
 @pytest.mark.parametrize("ndim, bias", [(2, True), (3, False)])
 def test_a_shared_input_counts_as_concatenated(ndim, bias):
-  window, shape = (3,) * ndim, (4, 5, 3)[:ndim]
-  layer = layers.Conv(4, window, use_bias=bias)
+  kernel_size, shape = (3,) * ndim, (4, 5, 3)[:ndim]
+  layer = layers.Conv(4, kernel_size, use_bias=bias)
   x, shared = normal(0, 2, *shape, 3), normal(1, 2, *shape, 2)
-  params = {"kernel": normal(2, *window, 5, 4)} | ({"bias": normal(3, 4)} if bias else {})
+  params = {"kernel": normal(2, *kernel_size, 5, 4)} | ({"bias": normal(3, 4)} if bias else {})
   shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared)["params"]
   assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in params.items()}
 

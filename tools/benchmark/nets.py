@@ -13,8 +13,8 @@ import numpy as np
 
 from condseg_jax.cli.train import plain_config
 from condseg_jax.models.build import build_model
-from condseg_jax.models.conditioning import head_layers
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.heads import head_layers
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
