@@ -99,7 +99,7 @@ def test_between_images_there_is_no_conflict_of_classes():
   assert not sums.cosine and sums.norm["b"]["stem"] == [1]
 
 
-def test_decoders_of_their_own_are_told_as_not_measured():
+def test_separate_decoders_are_listed_as_unmeasured():
   model = DenseUNet((0.1, -0.6), ((2, 2),), (0, 0), channels=4, growth=4, position="decoders")
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)),
                           jnp.zeros(1, jnp.int32))

@@ -57,7 +57,7 @@ def test_where_the_class_changes_nothing_the_answers_are_at_chance_exactly(k):
   assert probes.class_probe(np.repeat(normal(1, 9, 4), k, axis=0)) == pytest.approx(1 / k)
 
 
-def test_a_class_that_shifts_the_features_is_told():
+def test_a_class_that_shifts_the_features_is_recognised():
   pooled = normal(1, 20, 6) + 9 * normal(3, 1, 6, seed=1)
   assert probes.class_probe(pooled) == 1
   assert probes.class_probe(pooled[:, :1]) is None

@@ -1,4 +1,4 @@
-"""The command on two tiny networks: all files, the same again from analysis.json alone."""
+"""The command on two tiny networks: all files, and the same files from analysis.json alone."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory):
-  """Networks told the class at the input and in the decoder, on cases that show both classes."""
+  """Networks conditioned at the input and in the decoder, on cases that show both classes."""
   root = write_datasets(tmp_path_factory.mktemp("data"))
   runs = []
   for position in ("input", "decoder"):
@@ -111,22 +111,22 @@ def test_wrong_usage(analysed, tmp_path, capsys):
   _, runs, _ = analysed
   both = f"--workdir={runs[0]},{runs[1]}"
   usual = (f"--data={runs[0].parent / 'test'}", f"--out={tmp_path}")
-  for arguments, code, said in (
+  for arguments, code, message in (
       ((both, f"--out={tmp_path}"), 2, "--data: is missing"),
-      ((both, "--names=a", *usual), 2, "--names: 1 for 2 runs"),
-      ((f"--workdir={runs[0]},{runs[0]}", *usual), 2, "--workdir: folders of one name: input"),
-      ((both, "--names=a,a", *usual), 2, "decoder: has another network or other classes"),
+      ((both, "--names=a", *usual), 2, "--names: 1 names for 2 runs"),
+      ((f"--workdir={runs[0]},{runs[0]}", *usual), 2, "--workdir: has folders of the same name: input"),
+      ((both, "--names=a,a", *usual), 2, "decoder: differs in network or classes"),
       ((both, "--split=val", *usual), 1, "no case of the split 'val'"),
       (("--redraw", f"--out={tmp_path}"), 1, "analysis.json: does not exist")):
     assert command(*arguments) == code
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
   (tmp_path / "analysis.json").write_text('{"networks": 3}')
   assert command("--redraw", f"--out={tmp_path}") == 1
   assert "is damaged" in capsys.readouterr().err
 
 
 def network(dice, cka):
-  """As analysis.json holds it, with one measure that there is of two layers."""
+  """A network of analysis.json with two layers and two measures."""
   layers = [{"name": "stem", "part": "encoder", "level": 0},
             {"name": "head", "part": "decoder", "level": 0}]
   return {"layers": layers, "classes": ["a"], "class_plane": None, "maps": None,

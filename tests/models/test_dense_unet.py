@@ -205,9 +205,9 @@ def test_codes_that_bfloat16_would_blur_give_different_logits():
 
 
 @pytest.mark.parametrize("name, expected", [
-    ("stem", ("stem", 0)), ("down_2", ("down", 2)), ("up_0", ("up", 0)), ("merge_10", ("merge", 10)),
-    ("head", ("head", 0)), ("class_vector", None), ("coarse_heads_0", None), ("decoders", None),
-    ("fuse", None)])
+    ("stem", ("stem", 0)), ("head", ("head", 0)), ("down_2", ("down", 2)), ("up_0", ("up", 0)),
+    ("merge_10", ("merge", 10)), ("class_vector", None), ("coarse_heads_0", None),
+    ("decoders", None), ("fuse", None)])
 def test_names_of_submodules(name, expected):
   assert kind_and_level(name) == expected
 
