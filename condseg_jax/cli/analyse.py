@@ -13,7 +13,6 @@ part, level, measure, class, value), analysis.md (means of encoder and decoder) 
 --redraw writes tables and figures again from analysis.json in --out.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 import sys
 
@@ -23,8 +22,7 @@ from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command and returns its exit code."""
+def main(argv=None) -> int:
   return shell.run(__doc__, _define, _work, argv)
 
 
@@ -111,7 +109,7 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
                                   values.split)
     cases = [sample.id for sample in samples]
     if settings.setdefault("cases", cases) != cases:
-      raise InputError(run, f"would be measured on other cases than {names[0]}, because its classes "
+      raise InputError(run, f"would be analysed on other cases than {names[0]}: its classes "
                        "or spacing differ", "compare networks with the same classes, or give data "
                        "that annotates all classes of each", usage=True)
     if len(samples) < 2:

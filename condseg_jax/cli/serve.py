@@ -13,7 +13,6 @@ There is no authentication and no encryption: serve only this machine, or put th
 proxy that provides both. No data of a request is kept.
 """
 
-from collections.abc import Sequence
 import sys
 
 from absl import flags
@@ -22,8 +21,7 @@ from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-  """Runs the command and returns its exit code."""
+def main(argv=None) -> int:
   return shell.run(__doc__, _define, _work, argv)
 
 

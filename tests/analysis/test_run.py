@@ -114,7 +114,7 @@ def test_wrong_usage(analysed, tmp_path, capsys):
   for arguments, code, message in (
       ((both, f"--out={tmp_path}"), 2, "--data: is missing"),
       ((both, "--names=a", *usual), 2, "--names: 1 names for 2 runs"),
-      ((f"--workdir={runs[0]},{runs[0]}", *usual), 2, "--workdir: has folders of the same name: input"),
+      ((f"--workdir={runs[0]},{runs[0]}", *usual), 2, "--workdir: has folders of the same name"),
       ((both, "--names=a,a", *usual), 2, "decoder: differs in network or classes"),
       ((both, "--split=val", *usual), 1, "no case of the split 'val'"),
       (("--redraw", f"--out={tmp_path}"), 1, "analysis.json: does not exist")):
