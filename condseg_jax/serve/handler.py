@@ -20,13 +20,13 @@ from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.results import structures
 from condseg_jax.serve import preview
+from condseg_jax.serve.payload import read_body
 from condseg_jax.serve.request import ANSWER
 from condseg_jax.serve.request import disk_error
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import OUTPUTS
 from condseg_jax.serve.request import to_http_error
-from condseg_jax.serve.upload import read_body
 
 LABEL = "label.nii.gz"
 # Output → file name suggested to the client.

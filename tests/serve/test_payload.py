@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from condseg_jax.plan import Plan
+from condseg_jax.serve.payload import read_body
 from condseg_jax.serve.request import HttpError
-from condseg_jax.serve.upload import read_body
 from support.service import AFFINE
 from support.service import bad_bodies
 from support.service import LIMITS
