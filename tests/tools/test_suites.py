@@ -49,9 +49,9 @@ def torch_or_not(request, monkeypatch):
   if request.param == "with":
     pytest.importorskip("torch")
     ways = peer.ways
-    monkeypatch.setattr(peer, "ways", lambda ndim=3, compiled=True: ways(ndim, compiled=False))
+    monkeypatch.setattr(peer, "ways", lambda ndim=3, **_: ways(ndim, compiled=False))
   else:
-    monkeypatch.setattr(peer, "installed", lambda package="torch": False)
+    monkeypatch.setattr(peer, "installed", lambda *_: False)
   return request.param
 
 
@@ -123,7 +123,7 @@ def test_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(memory, "SHAPE", (8, 8, 12))
   monkeypatch.setattr(memory, "WINDOW", (8, 8, 8))
   monkeypatch.setattr(memory, "CLASSES", (9,))
-  monkeypatch.setattr(peer, "installed", lambda package="torch": False)
+  monkeypatch.setattr(peer, "installed", lambda *_: False)
   rows = run("memory", tmp_path)
   assert [row["classes"] for row in rows] == [9]
   assert all(row["peak_bytes"] > 2**20 and row["baseline_bytes"] > 2**20 for row in rows)
