@@ -1,4 +1,4 @@
-"""Every suite runs to its end at a tiny size, with and without PyTorch; no time is judged here."""
+"""Every suite runs at a tiny size, with and without PyTorch; times are not checked."""
 
 import json
 
@@ -45,7 +45,7 @@ def check(row):
 
 @pytest.fixture(params=["without", "with"])
 def torch_or_not(request, monkeypatch):
-  """Both states of the environment, the second where the extra is installed."""
+  """Runs a test without and, if the extra is installed, with PyTorch."""
   if request.param == "with":
     pytest.importorskip("torch")
     ways = peer.ways
@@ -130,7 +130,7 @@ def test_memory(tmp_path, monkeypatch):
 
 
 def test_export(tmp_path, monkeypatch):
-  """Both ways end with the same label map, but where classes touch."""
+  """Both methods give the same label map except where classes touch."""
   monkeypatch.setattr(export, "NETWORK", (32, 40, 40))
   monkeypatch.setattr(export, "NATIVE", (40, 64, 64))
   labels = []
@@ -162,7 +162,7 @@ def test_the_readme_shows_all_rows_as_they_are():
 
 
 def test_work_is_what_the_compiler_counts(monkeypatch):
-  """With native convolutions, whose padding XLA counts out; norms and pooling are the rest."""
+  """With native convolutions, for which XLA excludes the padding; norms and pooling remain."""
   from condseg_jax.models import layers
   monkeypatch.setattr(layers, "convolve", layers.convolve_native)
   model = DenseUNet((-.5, .5), ((1, 1, 1), (2, 2, 2)), (1, 1, 1), channels=16, growth=16,
@@ -194,7 +194,7 @@ NETS = {
 
 @pytest.mark.parametrize("settings", NETS.values(), ids=NETS)
 def test_the_peer_is_the_same_network(settings):
-  """Output and gradients, from parameters of which none is zero or one."""
+  """Output and gradients, for parameters that are neither zero nor one."""
   torch = pytest.importorskip("torch")
   from tools.benchmark import torch_net
   model = DenseUNet(codes=(-.5, .5), depth=(1, 2, 1), channels=8, growth=12, **settings)
@@ -212,7 +212,7 @@ def test_the_peer_is_the_same_network(settings):
   out = net(torch.tensor(image).movedim(-1, 1), torch.tensor(class_id).long())
   np.testing.assert_allclose(out.detach().numpy(), logits, atol=1e-4)
   (out**2).sum().backward()
-  found = {name: p.grad for name, p in net.named_parameters()}
-  wanted = torch_net.TorchNet(model).load(gradient).named_parameters()
-  for name, value in wanted:
-    np.testing.assert_allclose(found[name], value.detach(), rtol=1e-3, atol=1e-3)
+  gradients = {name: p.grad for name, p in net.named_parameters()}
+  expected = torch_net.TorchNet(model).load(gradient).named_parameters()
+  for name, value in expected:
+    np.testing.assert_allclose(gradients[name], value.detach(), rtol=1e-3, atol=1e-3)
