@@ -5,10 +5,14 @@ from collections.abc import Sequence
 import math
 import os
 from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from condseg_jax.system.atomic import replacing
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
 
 INK, FAINT, RULE = "#1f2328", "#59636e", "#d1d9e0"
 # Okabe & Ito's colours, which are safe for colour-blind readers.
@@ -143,7 +147,7 @@ def mean_over_classes(table: Mapping[str, Sequence]) -> np.ndarray:
                   math.nan)
 
 
-def save(path: str | os.PathLike, figure) -> None:
+def save(path: str | os.PathLike, figure: "Figure") -> None:
   """Writes a matplotlib figure atomically."""
   with replacing(path) as temporary:
     figure.savefig(temporary, dpi=150, facecolor="white")

@@ -3,12 +3,17 @@
 from collections.abc import Mapping
 import os
 from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from condseg_jax.analysis import curves
 from condseg_jax.analysis.feature_maps import unpack
 from condseg_jax.report.figures import robust_window
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 _PANEL, _GAP, _LEFT, _RIGHT, _TOP, _BOTTOM = 1.15, 0.06, 0.95, 0.75, 0.78, 0.34  # inches
 
@@ -17,13 +22,13 @@ class _Grid(NamedTuple):
   """Layout of a figure with equal panels.
 
   Attributes:
-    figure: a matplotlib figure.
+    figure: the figure.
     rows: number of rows.
     columns: number of columns.
     tall: height of a panel in inches.
   """
 
-  figure: object
+  figure: "Figure"
   rows: int
   columns: int
   tall: float
@@ -45,13 +50,13 @@ class _Grid(NamedTuple):
     """Returns the lower edge of a row in inches; row 0 is the uppermost."""
     return _BOTTOM + (self.rows - 1 - row) * (self.tall + _GAP)
 
-  def axes(self, x: float, y: float, width: float):
+  def axes(self, x: float, y: float, width: float) -> "Axes":
     """Adds axes of the height of a panel; lower left corner and width in inches."""
     total_width, total_height = self.figure.get_size_inches()
     return self.figure.add_axes((x / total_width, y / total_height, width / total_width,
                                  self.tall / total_height))
 
-  def panel(self, column: int, row: int):
+  def panel(self, column: int, row: int) -> "Axes":
     """Adds the axes of a panel, without ticks and frame."""
     axes = self.axes(self.left(column), self.low(row), _PANEL)
     axes.set(xticks=[], yticks=[])

@@ -9,6 +9,7 @@ the same as long as there are no more classes than features.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
@@ -119,7 +120,7 @@ class PerClass(nn.Module):
   classes: int
 
   @nn.compact
-  def __call__(self, features, class_id_B: jax.Array):
+  def __call__(self, features: Any, class_id_B: jax.Array) -> Any:
     """Returns the arrays of `apply_fn` for every sample, with a batch axis.
 
     Args:

@@ -66,7 +66,7 @@ def build_app(queue: Queue, limits: Limits, folder: Path) -> Starlette:
 
 
 class Predict:
-  """POST /predict as an ASGI application of its own, which controls the transfer of its response.
+  """POST /predict as a separate ASGI application, which controls the transfer of its response.
 
   Args:
     queue: runs the requests.

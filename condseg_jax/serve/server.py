@@ -69,6 +69,7 @@ class _Server(uvicorn.Server):
     self._queue, self._loop = queue, asyncio.get_running_loop()
 
   def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    """Handles SIGTERM and SIGINT."""
     self._loop.call_soon_threadsafe(self._queue.close)
     super().handle_exit(sig, frame)
 

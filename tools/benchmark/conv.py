@@ -1,8 +1,10 @@
 """Convolution layers of the networks, forward and backward."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ from condseg_jax.models import layers
 from tools.benchmark import nets
 from tools.benchmark import peer
 from tools.benchmark.timing import race
+
+if TYPE_CHECKING:
+  import torch
 
 
 class Size(NamedTuple):
@@ -95,12 +100,12 @@ def peer_calls(way: peer.Way, x: np.ndarray, kernel: np.ndarray,
   return way.name, forward, both
 
 
-def forward_distance(ours, theirs) -> float:
+def forward_distance(ours: jax.Array, theirs: "torch.Tensor") -> float:
   """Returns the largest difference between the outputs."""
   return nets.max_difference(ours, theirs.movedim(1, -1))
 
 
-def backward_distance(ours, theirs) -> float:
+def backward_distance(ours: Sequence[jax.Array], theirs: Sequence["torch.Tensor"]) -> float:
   """Returns the largest difference of output and gradients, each relative to its largest value."""
   out, gradient, kernel = theirs
   ndim = kernel.ndim - 2

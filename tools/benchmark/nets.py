@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from condseg_jax.cli.train import plain_config
 from condseg_jax.models.build import build_model
@@ -152,7 +153,7 @@ def _last_level(model: DenseUNet) -> int:
   return len(model.depth) - 2 if model.from_level is None else model.from_level
 
 
-def max_difference(ours, theirs) -> float:
+def max_difference(ours: ArrayLike, theirs: ArrayLike) -> float:
   """Returns the largest absolute difference of two arrays or tensors of the same shape."""
   ours = np.asarray(ours)
   theirs = np.asarray(theirs.cpu() if hasattr(theirs, "cpu") else theirs)  # a tensor of the peer

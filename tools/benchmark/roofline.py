@@ -7,7 +7,7 @@ import jax
 LIMITS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.0e12)}
 
 
-def least_seconds(compiled) -> float | None:
+def least_seconds(compiled: jax.stages.Compiled) -> float | None:
   """Returns the larger of arithmetic and memory time, from the compiler's cost analysis.
 
   Args:

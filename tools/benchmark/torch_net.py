@@ -71,7 +71,8 @@ class Layer(nn.Module):
     self.condition = ConstantChannels(condition, features, window) if condition else None
     self.activation = ACTIVATIONS[model.activation]
 
-  def forward(self, x, vector_BE=None):
+  def forward(self, x: torch.Tensor, vector_BE: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns [B, features, *shape]."""
     y = self.norm(self.conv(x))
     if self.condition is not None:
       y = y + self.condition(vector_BE, y.shape[2:])
@@ -90,7 +91,9 @@ class Block(nn.Module):
       channels += growth
     self.join = Layer(model, channels, features, 1, condition)
 
-  def forward(self, x, vector_BE=None, skip=()):
+  def forward(self, x: torch.Tensor, vector_BE: torch.Tensor | None = None,
+              skip: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+    """Returns [B, features, *shape]; all layers also read `skip`, which has 0 or 1 tensors."""
     made = [x]
     for layer in (*self.layers, self.join):
       parts = [*made, *skip]
@@ -127,7 +130,8 @@ class TorchNet(nn.Module):
         size and learned) else codes
     self.is_conditioned = bool(size)
 
-  def encode(self, image):
+  def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Computes the encoder and the unconditioned decoder levels: features and skips."""
     x = self.down[0](self.stem(image))
     skips = [x]
     for block, stride in zip(self.down[1:], self.strides, strict=True):
@@ -138,7 +142,9 @@ class TorchNet(nn.Module):
       x = self._merge(x, skips, None)
     return x, skips
 
-  def decode(self, features, class_id_B):
+  def decode(self, features: tuple[torch.Tensor, Sequence[torch.Tensor]],
+             class_id_B: torch.Tensor) -> torch.Tensor:
+    """Computes the logits of one class per sample, [B, *shape]."""
     x, skips = features[0], list(features[1])
     vector = self.vectors.to(x.device)[class_id_B] if self.is_conditioned else None
     while skips:
@@ -146,7 +152,8 @@ class TorchNet(nn.Module):
     with torch.autocast(x.device.type, enabled=False):  # the head is float32, as ours
       return self.head(x.float())[:, 0]
 
-  def forward(self, image, class_id_B):
+  def forward(self, image: torch.Tensor, class_id_B: torch.Tensor) -> torch.Tensor:
+    """Computes the logits of one class per sample, [B, *shape]."""
     return self.decode(self.encode(image), class_id_B)
 
   def _merge(self, x, skips, vector):
