@@ -110,13 +110,13 @@ def draw_maps(path: str | os.PathLike, network: Mapping, title: str) -> None:
       grid.panel(column, row).imshow(maps[name], cmap="gray", vmin=low,
                                      vmax=max(high, low + 1e-9), aspect="auto")
     axes = grid.panel(column, change_row)
-    shown = axes.imshow(change, cmap="magma", vmin=0, vmax=largest, aspect="auto")
+    mappable = axes.imshow(change, cmap="magma", vmin=0, vmax=largest, aspect="auto")
     share = "–" if layer["share"] is None else f"{100 * layer['share']:.0f} %"
     axes.text(0.5, -0.03, share, transform=axes.transAxes, ha="center", va="top", size=8,
               color=curves.INK)
   grid.text(_LEFT + _PANEL, _BOTTOM - 0.04, "variance explained:", size=8, ha="right", va="top")
   scale = grid.axes(grid.figure.get_size_inches()[0] - 0.62, _BOTTOM, 0.1)
-  grid.figure.colorbar(shown, cax=scale)
+  grid.figure.colorbar(mappable, cax=scale)
   scale.set_title("relative\nSD", size=7, color=curves.FAINT, pad=4)
   scale.tick_params(labelsize=7, colors=curves.FAINT, length=2)
   scale.spines[:].set_visible(False)

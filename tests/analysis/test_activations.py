@@ -38,7 +38,7 @@ def test_order_and_place(settings):
                                              ("decoder", "merge_0/layer_0"), ("head", "head"),
                                              ("none", None)])
 def test_outputs(position, first):
-  """They are those of the network; the class changes all behind the condition, nothing before."""
+  """They equal those of the network; the class changes exactly the layers after the condition."""
   model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, position=position,
                     mechanism="dynamic" if position == "head" else "channel")
   image = jax.random.normal(jax.random.key(1), (1, 8, 12, 1))
@@ -46,7 +46,7 @@ def test_outputs(position, first):
   names, compute = [p.name for p in activations.list_layers(model, 1)], activations.compiled(model)
   a, b = (dict(zip(names, compute(variables, image, jnp.full(1, i, jnp.int32)), strict=True))
           for i in (0, 1))
-  # Under one name as in the network's parameters, and no layer without a name.
+  # The names are those of the parameters, and every layer with parameters is included.
   assert set(names) == set(by_layer(variables["params"]))
   logits = jax.jit(lambda v, x: class_logits(model, v, x, jnp.ones((1, 1), jnp.int32)))
   np.testing.assert_allclose(b["head"], logits(variables, image), atol=1e-5)

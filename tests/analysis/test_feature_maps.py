@@ -23,7 +23,7 @@ def normal(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape)
 
 
-def test_a_map_times_a_vector_of_channels_is_found_again():
+def test_a_map_times_a_vector_of_channels_is_recovered():
   pattern = np.zeros((5, 6))
   pattern[1, 2:4] = 3
   offset = normal(2, 1, 1, 4, seed=1)
@@ -103,7 +103,7 @@ def test_the_table_holds_every_parameter():
   assert sum(p.count for p in table.values()) == sum(x.size for x in jax.tree.leaves(params))
 
 
-def test_class_vectors_are_found_where_they_are_learned():
+def test_learned_class_vectors():
   vectors = normal(2, 3)
   assert parameters.class_vectors({"class_vector": {"embedding": vectors}}) is not None
   assert parameters.class_vectors({"stem": {"conv": {"kernel": vectors}}}) is None

@@ -145,7 +145,7 @@ def test_runs_of_one_name_are_summarised_as_one(tmp_path):
 
 
 def test_runs_of_one_name_are_drawn_as_one(tmp_path):
-  """A band is added, and a run twice is the run alone but for it, which is empty."""
+  """Runs with the same name add a band; for identical runs it is empty."""
   def picture(*runs):
     study = {"networks": {"one": list(runs)}}
     curves.draw_curves(tmp_path / "cka.png", study, curves.panels(study)["cka.png"])
@@ -159,7 +159,7 @@ def test_runs_of_one_name_are_drawn_as_one(tmp_path):
   assert 0.01 < changed.mean() < 0.3
 
 
-def test_no_two_networks_look_alike():
+def test_networks_have_unique_styles():
   assert len({(curves.color(i), curves.marker(i)) for i in range(36)}) == 36
 
 
@@ -168,6 +168,6 @@ def test_orders_of_layers_are_joined():
   assert curves.union([["a", "b"], ["a", "b"]]) == ["a", "b"]
 
 
-def test_means_leave_out_what_is_not_there():
+def test_means_ignore_missing_values():
   means = curves.mean_over_classes({"a": [1, None, None], "b": [2, 3, None]})
   np.testing.assert_array_equal(means, [1.5, 3, np.nan])

@@ -1,4 +1,4 @@
-"""Vectors of texts: read, checked, and kept in the checkpoint."""
+"""Text embeddings: reading, validation, and storage in the config."""
 
 import json
 
@@ -17,7 +17,7 @@ def write(path, tree):
   return path
 
 
-def test_rows_come_in_the_order_of_the_ids(tmp_path):
+def test_vectors_are_in_the_order_of_the_ids(tmp_path):
   path = write(tmp_path / "t.json", {"Spleen": [0, 2], "liver": [1, -1.5], "lung": [1]})
   assert read_texts(path, TABLE) == [[1.0, -1.5], [0.0, 2.0]]
 
@@ -28,12 +28,12 @@ def test_rows_come_in_the_order_of_the_ids(tmp_path):
     ({"liver": [1, 2], "spleen": [1]}, "1 numbers, that of 'liver' 2"),
     ({"liver": [0, 0], "spleen": [1, 1]}, "zero"),
     ('{"liver": [NaN, 1], "spleen": [1, 1]}', "not finite"), ({"liver": []}, "empty")])
-def test_a_file_that_will_not_do(tree, fault, tmp_path):
+def test_invalid_files(tree, fault, tmp_path):
   with pytest.raises(InputError, match=fault):
     read_texts(write(tmp_path / "t.json", tree), TABLE)
 
 
-def test_the_config_holds_them_only_where_they_are_used(tmp_path):
+def test_the_config_contains_them_only_if_used(tmp_path):
   path = write(tmp_path / "t.json", {"spleen": [0, 2], "liver": [1, 1]})
   config = {"conditioning": {"vector": "text", "text_vectors": str(path)}}
   assert with_texts(config, TABLE)["conditioning"]["texts"] == [[1.0, 1.0], [0.0, 2.0]]

@@ -1,4 +1,4 @@
-"""Layers against the plain operations that they stand for."""
+"""Layers against reference operations."""
 
 from flax import linen as nn
 import jax
@@ -15,7 +15,7 @@ def normal(seed, *shape):
 
 
 def value_and_gradients(function, *args):
-  """The value, and the gradients of a random weighting of its entries."""
+  """Returns the value, and the gradients of a random weighted sum of its elements."""
   weight = normal(9, *jax.eval_shape(function, *args).shape)
 
   def everything(weight, *args):
@@ -32,7 +32,7 @@ def assert_all_close(found, expected, atol):
 
 
 def convolution_ranks(function, *args):
-  """Ranks of the inputs of all convolutions that a function is lowered to."""
+  """Returns the ranks of the inputs of all convolutions of a function."""
   def visit(jaxpr):
     for eqn in jaxpr.eqns:
       if eqn.primitive.name == "conv_general_dilated":
@@ -53,7 +53,7 @@ def test_a_convolution_by_depth_taps_is_the_native_one(shape, kernel_size):
 
 @pytest.mark.parametrize("shape, kernel_size", [((9, 8), (3, 3)), ((6, 5, 7), (3, 1, 3))])
 def test_a_dilated_convolution_has_zeros_between_its_taps(shape, kernel_size):
-  """The plain one with a wider kernel; also farther than the border."""
+  """Equals the convolution with a wider kernel, also for taps beyond the border."""
   x, kernel = normal(0, 2, *shape, 3), normal(1, *kernel_size, 3, 2)
   for dilation in (2, 7):
     def spread(kernel, dilation=dilation):
@@ -82,7 +82,7 @@ def test_no_3d_convolution_reaches_the_cpu():
   gradient = jax.grad(lambda *args: layers.convolve(*args).sum(), (0, 1))
   ranks = convolution_ranks(gradient, x, kernel)
   assert len(ranks) >= 6 and set(ranks) == {4}
-  assert convolution_ranks(layers.convolve_native, x, kernel) == [5]  # the search can find one
+  assert convolution_ranks(layers.convolve_native, x, kernel) == [5]  # the search works
 
 
 @pytest.mark.parametrize("shape, strides", [
@@ -141,7 +141,7 @@ def test_a_shared_input_counts_as_concatenated(ndim, bias):
 
 
 def test_a_shared_input_is_convolved_once_for_all_classes():
-  """Under a vmap over the first input alone, the other one's convolution keeps its shape."""
+  """Under a vmap over the first input, the convolution of the shared input keeps its shape."""
   layer, shared = layers.Conv(4, (3, 3)), normal(1, 2, 4, 5, 2)
   params = {"params": {"kernel": normal(2, 3, 3, 5, 4)}}
 
@@ -156,7 +156,7 @@ def test_a_shared_input_is_convolved_once_for_all_classes():
 
 
 @pytest.mark.parametrize("kind", layers.NORMS)
-def test_normalisation_never_looks_beyond_the_sample(kind):
+def test_normalisation_is_independent_of_other_samples(kind):
   x = normal(0, 3, 4, 5, 8)
   variables = layers.Norm(kind).init(jax.random.key(0), x)
   together = layers.Norm(kind).apply(variables, x.at[1:].mul(100.0))
@@ -190,7 +190,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     y, variables = jax.eval_shape(lambda x, m=layer: m.init_with_output(jax.random.key(0), x), x)
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-  # Squares of values near 30, summed in bfloat16, would lose a variance of 1 altogether.
+  # Squares of values near 30, summed in bfloat16, would lose a variance of 1 completely.
   norm = layers.Norm("group", dtype=jnp.bfloat16)
   y = norm.apply(norm.init(jax.random.key(0), x), x).astype(jnp.float32)
   np.testing.assert_allclose(np.var(np.asarray(y)), 1, atol=0.02)
