@@ -224,7 +224,7 @@ def test_classes_at_once_equal_single_passes(position):
 
 @pytest.mark.parametrize("from_level", [None, 0])
 def test_the_encoder_is_computed_once_whatever_the_number_of_classes(from_level):
-  """The convolutions take a + n · b operations; a includes the encoder and the skip convolutions."""
+  """The convolutions take a + n · b operations; a covers the encoder and the skip convolutions."""
   model = DenseUNet(**(DEEP | dict(channels=8)), from_level=from_level)
   image = jnp.zeros((1, 16, 16, 1))
   variables = jax.eval_shape(model.init, jax.random.key(0), image, jnp.zeros(1, jnp.int32))

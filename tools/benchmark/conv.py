@@ -81,7 +81,7 @@ def peer_calls(way: peer.Way, x: np.ndarray, kernel: np.ndarray,
   ndim = x.ndim - 2
   convolve = {2: F.conv2d, 3: F.conv3d}[ndim]
   x, cotangent = way.tensor(x), way.tensor(cotangent)
-  weight = way.laid(torch.tensor(kernel).permute(ndim + 1, ndim, *range(ndim)))
+  weight = way.in_format(torch.tensor(kernel).permute(ndim + 1, ndim, *range(ndim)))
   padding = kernel.shape[0] // 2
 
   def forward():
