@@ -25,7 +25,7 @@ def test_vectors_are_in_the_order_of_the_ids(tmp_path):
 @pytest.mark.parametrize("tree, fault", [
     ("{", "cannot be read"), ([1], "cannot be read"), ({"liver": "no"}, "cannot be read"),
     ({"liver": [1, 2]}, "no vector for the class 'spleen'"),
-    ({"liver": [1, 2], "spleen": [1]}, "1 numbers, that of 'liver' 2"),
+    ({"liver": [1, 2], "spleen": [1]}, "1 numbers, that of 'liver' has 2"),
     ({"liver": [0, 0], "spleen": [1, 1]}, "zero"),
     ('{"liver": [NaN, 1], "spleen": [1, 1]}', "not finite"), ({"liver": []}, "empty")])
 def test_invalid_files(tree, fault, tmp_path):
