@@ -29,12 +29,14 @@ from condseg_jax.analysis import parameters
 from condseg_jax.analysis import probes
 from condseg_jax.analysis.samples import Sample
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.config import Loss
+from condseg_jax.losses import make_objective
 from condseg_jax.predictor import Predictor
 
 PAIR = "|"  # separates the names of a pair of classes
 
 
-def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: float, seed: int,
+def analyse(predictor: Predictor, samples: Sequence[Sample], *, loss: Loss, seed: int,
             gradient_images: int, pictures: bool = True,
             on_progress: Callable[[], None] = lambda: None) -> dict:
   """Measures a network.
@@ -42,7 +44,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
   Args:
     predictor: the network.
     samples: labelled inputs.
-    bce_weight: weight of the cross-entropy in the loss that the network was trained with.
+    loss: settings of the loss that the network was trained with.
     seed: seed of the initial parameters.
     gradient_images: maximum number of images for gradients.
     pictures: whether to include `maps`, which show a slice of an image.
@@ -61,7 +63,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
 
   spread: dict = {}
   order = [layer.name for layer in layers]
-  gradient = gradients.class_gradient(model, bce_weight)
+  gradient = gradients.class_gradient(model, make_objective(loss))
   images, shared = labelled_images(samples, names)
   ids = {name: i for i, name in enumerate(names)}
   initial = jax.jit(model.init)(jax.random.key(seed), samples[0].image[None],

@@ -1,6 +1,5 @@
 """Class vectors: maps class ids to the vectors that represent the classes."""
 
-from collections.abc import Mapping
 import json
 import math
 import os
@@ -61,25 +60,6 @@ class ClassVector(nn.Module):
 
 
 # --- text embeddings, computed by any text encoder and read from a file ---------------------------
-def with_texts(config: Mapping, table: ClassTable) -> Mapping:
-  """Adds `conditioning.texts` to a config whose `conditioning.vector` is `text`.
-
-  The checkpoint then holds the vectors and does not depend on the file.
-
-  Args:
-    config: of a training; returned unchanged for other vectors.
-    table: the classes.
-
-  Raises:
-    InputError: see `read_texts`.
-  """
-  conditioning = config["conditioning"]
-  if conditioning["vector"] != "text":
-    return config
-  texts = read_texts(conditioning["text_vectors"], table)
-  return {**config, "conditioning": {**conditioning, "texts": texts}}
-
-
 def read_texts(path: str | os.PathLike, table: ClassTable) -> list[list[float]]:
   """Reads one text embedding per class of the table, in the order of the ids.
 

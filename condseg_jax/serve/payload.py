@@ -53,7 +53,7 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Vo
                       "DICOM series; send NIfTI as it is") from error
     raise to_http_error(error, 422, folder, names) from error
   finally:
-    dicom.forget()
+    dicom.clear_header_cache()
 
 
 def _rename_by_format(folder: Path) -> Path:

@@ -26,7 +26,7 @@ from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
-from condseg_jax.system.allocator import settle
+from condseg_jax.system.allocator import freeze_gc
 
 HEADER_SECONDS = 30.0  # for a connection to send a complete request header
 MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files
@@ -112,7 +112,7 @@ class Protocol(H11Protocol):
 
 
 async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path) -> None:
-  settle()
+  freeze_gc()
   queue = Queue(device, limits)
   config = uvicorn.Config(
       build_app(queue, limits, folder), loop="asyncio", http=Protocol, ws="none", lifespan="off",

@@ -11,6 +11,7 @@ import statistics
 
 import jax
 
+from condseg_jax.config import Config
 from condseg_jax.infer import sliding_window
 from condseg_jax.infer.schedule import make_schedule
 from tools.benchmark import nets
@@ -34,16 +35,16 @@ def run(_folder: Path) -> list[dict]:
           for row in measure(name, nets.config_of(config, changes), level)]
 
 
-def measure(name: str, config: dict, level: int | None) -> list[dict]:
+def measure(name: str, config: Config, level: int | None) -> list[dict]:
   """Returns the rows of a network and level, timed in turns over the numbers of classes.
 
   Args:
     name: name of the network in the rows.
-    config: its config, which is modified.
+    config: its config.
     level: value of `from_level`.
   """
-  config["conditioning"]["from_level"] = level
-  window = tuple(WINDOW or config["data"]["subvolume"])
+  config = config.override({"conditioning.from_level": level})
+  window = tuple(WINDOW or config.data.subvolume)
   model = nets.network(config, max(CLASSES))
   params = nets.parameters(model)
   encode, decode = nets.work(params, model, window)

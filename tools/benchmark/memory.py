@@ -23,7 +23,8 @@ from tools.benchmark.timing import progress
 CLASSES = (2, 64, 105)
 SHAPE, WINDOW = (160, 256, 256), (32, 128, 128)  # D H W
 BUDGET = 130_000_000  # bytes, for every number of classes; two classes need two passes
-LIGHT = {"model": {"channels": 4, "growth": 4, "depth": (1, 1, 1), "strides": ((2, 2, 2),) * 2},
+LIGHT = {"model": {"channels": 4, "growth": 4, "layers_per_level": (1, 1, 1),
+                   "strides": ((2, 2, 2),) * 2},
          "conditioning": {"from_level": 0}}
 
 

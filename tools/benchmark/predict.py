@@ -34,7 +34,7 @@ def run(_folder: Path) -> list[dict]:
 def measure(classes: int) -> dict:
   """Returns the row for the probabilities of a number of classes in one volume."""
   config = nets.config_of(CONFIG)
-  window = config["data"]["subvolume"]
+  window = config.data.subvolume
   model = nets.network(config, classes)
   params = nets.parameters(model)
   image = nets.inputs(VOLUME, 1)[0][0]

@@ -16,6 +16,7 @@ import time
 
 import jax
 
+from condseg_jax.config import Config
 from tools.benchmark import child
 from tools.benchmark import nets
 from tools.benchmark import ours
@@ -59,7 +60,7 @@ def measure(driver: str, processes: int, devices: int) -> float:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
   settings = {"driver": driver, "processes": processes, "devices": devices, "port": port,
-              "config": nets.config_of(CONFIG, CHANGES), "batch": BATCH, "steps": STEPS}
+              "config": nets.config_of(CONFIG, CHANGES).to_dict(), "batch": BATCH, "steps": STEPS}
   started = [child.start(__name__, json.dumps({**settings, "rank": rank}))
              for rank in range(processes)]
   return min(child.result(process) for process in started)
@@ -74,10 +75,10 @@ def main(text: str) -> None:
   processes, rank = settings["processes"], settings["rank"]
   if processes > 1:
     jax.distributed.initialize(f"localhost:{settings['port']}", processes, rank)
-  config = settings["config"]
+  config = Config.from_dict(settings["config"])
   model = nets.network(config)
   # The share of this process; the global batch is the same for all layouts.
-  share = [x[rank::processes] for x in nets.inputs(config["data"]["subvolume"], settings["batch"])]
+  share = [x[rank::processes] for x in nets.inputs(config.data.subvolume, settings["batch"])]
   step = ours.Step(model, nets.parameters(model), config, share, settings["driver"])
   jax.block_until_ready(step())
   begin = time.perf_counter()

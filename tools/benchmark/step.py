@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from condseg_jax.config import Config
 from condseg_jax.models.dense_unet import DenseUNet
 from tools.benchmark import nets
 from tools.benchmark import ours
@@ -112,7 +113,7 @@ def peer_forward(way: peer.Way, model: DenseUNet, params: Mapping, image: np.nda
   return call
 
 
-def peer_step(way: peer.Way, model: DenseUNet, params: Mapping, config: Mapping,
+def peer_step(way: peer.Way, model: DenseUNet, params: Mapping, config: Config,
               arrays: Sequence[np.ndarray]) -> Callable:
   """Returns a function that runs a step in PyTorch; its result are loss and gradient norm.
 
@@ -127,7 +128,7 @@ def peer_step(way: peer.Way, model: DenseUNet, params: Mapping, config: Mapping,
   """
   from tools.benchmark.torch_net import make_step
   net, forward = way.network(model, params)
-  step = make_step(net, forward, config["optimizer"], config["loss"]["bce_weight"],
+  step = make_step(net, forward, vars(config.optimizer), config.loss.bce_weight,
                    model.dtype == jnp.bfloat16)
   image, class_id, mask = way.tensor(arrays[0]), way.plain(arrays[1]), way.plain(arrays[2])
 
