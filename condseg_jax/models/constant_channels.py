@@ -1,4 +1,4 @@
-"""Constant channels of a convolution, without the channels."""
+"""The contribution of spatially constant channels to a convolution, in closed form."""
 
 import math
 
@@ -11,18 +11,18 @@ from condseg_jax.models import halo
 
 def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int, ...],
                       partition: str | None = None, dilation: int = 1) -> jax.Array:
-  """The zero-padded convolution of channels that are constant in space.
+  """Convolves spatially constant channels, zero-padded, without materialising them.
 
-  conv(v ⊙ 1)(x) = Σ_t [x + t inside] Σ_e v_e k(t, e): inside, a bias per class; at the border, less
-  of the window lies in the image. The indicator is a product over axes, so the sum is taken one
-  axis after the other, and the channels themselves never exist. Exact, gradients included. The
-  products ask for full float32: an accelerator's default would round the class codes.
+  conv(v ⊙ 1)(x) = Σ_t [x + t inside] Σ_e v_e k(t, e): a bias per class in the interior, less at the
+  border, where part of the kernel lies outside the image. The indicator factorises over the axes,
+  so the sum is taken axis by axis. Exact, gradients included. The products use full float32: the
+  default precision of an accelerator would round the class codes.
 
   Args:
-    vector_BE: the channels' values for each sample.
-    kernel: [*window, E, O], the part of the kernel that meets these channels.
-    shape: spatial shape of the layer; of this device's share where there is a partition.
-    partition: mesh axis that the first spatial axis is split along, if it is (see `halo`).
+    vector_BE: values of the channels for each sample.
+    kernel: [*kernel_size, E, O], the slice of the kernel for these channels.
+    shape: spatial shape of the layer; with a partition, of this device's shard.
+    partition: mesh axis that the first spatial axis is split along (see `halo`), or None.
     dilation: of the convolution.
 
   Returns:
@@ -30,8 +30,8 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
   """
   exact = jax.lax.Precision.HIGHEST
   out = jnp.tensordot(vector_BE, kernel, axes=((1,), (kernel.ndim - 2,)),
-                      precision=exact)  # [B, *window, O]
-  # The last axis first: the products with the most rows then leave every axis where it belongs.
+                      precision=exact)  # [B, *kernel_size, O]
+  # From the last axis to the first, so that no product needs a transpose.
   for axis in range(len(shape), 0, -1):
     size, taps = shape[axis - 1], kernel.shape[axis - 1]
     where, length = halo.positions(size, partition if axis == 1 else None)
@@ -40,7 +40,7 @@ def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int,
     inside = jnp.asarray((position >= 0) & (position < length), jnp.float32)
     before, after = out.shape[:axis], out.shape[axis + 1:]
     out = out.reshape(math.prod(before), taps, -1)
-    # As a product for each of the leading ones: a single product would have to be transposed.
+    # Batched over the leading axes: a single product would need a transpose.
     inside = jnp.broadcast_to(inside, (len(out), size, taps))
     out = jnp.matmul(inside, out, precision=exact)
     out = out.reshape(*before, size, *after)

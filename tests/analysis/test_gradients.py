@@ -1,4 +1,4 @@
-"""Gradients of the classes by layer: those of training, and comparable without NaN."""
+"""Gradients of the classes by layer equal those of training and can be compared without NaN."""
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,7 @@ def test_a_network_without_a_condition_has_the_same_gradient_for_the_same_mask()
 
 
 def test_between_images_there_is_no_conflict_of_classes():
-  """Of single-class cases every class has its own image, and only its norms can be compared."""
+  """With single-class cases every class has its own images, and only norms can be compared."""
   sample = Sample("x", np.zeros((2, 2, 1)), np.zeros((2, 2, 2), np.uint8), (0, 1))
   half = sample._replace(id="y", annotated=(0,))
   images, shared = labelled_images([half, sample, half], ["a", "b"])
@@ -104,7 +104,7 @@ def test_between_images_there_is_no_conflict_of_classes():
   assert not sums.cosine and sums.norm["b"]["stem"] == [1]
 
 
-def test_decoders_of_their_own_are_told_as_not_measured():
+def test_separate_decoders_are_listed_as_unmeasured():
   model = DenseUNet((0.1, -0.6), ((2, 2),), (0, 0), channels=4, growth=4, position="decoders")
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)),
                           jnp.zeros(1, jnp.int32))

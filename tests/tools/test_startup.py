@@ -1,4 +1,4 @@
-"""The start-up suite runs to its end on tiny data; its figures are not judged here."""
+"""The start-up suite runs on tiny data; figures are not checked."""
 
 from pathlib import Path
 
