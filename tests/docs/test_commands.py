@@ -31,12 +31,11 @@ NOT_RUN = {
     "pip install": "changes the environment",
     "for folder in RAW/*/": "as in README.md",
     "condseg-train --config=experiments/configs/base.py": "as in README.md",
-    "condseg-train --config=experiments/configs/mine.py --config.data.root=DATA --workdir=FILM":
-        "as in README.md; see tests/models for the mechanisms",
+    "condseg-train --workdir=FILM": "as in README.md; see tests/models for the mechanisms",
     "condseg-evaluate --workdir=RUN --data=TEST --out=scores --tolerance_mm": "as in README.md",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
-    'curl --data-binary @scan.nii.gz -o result.zip "http://127.0.0.1:8000': "see tests/serve",
+    "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",
     "condseg-train --config=experiments/configs/hippocampus.py":
         "needs MSD Task04; see tests/e2e/test_bring_your_own.py",
     "condseg-export --workdir=RUN --out=model.condseg --onnx": "see tests/export and tests/cli",

@@ -47,7 +47,7 @@ class Loads(HTMLParser):
     if self._inside == "style":
       self.styles.append(data)
 
-  def handle_endtag(self, tag):
+  def handle_endtag(self, tag):  # noqa: ARG002
     self._inside = ""
 
 
