@@ -1,17 +1,19 @@
-"""Which classes exist, and what each dataset says about them.
+"""The classes of a model, and which of them each dataset annotates.
 
-*Unlabelled is not absent.* A dataset that annotates the liver says nothing about the pancreas. That
-distinction is declared here and everything else (masks, β, losses, scores) derives from it:
+*Unlabelled is not absent.* A dataset that annotates the liver says nothing about the pancreas. This
+distinction is defined here; masks, β, losses and scores derive from it:
 
-* a mask has three values, `NEGATIVE`, `POSITIVE` and `UNLABELLED`, wherever it is found;
-* an `Annotation` says which of a dataset's label values mean which class, and so which classes the
-  dataset annotates; `beta` turns that into the 0/1 weights β of the objective.
+* every mask has three values: `NEGATIVE`, `POSITIVE` and `UNLABELLED`;
+* an `Annotation` maps the label values of a dataset to classes, and so defines which classes the
+  dataset annotates; `ClassTable.beta` turns these into the 0/1 weights β of the objective.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import colorsys
 import dataclasses
+import os
 import re
 
 import numpy as np
@@ -24,7 +26,7 @@ _WORD = 0xFFFFFFFF
 
 
 def jenkins_hash(text: str) -> int:
-  """Jenkins' one-at-a-time hash of the UTF-8 bytes of `text`, an unsigned 32-bit integer.
+  """Returns Jenkins' one-at-a-time hash of the UTF-8 bytes of `text`, an unsigned 32-bit integer.
 
   Source: B. Jenkins, "A hash function for hash table lookup", Dr. Dobb's Journal, 1997.
   """
@@ -39,18 +41,18 @@ def jenkins_hash(text: str) -> int:
 
 
 def hash_code(name: str) -> float:
-  """The hash of a class name mapped linearly to [-1, 1]."""
+  """Returns the hash of a class name, mapped linearly to [-1, 1]."""
   return 2.0 * jenkins_hash(name) / _WORD - 1.0
 
 
 def distinct_codes(names: Sequence[str], capacity: int) -> tuple[float, ...]:
-  """One code in [-1, 1] per name, no two nearer than 1 / (2 · capacity).
+  """Returns one code in [-1, 1] per name, no two closer than 1 / (2 · capacity).
 
-  A name whose code comes too near to an earlier one is hashed again as `name#1`, `name#2`, … Since
-  the n codes taken block at most n / capacity of a range of 2, a free one is found while there are
-  no more than `capacity` names.
+  A name whose code is too close to an earlier one is hashed again as `name#1`, `name#2`, … The n
+  codes in use block at most n / capacity of the range, which has length 2, so that a free code
+  exists for up to `capacity` names.
   """
-  codes = []
+  codes: list[float] = []
   for name in names:
     code, attempt = hash_code(name), 0
     while any(abs(code - other) < 1 / (2 * capacity) for other in codes):
@@ -62,12 +64,12 @@ def distinct_codes(names: Sequence[str], capacity: int) -> tuple[float, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class SegClass:
-  """One class that the network can be asked for.
+  """One class that the network can segment.
 
   Attributes:
     name: lower-case, unique in its table.
-    code: the value in [-1, 1] by which the hash condition names the class.
-    color: display colour, 0–255.
+    code: value in [-1, 1] that represents the class in hash conditioning.
+    color: display colour (red, green, blue), 0–255.
     no_mirror: axes ("D", "H", "W") along which a mirrored image would show another class, such as
       "W" for the left kidney.
   """
@@ -80,11 +82,11 @@ class SegClass:
 
 @dataclasses.dataclass(frozen=True)
 class ClassTable:
-  """The classes in the order of their ids, and presets: named groups often read together.
+  """The classes in the order of their ids, and presets (named groups of classes).
 
-  The id of a class is its position, from 0; in a label map it has the value id + 1, 0 being
-  background. The table is written into stores and checkpoints and read back from there: codes are
-  given once, in `create`, and never computed again.
+  The id of a class is its position, from 0; its value in a label map is id + 1, and 0 is
+  background. Stores and checkpoints contain the table: codes are assigned once, in `create`, and
+  never recomputed.
   """
 
   classes: tuple[SegClass, ...]
@@ -96,51 +98,53 @@ class ClassTable:
              colors: Mapping[str, Sequence[int]] | None = None,
              no_mirror: Mapping[str, Sequence[str]] | None = None,
              capacity: int = 64) -> "ClassTable":
-    """A new table.
+    """Creates a table and assigns the codes.
 
     Args:
       names: class names in the order of their ids; case is ignored.
       presets: name of a group → names of its classes.
-      colors: name → (red, green, blue), 0–255; evenly spread hues where none is given.
-      no_mirror: name → axes along which the class may not be mirrored.
-      capacity: the number of classes that the code range is divided for.
+      colors: name → (red, green, blue), 0–255; evenly spread hues by default.
+      no_mirror: name → axes along which the class must not be mirrored.
+      capacity: number of classes for which the code range is divided.
 
     Raises:
-      InputError: on doubled, empty or too many names, a preset that is empty or names an unknown
-        class, or an axis that is none.
+      InputError: duplicate, empty or too many names, an empty preset, a preset with an unknown
+        class, or an unknown axis.
     """
     names = tuple(normal_name(name) for name in names)
     _check_names(names, capacity)
-    colors = {normal_name(k): tuple(int(x) for x in v) for k, v in (colors or {}).items()}
-    no_mirror = {normal_name(k): tuple(v) for k, v in (no_mirror or {}).items()}
+    colors_of = {normal_name(name): _rgb(color) for name, color in (colors or {}).items()}
+    axes_of = {normal_name(name): tuple(axes) for name, axes in (no_mirror or {}).items()}
     codes = distinct_codes(names, capacity)
     classes = tuple(
-        SegClass(name, code, colors.get(name, hue(i)), no_mirror.get(name, ()))
+        SegClass(name, code, colors_of.get(name, hue(i)), axes_of.get(name, ()))
         for i, (name, code) in enumerate(zip(names, codes, strict=True)))
-    presets = {normal_name(key): tuple(normal_name(n) for n in group)
-               for key, group in (presets or {}).items()}
-    for key, group in presets.items():
+    groups = {normal_name(key): tuple(normal_name(n) for n in group)
+              for key, group in (presets or {}).items()}
+    for key, group in groups.items():
       if not group:
-        raise InputError(f"preset {key!r}", "names no class", f"classes: {_join(names)}",
+        raise InputError(f"preset {key!r}", "contains no class", f"classes: {_join(names)}",
                          usage=True)
       for name in sorted(set(group) - set(names)):
         raise InputError(f"preset {key!r}", f"unknown class {name!r}", f"classes: {_join(names)}",
                          usage=True)
-    for name, axes in no_mirror.items():
+    for name, axes in axes_of.items():
       for axis in sorted(set(axes) - set("DHW")):
         raise InputError(f"no_mirror of {name!r}", f"unknown axis {axis!r}", "axes: D, H, W",
                          usage=True)
-    return cls(classes, presets, capacity)
+    return cls(classes, groups, capacity)
 
   def __len__(self) -> int:
     return len(self.classes)
 
   @property
   def names(self) -> tuple[str, ...]:
+    """The class names in the order of the ids."""
     return tuple(c.name for c in self.classes)
 
   @property
   def colors(self) -> tuple[tuple[int, int, int], ...]:
+    """The display colours in the order of the ids."""
     return tuple(c.color for c in self.classes)
 
   @property
@@ -149,36 +153,46 @@ class ClassTable:
     return np.array([c.code for c in self.classes], np.float32)
 
   def index(self, name: str) -> int:
-    """The id of a class, whatever the case of `name`."""
+    """Returns the id of a class; the case of `name` is ignored.
+
+    Raises:
+      InputError: the class is not in the table.
+    """
     try:
       return self.names.index(normal_name(name))
     except ValueError:
-      raise InputError(f"class {name!r}", "is not known to this model or dataset",
-                       f"known classes: {_join(self.names)}", usage=True) from None
+      raise InputError(f"class {name!r}", "unknown to this model or dataset",
+                       f"choose from: {_join(self.names)}", usage=True) from None
 
   def select(self, names: Sequence[str] = (), preset: str = "") -> tuple[int, ...]:
-    """Ids of the named classes, or of a preset, or of the whole table when neither is given."""
+    """Returns the ids of the named classes and of a preset, of all classes if neither is given.
+
+    Raises:
+      InputError: the preset or a class is not in the table.
+    """
     if preset:
       group = self.presets.get(normal_name(preset))
       if group is None:
-        known = _join(self.presets) or "none in this table"
-        raise InputError(f"preset {preset!r}", "is not known", f"presets: {known}", usage=True)
+        known = _join(self.presets) or "this table has none"
+        raise InputError(f"preset {preset!r}", "unknown preset", f"presets: {known}", usage=True)
       names = (*names, *group)
     return tuple(dict.fromkeys(self.index(n) for n in names)) or tuple(range(len(self)))
 
   def beta(self, annotated: Sequence[str]) -> np.ndarray:
-    """β of Dmitriev & Kaufman's Eq. 4: 1 where a class is annotated, 0 elsewhere, float32 [K]."""
+    """Returns β of Dmitriev & Kaufman, Eq. 4, float32 [K]: 1 for annotated classes, else 0."""
     beta_K = np.zeros(len(self), np.float32)
     beta_K[[self.index(name) for name in annotated]] = 1
     return beta_K
 
   def to_json(self) -> dict:
+    """Returns the table as JSON-compatible dicts and lists; `from_json` is the inverse."""
     return {"classes": [dataclasses.asdict(c) for c in self.classes],
             "presets": {k: list(v) for k, v in self.presets.items()}, "capacity": self.capacity}
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "ClassTable":
-    classes = tuple(SegClass(c["name"], float(c["code"]), tuple(c["color"]), tuple(c["no_mirror"]))
+    """Creates a table from the output of `to_json`, with the codes given there."""
+    classes = tuple(SegClass(c["name"], float(c["code"]), _rgb(c["color"]), tuple(c["no_mirror"]))
                     for c in tree["classes"])
     presets = {normal_name(k): tuple(v) for k, v in tree["presets"].items()}
     return cls(classes, presets, int(tree["capacity"]))
@@ -186,13 +200,13 @@ class ClassTable:
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-  """What the label values of one dataset mean.
+  """The meaning of the label values of one dataset.
 
   Attributes:
-    values: annotated class → the label values that show it. A class that is not a key is not
-      annotated here, whatever the images show.
-    void: label values that say nothing about any class.
-    known: all values the dataset may hold; any other is an error rather than a guess.
+    values: annotated class → its label values. A class that is not a key is not annotated in this
+      dataset, even if it is visible in the images.
+    void: label values of voxels that are unlabelled for every class.
+    known: all values that may occur in the dataset; any other value is an error.
   """
 
   values: Mapping[str, tuple[int, ...]]
@@ -202,13 +216,16 @@ class Annotation:
   @classmethod
   def create(cls, labels: Mapping[int, str], *, keep: Sequence[str] = (),
              void: Sequence[int] = ()) -> "Annotation":
-    """From a table label value → name, such as the `labels` of an MSD `dataset.json`.
+    """Creates an annotation from a table of label values, as in an MSD `dataset.json`.
 
     Args:
-      labels: value → class name; 0 is background and names nothing.
-      keep: the classes to keep annotated, whatever their case; all of them when empty. The voxels
-        of a class that is not kept are negatives of the kept ones and say nothing of their own.
-      void: values that are unlabelled for every class.
+      labels: value → class name; the value 0 is background, and its name is ignored.
+      keep: classes to keep as annotated (case is ignored); all of them if empty. Voxels of the
+        other classes are negatives of the kept ones; the other classes themselves are unlabelled.
+      void: values of voxels that are unlabelled for every class.
+
+    Raises:
+      InputError: a class in `keep` that has no label value.
     """
     values: dict[str, tuple[int, ...]] = {}
     for value, name in sorted(labels.items()):
@@ -216,7 +233,7 @@ class Annotation:
         values[normal_name(name)] = (*values.get(normal_name(name), ()), value)
     for name in keep:
       if normal_name(name) not in values:
-        raise InputError(f"class {name!r}", "is not among the dataset's labels",
+        raise InputError(f"class {name!r}", "not a label of the dataset",
                          f"labels: {_join(values)}", usage=True)
     kept = [normal_name(name) for name in keep] or list(values)
     known = sorted({0, *labels, *void})
@@ -228,39 +245,39 @@ class Annotation:
     return tuple(self.values)
 
   def keep(self, names: Sequence[str]) -> "Annotation":
-    """The same label values with only some classes annotated, those of `names` it has."""
+    """Returns the annotation restricted to `names`; names that it does not contain are ignored."""
     return dataclasses.replace(self, values={n: self.values[n] for n in names if n in self.values})
 
-  def check(self, label: np.ndarray, subject="label") -> None:
-    """Raises InputError, about `subject`, for a label map with an undeclared value."""
+  def check(self, label: np.ndarray, subject: str | os.PathLike = "label") -> None:
+    """Raises InputError, with `subject` as its subject, if a label map has an undeclared value."""
     present: set[int] = set()
-    for part in label if label.ndim > 2 else [label]:  # a sort of the whole would take long
-      present.update(np.unique(part).tolist())
+    for plane in label if label.ndim > 2 else [label]:  # faster than sorting the whole array
+      present.update(np.unique(plane).tolist())
     unknown = sorted(present - set(self.known))
     if unknown:
       raise InputError(subject, f"unknown label value {unknown[0]}",
-                       f"declared values: {_join(self.known)}; name it in the dataset's labels",
+                       f"declared values: {_join(self.known)}; add it to the dataset's labels",
                        kind="mask_0_255" if present <= {0, 255} else "unknown_value")
 
   def mask(self, label: np.ndarray, name: str) -> np.ndarray:
-    """A label map, or a part of it, as the three-valued mask of one annotated class, uint8."""
+    """Converts a label map, or a slice of one, to the three-valued uint8 mask of one class."""
     mask = np.isin(label, self.values[name]).astype(np.uint8)
     if self.void:
       mask[np.isin(label, self.void)] = UNLABELLED
     return mask
 
-  def masks(self, label: np.ndarray, subject="label") -> np.ndarray:
-    """A label map as one three-valued mask per annotated class.
+  def masks(self, label: np.ndarray, subject: str | os.PathLike = "label") -> np.ndarray:
+    """Converts a label map to one three-valued mask per annotated class.
 
     Args:
       label: integer label map of any shape.
-      subject: the file, for the error message.
+      subject: file name for the error message.
 
     Returns:
       uint8 [K, *label.shape], one mask per class in the order of `classes`.
 
     Raises:
-      InputError: the map holds a value that the dataset does not declare.
+      InputError: the map contains an undeclared value.
     """
     self.check(label, subject)
     masks = np.empty((len(self.values), *label.shape), np.uint8)
@@ -269,14 +286,16 @@ class Annotation:
     return masks
 
   def to_json(self) -> dict:
+    """Returns the annotation as JSON-compatible dicts and lists."""
     return {"values": {k: list(v) for k, v in self.values.items()}, "void": list(self.void),
             "known": list(self.known)}
 
 
 def label_map(masks_KS: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-  """Three-valued masks as one label map for display: id + 1 where positive, else 0.
+  """Merges three-valued masks [K, *shape] into one label map for display.
 
-  A voxel is 255 where every mask is unlabelled; where classes overlap the later one is drawn.
+  A voxel has the value id + 1 of the last class that is positive there, 255 where every mask is
+  unlabelled, and 0 elsewhere.
   """
   out = np.zeros(masks_KS.shape[1:], np.uint16 if max(ids, default=0) >= 254 else np.uint8)
   if len(masks_KS):
@@ -287,31 +306,36 @@ def label_map(masks_KS: np.ndarray, ids: Sequence[int]) -> np.ndarray:
 
 
 def sides(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-  """Classes whose name says left or right: mirrored along W they would be the other one."""
+  """Returns class → ("W",) for names with "left" or "right", which a mirror along W would swap."""
   return {normal_name(name): ("W",) for name in names
           if {"left", "right"} & set(re.split(r"[^a-z]+", normal_name(name)))}
 
 
 def normal_name(name: str) -> str:
-  """The one spelling of a class name: lower case, no outer blanks."""
+  """Returns the canonical spelling of a class name: lower case, no surrounding blanks."""
   return str(name).strip().lower()
 
 
-def _check_names(names, capacity):
-  doubled = sorted({n for n in names if names.count(n) > 1})
-  if doubled or not names or "" in names:
-    raise InputError("class table", f"doubled or empty names: {_join(doubled) or names}",
-                     "give every class one name of its own")
+def hue(i: int) -> tuple[int, int, int]:
+  """Returns a colour for class i; hues are a golden angle apart, so any number is distinct."""
+  rgb = colorsys.hsv_to_rgb((0.02 + i * 0.61803398875) % 1.0, 0.75 - 0.2 * (i % 2), 0.95)
+  return _rgb(round(255 * x) for x in rgb)
+
+
+def _check_names(names: Sequence[str], capacity: int) -> None:
+  duplicates = sorted({n for n in names if names.count(n) > 1})
+  if duplicates or not names or "" in names:
+    raise InputError("class table", f"duplicate or empty names: {_join(duplicates) or names}",
+                     "give every class a unique name")
   if len(names) > capacity:
-    raise InputError("class table", f"{len(names)} classes, capacity {capacity}",
+    raise InputError("class table", f"{len(names)} classes exceed the capacity of {capacity}",
                      "raise the capacity before the first training")
 
 
-def hue(i: int) -> tuple[int, int, int]:
-  """Distinct colours for any number of classes: hues a golden angle apart."""
-  rgb = colorsys.hsv_to_rgb((0.02 + i * 0.61803398875) % 1.0, 0.75 - 0.2 * (i % 2), 0.95)
-  return tuple(round(255 * x) for x in rgb)
+def _rgb(color: Iterable[float]) -> tuple[int, int, int]:
+  red, green, blue = (int(value) for value in color)
+  return red, green, blue
 
 
-def _join(items) -> str:
+def _join(items: Iterable[object]) -> str:
   return ", ".join(str(i) for i in items)

@@ -1,4 +1,4 @@
-"""Where an array lies in the world: affine, orientation, spacing, and the exact way back.
+"""Grids in world space: affine, orientation, spacing, and the exact inverse of reorientation.
 
 World coordinates are RAS+ millimetres, the convention of NIfTI and nibabel. An affine maps the
 homogeneous index of a voxel *centre* to the world, so the outer faces of a volume lie at the
@@ -7,6 +7,7 @@ indices -0.5 and shape - 0.5.
 
 from dataclasses import dataclass
 import itertools
+import os
 import warnings
 
 from nibabel import orientations
@@ -15,14 +16,14 @@ import numpy as np
 
 from condseg_jax.errors import InputError
 
-CANONICAL = ("S", "P", "L")  # axial slices which imshow draws the radiological way up
-MAX_CORNER_MM = 0.1  # an image and its label may disagree by this much
-QUIET_CORNER_MM = 1e-3  # what float32 headers and rounded decimals cost; not worth a word
+CANONICAL = ("S", "P", "L")  # imshow draws its axial slices in radiological convention
+MAX_CORNER_MM = 0.1  # maximal misalignment of an image and its label
+QUIET_CORNER_MM = 1e-3  # misalignment due to float32 headers and rounded decimals: no warning
 MIN_UNIT_VOLUME = 1e-4  # volume spanned by the unit axes: 1 if orthogonal, 0 if singular
 
 
-def check_affine(affine: np.ndarray, subject="affine") -> None:
-  """Raises InputError, about `subject`, for an affine that places no volume in the world.
+def check_affine(affine: np.ndarray, subject: str | os.PathLike = "affine") -> None:
+  """Raises InputError for an affine that is not invertible or not finite.
 
   Args:
     affine: (n+1, n+1), array index -> world mm, n = 2 or 3 spatial axes.
@@ -31,26 +32,26 @@ def check_affine(affine: np.ndarray, subject="affine") -> None:
   Raises:
     InputError: wrong shape or last row, NaN or Inf, a zero column, linearly dependent columns.
   """
-  cure = "repair the orientation in the header, or convert the original again"
+  cure = "correct the orientation in the header, or convert the original image again"
   affine = np.asarray(affine)
   if affine.shape not in ((3, 3), (4, 4)):
-    raise InputError(subject, f"affine of shape {affine.shape} instead of (3, 3) or (4, 4)", cure)
+    raise InputError(subject, f"affine has the shape {affine.shape}, not (3, 3) or (4, 4)", cure)
   if not np.isfinite(affine).all():
-    raise InputError(subject, "affine holds NaN or Inf", cure)
+    raise InputError(subject, "affine contains NaN or Inf", cure)
   axes = affine[:-1, :-1]
   if np.any(affine[-1] != [0.0] * len(axes) + [1.0]):
     raise InputError(subject, f"the last row of the affine is {affine[-1].tolist()}", cure)
   lengths = np.linalg.norm(axes, axis=0)
   if np.any(lengths == 0.0):
     axis = int(np.argmin(lengths))
-    raise InputError(subject, f"column {axis} of the affine is zero (a spacing of 0 mm)", cure)
+    raise InputError(subject, f"column {axis} of the affine is zero (spacing 0 mm)", cure)
   if abs(np.linalg.det(axes / lengths)) < MIN_UNIT_VOLUME:
-    raise InputError(subject, "affine is singular: its axes do not span the space", cure)
+    raise InputError(subject, "affine is singular: its axes are linearly dependent", cure)
 
 
 @dataclass(frozen=True, eq=False)
 class Geometry:
-  """The grid of a volume, without its voxels.
+  """The grid of a volume: shape and affine, without voxel values.
 
   Attributes:
     shape: voxels along each of the n = 2 or 3 spatial axes, no channel axis.
@@ -60,12 +61,12 @@ class Geometry:
   shape: tuple[int, ...]
   affine: np.ndarray
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_affine(self.affine)
     object.__setattr__(self, "affine", _frozen(self.affine))
     object.__setattr__(self, "shape", tuple(int(size) for size in self.shape))
     if len(self.shape) != self.ndim or min(self.shape) < 1:
-      raise ValueError(f"shape {self.shape} does not fit {self.ndim} spatial axes")
+      raise ValueError(f"shape {self.shape} does not match {self.ndim} spatial axes")
 
   @property
   def ndim(self) -> int:
@@ -80,18 +81,18 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Volume:
-  """An array and its place in the world.
+  """An array with its affine.
 
   Attributes:
-    array: spatial axes first, then one channel axis if any.
-    affine: (n+1, n+1) float64, read-only; array index -> RAS+ world mm. It fixes the number of
-      spatial axes: n = 2 or 3.
+    array: spatial axes first, then optionally one channel axis.
+    affine: (n+1, n+1) float64, read-only; array index -> RAS+ world mm. It determines the number
+      of spatial axes: n = 2 or 3.
   """
 
   array: np.ndarray
   affine: np.ndarray
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_affine(self.affine)
     object.__setattr__(self, "affine", _frozen(self.affine))
     if self.array.ndim - self.ndim not in (0, 1):
@@ -99,6 +100,7 @@ class Volume:
 
   @property
   def geometry(self) -> Geometry:
+    """The grid of the spatial axes."""
     return Geometry(self.array.shape[: self.ndim], self.affine)
 
   @property
@@ -113,17 +115,17 @@ class Volume:
 
 
 def axcodes(affine: np.ndarray) -> tuple[str, ...]:
-  """World directions nearest to the array axes, e.g. ('S', 'P', 'L'); () for 2-D images."""
+  """Returns the world directions closest to the array axes, e.g. ('S', 'P', 'L'); () in 2-D."""
   check_affine(affine)
   return () if len(affine) == 3 else orientations.aff2axcodes(affine)
 
 
 def to_canonical(volume: Volume) -> Volume:
-  """The same voxels in the axis order (D, H, W) = (towards S, towards P, towards L).
+  """Reorders a volume to the axes (D, H, W) = (towards S, towards P, towards L).
 
   Axes are permuted and flipped, never interpolated: an oblique volume keeps its own axes, each in
-  the place of the world axis nearest to it. The result is a view of the input where numpy can
-  make one. 2-D volumes come back as they are.
+  the position of the closest world axis. The result is a view of the input where numpy can make
+  one. 2-D volumes are returned unchanged.
   """
   if volume.ndim == 2:
     return volume
@@ -133,7 +135,7 @@ def to_canonical(volume: Volume) -> Volume:
 
 
 def canonical_geometry(geometry: Geometry) -> Geometry:
-  """The grid on which `to_canonical` puts a volume of the native `geometry`."""
+  """Returns the grid of `to_canonical(volume)` for a volume on the native grid `geometry`."""
   if geometry.ndim == 2:
     return geometry
   change = orientations.ornt_transform(_orientation(geometry.affine), _canonical_orientation())
@@ -142,14 +144,14 @@ def canonical_geometry(geometry: Geometry) -> Geometry:
 
 
 def from_canonical(array: np.ndarray, geometry: Geometry) -> Volume:
-  """The inverse of `to_canonical`.
+  """Inverts `to_canonical`.
 
   Args:
-    array: on the canonical grid of `geometry`: spatial axes (D, H, W), then channels if any.
-    geometry: the native grid to go back to.
+    array: on the canonical grid of `geometry`: spatial axes (D, H, W), then optionally channels.
+    geometry: the native grid.
 
   Returns:
-    The volume in native axis order; its affine is that of `geometry`, bit for bit.
+    The volume in native axis order; its affine is bit-identical to that of `geometry`.
 
   Raises:
     ValueError: the array does not have the shape of the canonical grid.
@@ -165,9 +167,9 @@ def from_canonical(array: np.ndarray, geometry: Geometry) -> Volume:
 
 
 def corner_distance(a: Geometry, b: Geometry) -> float:
-  """The farthest that any point of grid `a` lies from the same index in grid `b`, in mm.
+  """Returns the largest distance in mm between points of the same index in two grids.
 
-  The distance between two affine maps is convex, so its maximum lies on a corner of the volume.
+  The distance between two affine maps is convex, so its maximum is at a corner of the volume.
 
   Raises:
     ValueError: the two shapes differ.
@@ -179,43 +181,43 @@ def corner_distance(a: Geometry, b: Geometry) -> float:
   return float(np.linalg.norm(homogeneous @ (a.affine - b.affine).T, axis=1).max())
 
 
-def match_grid(image_path, image: Geometry, label_path, label: Volume) -> Volume:
-  """Puts a label on the grid of its image, voxel by voxel, or says why they do not belong together.
+def match_grid(image_path: str | os.PathLike, image: Geometry, label_path: str | os.PathLike,
+               label: Volume) -> Volume:
+  """Maps a label to the grid of its image by permuting and flipping axes, without interpolation.
 
-  A label stored along other axes, as NIfTI labels of DICOM images often are, is permuted and
-  flipped by geometry; nothing is interpolated. The affine is taken over from the image, which
-  matters for oblique volumes near 45 degrees: a difference in the last digit could otherwise send
-  image and label to different canonical axes.
+  NIfTI labels of DICOM images, for example, are often stored along other axes than the image. The
+  result has the affine of the image: for oblique volumes near 45 degrees a difference in the last
+  digit could otherwise give image and label different canonical axes.
 
   Args:
-    image_path, label_path: named in the error.
+    image_path, label_path: for error messages.
     image: grid of the image in file axis order.
-    label: as read, in file axis order.
+    label: label map in file axis order.
 
   Returns:
     The label on the grid of the image.
 
   Raises:
-    InputError: other shape, or corners more than 0.1 mm (half a voxel, if that is less) apart.
-      A smaller difference that rounding does not explain is only warned of.
+    InputError: the shapes differ, or corners are more than 0.1 mm (or half a voxel, if smaller)
+      apart. A smaller misalignment than that, but larger than rounding, is a warning.
   """
-  cure = f"resample the label onto the grid of {image_path}"
-  turned = turn_to(image, label)
-  if image.shape != turned.geometry.shape:
-    reason = f"shape {label.geometry.shape}, but the image has {image.shape}"
+  cure = f"resample the label to the grid of {image_path}"
+  reoriented = reorient_to(image, label)
+  if image.shape != reoriented.geometry.shape:
+    reason = f"has the shape {label.geometry.shape}, but the image has {image.shape}"
     raise InputError(label_path, reason, cure, kind="shape")
-  distance = _apart(image, turned.geometry)
+  distance = _distance(image, reoriented.geometry)
   if distance > tolerance(image):
-    raise InputError(label_path, f"lies up to {distance:.3g} mm away from the image", cure,
+    raise InputError(label_path, f"is up to {distance:.3g} mm away from the image", cure,
                      kind="affine")
   if distance > QUIET_CORNER_MM:
-    warnings.warn(f"{label_path}: lies {distance:.2g} mm away from {image_path}", stacklevel=2)
-  return Volume(turned.array, image.affine)
+    warnings.warn(f"{label_path}: is {distance:.2g} mm away from {image_path}", stacklevel=2)
+  return Volume(reoriented.array, image.affine)
 
 
-def turn_to(image: Geometry, label: Volume) -> Volume:
-  """A label along the axes of its image, unless it fits as it is."""
-  if _apart(image, label.geometry) <= tolerance(image) or not image.ndim == label.ndim == 3:
+def reorient_to(image: Geometry, label: Volume) -> Volume:
+  """Permutes and flips the axes of a label to those of its image, unless they match already."""
+  if _distance(image, label.geometry) <= tolerance(image) or not image.ndim == label.ndim == 3:
     return label
   change = orientations.ornt_transform(_orientation(label.affine), _orientation(image.affine))
   return Volume(orientations.apply_orientation(label.array, change),
@@ -223,28 +225,28 @@ def turn_to(image: Geometry, label: Volume) -> Volume:
 
 
 def voxel_ml(affine: np.ndarray) -> float:
-  """Volume of a voxel in ml, shear counted; in 2-D a thousandth of its area."""
+  """Returns the volume of a voxel in ml, shear included; in 2-D its area / 1000."""
   return float(abs(np.linalg.det(np.asarray(affine)[:-1, :-1]))) / 1000
 
 
 def shear(affine: np.ndarray) -> float:
-  """The largest angle in degrees by which two axes of an affine miss being perpendicular."""
+  """Returns the largest deviation, in degrees, of two axes of an affine from a right angle."""
   unit = affine[:-1, :-1] / np.linalg.norm(affine[:-1, :-1], axis=0)
   cosines = np.abs(unit.T @ unit - np.eye(len(unit))).max()
   return float(np.degrees(np.arcsin(min(1.0, cosines))))
 
 
 def oblique_degrees(affine: np.ndarray) -> float:
-  """The largest angle between an axis of a volume and the axis of the world nearest to it."""
+  """Returns the largest angle, in degrees, between an array axis and its closest world axis."""
   return float(np.degrees(obliquity(affine)).max()) if len(affine) == 4 else 0.0
 
 
 def tolerance(image: Geometry) -> float:
-  """How far a label's corners may lie from the image's, in mm."""
+  """Returns the maximal distance, in mm, of the corners of a label from those of its image."""
   return min(MAX_CORNER_MM, 0.5 * min(image.spacing))
 
 
-def _apart(a: Geometry, b: Geometry) -> float:
+def _distance(a: Geometry, b: Geometry) -> float:
   return corner_distance(a, b) if a.shape == b.shape else float("inf")
 
 

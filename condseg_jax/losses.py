@@ -6,6 +6,7 @@ on how the batch is split over devices. Arrays are nD; N is the number of classe
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,10 @@ import jax.numpy as jnp
 from condseg_jax.classes import NEGATIVE
 from condseg_jax.classes import POSITIVE
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.config import Loss
+from condseg_jax.errors import InputError
+
+Objective = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Terms(NamedTuple):
@@ -102,33 +107,58 @@ def image_terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, sharpness: float
   return Terms(jnp.zeros_like(bce), jnp.where(count > 0, bce, 0.0))
 
 
-def deep_terms(logits: Sequence[jax.Array], mask_BDHWN: jax.Array,
-               measure: Callable[[jax.Array, jax.Array], Terms] = terms) -> tuple[Terms, Terms]:
-  """Loss terms over several levels of the decoder (deep supervision).
+def dice_bce(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss) -> jax.Array:
+  """Soft Dice plus weighted cross-entropy over the labelled voxels, float32 [B, N]: see `terms`."""
+  found = terms(logits_BDHWN, mask_BDHWN)
+  return found.dice + settings.bce_weight * found.bce
+
+
+def image_level(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss) -> jax.Array:
+  """Supervision by presence alone, float32 [B, N]: see `image_terms`."""
+  return settings.bce_weight * image_terms(logits_BDHWN, mask_BDHWN, settings.lse_sharpness).bce
+
+
+# (logits_BDHWN, three-valued mask_BDHWN, settings) → the loss of every decode, float32 [B, N]. To
+# add one, write a function and name it here: `config.loss.objective` chooses it. Its gradient must
+# be zero at unlabelled voxels, and its value zero where no voxel is labelled.
+OBJECTIVES: dict[str, Callable[[jax.Array, jax.Array, Loss], jax.Array]] = {
+    "dice_bce": dice_bce, "image_level": image_level}
+
+
+def make_objective(settings: Loss) -> Objective:
+  """The objective of a config: (logits_BDHWN, mask_BDHWN) → loss of every decode, [B, N].
+
+  Raises:
+    InputError: its name is not in `OBJECTIVES`.
+  """
+  if settings.objective not in OBJECTIVES:
+    raise InputError("loss.objective", f"{settings.objective!r} is not registered",
+                     f"one of {', '.join(OBJECTIVES)}", usage=True)
+  return functools.partial(OBJECTIVES[settings.objective], settings=settings)
+
+
+def deep_loss(logits: Sequence[jax.Array], mask_BDHWN: jax.Array,
+              objective: Objective) -> jax.Array:
+  """The loss of every decode over several levels of the decoder (deep supervision), [B, N].
 
       ℓ = Σ_l w_l ℓ_l,   w_l = 2^-l / Σ_m 2^-m
 
-  with ℓ_l the terms of level l against the mask reduced to it; the weights are halved from level to
+  with ℓ_l the loss of level l against the mask reduced to it; the weights are halved from level to
   level, as in Isensee et al. (nnU-Net, Nature Methods 2021).
 
   Args:
     logits: one array per level, finest first, float32 [B, *shape of the level, N].
     mask_BDHWN: three-valued, of the finest level.
-    measure: (logits, mask) → the terms of a level.
-
-  Returns:
-    (the weighted terms, those of the finest level); of one level, the same.
+    objective: of `make_objective`.
   """
-  per_level = [measure(logits[0], mask_BDHWN)]
+  per_level = [objective(logits[0], mask_BDHWN)]
   for level in logits[1:]:
     strides = [n // m for n, m in zip(mask_BDHWN.shape[1:-1], level.shape[1:-1], strict=True)]
-    per_level.append(measure(level, reduce_mask(mask_BDHWN, strides)))
+    per_level.append(objective(level, reduce_mask(mask_BDHWN, strides)))
   if len(per_level) == 1:
-    return per_level[0], per_level[0]
+    return per_level[0]
   weights = [2.0 ** -level for level in range(len(per_level))]
-  weighted = (sum(w / sum(weights) * t for w, t in zip(weights, same, strict=True))
-              for same in zip(*per_level, strict=True))
-  return Terms(*weighted), per_level[0]
+  return sum(w / sum(weights) * loss_BN for w, loss_BN in zip(weights, per_level, strict=True))
 
 
 def reduce_mask(mask_BDHWN: jax.Array, strides: Sequence[int]) -> jax.Array:
@@ -159,26 +189,24 @@ def reduce_mask(mask_BDHWN: jax.Array, strides: Sequence[int]) -> jax.Array:
   return jnp.where((labelled == 0) | lost, jnp.uint8(UNLABELLED), value)
 
 
-def objective(per_sample: Terms, class_id_BN: jax.Array, beta_BN: jax.Array, alpha_K: jax.Array,
-              *, bce_weight: float, global_batch: int) -> jax.Array:
+def total(loss_BN: jax.Array, class_id_BN: jax.Array, beta_BN: jax.Array, alpha_K: jax.Array, *,
+          global_batch: int) -> jax.Array:
   """Eq. 4 of Dmitriev & Kaufman (CVPR 2019) in its per-sample form.
 
-      L = (1/B) Σ_b Σ_n α_c β_bn ℓ_bn,   c the class of decode n,   ℓ = Dice term + w · BCE term
+      L = (1/B) Σ_b Σ_n α_c β_bn ℓ_bn,   c the class of decode n
 
   Eq. 4 sums over the classes present in the batch, L = Σ_i α_i β_i L_i; dividing by the number of
   images B, and not by the number of annotated samples, makes the sum over devices equal to the loss
   of the whole batch: the number of annotated samples differs between devices.
 
   Args:
-    per_sample: of the local part of the batch.
+    loss_BN: ℓ, the loss of every decode of the local part of the batch.
     class_id_BN: class of every decode.
     beta_BN: 1 where the sample's dataset annotates that class, else 0.
     alpha_K: weight of every class.
-    bce_weight: w; 0 for the Dice of the paper alone.
     global_batch: B, the number of images over all devices.
 
   Returns:
     Scalar: the local part of the loss. The parts of all devices add up to L.
   """
-  loss_BN = per_sample.dice + bce_weight * per_sample.bce
   return (alpha_K[class_id_BN] * beta_BN * loss_BN).sum() / global_batch

@@ -24,7 +24,9 @@ of a single slice agree with the 2-D image.
 Sizes are millilitres in 3-D and pixel counts in 2-D, and the keys of `score_case` say which.
 """
 
+from collections.abc import Callable
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -41,6 +43,37 @@ _OVERLAP_KEYS = ("dice", "iou")
 _SURFACE_KEYS = ("hd95", "surface_dice")
 
 
+class Metric(NamedTuple):
+  """A measure of agreement between a prediction and a truth.
+
+  Attributes:
+    title: heading of its column.
+    higher_is_better: its direction, by which a structure that only one side has is judged.
+    unit: "mm" for a distance (pixels of an image without a physical size), "" for a share.
+    digits: after the decimal point, in tables.
+    fast: whether it is cheap enough for evaluation during training.
+    measure: (prediction, truth, spacing) → value, both structures present; arrays as of
+      `score_case`. None for those that `score_case` measures together.
+  """
+
+  title: str
+  higher_is_better: bool = True
+  unit: str = ""
+  digits: int = 3
+  fast: bool = False
+  measure: Callable[[np.ndarray, np.ndarray, np.ndarray], float] | None = None
+
+
+# To add one, write a function and name it here: it then has a column in cases.csv, summary.json,
+# the tables and the page and, if it is fast, in the tables of studies.
+METRICS = {
+    "dice": Metric("Dice", fast=True),
+    "iou": Metric("IoU", fast=True),
+    "hd95": Metric("HD95", higher_is_better=False, unit="mm", digits=2),
+    "surface_dice": Metric("surface Dice"),
+}
+
+
 def absent_rule(n_prediction: int, n_truth: int) -> dict[str, float] | None:
   """The absent-class rule of the module docstring.
 
@@ -49,13 +82,13 @@ def absent_rule(n_prediction: int, n_truth: int) -> dict[str, float] | None:
     n_truth: voxels of the class.
 
   Returns:
-    The scores (keys dice, iou, hd95, surface_dice) if a structure is absent; None if both are
-    present and the scores have to be measured.
+    A value for each of `METRICS` if a structure is absent: the worst, 0, where one side has it and
+    higher is better, else nan. None if both are present and the scores have to be measured.
   """
   if n_prediction and n_truth:
     return None
-  overlap = 0.0 if n_prediction or n_truth else np.nan
-  return {"dice": overlap, "iou": overlap, "surface_dice": overlap, "hd95": np.nan}
+  worst = 0.0 if n_prediction or n_truth else np.nan
+  return {name: worst if m.higher_is_better else np.nan for name, m in METRICS.items()}
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -133,7 +166,8 @@ def score_case(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[floa
     dice, iou; hd95 (unit of `spacing`) and surface_dice unless `fast`; tp, fp, fn and n_unlabelled
     (voxels). In 3-D volume_ml, truth_volume_ml (both of labelled voxels), volume_error_ml
     (prediction - truth), volume_error_relative (the same over the truth), false_positive_ml;
-    in 2-D area_px, truth_area_px, area_error_px, area_error_relative, false_positive_px.
+    in 2-D area_px, truth_area_px, area_error_px, area_error_relative, false_positive_px. Metrics
+    that were added to `METRICS` under their names.
 
   Raises:
     ValueError: for arrays or a spacing that do not fit each other, or values out of range.
@@ -147,6 +181,7 @@ def score_case(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[floa
     if tolerance_mm is None:
       raise ValueError("the surface Dice needs a tolerance_mm (or ask for fast scores)")
     scores |= _surface_scores(prediction, truth, spacing, tolerance_mm)
+  scores |= _own_scores(prediction, truth, spacing, tp + fp, tp + fn, fast)
   unit, what = size_unit(truth.ndim), "volume" if truth.ndim == 3 else "area"
   predicted, true = size(tp + fp, spacing), size(tp + fn, spacing)
   any_voxel = tp + fp + fn > 0
@@ -173,6 +208,15 @@ def _overlap(tp: int, fp: int, fn: int) -> dict[str, float]:
   if absent is not None:
     return {key: absent[key] for key in _OVERLAP_KEYS}
   return {"dice": 2.0 * tp / (2 * tp + fp + fn), "iou": tp / (tp + fp + fn)}
+
+
+def _own_scores(prediction, truth, spacing, n_prediction: int, n_truth: int,
+                fast: bool) -> dict[str, float]:
+  """The metrics that were added to `METRICS`."""
+  absent = absent_rule(n_prediction, n_truth)
+  own = {name: m for name, m in METRICS.items() if m.measure and (m.fast or not fast)}
+  return {name: float(m.measure(prediction, truth, spacing)) if absent is None else absent[name]
+          for name, m in own.items()}
 
 
 def _surface_scores(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray,

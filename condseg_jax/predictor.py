@@ -306,7 +306,7 @@ def load(workdir, checkpoint: str = "last", runtime: str = "jax", locator="") ->
   """
   trained = read_model(workdir, checkpoint)
   record = trained.record
-  model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
+  model = build_model(record.config.model, record.config.conditioning, record.table.codes)
   functions = None
   if runtime == "onnx":
     if not trained.graphs:
@@ -314,5 +314,5 @@ def load(workdir, checkpoint: str = "last", runtime: str = "jax", locator="") ->
     functions = onnx_functions(trained.graphs, encoder_sees_class=model.encoder_sees_class)
   return Predictor(model, trained.variables, record.table, record.plan,
                    trained.facts["step"], record.training,
-                   tuple(record.config["augment"]["mirror"]), record.priors, record.cleaning,
+                   record.config.augment.mirror, record.priors, record.cleaning,
                    functions, load(locator) if locator else None)

@@ -1,9 +1,9 @@
-"""Resampling to another spacing, and back, without moving or cropping the field of view.
+"""Resampling to another spacing, and back, without shifting or cropping the field of view.
 
-Voxel *faces* coincide before and after (scipy's `grid_mode=True`): with n input and m output voxels
-along an axis, output centre i lies at the input index x_i = (i + 1/2) n / m - 1/2. Outside of
-[0, n - 1] the border voxels are repeated. Interpolation is separable, so each axis
-that changes is one pass, for any number of axes; channels ride along as trailing axes.
+The outer voxel *faces* of input and output coincide (scipy's `grid_mode=True`): with n input and m
+output voxels along an axis, output centre i is at the input index x_i = (i + 1/2) n / m - 1/2.
+Outside of [0, n - 1] the border voxels are repeated. Interpolation is separable: one pass for each
+axis that changes, for any number of axes, with channels as trailing axes.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ from scipy import ndimage
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 
-SAME_SPACING = 1e-3  # relative difference below which resampling would only blur
-SPLINE_PAD = 12  # edge voxels repeated before the cubic prefilter, whose memory is 0.27 per voxel
+SAME_SPACING = 1e-3  # relative difference below which an axis is not resampled
+SPLINE_PAD = 12  # padding before the cubic prefilter, whose response decays by 0.27 per voxel
 
 AxisTaps = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -23,13 +23,13 @@ def resample_image(volume: Volume, spacing: tuple[float, ...], order: int = 1) -
 
   Args:
     volume: n = 2 or 3 spatial axes, channels last if any.
-    spacing: wanted distance between voxel centres, in mm, per array axis.
+    spacing: target spacing in mm, per array axis.
     order: 1 linear, 3 cubic B-spline (which may overshoot at edges).
 
   Returns:
     A float32 volume of shape max(1, round(extent / spacing)) whose affine makes the outer faces
-    coincide exactly; its spacing is therefore extent / shape, within half a voxel in all of the
-    one asked for. Axes within 0.1 % of the wanted spacing are left alone.
+    coincide exactly. Its spacing is therefore extent / shape; the extent at the target spacing
+    would differ by half a voxel at most. Axes within 0.1 % of the target spacing are unchanged.
 
   Raises:
     ValueError: spacing of the wrong length or not positive; another order.
@@ -39,16 +39,15 @@ def resample_image(volume: Volume, spacing: tuple[float, ...], order: int = 1) -
 
 
 def resample_labels(volume: Volume, spacing: tuple[float, ...]) -> Volume:
-  """Resamples a label map or a three-valued mask; every output value is one of the input.
+  """Resamples a label map or a three-valued mask; every output value occurs in the input.
 
   Each voxel takes the value with the largest linear weight (linear interpolation of the one-hot
-  map, then argmax). Unlike nearest neighbour this does not shift structures when halving a
-  resolution. Ties go to the larger value: foreground before background, unlabelled (255) before
-  either.
+  map, then argmax). Unlike nearest neighbour, this does not shift structures when the resolution is
+  halved. Ties go to the larger value: foreground before background, unlabelled (255) before both.
 
   Args:
-    volume: non-negative integers or bool below 65536, no channel axis.
-    spacing: as in `resample_image`; so are the new shape and affine.
+    volume: bool, or integers in [0, 65535]; no channel axis.
+    spacing: as in `resample_image`, like the new shape and affine.
 
   Raises:
     ValueError: spacing of the wrong length or not positive; floats, negative or larger values.
@@ -58,15 +57,18 @@ def resample_labels(volume: Volume, spacing: tuple[float, ...]) -> Volume:
 
 
 def resample_to(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
-  """Resamples an array to a given shape over the same field of view: the way back.
+  """Resamples an array to a given shape over the same field of view, e.g. to the native grid.
 
   Args:
     array: len(shape) spatial axes, then channels if any (none for labels).
-    shape: the wanted spatial shape.
+    shape: target spatial shape.
     order: 0 for labels (as `resample_labels`), 1 linear, 3 cubic.
 
   Returns:
-    Labels in the dtype they had, else float32.
+    Labels in their input dtype, other arrays as float32.
+
+  Raises:
+    ValueError: an empty shape, too few axes, another order; see also `resample_labels`.
   """
   shape = tuple(int(size) for size in shape)
   if min(shape) < 1 or array.ndim < len(shape):
@@ -77,22 +79,22 @@ def resample_to(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.nda
 
 
 def source_rows(old: tuple[int, ...], new: tuple[int, ...], rows: slice) -> slice:
-  """The rows of an array of shape `old` that some rows of its resampling to `new` depend on."""
+  """Returns the input rows on which some output rows depend when shape `old` becomes `new`."""
   if old[0] == new[0]:
     return rows
   low, high, _ = linear_taps(old[0], new[0])
   return slice(int(low[rows][0]), int(high[rows][-1]) + 1)
 
 
-def resampled_rows(part: np.ndarray, shape: tuple[int, ...], order: int, rows: slice,
+def resampled_rows(source: np.ndarray, shape: tuple[int, ...], order: int, rows: slice,
                    old: tuple[int, ...]) -> np.ndarray:
-  """Some rows of `resample_to(array, shape, order)`, in the memory of those rows.
+  """Computes some rows of `resample_to(array, shape, order)`; needs only the memory of these rows.
 
   Args:
-    part: `array[source_rows(old, shape, rows)]`.
-    shape: the wanted spatial shape of the whole.
+    source: `array[source_rows(old, shape, rows)]`.
+    shape: target spatial shape of the whole array.
     order: 0 for labels, 1 linear.
-    rows: of the result, start and stop given.
+    rows: rows of the result, with start and stop.
     old: spatial shape of the whole `array`.
   """
   passes = _passes(old, shape)
@@ -100,13 +102,17 @@ def resampled_rows(part: np.ndarray, shape: tuple[int, ...], order: int, rows: s
     low, high, weight = (taps[rows] for taps in passes[0])
     passes[0] = low - low[0], high - low[0], weight
   shape = (rows.stop - rows.start, *shape[1:])
-  return _majority(part, shape, passes) if order == 0 else _linear(part, passes)
+  return _majority(source, shape, passes) if order == 0 else _linear(source, passes)
 
 
 def resampled_geometry(geometry: Geometry, spacing: tuple[float, ...]) -> Geometry:
-  """The grid that `resample_image` and `resample_labels` give at a spacing in mm."""
+  """Returns the grid of the results of `resample_image` and `resample_labels`.
+
+  Raises:
+    ValueError: spacing of the wrong length or not positive.
+  """
   if len(spacing) != geometry.ndim or not all(np.isfinite(s) and s > 0 for s in spacing):
-    raise ValueError(f"spacing {spacing} for {geometry.ndim} axes; give one positive mm value each")
+    raise ValueError(f"spacing {spacing} must be {geometry.ndim} positive numbers, in mm")
   shape = []
   for size, old, new in zip(geometry.shape, geometry.spacing, spacing, strict=True):
     same = abs(new / old - 1.0) <= SAME_SPACING
@@ -115,7 +121,9 @@ def resampled_geometry(geometry: Geometry, spacing: tuple[float, ...]) -> Geomet
 
 
 def linear_taps(size_in: int, size_out: int) -> AxisTaps:
-  """Linear interpolation along one axis, as out[i] = in[low[i]] + w[i] (in[high[i]] - in[low[i]]).
+  """Returns the taps of a linear interpolation along one axis.
+
+      out[i] = in[low[i]] + w[i] (in[high[i]] - in[low[i]])
 
   Returns:
     low, high: (size_out,) input indices, both ascending; w: (size_out,) float32 in [0, 1).
@@ -134,7 +142,7 @@ def _resampled_affine(geometry: Geometry, shape: tuple[int, ...]) -> np.ndarray:
     return geometry.affine
   affine = geometry.affine.copy()
   affine[:-1, :-1] *= np.array(geometry.shape) / np.array(shape)
-  # The face at index -1/2 stays: A'(-1/2) = A(-1/2).
+  # The face at index -1/2 is unchanged: A'(-1/2) = A(-1/2).
   affine[:-1, -1] += 0.5 * (affine - geometry.affine)[:-1, :-1].sum(axis=1)
   return affine
 
@@ -143,7 +151,7 @@ def _interpolate(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.nd
   if order == 1:
     return _linear(array, _passes(array.shape, shape))
   if order != 3:
-    raise ValueError(f"order {order}; choose 1 (linear) or 3 (cubic)")
+    raise ValueError(f"unknown order {order}; choose 1 (linear) or 3 (cubic)")
   array = np.ascontiguousarray(array, dtype=np.float32)
   for axis in _passes(array.shape, shape):
     array = _cubic_pass(array, axis, shape[axis])
@@ -151,7 +159,7 @@ def _interpolate(array: np.ndarray, shape: tuple[int, ...], order: int) -> np.nd
 
 
 def _passes(old: tuple[int, ...], new: tuple[int, ...]) -> dict[int, AxisTaps]:
-  """Taps of the axes that change, shrinking ones first so that later passes see fewer voxels."""
+  """Returns the taps of the axes that change, shrinking axes first: later passes are smaller."""
   changing = (axis for axis, size in enumerate(new) if size != old[axis])
   return {axis: linear_taps(old[axis], new[axis])
           for axis in sorted(changing, key=lambda axis: new[axis] / old[axis])}
@@ -165,18 +173,19 @@ def _linear(array: np.ndarray, passes: dict[int, AxisTaps]) -> np.ndarray:
 
 
 def linear_pass(array: np.ndarray, axis: int, taps: AxisTaps) -> np.ndarray:
+  """Interpolates a float32 array linearly along one axis; see `linear_taps`."""
   low, high, weight = taps
-  # "clip" only spares numpy a bounds check per element; every index is inside.
+  # All indices are valid; mode="clip" is faster, since numpy does not check each of them.
   out = np.take(array, low, axis, mode="clip")
   step = np.take(array, high, axis, mode="clip")
-  step -= out  # in this form constants stay exact
+  step -= out  # in this form constants are reproduced exactly
   step *= weight.reshape([-1 if a == axis else 1 for a in range(array.ndim)])
   out += step
   return out
 
 
 def _cubic_pass(array: np.ndarray, axis: int, size: int) -> np.ndarray:
-  """Cubic B-spline along one axis: prefilter, then four taps. Equals scipy.ndimage.zoom."""
+  """Interpolates along one axis by cubic B-splines (prefilter, four taps), as scipy's zoom does."""
   pad = [(SPLINE_PAD if a == axis else 0,) * 2 for a in range(array.ndim)]
   coefficients = np.pad(array, pad, mode="edge")
   ndimage.spline_filter1d(coefficients, 3, axis, output=coefficients, mode="mirror")
@@ -195,14 +204,15 @@ def _cubic_pass(array: np.ndarray, axis: int, size: int) -> np.ndarray:
 
 def _majority(array: np.ndarray, shape: tuple[int, ...],
               passes: dict[int, AxisTaps]) -> np.ndarray:
-  """Argmax over values of the linearly interpolated indicator, each inside its own box."""
+  """Takes the argmax over values of their interpolated indicators, each in its bounding box."""
   array = np.asarray(array)
   if array.ndim != len(shape) or array.dtype.kind not in "biu":
-    raise ValueError(f"labels of shape {array.shape}, {array.dtype}: need {len(shape)}-D integers")
+    raise ValueError(f"labels of shape {array.shape} and type {array.dtype} must be "
+                     f"{len(shape)}-D integers")
   if not passes:
     return array
   if array.min() < 0 or array.max() > 65535:
-    raise ValueError(f"labels from {array.min()} to {array.max()}; allowed are 0 to 65535")
+    raise ValueError(f"labels from {array.min()} to {array.max()} must be in [0, 65535]")
   labels = np.ascontiguousarray(array, dtype=np.uint16 if array.max() > 255 else np.uint8)
   boxes = [(value, box) for value, box in enumerate(ndimage.find_objects(labels), 1) if box]
   if not labels.all():
@@ -213,7 +223,7 @@ def _majority(array: np.ndarray, shape: tuple[int, ...],
   for value, box in boxes:  # ascending, so that >= gives ties to the larger value
     cropped = [cropped_taps(*pair) for pair in zip(taps, box, strict=True)]
     if any(target.start >= target.stop for _, target, _ in cropped):
-      continue  # a thin structure between two output centres
+      continue  # a thin structure between two output voxel centres
     score = (labels[tuple(source for source, _, _ in cropped)] == value).astype(np.float32)
     target = tuple(target for _, target, _ in cropped)
     for axis in passes:
@@ -225,7 +235,11 @@ def _majority(array: np.ndarray, shape: tuple[int, ...],
 
 
 def cropped_taps(taps: AxisTaps, box: slice) -> tuple[slice, slice, AxisTaps]:
-  """Input range, output range and taps that a structure inside `box` needs along one axis."""
+  """Restricts taps along one axis to a structure inside `box`.
+
+  Returns:
+    Input range, output range, and the taps relative to the input range.
+  """
   low, high, weight = taps
   first = int(np.searchsorted(high, box.start, "left"))
   last = int(np.searchsorted(low, box.stop, "left"))

@@ -1,4 +1,4 @@
-"""Runs studies, from a checkout: python -m experiments.study --help"""
+"""Runs studies, from a checkout: condseg-study --help"""
 
 import sys
 

@@ -1,7 +1,5 @@
 """The objective against its closed forms, and who does not count."""
 
-import functools
-
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -12,12 +10,17 @@ import numpy as np
 import optax
 import pytest
 
+from condseg_jax import losses
 from condseg_jax.classes import UNLABELLED
-from condseg_jax.losses import deep_terms
+from condseg_jax.config import Loss
+from condseg_jax.errors import InputError
+from condseg_jax.losses import deep_loss
+from condseg_jax.losses import dice_bce
 from condseg_jax.losses import image_terms
-from condseg_jax.losses import objective
+from condseg_jax.losses import make_objective
 from condseg_jax.losses import reduce_mask
 from condseg_jax.losses import terms
+from condseg_jax.losses import total
 
 SHAPE = (2, 3, 4)  # D H W
 VOXELS = 24
@@ -194,8 +197,8 @@ ALPHA = jnp.array([1.0, 2.0, 0.5])
 
 
 def loss_of(logits, mask, ids, beta, global_batch):
-  return objective(terms(logits, mask), ids, beta, ALPHA, bce_weight=0.7,
-                   global_batch=global_batch)
+  loss_BN = dice_bce(logits, mask, Loss(bce_weight=0.7))
+  return total(loss_BN, ids, beta, ALPHA, global_batch=global_batch)
 
 
 def test_the_objective_is_its_formula():
@@ -229,8 +232,9 @@ def test_alpha_weighs_the_gradient_of_its_class_alone():
   beta = jnp.ones_like(ids, jnp.float32)
 
   def gradient(alpha_K):
-    return np.asarray(jax.grad(lambda z: objective(terms(z, mask), ids, beta, alpha_K,
-                                                   bce_weight=0.7, global_batch=4))(logits))
+    loss_BN = lambda z: dice_bce(z, mask, Loss(bce_weight=0.7))
+    return np.asarray(jax.grad(
+        lambda z: total(loss_BN(z), ids, beta, alpha_K, global_batch=4))(logits))
 
   plain, weighted = gradient(jnp.ones(3)), gradient(jnp.array([1.0, 5.0, 0.0]))
   for b, n in np.ndindex(4, 2):
@@ -240,7 +244,8 @@ def test_alpha_weighs_the_gradient_of_its_class_alone():
 
 def test_without_cross_entropy_it_is_the_dice_of_the_paper():
   logits, mask, ids, beta = random_batch()
-  loss = objective(terms(logits, mask), ids, beta, jnp.ones(3), bce_weight=0.0, global_batch=4)
+  loss_BN = dice_bce(logits, mask, Loss(bce_weight=0.0))
+  loss = total(loss_BN, ids, beta, jnp.ones(3), global_batch=4)
   np.testing.assert_allclose(loss, (terms(logits, mask).dice * beta).sum() / 4, rtol=1e-6)
 
 
@@ -284,14 +289,13 @@ def test_the_weights_of_the_levels_are_halved_and_add_up_to_one():
   logits = [jnp.asarray(rng.normal(size=(2, *shape, 3)), jnp.float32)
             for shape in ((4, 8, 8), (4, 4, 4), (2, 2, 2))]
   masks = [mask, reduce_mask(mask, (1, 2, 2)), reduce_mask(mask, (2, 4, 4))]
+  objective = make_objective(Loss(bce_weight=0.3))
   levels = [terms(*pair) for pair in zip(logits, masks, strict=True)]
-  found, finest = deep_terms(logits, mask)
-  for i in range(2):
-    expected = sum(w / 7 * level[i] for w, level in zip((4, 2, 1), levels, strict=True))
-    np.testing.assert_allclose(found[i], expected, rtol=1e-6)
-    np.testing.assert_array_equal(finest[i], levels[0][i])
-  alone, same = deep_terms(logits[:1], mask)
-  assert alone is same
+  expected = sum(w / 7 * (level.dice + 0.3 * level.bce)
+                 for w, level in zip((4, 2, 1), levels, strict=True))
+  np.testing.assert_allclose(deep_loss(logits, mask, objective), expected, rtol=1e-6)
+  np.testing.assert_array_equal(deep_loss(logits[:1], mask, objective),
+                                levels[0].dice + 0.3 * levels[0].bce)
 
 
 # --- labels of whole images ------------------------------------------------------------------
@@ -356,7 +360,27 @@ def test_sure_logits_of_an_image_give_finite_terms(value):
 
 def test_labels_of_images_hold_at_every_level():
   """No Dice anywhere: that would be of the voxels."""
-  measure = functools.partial(image_terms, sharpness=5.0)
-  logits = [jnp.ones((2, 4, 4, 1)), jnp.ones((2, 2, 2, 1))]
-  found, finest = deep_terms(logits, jnp.ones((2, 4, 4, 1), jnp.uint8), measure)
-  assert not found.dice.any() and not finest.dice.any() and (found.bce > 0).all()
+  objective = make_objective(Loss(objective="image_level", bce_weight=0.5, lse_sharpness=4.0))
+  mask = jnp.ones((2, 4, 4, 1), jnp.uint8)
+  logits = [jnp.ones((2, 4, 4, 1)), 2 * jnp.ones((2, 2, 2, 1))]
+  # The smooth maximum of equal logits is that logit: softplus(-z) for a present class.
+  expected = 0.5 * (2 / 3 * np.log1p(np.exp(-1)) + 1 / 3 * np.log1p(np.exp(-2)))
+  np.testing.assert_allclose(deep_loss(logits, mask, objective), expected, rtol=1e-6)
+
+
+# --- objectives by name -----------------------------------------------------------------------
+def test_an_objective_of_ones_own(monkeypatch):
+  """A function and a line of the config; it gets the settings with its own numbers."""
+  def scaled(logits_BDHWN, mask_BDHWN, settings):
+    return settings.options["gamma"] * dice_bce(logits_BDHWN, mask_BDHWN, settings)
+
+  monkeypatch.setitem(losses.OBJECTIVES, "scaled", scaled)
+  logits, mask = batch(np.full(SHAPE, 0.3), mask_with(5))
+  plain = make_objective(Loss())(logits, mask)
+  own = make_objective(Loss(objective="scaled", options={"gamma": 3.0}))(logits, mask)
+  np.testing.assert_allclose(own, 3 * plain, rtol=1e-6)
+
+
+def test_an_objective_that_is_not_registered():
+  with pytest.raises(InputError, match="loss.objective: 'points' is not registered.*dice_bce"):
+    make_objective(Loss(objective="points"))

@@ -299,3 +299,33 @@ def test_a_false_voxel_far_away_costs_little():
     tracemalloc.stop()
   assert peak < 10 * truth.size
   assert scores["hd95"] == 0 and 0.99 < scores["surface_dice"] < 1
+
+
+# --- a metric of one's own ----------------------------------------------------------------------
+def test_a_metric_of_ones_own_is_scored_and_summarised(monkeypatch):
+  """One function and its name: with the absent rule, in every summary, where it is fast too."""
+  def precision(prediction, truth, spacing):
+    return np.count_nonzero(prediction & (truth == 1)) / np.count_nonzero(prediction)
+
+  def centre_mm(prediction, truth, spacing):
+    centres = [np.argwhere(mask).mean(0) * spacing for mask in (prediction, truth == 1)]
+    return np.linalg.norm(centres[0] - centres[1])
+
+  monkeypatch.setitem(metrics.METRICS, "precision", metrics.Metric("precision", fast=True,
+                                                                   measure=precision))
+  monkeypatch.setitem(metrics.METRICS, "centre_mm", metrics.Metric(
+      "centre distance", higher_is_better=False, unit="mm", measure=centre_mm))
+  truth = np.zeros((4, 4, 4), np.uint8)
+  truth[1, 1, 1:3] = 1
+  prediction = np.zeros(truth.shape, bool)
+  prediction[1, 1, 1:5] = True
+  spacing = (1.0, 1.0, 2.0)
+  scores = metrics.score_case(prediction, truth, spacing, 1.0)
+  assert scores["precision"] == pytest.approx(2 / 3) and scores["centre_mm"] == pytest.approx(1.0)
+  fast = metrics.score_case(prediction, truth, spacing, fast=True)
+  assert fast["precision"] == scores["precision"] and "centre_mm" not in fast
+  nothing, empty = np.zeros_like(prediction), np.zeros_like(truth)
+  for p, t, expected in ((nothing, truth, (0.0, np.nan)), (prediction, empty, (0.0, np.nan)),
+                         (nothing, empty, (np.nan, np.nan))):
+    absent = metrics.score_case(p, t, spacing, 1.0)
+    np.testing.assert_equal((absent["precision"], absent["centre_mm"]), expected)

@@ -18,7 +18,7 @@ import numpy as np
 
 from condseg_jax import losses
 from condseg_jax.analysis.activations import layer_name
-from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.network import Network
 
 Vectors = dict[str, np.ndarray]  # layer → the gradient of all its parameters
 
@@ -37,19 +37,19 @@ class Sums(NamedTuple):
   agreement: dict
 
 
-def class_gradient(model: DenseUNet, bce_weight: float) -> Callable[..., Mapping]:
+def class_gradient(model: Network, objective: losses.Objective) -> Callable[..., Mapping]:
   """(variables, image_BDHWC, mask_BDHW, class_id_B) → gradient of one class's loss, compiled.
 
-  The loss is that of training from masks: Dice + w · cross-entropy over the supervised levels. The
-  network is as it predicts: one with batch normalisation takes its stored moments.
+  The loss is that of training, over the supervised levels. The network is as it predicts: one with
+  batch normalisation takes its stored moments.
   """
   def loss(params, variables, image, mask, ids):
     variables = {**variables, "params": params}
     features = model.apply(variables, image, ids if model.encoder_sees_class else None,
                            method=model.encode)
     logits = model.apply(variables, features, ids, method=model.decode_levels)
-    terms, _ = losses.deep_terms([level[..., None] for level in logits], mask[..., None])
-    return (terms.dice + bce_weight * terms.bce).mean()
+    return losses.deep_loss([level[..., None] for level in logits], mask[..., None],
+                            objective).mean()
 
   gradient = jax.jit(jax.grad(loss))
   return lambda variables, image, mask, ids: gradient(variables["params"], variables, image, mask,

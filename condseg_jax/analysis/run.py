@@ -25,12 +25,14 @@ from condseg_jax.analysis import parameters
 from condseg_jax.analysis import probes
 from condseg_jax.analysis.samples import Sample
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.config import Loss
+from condseg_jax.losses import make_objective
 from condseg_jax.predictor import Predictor
 
 BOTH = "|"  # between the names of a pair of classes
 
 
-def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: float, seed: int,
+def analyse(predictor: Predictor, samples: Sequence[Sample], *, loss: Loss, seed: int,
             gradient_images: int, pictures: bool = True,
             seen: Callable[[], None] = lambda: None) -> dict:
   """Measures a network; see the module's docstring for what is returned.
@@ -38,7 +40,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
   Args:
     predictor: the network.
     samples: what it is measured on.
-    bce_weight: of the loss that it was trained with.
+    loss: settings that it was trained with.
     seed: of its initial parameters.
     gradient_images: images that gradients are taken of, at most.
     pictures: whether to keep `maps`, which show a slice of an image.
@@ -56,7 +58,7 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, bce_weight: floa
 
   spread: dict = {}
   order = [place.name for place in places]
-  gradient = gradients.class_gradient(model, bce_weight)
+  gradient = gradients.class_gradient(model, make_objective(loss))
   images, shared = labelled_images(samples, names)
   ids = {name: i for i, name in enumerate(names)}
   starting = jax.jit(model.init)(jax.random.key(seed), samples[0].image[None],

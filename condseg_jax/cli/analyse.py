@@ -48,7 +48,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-  shell.need(values, *(("out",) if values.redraw else ("workdir", "data", "out")))
+  shell.require(values, *(("out",) if values.redraw else ("workdir", "data", "out")))
   from condseg_jax.analysis import draw
   from condseg_jax.analysis import files
 
@@ -117,8 +117,8 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
                        "two are needed: one to fit on and one to score", usage=True)
     steps = len(samples) * len(predictor.table) + 2 * min(len(samples), values.gradient_cases)
     with tqdm.tqdm(total=steps, desc=name) as bar:
-      found = analyse(predictor, samples, bce_weight=config["loss"]["bce_weight"],
-                      seed=config["seed"], gradient_images=values.gradient_cases,
+      found = analyse(predictor, samples, loss=config.loss, seed=config.seed,
+                      gradient_images=values.gradient_cases,
                       pictures=values.maps and name not in networks,
                       seen=lambda bar=bar: bar.update())
     networks.setdefault(name, []).append(found)

@@ -37,7 +37,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-  shell.need(values, "workdir", "data", "out")
+  shell.require(values, "workdir", "data", "out")
   import tqdm
 
   from condseg_jax.evaluate.raw_cases import labelled_cases

@@ -28,7 +28,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-  shell.need(values, "workdir", "out")
+  shell.require(values, "workdir", "out")
   if not values.out.endswith(".condseg"):
     raise InputError(f"--out={values.out}", "does not end in .condseg", "name it so", usage=True)
 
@@ -59,7 +59,7 @@ def _graphs(bundle) -> tuple[bytes, bytes]:
   from condseg_jax.export.network import onnx_halves
 
   record = bundle.record
-  model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
+  model = build_model(record.config.model, record.config.conditioning, record.table.codes)
   shape = record.plan.subvolume, record.plan.channels
   graphs = onnx_halves(model, bundle.params, *shape)
   difference = runtime.check(model, bundle.params, graphs, *shape)

@@ -81,7 +81,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-  shell.need(values, "workdir", "input", "output")
+  shell.require(values, "workdir", "input", "output")
   if values.partition and values.runtime != "jax":
     raise InputError("--partition", "is done by JAX alone", "leave --runtime out", usage=True)
   from condseg_jax.formats import files

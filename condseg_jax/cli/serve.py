@@ -39,7 +39,7 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-  shell.need(values, "workdir")
+  shell.require(values, "workdir")
   try:
     from condseg_jax.serve.server import serve
   except ModuleNotFoundError as error:

@@ -7,17 +7,17 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import logging
 import os
-import re
 import sys
 
 from absl import flags
 
+from condseg_jax.cli import config_file
 from condseg_jax.errors import InputError
 
 
 def run(doc: str, define: Callable[[flags.FlagValues], None],
         work: Callable[..., int | None], argv: Sequence[str] | None = None, *,
-        positional: str = "") -> int:
+        positional: str = "", has_config: bool = False) -> int:
   """Runs a command and returns its exit code.
 
   Args:
@@ -26,16 +26,18 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
       in one process.
     work: the command; InputError becomes one line and exit code 1 or 2.
     argv: program name and arguments; those of the process by default.
-    positional: name of the one argument that is no flag, for a command that takes one: `work` gets
-      it as its second argument.
+    positional: name of the one argument that is not a flag, for a command that takes one: `work`
+      gets it as its second argument.
+    has_config: whether there is a flag --config (see `config_file`).
   """
   argv = list(sys.argv if argv is None else argv)
   program = os.path.basename(argv[0]).removesuffix(".py")
   values = flags.FlagValues()
-  # ml_collections reads overrides (--config.a.b=c) from the process's arguments.
-  before, sys.argv = sys.argv, argv
+  before = sys.argv
   configure_logging()
   try:
+    argv = config_file.resolved(argv) if has_config else argv
+    sys.argv = argv  # ml_collections reads overrides (--config.a.b=c) from there
     define(values)
     flags.DEFINE_bool("help", False, "Show this help.", short_name="h", flag_values=values)
     rest = _parse(values, argv)[1:]
@@ -69,21 +71,20 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
   """Parses the flags; a config file that cannot be loaded is wrong usage like any other value."""
   try:
     return values(argv)
-  except flags.Error:
+  except InputError:
     raise
-  except Exception as error:  # whatever a user's config file raises
-    for argument in argv:
-      name = argument.partition("=")[0]
-      if name.startswith("--config.") and name.rpartition(".")[2] in str(error):
-        guess = re.search(r"[Dd]id you mean .(\w+)", str(error))
-        raise InputError(name, "is no setting", f"did you mean {guess[1]}?" if guess else
-                         "see experiments/configs/base.py", usage=True) from error
-    path = next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "--config")
-    raise InputError(path, f"cannot be loaded: {type(error).__name__}: {_line(error)}",
-                     "correct the config file or its path", usage=True) from error
+  except flags.Error as error:
+    if "config file" not in str(error):
+      raise
+    cause: BaseException = error  # absl and ml_collections wrap what the file raised
+    while cause.__cause__ or cause.__context__:
+      cause = cause.__cause__ or cause.__context__
+    raise config_file.config_error(cause, argv) from error
+  except Exception as error:  # whatever else a user's config file raises
+    raise config_file.config_error(error, argv) from error
 
 
-def need(values: flags.FlagValues, *names: str) -> None:
+def require(values: flags.FlagValues, *names: str) -> None:
   """Raises InputError for a flag that must be given and is not."""
   for name in names:
     if not values[name].value:
@@ -130,7 +131,11 @@ def configure_logging() -> None:
     log.setLevel(logging.INFO)
     log.propagate = False
   # orbax warns of what is as it should be, and absl's own threshold follows flags not used here.
-  logging.getLogger("absl").addFilter(lambda record: record.levelno >= logging.ERROR)
+  logging.getLogger("absl").addFilter(_errors_only)  # added once, however often it is called
+
+
+def _errors_only(record: logging.LogRecord) -> bool:
+  return record.levelno >= logging.ERROR
 
 
 def _fail(program: str, message: str, code: int) -> int:

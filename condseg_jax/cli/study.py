@@ -1,12 +1,12 @@
-"""python -m experiments.study STUDY --data=DIR --out=DIR
+"""condseg-study STUDY --data=DIR --out=DIR
 
 Runs a study (a file of experiments/studies, `all` of them, or the path of a file): trains what is
 not trained yet, scores it, and writes tables and figures. The same command goes on where it
 stopped, and does nothing where everything is done.
 
-  python -m experiments.study hippocampus --data=DATA --out=results
-  python -m experiments.study all --data=DATA --out=results --dry_run
-  python -m experiments.study all --out=results --tables --paper=RESULTS.md
+  condseg-study hippocampus --data=DATA --out=results
+  condseg-study all --data=DATA --out=results --dry_run
+  condseg-study all --out=results --tables --paper=RESULTS.md
 
 DATA holds the raw datasets (hippocampus/, camvid/); phantoms are drawn. In OUT lie STUDY.csv,
 STUDY.md, STUDY.tex, figures/ and records/; OUT/work holds what is prepared and trained. `all` with
@@ -22,6 +22,8 @@ from absl import flags
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
+PACKAGED = Path(__file__).parent.parent  # with configs/ and studies/
+
 
 def main(argv=None) -> int:
   return shell.run(__doc__, _define, _work, argv, positional="STUDY")
@@ -31,8 +33,8 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("data", "", "Folder with the raw datasets.", flag_values=values)
   flags.DEFINE_string("out", "", "Folder for records, tables, figures, and work/.",
                       flag_values=values)
-  flags.DEFINE_string("experiments", "experiments", "Folder with configs/ and studies/.",
-                      flag_values=values)
+  flags.DEFINE_string("experiments", "", "Folder with configs/ and studies/ of your own; the "
+                      "packaged ones when empty.", flag_values=values)
   flags.DEFINE_list("seeds", [], "Seeds; those of the study when empty.", flag_values=values)
   flags.DEFINE_list("only", [], "Variants to run; all when empty.", flag_values=values)
   flags.DEFINE_bool("tables", False, "Write tables and figures from the records there are, and run "
@@ -48,14 +50,15 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues, name: str) -> int:
-  shell.need(values, "out")
+  shell.require(values, "out")
   from condseg_jax.study import declare
 
   try:
     seeds = tuple(int(seed) for seed in values.seeds)
   except ValueError as error:
     raise InputError("--seeds", str(error), "whole numbers, as in 0,1,2", usage=True) from error
-  studies = declare.load(name, values.experiments)
+  experiments = Path(values.experiments or PACKAGED)
+  studies = declare.load(name, experiments)
   for flag in ("seeds", "only", "dry_run", "drop_old", "prune"):
     if values.tables and values[flag].value:
       raise InputError(f"--{flag}", "means nothing with --tables, which takes all "
@@ -77,7 +80,7 @@ def _work(values: flags.FlagValues, name: str) -> int:
 
   enable_compilation_cache()
   out, data = (Path(os.path.abspath(p)) for p in (values.out, values.data or "."))
-  places = plan.RunPaths(Path(values.experiments), data, out)
+  places = plan.RunPaths(experiments, data, out)
   missing = plan.unprepared(studies, places, seeds, values.only) if values.dry_run else {}
   if missing:
     for dataset, count in missing.items():
@@ -91,7 +94,7 @@ def _work(values: flags.FlagValues, name: str) -> int:
   from condseg_jax.study.runner import run
   failures = run(jobs, places, lambda study: _report(study, out))
   if values.prune:
-    everything = [*declare.load("all", values.experiments), *studies]
+    everything = [*declare.load("all", experiments), *studies]
     others = plan.jobs(everything, places, without=plan.unprepared(everything, places))
     count = plan.prune([*others, *jobs], jobs, places, print)
     print(f"removed the checkpoints of {count} training(s)")

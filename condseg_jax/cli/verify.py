@@ -1,8 +1,7 @@
 """condseg-verify DIR [--format=LAYOUT] [--json=FILE]
 
-Reads a raw dataset, a prepared store, or a folder of these, from beginning to end, and prints all
-that is wrong with it: errors, which training would stumble over, and warnings, which a person
-should look at.
+Reads all files of a raw dataset, a prepared store, or a folder of these, and prints the defects:
+errors, which make training fail, and warnings, which should be inspected.
 
   condseg-verify Task03_Liver
   condseg-verify scans --format=folder --modality=ct --json=findings.json
@@ -10,6 +9,7 @@ should look at.
 Exit code 1 if there is an error.
 """
 
+from collections.abc import Sequence
 import dataclasses
 import json
 import sys
@@ -17,19 +17,21 @@ import sys
 from absl import flags
 
 from condseg_jax.cli import shell
-from condseg_jax.cli.prepare import FORMATS
+from condseg_jax.cli.argument_flags import as_flags
+from condseg_jax.datasets.layouts import FORMATS
 
 
-def main(argv=None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
   return shell.run(__doc__, _define, _work, argv, positional="DIR")
 
 
 def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_enum("format", "", ("", *FORMATS[:-2]), "Layout of a raw dataset; guessed when "
-                    "empty.", flag_values=values)
-  flags.DEFINE_enum("modality", "", ("", "ct", "mr", "rgb"), "folder: what the images are.",
+  flags.DEFINE_enum("format", "", ("", *FORMATS), "Layout of a raw dataset; detected if empty.",
                     flag_values=values)
-  flags.DEFINE_string("json", "", "File for the findings.", flag_values=values)
+  flags.DEFINE_enum("modality", "", ("", "ct", "mr", "rgb"), "folder: modality of the images.",
+                    flag_values=values)
+  flags.DEFINE_string("json", "", "Output file for the findings.", flag_values=values)
 
 
 def _work(values: flags.FlagValues, root: str) -> int:
@@ -39,7 +41,8 @@ def _work(values: flags.FlagValues, root: str) -> int:
   from condseg_jax.system.atomic import write_text
 
   read = reader(values.format, values.modality) if values.format else None
-  findings, count = verify(root, read)
+  with as_flags(read="--format"):
+    findings, count = verify(root, read)
   if findings:
     print(table(findings, root))
   errors = sum(f.severity == "error" for f in findings)

@@ -1,4 +1,4 @@
-"""What a training step is fed."""
+"""The input of a training step."""
 
 from typing import NamedTuple
 
@@ -6,14 +6,14 @@ import numpy as np
 
 
 class Batch(NamedTuple):
-  """A batch; an example is the same without the axis B. N classes are decoded for each image.
+  """A batch, or without the axis B one sample. N classes are decoded for each image.
 
   Attributes:
     image: float32 [B, *shape, C], normalised.
-    class_id: int32 [B, N], the classes asked for.
-    mask: uint8 [B, *shape, N], three-valued mask of each of these classes.
-    beta: float32 [B, N], 1 where the sample's dataset annotates the class.
-    index: int32 [B], the sample's place in the step; randomness is keyed by it.
+    class_id: int32 [B, N], the classes to decode.
+    mask: uint8 [B, *shape, N], the three-valued mask of each of these classes.
+    beta: float32 [B, N], 1 if the sample's dataset annotates the class, else 0.
+    index: int32 [B], index of the sample within the step; random numbers are keyed by it.
   """
 
   image: np.ndarray

@@ -1,4 +1,4 @@
-"""What a training set is like: sizes, spacings and intensities, of each dataset and of all."""
+"""Statistics of a training set: sizes, spacings and intensities, per dataset and pooled."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -12,21 +12,21 @@ PERCENTILES = (0.5, 5.0, 50.0, 95.0, 99.5)
 
 
 def fingerprint(cases: Iterable[Case]) -> dict:
-  """The fingerprint of the training cases (of all cases where none is for training), for JSON.
+  """Computes the statistics of the training cases, or of all cases if none is for training.
 
   Returns:
-    {"datasets": {name: summary}, "pooled": summary}, where a summary holds the number of cases, the
-    classes they annotate; minimum, median and maximum of native and prepared shape, of native
-    spacing, of the field of view in mm (all D H W) and of the angle in degrees to the axes of the
-    body; and the percentiles, mean and sd of the intensities of positive voxels; every case weighs
-    the same there, and None stands for no positive voxel.
+    A JSON-compatible dict {"datasets": {name: summary}, "pooled": summary}. A summary contains the
+    number of cases; the annotated classes; minimum, median and maximum of native and prepared
+    shape, of native spacing and field of view in mm (all D H W), and of the obliqueness in degrees;
+    and percentiles, mean and sd of the intensities of positive voxels, where every case has the
+    same weight (None without a positive voxel).
   """
   cases = list(cases)
   cases = [case for case in cases if case.split == "train"] or cases
   datasets: dict[str, list[Case]] = {}
   for case in cases:
     datasets.setdefault(case.dataset, []).append(case)
-  return {"datasets": {name: _summary(some) for name, some in datasets.items()},
+  return {"datasets": {name: _summary(group) for name, group in datasets.items()},
           "pooled": _summary(cases)}
 
 

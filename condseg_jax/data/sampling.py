@@ -15,13 +15,12 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.classes import NEGATIVE
 from condseg_jax.classes import normal_name
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.config import Data
 from condseg_jax.data.batch import Batch
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
-
-UNLABELLED_CLASSES = ("ignored", "background")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +67,7 @@ def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
   return out
 
 
-def learn_only(datasets: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
+def include_classes(datasets: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
   """Only some classes of the datasets; those that annotate none of them are left out.
 
   Args:
@@ -82,7 +81,7 @@ def learn_only(datasets: Sequence[Dataset], names: Sequence[str]) -> list[Datase
   return [d for d in kept if d.learned]
 
 
-def fewer_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
+def max_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
   """At most so many cases of a dataset; a smaller number takes some of those of a larger one.
 
   Args:
@@ -111,32 +110,22 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
   return training, out
 
 
-def decodes_per_image(training: Sequence[Dataset], wanted: int, batch_class: str = "mixed",
-                      unlabelled: str = "ignored") -> int:
+def decodes_per_image(training: Sequence[Dataset], data: Data) -> int:
   """N, the classes decoded per image: never more than have a mask in some dataset.
 
   Args:
     training: the datasets.
-    wanted: at most so many; 0 for all that a dataset annotates.
-    batch_class: see `batches`; with `single` there is one.
-    unlabelled: see `batches`; with `background` every class has a mask everywhere.
-
-  Raises:
-    InputError: a negative number.
+    data: `classes_per_image`, at most, 0 for all; with `batch_class` single it is one; with
+      `unannotated` background every class has a mask everywhere.
   """
-  if wanted < 0:
-    raise InputError("data.classes_per_image", f"{wanted} is negative",
-                     "choose 1 or more, or 0 for all that a dataset annotates", usage=True)
   most = max(len(d.annotated) for d in training)
-  if unlabelled == "background":
+  if data.unannotated == "background":
     most = len({name for d in training for name in d.annotated})
-  return min(wanted or most, most) if batch_class == "mixed" else 1
+  return min(data.classes_per_image or most, most) if data.batch_class == "mixed" else 1
 
 
-def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch_size: int,
-            seed: int, start_step: int = 0, weights: Sequence[float] = (),
-            batch_class: str = "mixed", classes_per_image: int = 1, unlabelled: str = "ignored",
-            foreground: float = 1 / 3, process_index: int = 0, process_count: int = 1,
+def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Data, *, seed: int,
+            start_step: int = 0, process_index: int = 0, process_count: int = 1,
             threads: int = 2) -> Iterator[Batch]:
   """An endless stream of this process's part of every batch.
 
@@ -144,43 +133,42 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, *, batch
     training: the datasets; each is drawn from in turn, in proportion to its weight.
     table: classes of the network.
     plan: subvolume shape and normalisation.
-    batch_size: of the global batch; process p of P gets the samples p, p + P, p + 2 P, …
+    data: how batches are drawn. `batch_size` is that of the global batch: process p of P gets the
+      samples p, p + P, p + 2 P, … `batch_class` = mixed fills a batch from all datasets, single
+      takes all samples of a batch from one class of one dataset, as in the paper. Decodes that a
+      dataset's annotated classes do not fill, because another dataset annotates more, have β = 0;
+      with `unannotated` = background they count as absent (β = 1), which is wrong wherever the
+      class is in the image, and here for comparison.
     seed: of the choice of cases, classes and positions.
     start_step: first step wanted.
-    weights: one positive weight per dataset; equal ones when empty.
-    batch_class: `mixed` fills a batch from all datasets; `single` takes all samples of a batch
-      from one class of one dataset, as in the paper.
-    classes_per_image: decodes per image, see `decodes_per_image`; places that a dataset's
-      annotated classes do not fill, because another dataset annotates more, have β = 0.
-    unlabelled: what a class is that a dataset does not annotate: `ignored`, it has no say;
-      `background`, it counts as absent (β = 1), which is wrong wherever it is in the image and here
-      for comparison.
-    foreground: part of the subvolumes that are centred on a voxel of the class; the others lie
-      anywhere in the volume.
-    process_index, process_count: of this process.
+    process_index: of this process.
+    process_count: number of processes.
     threads: readers; each works on a sample of its own.
 
   Raises:
-    InputError: settings that do not fit each other or the data.
+    InputError: settings that do not fit the data or the processes.
   """
-  weights = list(weights) or [1.0] * len(training)
-  _check(training, weights, batch_size, batch_class, unlabelled, process_count)
-  if not 0 <= foreground <= 1:
-    raise InputError("data.foreground", f"{foreground:g} is no part", "0 to 1", usage=True)
-  classes_per_image = decodes_per_image(training, classes_per_image, batch_class, unlabelled)
+  weights = list(data.weights) or [1.0] * len(training)
+  if len(weights) != len(training):
+    raise InputError("data.weights", f"{tuple(weights)} for {len(training)} datasets",
+                     f"one weight for each of: {', '.join(d.name for d in training)}", usage=True)
+  if data.batch_size % process_count:
+    raise InputError("data.batch_size", f"{data.batch_size} is not a multiple of {process_count} "
+                     "processes", "choose a multiple", usage=True)
+  decodes = decodes_per_image(training, data)
   part = slice(process_index, None, process_count)
 
   def stream(dataset, names, number):
     cases = grain.MapDataset.source(dataset.cases).seed(seed + 7919 * number).shuffle().repeat()
-    return cases.random_map(_Cutter(dataset.store, names, table, plan, classes_per_image,
-                                     unlabelled == "background", foreground))
+    return cases.random_map(_Cutter(dataset.store, names, table, plan, decodes,
+                                    data.unannotated == "background", data.foreground_fraction))
 
   def batched(samples):
-    numbered = samples.map_with_index(_number(batch_size))[part]
+    numbered = samples.map_with_index(_number(data.batch_size))[part]
     # There is no remainder, but rounding up overflows: the stream is as long as an integer allows.
-    return numbered.batch(batch_size // process_count, drop_remainder=True)
+    return numbered.batch(data.batch_size // process_count, drop_remainder=True)
 
-  if batch_class == "mixed":
+  if data.batch_class == "mixed":
     streams = [stream(d, d.annotated, d.number) for d in training]
     stepped = batched(grain.MapDataset.mix(streams, weights))
   else:
@@ -269,19 +257,3 @@ class _number:
 
   def __call__(self, index: int, sample: Batch) -> Batch:
     return sample._replace(index=np.int32(index % self.batch_size))
-
-
-def _check(training, weights, batch_size, batch_class, unlabelled, process_count):
-  if len(weights) != len(training) or min(weights) <= 0:
-    names = ", ".join(d.name for d in training)
-    raise InputError("data.weights", f"{tuple(weights)} for {len(training)} datasets",
-                     f"one positive weight for each of: {names}", usage=True)
-  if batch_class not in ("mixed", "single"):
-    raise InputError("data.batch_class", f"{batch_class!r} is unknown", "mixed or single",
-                     usage=True)
-  if unlabelled not in UNLABELLED_CLASSES:
-    raise InputError("data.unlabelled", f"{unlabelled!r} is unknown",
-                     f"one of {', '.join(UNLABELLED_CLASSES)}", usage=True)
-  if batch_size < 1 or batch_size % process_count:
-    raise InputError("data.batch_size", f"{batch_size} is no multiple of {process_count} processes",
-                     "choose a multiple", usage=True)

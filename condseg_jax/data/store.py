@@ -1,11 +1,13 @@
-"""The prepared store: cases as chunked arrays, and one manifest that describes them.
+"""The prepared store: cases as chunked arrays, and a manifest that describes them.
 
-    ROOT/manifest.json          modality, spacing, class table, every case's record
+    ROOT/manifest.json          modality, spacing, class table, the record of every case
     ROOT/cases/ID/image/        zarr v3, [*shape, C], at the store's spacing, canonical axes
     ROOT/cases/ID/masks/        zarr v3, [K, *shape], three-valued, one mask per annotated class
-    ROOT/cases/ID/case.json     the case's record, written last: without it the case does not exist
+    ROOT/cases/ID/case.json     the record of the case, written last: without it the case is
+                                incomplete
 
-A subvolume reads only the chunks it touches, from a disk or a bucket (`gs://`, `s3://`).
+Reading a subvolume reads only the chunks that overlap it, from a disk or a bucket (`gs://`,
+`s3://`).
 """
 
 from collections.abc import Mapping
@@ -18,14 +20,16 @@ import os
 
 from etils import epath
 import numpy as np
+import numpy.typing as npt
 import tensorstore as ts
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
+from condseg_jax.plan import same_spacing
 
 MANIFEST = "manifest.json"
-VERSION = 3  # raise it when what is written here changes
+VERSION = 3  # increase it when the format changes
 CHUNK_3D = (32, 64, 64)
 CHUNK_2D = (256, 256)
 
@@ -36,18 +40,18 @@ class Case:
 
   Attributes:
     id: unique in its store.
-    dataset: the group that it is sampled with; the cases of a dataset annotate the same classes.
+    dataset: the group from which it is sampled; all cases of a dataset annotate the same classes.
     split: `train`, `val` or `test`.
-    annotated: the classes that its masks show, in the order of the masks.
+    annotated: the annotated classes, in the order of the masks.
     shape: spatial shape of the prepared image.
-    affine: of the prepared image, index → RAS+ world.
-    native_shape, native_spacing: of the file, along the same axes.
-    mean, sd: of the whole prepared image.
+    affine: affine of the prepared image, index → RAS+ world.
+    native_shape, native_spacing: shape and spacing of the source file, along the same axes.
+    mean, sd: mean and standard deviation of the whole prepared image.
     positives: annotated class → number of positive voxels.
     foreground: annotated class → a random sample of the indices of its positive voxels.
     intensities: a random sample of the intensities of positive voxels.
-    image_sha256, sha256: of the prepared image, and of image and masks.
-    source: digest of the source files and of the way they were prepared.
+    image_sha256, sha256: digests of the prepared image, and of image and masks.
+    source: digest of the source files, and the settings with which they were prepared.
   """
 
   id: str
@@ -69,6 +73,7 @@ class Case:
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "Case":
+    """Creates a record from parsed JSON."""
     tree = dict(tree)
     for key in ("annotated", "shape", "native_shape", "native_spacing", "intensities"):
       tree[key] = tuple(tree[key])
@@ -79,15 +84,16 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Store:
-  """An open store; see the module's docstring for its layout.
+  """An open store; the module's docstring describes its layout.
 
   Attributes:
     root: its folder.
     modality: `ct`, `mr` or `rgb`.
-    spacing: of every image in it.
-    table: the classes its cases annotate.
-    cases: all its cases, ordered by id.
-    recipe: what was done to the raw cases on the way: classes kept, carving, damage, scribbles.
+    spacing: spacing of all its images, in mm along D, H, W (in pixels along H, W in 2-D).
+    table: the annotated classes.
+    cases: all cases, ordered by id.
+    provenance: how the raw dataset was modified before it was prepared: classes kept, split into
+      folds, partial labels, corruption, scribbles. Its key in the manifest is "recipe".
   """
 
   root: epath.Path
@@ -95,24 +101,24 @@ class Store:
   spacing: tuple[float, ...]
   table: ClassTable
   cases: tuple[Case, ...]
-  recipe: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  provenance: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
   @classmethod
-  def open(cls, root) -> "Store":
-    """Opens a finished store.
+  def open(cls, root: str | os.PathLike) -> "Store":
+    """Opens a complete store.
 
     Raises:
-      InputError: no manifest, or one of another version.
+      InputError: no manifest, a damaged one, or one of another version.
     """
     root = epath.Path(root)
     if not (root / MANIFEST).exists():
-      raise InputError(root, "is not a prepared dataset: it holds no manifest.json",
-                       "make one with condseg-prepare; it resumes where it stopped")
+      raise InputError(root, "is not a prepared dataset: manifest.json is missing",
+                       "create it with condseg-prepare, which resumes an interrupted run")
     try:
       tree = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
       version = tree["version"]
       if version != VERSION:
-        raise InputError(root, f"prepared in format {version}, this program reads {VERSION}",
+        raise InputError(root, f"has the format version {version}, but {VERSION} is required",
                          "prepare it again")
       cases = tuple(Case.from_json(c) for c in tree["cases"])
       table = ClassTable.from_json(tree["table"])
@@ -124,22 +130,22 @@ class Store:
       raise InputError(root / MANIFEST, f"is damaged ({error!r})", "prepare it again") from error
 
   def read_image(self, case: Case, box: Sequence[slice] | None = None) -> np.ndarray:
-    """The image of a case, or the part of it in a box of one slice per axis: [*shape, C]."""
+    """Reads the image of a case [*shape, C], or the part of it in a box (one slice per axis)."""
     return self._read(case, "image", () if box is None else tuple(box))
 
   def read_masks(self, case: Case, names: Sequence[str],
                  box: Sequence[slice] | None = None) -> np.ndarray:
-    """Three-valued masks of some annotated classes, or their part in a box: [N, *shape]."""
-    rows = np.array([case.annotated.index(name) for name in names], np.int64)
-    return self._read(case, "masks", (rows, *(() if box is None else box)))
+    """Reads the three-valued masks of some annotated classes [N, *shape], or a box of them."""
+    masks = np.array([case.annotated.index(name) for name in names], np.int64)
+    return self._read(case, "masks", (masks, *(() if box is None else box)))
 
   def read_volume(self, case: Case) -> Volume:
-    """The prepared image with its place in the world; single-channel ones without that axis."""
+    """Reads the prepared image with its affine; an image of one channel has no channel axis."""
     image = self.read_image(case)
     return Volume(image[..., 0] if image.shape[-1] == 1 else image, np.asarray(case.affine))
 
   def digest(self, case: Case) -> tuple[str, str]:
-    """`image_sha256` and `sha256` of a case as its arrays now are.
+    """Computes `image_sha256` and `sha256` of a case from its stored arrays.
 
     Raises:
       InputError: a chunk is missing or damaged.
@@ -148,13 +154,14 @@ class Store:
     for rows in slabs(case.shape):
       digests.append(hashlib.sha256(self.read_image(case, (rows,))).hexdigest())
     images = len(digests)
-    nothing = self._read(case, "image", (slice(0, 0),))
-    dtype, shape = nothing.dtype, nothing.shape
+    empty = self._read(case, "image", (slice(0, 0),))
+    dtype, shape = empty.dtype, empty.shape
     for name in case.annotated:
       for rows in slabs(case.shape):
         digests.append(hashlib.sha256(self.read_masks(case, [name], (rows,))).hexdigest())
     shape = (*case.shape, shape[-1])
-    return tuple(combined_digest(dtype, shape, part) for part in (digests[:images], digests))
+    return (combined_digest(dtype, shape, digests[:images]),
+            combined_digest(dtype, shape, digests))
 
   def _read(self, case: Case, name: str, index: tuple) -> np.ndarray:
     folder = self.root / "cases" / case.id
@@ -166,38 +173,61 @@ class Store:
                        "remove the folder and prepare again") from error
 
 
+def open_prepared(root, spacing: Sequence[float] = ()) -> list[Store]:
+  """The stores under a path where it holds nothing else: itself, or all of its sub-folders.
+
+  Args:
+    root: the path.
+    spacing: wanted, in mm per axis; any when empty.
+
+  Returns:
+    Stores of one modality and spacing; none where there is anything that `datasets.discover` has to
+    look at: raw data, or stores that do not fit each other.
+  """
+  path = epath.Path(root)
+  folders = [path]
+  if not (path / MANIFEST).exists():
+    folders = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
+  if not str(root) or not folders or not all((p / MANIFEST).exists() for p in folders):
+    return []
+  stores = [Store.open(folder) for folder in folders]
+  alike = all(s.modality == stores[0].modality and
+              same_spacing(s.spacing, spacing or stores[0].spacing) for s in stores)
+  return stores if alike else []
+
+
 def chunk_shape(ndim: int) -> tuple[int, ...]:
-  """Of the spatial axes of an array."""
+  """Returns the chunk shape along the spatial axes of an array."""
   return CHUNK_3D if ndim == 3 else CHUNK_2D
 
 
 def slabs(shape: Sequence[int]) -> list[slice]:
-  """The rows of chunks along the first spatial axis."""
+  """Returns the ranges of one chunk each along the first spatial axis."""
   step = chunk_shape(len(shape))[0]
   return [slice(start, min(start + step, shape[0])) for start in range(0, shape[0], step)]
 
 
 def combined_digest(dtype: np.dtype, shape: Sequence[int], digests: Sequence[str]) -> str:
-  """SHA-256 of a case from those of its slabs: of the image, then of each mask."""
+  """Returns the SHA-256 of a case from the digests of its slabs: image first, then each mask."""
   return hashlib.sha256("\n".join([dtype.name, str(tuple(shape)), *digests]).encode()).hexdigest()
 
 
 def clear_array_cache() -> None:
-  """For a writer: arrays read before may be others now."""
+  """Closes cached arrays; a writer calls it before it replaces arrays."""
   _open_array.cache_clear()
 
 
 def kvstore(path: epath.Path) -> str | dict:
-  """TensorStore's name for a folder; a URL of a local one would trip over `#`, `?` and `%`."""
+  """Returns TensorStore's spec for a folder; as a URL, a local path could not contain #, ? or %."""
   text = str(path)
   if "://" in text:
     return f"{text}/"
   return {"driver": "file", "path": f"{os.path.abspath(text)}/"}
 
 
-def create_array(path: epath.Path, shape, dtype, chunk: Sequence[int],
-                 attributes: Mapping | None = None) -> ts.TensorStore:
-  """A new array of zeros in zarr v3, for writing."""
+def create_array(path: epath.Path, shape: Sequence[int], dtype: npt.DTypeLike,
+                 chunk: Sequence[int], attributes: Mapping | None = None) -> ts.TensorStore:
+  """Creates an array of zeros in zarr v3 and opens it for writing."""
   dtype = np.dtype(dtype)
   codecs = [{"name": "bytes", "configuration": {"endian": "little"}},
             {"name": "blosc", "configuration": {"cname": "lz4", "clevel": 5,
@@ -211,7 +241,7 @@ def create_array(path: epath.Path, shape, dtype, chunk: Sequence[int],
               "codecs": codecs, "attributes": dict(attributes or {})}
   spec = {"driver": "zarr3", "kvstore": kvstore(path), "metadata": metadata,
           "store_data_equal_to_fill_value": True}
-  # Without a cache: what is written is not read again soon, and memory is short.
+  # No cache: written data are not read again soon, and memory is limited.
   return ts.open(spec, create=True, context=ts.Context({})).result()
 
 
@@ -222,8 +252,8 @@ def _context() -> ts.Context:
 
 @functools.lru_cache(maxsize=4096)
 def _open_array(path: epath.Path) -> ts.TensorStore:
-  # A chunk that has gone missing must not pass for one of zeros, which in a mask are negatives.
+  # A missing chunk must not be read as zeros, which in a mask are negatives.
   spec = {"driver": "zarr3", "kvstore": kvstore(path), "fill_missing_data_reads": False}
-  # Files are written once, so metadata and chunks need no further look at the disk.
+  # Files are written once, so cached metadata and chunks stay valid.
   return ts.open(spec, context=_context(), read=True, recheck_cached_metadata="open",
                  recheck_cached_data="open").result()

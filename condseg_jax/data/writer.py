@@ -1,7 +1,7 @@
-"""Writing a prepared store, slab by slab, so that no case is ever in memory as a whole.
+"""Writes a prepared store slab by slab, so that no case is in memory as a whole.
 
-A slab is one row of chunks along the first axis. Whatever is drawn at random is drawn per slab with
-numbers of its own and merged, so that the result does not depend on threads.
+A slab is one chunk thick along the first axis. Random samples are drawn per slab, each with its own
+generator, and merged, so that the result does not depend on the order of the threads.
 """
 
 from collections.abc import Callable
@@ -14,11 +14,13 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
 from typing import NamedTuple
 
 from etils import epath
 import numpy as np
+import numpy.typing as npt
 import tensorstore as ts
 
 from condseg_jax.classes import ClassTable
@@ -39,12 +41,12 @@ from condseg_jax.system.atomic import write_text
 FOREGROUND_POSITIONS = 64
 INTENSITY_SAMPLE = 500
 
-# Rows of an array, [rows, ...], computed or copied when they are asked for.
+# Computes or copies rows [rows, ...] of an array on demand.
 Rows = Callable[[slice], np.ndarray]
 
 
 class CaseFacts(NamedTuple):
-  """What is known of a case besides its voxels; see `Case`."""
+  """The metadata of a case; see `Case`."""
 
   id: str
   dataset: str
@@ -55,36 +57,40 @@ class CaseFacts(NamedTuple):
 
 
 class Sample(NamedTuple):
-  """Some of the positive voxels of a slab or a mask, and how many there are in all."""
+  """A sample of the positive voxels of a slab or a mask."""
 
-  count: int
+  count: int  # of all positive voxels
   index: np.ndarray  # [n, axes], in random order
   intensity: np.ndarray  # [n]
 
 
-def write_case(root, facts: CaseFacts, grid: Geometry, image: contextlib.AbstractContextManager,
-               masks: Iterable[tuple[str, Rows]], *, channels: int, dtype,
+def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
+               image: contextlib.AbstractContextManager[Rows],
+               masks: Iterable[tuple[str, Rows]], *, channels: int, dtype: npt.DTypeLike,
                pool: Executor) -> Case:
-  """Writes one case; it exists for readers only once everything of it is written.
+  """Writes one case; readers see it once it is complete.
 
-  The store has no manifest from here until `write_manifest`.
+  Removes the manifest; `write_manifest` writes it again.
 
   Args:
     root: folder of the store.
-    facts: its id is letters, digits, `.`, `_`, `-`.
-    grid: of the prepared image.
-    image: entered once, gives the `Rows` of the image [rows, ..., channels] of `dtype`; left before
-      the first mask is asked for.
-    masks: class → `Rows` of its three-valued mask, in the order of `facts.annotated`; each is used
-      up before the next is asked for.
+    facts: metadata; the id consists of letters, digits, `.`, `_` and `-`.
+    grid: grid of the prepared image.
+    image: context manager, entered once, that yields the `Rows` of the image
+      [rows, ..., channels] of `dtype`; it is left before the first mask is requested.
+    masks: class and `Rows` of its three-valued mask, in the order of `facts.annotated`; each is
+      written before the next is requested.
     channels, dtype: of the image.
-    pool: works on the slabs.
+    pool: executor for the slabs.
+
+  Raises:
+    InputError: the id cannot be a folder name.
   """
   if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", facts.id):
-    raise InputError(f"case {facts.id!r}", "cannot be a folder name",
-                     "rename the file: letters, digits, '.', '_', '-'")
+    raise InputError(f"case {facts.id!r}", "cannot be used as a folder name",
+                     "rename the file; use letters, digits, '.', '_' and '-'")
   folder = epath.Path(root) / "cases" / facts.id
-  # First what says that the arrays are whole: a kill may come at any time.
+  # The files that mark the arrays as complete go first: the process may be killed at any time.
   (epath.Path(root) / MANIFEST).unlink(missing_ok=True)
   (folder / "case.json").unlink(missing_ok=True)
   if folder.exists():
@@ -95,22 +101,24 @@ def write_case(root, facts: CaseFacts, grid: Geometry, image: contextlib.Abstrac
   chunk = chunk_shape(grid.ndim)
   images = create_array(folder / "image", (*grid.shape, channels), dtype, (*chunk, channels))
   with image as rows_of:
-    parts = list(pool.map(functools.partial(_write_image, images, rows_of), slabs(grid.shape)))
-  del rows_of  # and the image with it
-  mean, sd = _moments([p[1:] for p in parts])
-  image_digests, mask_digests, samples = [p[0] for p in parts], [], {}
+    written = list(pool.map(functools.partial(_write_image, images, rows_of), slabs(grid.shape)))
+  del rows_of  # frees the image
+  mean, sd = _moments([moments for _, *moments in written])
+  image_digests = [digest for digest, *_ in written]
+  mask_digests: list[str] = []
+  samples: dict[str, Sample] = {}
 
   stored = create_array(folder / "masks", (len(facts.annotated), *grid.shape), np.uint8,
                         (1, *chunk))
   for number, (name, rows_of) in enumerate(masks):
-    parts = list(pool.map(
+    slab_samples = list(pool.map(
         functools.partial(_write_mask, stored[number], images, rows_of, f"{facts.id}/{name}"),
         slabs(grid.shape)))
-    mask_digests += [digest for digest, _ in parts]
-    samples[name] = _merged([sample for _, sample in parts], _generator(facts.id, name))
-    del rows_of  # and the label map with them, before the next is read
+    mask_digests += [digest for digest, _ in slab_samples]
+    samples[name] = _merged([sample for _, sample in slab_samples], _generator(facts.id, name))
+    del rows_of  # frees the label map before the next is read
   if tuple(samples) != facts.annotated:
-    raise ValueError(f"masks of {tuple(samples)} for the classes {facts.annotated}")
+    raise ValueError(f"got masks of {tuple(samples)}, expected {facts.annotated}")
 
   everything = _merged(list(samples.values()), _generator(facts.id))
   case = Case(
@@ -129,8 +137,8 @@ def write_case(root, facts: CaseFacts, grid: Geometry, image: contextlib.Abstrac
   return case
 
 
-def finished_case(root, case_id: str, source: str) -> Case | None:
-  """The record of a case that is already written whole from the same source, else None."""
+def finished_case(root: str | os.PathLike, case_id: str, source: str) -> Case | None:
+  """Returns the record of a case that is complete and of the same `source`, else None."""
   path = epath.Path(root) / "cases" / case_id / "case.json"
   if not path.exists():
     return None
@@ -141,30 +149,32 @@ def finished_case(root, case_id: str, source: str) -> Case | None:
   return case if case.source == source else None
 
 
-def write_manifest(root, *, modality: str, spacing: Sequence[float], table: ClassTable,
-                   cases: Sequence[Case], recipe: Mapping[str, object] | None = None) -> Store:
-  """Finishes a store. Before this it cannot be opened."""
+def write_manifest(root: str | os.PathLike, *, modality: str, spacing: Sequence[float],
+                   table: ClassTable, cases: Sequence[Case],
+                   provenance: Mapping[str, object] | None = None) -> Store:
+  """Writes the manifest, which makes the store complete, and opens it; see `Store`."""
   cases = sorted(cases, key=lambda c: c.id)
   tree = {"version": VERSION, "modality": modality, "spacing": [float(s) for s in spacing],
-          "recipe": dict(recipe or {}), "table": table.to_json(),
+          "recipe": dict(provenance or {}), "table": table.to_json(),
           "cases": [dataclasses.asdict(c) for c in cases]}
   write_text(epath.Path(root) / MANIFEST, json.dumps(tree, indent=1))
   return Store.open(root)
 
 
-def _write_image(target: ts.TensorStore, rows_of: Rows, rows: slice):
-  """Writes a slab; its digest, count, mean and sum of squared deviations."""
-  part = np.ascontiguousarray(rows_of(rows))
-  target[rows].write(part).result()
-  mean = part.mean(dtype=np.float64)
-  # In planes, so that no slab of float64 is made.
-  squares = sum(float(np.square(plane - mean, dtype=np.float64).sum()) for plane in part)
-  return hashlib.sha256(part).hexdigest(), part.size, float(mean), squares
+def _write_image(target: ts.TensorStore, rows_of: Rows,
+                 rows: slice) -> tuple[str, int, float, float]:
+  """Writes a slab; returns its digest, size, mean and sum of squared deviations."""
+  slab = np.ascontiguousarray(rows_of(rows))
+  target[rows].write(slab).result()
+  mean = slab.mean(dtype=np.float64)
+  # Plane by plane, which avoids a float64 copy of the slab.
+  squares = sum(float(np.square(plane - mean, dtype=np.float64).sum()) for plane in slab)
+  return hashlib.sha256(slab).hexdigest(), slab.size, float(mean), squares
 
 
-def _moments(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
-  """Mean and sd of a whole from (count, mean, sum of squared deviations) of its parts."""
-  count, means, squares = (np.array(column, np.float64) for column in zip(*parts, strict=True))
+def _moments(moments: Sequence[Sequence[float]]) -> tuple[float, float]:
+  """Returns mean and sd of an array from (size, mean, sum of squared deviations) of its slabs."""
+  count, means, squares = (np.array(column, np.float64) for column in zip(*moments, strict=True))
   mean = float((count * means).sum() / count.sum())
   spread = squares.sum() + (count * (means - mean) ** 2).sum()
   return mean, float(np.sqrt(spread / count.sum()))
@@ -172,39 +182,39 @@ def _moments(parts: Sequence[tuple[int, float, float]]) -> tuple[float, float]:
 
 def _write_mask(target: ts.TensorStore, images: ts.TensorStore, rows_of: Rows, key: str,
                 rows: slice) -> tuple[str, Sample]:
-  """Writes a slab; its digest, and a sample of its positive voxels drawn by `key`."""
+  """Writes a slab; returns its digest, and a sample of its positive voxels (seeded by `key`)."""
   rng = _generator(key, rows.start)
-  part = np.ascontiguousarray(rows_of(rows))
-  target[rows].write(part).result()
-  counts = [int(np.count_nonzero(plane == POSITIVE)) for plane in part]
+  slab = np.ascontiguousarray(rows_of(rows))
+  target[rows].write(slab).result()
+  counts = [int(np.count_nonzero(plane == POSITIVE)) for plane in slab]
   count = sum(counts)
-  index, intensity = np.zeros((0, part.ndim), np.int64), np.zeros(0)
+  index, intensity = np.zeros((0, slab.ndim), np.int64), np.zeros(0)
   if count:
     rank = rng.choice(count, min(INTENSITY_SAMPLE, count), replace=False)
-    place = tuple(_located(part, counts, rank).T)
-    intensity = images[rows].read().result()[place].mean(axis=-1, dtype=np.float64)
-    index = np.stack(place, -1) + [rows.start, *[0] * (part.ndim - 1)]
-  return hashlib.sha256(part).hexdigest(), Sample(count, index, intensity)
+    position = tuple(_positions(slab, counts, rank).T)
+    intensity = images[rows].read().result()[position].mean(axis=-1, dtype=np.float64)
+    index = np.stack(position, -1) + [rows.start, *[0] * (slab.ndim - 1)]
+  return hashlib.sha256(slab).hexdigest(), Sample(count, index, intensity)
 
 
-def _located(part: np.ndarray, counts: Sequence[int], rank: np.ndarray) -> np.ndarray:
-  """Indices [n, axes] of the positive voxels of given ranks; of one plane at a time."""
-  index = np.zeros((len(rank), part.ndim), np.int64)
+def _positions(slab: np.ndarray, counts: Sequence[int], rank: np.ndarray) -> np.ndarray:
+  """Returns the indices [n, axes] of the positive voxels of given ranks, plane by plane."""
+  index = np.zeros((len(rank), slab.ndim), np.int64)
   ends = np.cumsum(counts)
   planes = np.searchsorted(ends, rank, side="right")
   for plane in np.unique(planes):
-    mine = planes == plane
-    flat = np.flatnonzero(part[plane] == POSITIVE)[rank[mine] - (ends[plane] - counts[plane])]
-    index[mine, 0] = plane
-    index[mine, 1:] = np.stack(np.unravel_index(flat, part.shape[1:]), -1)
+    selected = planes == plane
+    flat = np.flatnonzero(slab[plane] == POSITIVE)[rank[selected] - (ends[plane] - counts[plane])]
+    index[selected, 0] = plane
+    index[selected, 1:] = np.stack(np.unravel_index(flat, slab.shape[1:]), -1)
   return index
 
 
 def _merged(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
-  """A sample of several parts in which every positive voxel has the same chance."""
+  """Merges samples of slabs or masks so that every positive voxel is equally likely."""
   counts = [s.count for s in samples]
   total = sum(counts)
-  # Each part's sample is in random order, so that its beginning is a sample, too.
+  # Each sample is in random order, so that its first n elements are a sample, too.
   taken = rng.multivariate_hypergeometric(counts, min(INTENSITY_SAMPLE, total))
   index = np.concatenate([s.index[:n] for s, n in zip(samples, taken, strict=True)])
   intensity = np.concatenate([s.intensity[:n] for s, n in zip(samples, taken, strict=True)])
@@ -212,6 +222,6 @@ def _merged(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
   return Sample(total, index[order], intensity[order])
 
 
-def _generator(*key) -> np.random.Generator:
+def _generator(*key: object) -> np.random.Generator:
   digest = hashlib.sha256("/".join(map(str, key)).encode()).digest()
   return np.random.default_rng(int.from_bytes(digest[:8]))

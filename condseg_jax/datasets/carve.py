@@ -1,10 +1,11 @@
-"""Single-class datasets out of a fully labelled one, over disjoint cases.
+"""Partial labels from a fully labelled dataset: one annotated class per training case.
 
-Each training case goes to one class, whose dataset it joins and which alone it annotates, whatever
-else it shows. Cases of other splits stay annotated in full, for scoring. And the way back, for
-comparison: `annotate_in_full`.
+Each training case is assigned to one class: it joins the dataset of this class and annotates
+nothing else, even if other classes are visible. Cases of other splits remain fully annotated, for
+scoring. `annotate_in_full` is the inverse, for comparison.
 """
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -15,33 +16,38 @@ from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
 from condseg_jax.errors import InputError
 
-BLOCK = 6  # frames; neighbouring ones are near duplicates
+BLOCK = 6  # frames; neighbouring frames are near duplicates
 
 
-def carve_frames(folder: RawFolder, block: int = BLOCK) -> RawFolder:
-  """Deals training frames to the classes in blocks of consecutive frames, round-robin.
+def partial_labels_by_frames(folder: RawFolder, block: int = BLOCK) -> RawFolder:
+  """Assigns training frames to the classes in blocks of consecutive frames, round-robin.
 
-  Smaller pieces would let two datasets share a view. Within each group (city, sequence) the classes
-  take turns, beginning with the one whose turn it was at the end of the group before.
+  In smaller blocks two datasets would share a view. The classes alternate within each group (city,
+  sequence); the next group continues with the next class.
+
+  Args:
+    folder: the dataset.
+    block: number of frames in a block.
 
   Raises:
-    InputError: a block of no frames, or cases that do not annotate every class.
+    InputError: `block` < 1, or a training case that does not annotate every class.
   """
   if block < 1:
-    raise InputError("--block", f"{block} frames", "give 1 or more", usage=True)
+    raise InputError("block", f"must be at least 1, not {block}", "give a number of frames",
+                     usage=True)
   sequences: dict[str, list[RawCase]] = {}
   for case in folder.cases:
     if case.split == "train":
       sequences.setdefault(case.group, []).append(case)
   blocks = [cases[i:i + block] for cases in sequences.values() for i in range(0, len(cases), block)]
-  return _dealt(folder, blocks, {"carve": {"by": "frames", "block": block}})
+  return _assigned(folder, blocks, {"by": "frames", "block": block})
 
 
-def carve_cases(folder: RawFolder, seed: int = 0) -> RawFolder:
-  """Deals training cases to the classes at random, in equal parts; patients are not parted.
+def partial_labels_by_cases(folder: RawFolder, seed: int = 0) -> RawFolder:
+  """Assigns training cases to the classes at random, in equal numbers, patient by patient.
 
   Raises:
-    InputError: cases that do not annotate every class, or fewer patients than classes.
+    InputError: a training case that does not annotate every class, or fewer patients than classes.
   """
   patients: dict[str, list[RawCase]] = {}
   for case in folder.cases:
@@ -49,49 +55,51 @@ def carve_cases(folder: RawFolder, seed: int = 0) -> RawFolder:
       patients.setdefault(case.group or f"case {case.id}", []).append(case)
   if len(patients) < len(folder.classes):
     raise InputError(folder.root, f"{len(patients)} patients for {len(folder.classes)} classes",
-                     "keep fewer classes with --keep", usage=True)
+                     "keep fewer classes", usage=True)
   names = sorted(patients)
   order = np.random.default_rng(seed).permutation(len(names))
-  return _dealt(folder, [patients[names[i]] for i in order],
-                {"carve": {"by": "cases", "seed": seed}})
+  return _assigned(folder, [patients[names[i]] for i in order], {"by": "cases", "seed": seed})
 
 
 def annotate_in_full(folder: RawFolder) -> RawFolder:
-  """Training cases annotate all classes, as the cases of the other splits do; datasets stay.
+  """Annotates all classes in the training cases, as in the other splits; datasets are unchanged.
 
-  The upper bound of learning from single-class datasets: the same cases, sampled alike.
+  This is the upper bound for learning from partial labels: the same cases, sampled alike.
 
   Raises:
-    InputError: the cases of other splits do not say how all classes are annotated.
+    InputError: no fully labelled case outside of the training split, or several annotations there.
   """
   classes = set(folder.classes)
-  whole = [case.labels[0].annotation for case in folder.cases
-           if case.split != "train" and len(case.labels) == 1 and set(case.classes) == classes]
-  if not whole or any(annotation != whole[0] for annotation in whole):
-    raise InputError(folder.root, "has no fully labelled case outside of train, or several kinds",
-                     "annotate training cases in full yourself")
+  annotations = [case.labels[0].annotation for case in folder.cases
+                 if case.split != "train" and len(case.labels) == 1 and
+                 set(case.classes) == classes]
+  if not annotations or any(annotation != annotations[0] for annotation in annotations):
+    raise InputError(folder.root, "has no fully labelled case outside of the training split, or "
+                     "several annotations there", "annotate the training cases in full yourself")
 
-  def full(case: RawCase) -> RawCase:
+  def in_full(case: RawCase) -> RawCase:
     paths = list(dict.fromkeys(label.path for label in case.labels))
     if len(paths) != 1:
-      raise InputError(case.image, "has several label maps", "join them into one")
-    return dataclasses.replace(case, labels=(RawLabel(paths[0], whole[0]),))
+      raise InputError(case.image, "has several label maps", "merge them into one")
+    return dataclasses.replace(case, labels=(RawLabel(paths[0], annotations[0]),))
 
-  cases = tuple(full(case) if case.split == "train" else case for case in folder.cases)
+  cases = tuple(in_full(case) if case.split == "train" else case for case in folder.cases)
   return dataclasses.replace(folder, cases=cases,
-                             recipe={**folder.recipe, "annotated": "in full"})
+                             provenance={**folder.provenance, "annotated": "in full"})
 
 
-def _dealt(folder: RawFolder, blocks, recipe) -> RawFolder:
+def _assigned(folder: RawFolder, blocks: Sequence[Sequence[RawCase]], settings: dict) -> RawFolder:
+  """Assigns blocks of training cases to the classes, round-robin."""
   classes = folder.classes
-  turn = {}
+  class_of = {}
   for number, cases in enumerate(blocks):
     for case in cases:
       if set(case.classes) != set(classes):
         raise InputError(case.image, "does not annotate every class of its dataset",
-                         "carve fully labelled cases only")
-      turn[case.id] = classes[number % len(classes)]
+                         "use fully labelled cases only")
+      class_of[case.id] = classes[number % len(classes)]
   cases = tuple(
-      dataclasses.replace(annotate_only(case, (turn[case.id],)), dataset=turn[case.id])
-      if case.id in turn else case for case in folder.cases)
-  return dataclasses.replace(folder, cases=cases, recipe={**folder.recipe, **recipe})
+      dataclasses.replace(annotate_only(case, (class_of[case.id],)), dataset=class_of[case.id])
+      if case.id in class_of else case for case in folder.cases)
+  return dataclasses.replace(folder, cases=cases,
+                             provenance={**folder.provenance, "carve": settings})

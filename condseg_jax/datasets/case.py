@@ -1,20 +1,24 @@
-"""One raw case to one prepared case: canonical axes, one spacing, three-valued masks."""
+"""Prepares one raw case: canonical axes, target spacing, three-valued masks."""
 
 from collections.abc import Iterator
+from collections.abc import Sequence
 from concurrent.futures import Executor
 import contextlib
 import dataclasses
 import json
+import os
 import threading
 
 import numpy as np
 
 from condseg_jax import resample
+from condseg_jax.classes import Annotation
 from condseg_jax.data import store as store_lib
 from condseg_jax.data.writer import CaseFacts
 from condseg_jax.data.writer import finished_case
 from condseg_jax.data.writer import Rows
 from condseg_jax.data.writer import write_case
+from condseg_jax.datasets.raw import Alteration
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.errors import InputError
@@ -24,23 +28,24 @@ from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 
-# Raise it when prepared arrays change, so that stores made before are not taken for current ones.
+# Increase it when prepared arrays change, so that cases of earlier versions are prepared again.
 VERSION = 2
 ALTERED = 2  # likewise, when only altered masks change
 DTYPES = {"ct": np.int16, "mr": np.float32, "rgb": np.uint8}
 LIMITS = {"ct": (-32768, 32767), "rgb": (0, 255)}
-PIECE = 1 << 18  # voxels resampled at once by a thread: a slice of a CT
+PIECE = 1 << 18  # voxels that a thread resamples at a time: a slice of a CT
 
 
 class Memory:
-  """What all threads together may read at once: `share` times the largest volume so far."""
+  """Bounds the memory of files being read by all threads: `share` times the largest one so far."""
 
-  def __init__(self, share: float):
+  def __init__(self, share: float) -> None:
     self._share, self._largest, self._used = share, 0, 0
     self._changed = threading.Condition()
 
   @contextlib.contextmanager
   def take(self, size: int) -> Iterator[None]:
+    """Reserves `size` bytes, after waiting until they are available."""
     with self._changed:
       self._largest = max(self._largest, size)
       self._changed.wait_for(lambda: self._used + size <= self._share * self._largest)
@@ -53,31 +58,32 @@ class Memory:
         self._changed.notify_all()
 
 
-def prepare_case(case: RawCase, folder: RawFolder, out, spacing, memory: Memory,
-                 pool: Executor) -> store_lib.Case:
-  """Prepares a case, unless it is already there from the same files.
+def prepare_case(case: RawCase, folder: RawFolder, out: str | os.PathLike,
+                 spacing: Sequence[float], memory: Memory, pool: Executor) -> store_lib.Case:
+  """Prepares a case, unless the store contains it already, prepared from the same files.
 
   The image is in memory while its slabs are resampled and written, then each label map in turn.
 
   Args:
-    folder: what the case is a part of.
+    case: the case.
+    folder: the dataset of the case.
     out: folder of the store.
-    spacing: target spacing along D, H, W in mm (H, W in pixels).
-    memory: waited for before a file is read.
-    pool: works on the slabs.
+    spacing: target spacing along D, H, W in mm (H, W in pixels in 2-D).
+    memory: limits the files that are in memory at a time.
+    pool: executor for the slabs.
 
   Raises:
-    InputError: the case is not usable.
+    InputError: the case is unusable.
   """
   alterations, source = _alterations(case, folder), source_of(case, folder, spacing)
-  done = finished_case(out, case.id, source)
-  if done is not None:
-    return done
+  existing = finished_case(out, case.id, source)
+  if existing is not None:
+    return existing
   header = files.read_header(case.image, case.series)
   native = header.geometry
   if native.ndim != len(spacing):
-    raise InputError(case.image, f"has {native.ndim} axes, the target spacing {len(spacing)}",
-                     "give one spacing per axis")
+    raise InputError(case.image, f"has {native.ndim} axes, but the target spacing {len(spacing)}",
+                     "give one number per axis")
   canonical = canonical_geometry(native)
   grid = resample.resampled_geometry(canonical, spacing)
   channels = 3 if folder.modality == "rgb" else 1
@@ -88,8 +94,8 @@ def prepare_case(case: RawCase, folder: RawFolder, out, spacing, memory: Memory,
       array = to_canonical(files.read_volume(case.image, case.series)).array
       array = array if array.ndim > native.ndim else array[..., None]
       if array.shape[-1] != channels:
-        raise InputError(case.image, f"{array.shape[-1]} channels where {folder.modality} has "
-                         f"{channels}", "convert the image")
+        raise InputError(case.image, f"has {array.shape[-1]} channels, but {folder.modality} "
+                         f"images have {channels}", "convert the image")
       yield lambda rows: _image_rows(array, grid.shape, rows, folder.modality)
 
   def masks() -> Iterator[tuple[str, Rows]]:
@@ -108,43 +114,44 @@ def prepare_case(case: RawCase, folder: RawFolder, out, spacing, memory: Memory,
                     dtype=DTYPES[folder.modality], pool=pool)
 
 
-def source_of(case: RawCase, folder: RawFolder, spacing) -> str:
-  """What a prepared case depends on: its files, and the way they are prepared."""
-  changes = [[type(a).__name__, dataclasses.asdict(a), ALTERED]
+def source_of(case: RawCase, folder: RawFolder, spacing: Sequence[float]) -> str:
+  """Returns a key of everything on which a prepared case depends: files and settings."""
+  changes = [[a.record_name, dataclasses.asdict(a), ALTERED]
              for a in _alterations(case, folder)]
   return ":".join([case.digest(), folder.modality, str(VERSION), str(store_lib.VERSION),
                    ",".join(f"{s:g}" for s in spacing), json.dumps(changes)])
 
 
-def _alterations(case: RawCase, folder: RawFolder):
+def _alterations(case: RawCase, folder: RawFolder) -> tuple[Alteration, ...]:
   return folder.alterations if case.split == "train" else ()
 
 
-def _image_rows(array: np.ndarray, shape, rows: slice, modality: str) -> np.ndarray:
-  """Rows of the resampled image in the smallest dtype that loses nothing worth having."""
+def _image_rows(array: np.ndarray, shape: tuple[int, ...], rows: slice,
+                modality: str) -> np.ndarray:
+  """Computes rows of the resampled image, in the dtype of the modality."""
   out = np.empty((rows.stop - rows.start, *shape[1:], array.shape[-1]), DTYPES[modality])
   for piece in _pieces(rows, shape):
     source = resample.source_rows(array.shape, shape, piece)
-    part = resample.resampled_rows(array[source], shape, 1, piece, array.shape[:-1])
+    values = resample.resampled_rows(array[source], shape, 1, piece, array.shape[:-1])
     if modality in LIMITS:  # whole HU, 8-bit colours
-      part = np.clip(np.rint(part, out=part), *LIMITS[modality], out=part)
-    out[piece.start - rows.start:piece.stop - rows.start] = part
+      values = np.clip(np.rint(values, out=values), *LIMITS[modality], out=values)
+    out[piece.start - rows.start:piece.stop - rows.start] = values
   return out
 
 
-def _mask_rows(volume: Volume, grid: Geometry, annotation, name: str) -> Rows:
+def _mask_rows(volume: Volume, grid: Geometry, annotation: Annotation, name: str) -> Rows:
   def rows_of(rows: slice) -> np.ndarray:
     out = np.empty((rows.stop - rows.start, *grid.shape[1:]), np.uint8)
     for piece in _pieces(rows, grid.shape):
       source = resample.source_rows(volume.array.shape, grid.shape, piece)
-      part = annotation.mask(volume.array[source], name)
+      mask = annotation.mask(volume.array[source], name)
       out[piece.start - rows.start:piece.stop - rows.start] = resample.resampled_rows(
-          part, grid.shape, 0, piece, volume.array.shape)
+          mask, grid.shape, 0, piece, volume.array.shape)
     return out
   return rows_of
 
 
-def _altered(rows_of: Rows, grid: Geometry, alterations, name: str) -> Rows:
+def _altered(rows_of: Rows, grid: Geometry, alterations: Sequence[Alteration], name: str) -> Rows:
   if not alterations:
     return rows_of
   mask = rows_of(slice(0, grid.shape[0]))
@@ -153,7 +160,7 @@ def _altered(rows_of: Rows, grid: Geometry, alterations, name: str) -> Rows:
   return lambda rows: mask[rows]
 
 
-def _pieces(rows: slice, shape) -> Iterator[slice]:
+def _pieces(rows: slice, shape: Sequence[int]) -> Iterator[slice]:
   step = max(1, PIECE // int(np.prod(shape[1:])))
   for start in range(rows.start, rows.stop, step):
     yield slice(start, min(start + step, rows.stop))

@@ -1,12 +1,12 @@
-"""Raw files to a prepared store: canonical axes, one spacing, three-valued masks."""
+"""Prepares raw datasets as stores: canonical axes, one spacing, three-valued masks."""
 
 from collections.abc import Iterator
 from collections.abc import Sequence
 import concurrent.futures
 import contextlib
-import fcntl
 import json
 import os
+from pathlib import Path
 
 from etils import epath
 import numpy as np
@@ -20,23 +20,24 @@ from condseg_jax.data.writer import write_manifest
 from condseg_jax.datasets.case import Memory
 from condseg_jax.datasets.case import prepare_case
 from condseg_jax.datasets.raw import RawFolder
-from condseg_jax.datasets.raw import ready
+from condseg_jax.datasets.raw import validated
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.geometry import canonical_geometry
 from condseg_jax.plan import pooled_spacing
 from condseg_jax.system.allocator import lean_memory
 from condseg_jax.system.atomic import write_text
+from condseg_jax.system.lock import locked
 
-WORKERS = 8  # cases at a time, at most
-SLAB_WORKERS = 16  # threads that resample and compress, at most; each needs some 50 MB
-# All cases at work read at most so many times the largest volume. With the slabs in work, and with
-# what the allocator keeps, the peak stays below 3 volumes (benchmarks/input.json).
+WORKERS = 8  # maximal number of cases prepared at a time
+SLAB_WORKERS = 16  # maximal number of threads that resample and compress; each needs some 50 MB
+# Bound on the memory of all files being read, in units of the largest volume. Together with the
+# slabs and the allocator's overhead the peak is below 3 volumes (benchmarks/input.json).
 MEMORY_SHARE = 1.0
 
 
 def median_spacing(folders: Sequence[RawFolder]) -> tuple[float, ...]:
-  """Median spacing over the training cases of all folders, D H W in mm, from headers alone."""
+  """Returns the median spacing of the training cases of all folders, D H W in mm, from headers."""
   if all(folder.modality == "rgb" for folder in folders):
     return (1.0, 1.0)
   training = [c for f in folders for c in f.cases if c.split == "train"]
@@ -45,32 +46,39 @@ def median_spacing(folders: Sequence[RawFolder]) -> tuple[float, ...]:
                          for c in training])
 
 
-def prepare(folder: RawFolder, out, spacing: Sequence[float] | None = None, *,
-            progress: bool = True) -> store_lib.Store:
-  """Prepares every case of a folder; cases that are already there from the same files are kept.
+def prepare(folder: RawFolder, out: str | os.PathLike, spacing: Sequence[float] | None = None, *,
+            overwrite: bool = True, progress: bool = True) -> store_lib.Store:
+  """Prepares every case of a dataset; cases already prepared from the same files are kept.
 
   Args:
-    folder: what an importer found.
+    folder: the dataset.
     out: folder of the store.
-    spacing: target spacing along D, H, W in mm (H, W in pixels for pictures); None for the
-      folder's own median.
+    spacing: target spacing along D, H, W in mm (H, W in pixels for pictures); None for the median
+      of the dataset.
+    overwrite: replace a complete store that was prepared with other settings; False refuses it.
     progress: show a progress bar.
 
   Raises:
-    InputError: on the first case that is not usable; those before it stay prepared.
+    InputError: the first unusable case (the cases before it remain prepared), an invalid spacing,
+      or with `overwrite=False` a store of other settings.
   """
-  folder = ready(folder)
+  folder = validated(folder)
   spacing = tuple(map(float, spacing)) if spacing else median_spacing([folder])
   if not all(np.isfinite(s) and s > 0 for s in spacing):
-    raise InputError("spacing", f"{spacing} is no spacing", "give positive numbers", usage=True)
+    raise InputError("spacing", f"must be positive numbers, not {_numbers(spacing)}",
+                     "e.g. 3,1.5,1.5", usage=True)
   ids = [case.id for case in folder.cases]
   if len(set(ids)) < len(ids):
-    doubled = next(i for i in ids if ids.count(i) > 1)
-    raise InputError(folder.root, f"two cases are called {doubled!r}", "rename one of them")
+    duplicate = next(i for i in ids if ids.count(i) > 1)
+    raise InputError(folder.root, f"two cases have the id {duplicate!r}", "rename one of them")
   out = epath.Path(out)
   out.mkdir(parents=True, exist_ok=True)
 
-  with _alone(out), lean_memory():
+  # Runs that start together must not prepare the same folder. A bucket has no locks.
+  lock = contextlib.nullcontext() if "://" in str(out) else locked(Path(out) / ".lock")
+  with lock, lean_memory():
+    if not overwrite:
+      _check_settings(folder, out, spacing)
     cases = _prepare_cases(folder, out, spacing, progress)
     _check_positives(folder, cases)
     no_mirror = sides(folder.classes) | dict(folder.no_mirror)
@@ -78,24 +86,11 @@ def prepare(folder: RawFolder, out, spacing: Sequence[float] | None = None, *,
                               capacity=max(64, len(folder.classes)))
     write_text(out / "fingerprint.json", json.dumps(fingerprint(cases), indent=1))
     return write_manifest(out, modality=folder.modality, spacing=spacing, table=table,
-                          cases=cases, recipe=folder.recipe)
+                          cases=cases, provenance=folder.provenance)
 
 
-@contextlib.contextmanager
-def _alone(out: epath.Path) -> Iterator[None]:
-  """Keeps other processes from preparing into the same folder, as runs started together would.
-
-  A process that dies lets go. A bucket has no locks.
-  """
-  if "://" in str(out):
-    yield
-    return
-  with open(out / ".lock", "w") as stream:
-    fcntl.flock(stream, fcntl.LOCK_EX)
-    yield
-
-
-def _prepare_cases(folder: RawFolder, out, spacing, progress: bool) -> list[store_lib.Case]:
+def _prepare_cases(folder: RawFolder, out: epath.Path, spacing: tuple[float, ...],
+                   progress: bool) -> list[store_lib.Case]:
   # Threads suffice: decompression, resampling and compression release the interpreter's lock.
   cores = os.cpu_count() or 1
   memory = Memory(MEMORY_SHARE)
@@ -111,12 +106,49 @@ def _prepare_cases(folder: RawFolder, out, spacing, progress: bool) -> list[stor
         raise
 
 
+def _check_settings(folder: RawFolder, out: epath.Path, spacing: tuple[float, ...]) -> None:
+  """Raises InputError if `out` is a complete store that was prepared with other settings."""
+  try:
+    store = store_lib.Store.open(out)
+  except InputError:
+    return  # incomplete, damaged, or of another version: nothing that could be used
+  differences = "; ".join(_differences(store, folder, spacing))
+  if differences:
+    raise InputError(out, f"was prepared with {differences}",
+                     "choose another `out`, or replace the store with `overwrite`", usage=True)
+
+
+def _differences(store: store_lib.Store, folder: RawFolder,
+                 spacing: tuple[float, ...]) -> Iterator[str]:
+  if store.modality != folder.modality:
+    yield f"modality {store.modality} instead of {folder.modality}"
+  if _numbers(store.spacing) != _numbers(spacing):
+    yield f"spacing {_numbers(store.spacing)} instead of {_numbers(spacing)}"
+  old, new = store.provenance, json.loads(json.dumps(folder.provenance))
+  for key in dict.fromkeys((*old, *new)):
+    if old.get(key) != new.get(key):
+      yield f"{key} {_setting(old.get(key))} instead of {_setting(new.get(key))}"
+  if old == new and store.table.names != folder.classes:
+    yield f"classes {', '.join(store.table.names)} instead of {', '.join(folder.classes)}"
+  old_ids, new_ids = [c.id for c in store.cases], [c.id for c in folder.cases]
+  if old_ids and new_ids and set(old_ids).isdisjoint(new_ids):
+    yield f"other cases, such as {old_ids[0]!r} instead of {new_ids[0]!r}"
+
+
+def _numbers(spacing: Sequence[float]) -> str:
+  return ",".join(f"{s:g}" for s in spacing)
+
+
+def _setting(value: object) -> str:
+  return "none" if value is None else json.dumps(value)
+
+
 def _check_positives(folder: RawFolder, cases: Sequence[store_lib.Case]) -> None:
-  """A class that is annotated in training cases and shows in none cannot be learned."""
+  """Raises InputError for a class that training cases annotate without a positive voxel."""
   training = [case for case in cases if case.split == "train"]
   for name in folder.classes:
-    with_class = [case for case in training if name in case.annotated]
-    if with_class and not any(case.positives[name] for case in with_class):
+    annotated = [case for case in training if name in case.annotated]
+    if annotated and not any(case.positives[name] for case in annotated):
       raise InputError(folder.root, f"class {name!r} has no positive voxel in the "
-                       f"{len(with_class)} training cases that annotate it",
-                       "check its label value, or leave the class out with --keep")
+                       f"{len(annotated)} training cases that annotate it",
+                       "check its label value, or exclude the class")

@@ -1,11 +1,13 @@
-"""What an importer finds in a folder: files, and what each of them says about which classes."""
+"""Raw datasets: image and label files, and the classes that each label file annotates."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import hashlib
 import json
+import os
 from pathlib import Path
+from typing import ClassVar
 from typing import Protocol
 
 import numpy as np
@@ -20,25 +22,35 @@ from condseg_jax.geometry import Volume
 
 
 class Alteration(Protocol):
-  """A dataclass that changes masks of training cases: `Damage`, `Scribbles`."""
+  """A dataclass that changes the masks of training cases: `Corruption`, `Scribbles`.
+
+  Attributes:
+    record_name: its name in the provenance of a store and in the digest of a case.
+  """
+
+  record_name: ClassVar[str]
 
   def apply(self, mask: np.ndarray, spacing: tuple[float, ...], name: str, *,
             in_place: bool = False) -> np.ndarray:
-    """The changed three-valued mask of `name`, CASE/CLASS."""
+    """Returns the changed three-valued mask; `name` is CASE/CLASS."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RawLabel:
-  """A label map, and what its values mean; only the classes of the annotation are annotated."""
+  """A label file and the meaning of its values; only the classes of `annotation` are annotated."""
 
   path: Path
   annotation: Annotation
 
-  def read(self, image_path, image: Geometry) -> Volume:
-    """The label map on the grid of its image.
+  def read(self, image_path: str | os.PathLike, image: Geometry) -> Volume:
+    """Reads the label map on the grid of its image.
+
+    Args:
+      image_path: for error messages.
+      image: grid of the image in file axis order.
 
     Raises:
-      InputError: unreadable file, label of another grid, undeclared label value.
+      InputError: unreadable file, label on another grid, undeclared label value.
     """
     label = match_grid(image_path, image, self.path, files.read_label(self.path))
     self.annotation.check(label.array, self.path)
@@ -47,16 +59,17 @@ class RawLabel:
 
 @dataclasses.dataclass(frozen=True)
 class RawCase:
-  """One image with its labels, as files.
+  """The files of one image and its labels.
 
   Attributes:
     id: unique in its folder.
     image: the file, or the folder of a DICOM series.
     labels: one label map, or several, e.g. one for each class.
-    dataset: the group that it is sampled with.
+    dataset: the group from which it is sampled.
     split: `train`, `val` or `test`.
-    group: what it must not be parted from, e.g. the patient or the city; itself when empty.
-    series: SeriesInstanceUID, where a DICOM folder holds several.
+    group: cases of one group, e.g. a patient or a city, are kept in one fold; empty for a group of
+      its own.
+    series: SeriesInstanceUID, if a DICOM folder contains several series.
   """
 
   id: str
@@ -73,10 +86,10 @@ class RawCase:
     return tuple(name for label in self.labels for name in label.annotation.classes)
 
   def read(self) -> tuple[Volume, np.ndarray]:
-    """The image and its three-valued masks [K, *shape], both on the grid of the file.
+    """Reads the image and its three-valued masks [K, *shape], both on the grid of the file.
 
     Raises:
-      InputError: unreadable file, label of another grid, undeclared label value.
+      InputError: unreadable file, label on another grid, undeclared label value.
     """
     image = files.read_volume(self.image, self.series)
     masks = [label.annotation.mask(volume.array, name) for label in self.labels
@@ -85,27 +98,28 @@ class RawCase:
     return image, np.stack(masks)
 
   def digest(self) -> str:
-    """SHA-256 of all files and of how they are read."""
+    """Returns the SHA-256 of all files and of the metadata that determine how they are read."""
     paths = [*files.members(self.image, self.series),
-             *(part for label in self.labels for part in files.members(label.path))]
-    # Unsorted: the order of classes counts.
+             *(path for label in self.labels for path in files.members(label.path))]
+    # Not sorted: the order of the classes matters.
     meaning = json.dumps([label.annotation.to_json() for label in self.labels])
-    parts = [*map(_file_digest, paths), self.id, self.dataset, self.split, self.series, meaning]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    entries = [*map(_file_digest, paths), self.id, self.dataset, self.split, self.series, meaning]
+    return hashlib.sha256("\n".join(entries).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class RawFolder:
-  """A folder of raw cases in some known layout.
+  """A raw dataset, as an importer reads it.
 
   Attributes:
     root: the folder.
     modality: `ct`, `mr` or `rgb`.
     cases: all labelled cases.
-    no_mirror: class → axes along which it may not be mirrored.
-    alterations: changes of the masks of training cases, in this order.
-    faults: what had to be left out, such as an image without label; preparing raises the first.
-    recipe: what was done to the cases since they were found, for the record.
+    no_mirror: class → axes along which it must not be mirrored.
+    alterations: changes of the masks of training cases, applied in this order.
+    faults: defects of cases that were left out, such as an image without a label; `validated`
+      raises the first.
+    provenance: how the dataset was modified since it was read, for the manifest of the store.
   """
 
   root: Path
@@ -114,48 +128,55 @@ class RawFolder:
   no_mirror: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   alterations: tuple[Alteration, ...] = ()
   faults: tuple[InputError, ...] = ()
-  recipe: Mapping[str, object] = dataclasses.field(default_factory=dict)
+  provenance: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
   @property
   def classes(self) -> tuple[str, ...]:
-    """All classes that some case annotates, in order of appearance."""
+    """All classes annotated in at least one case, in order of appearance."""
     return tuple(dict.fromkeys(name for case in self.cases for name in case.classes))
 
   def altered(self, alteration: Alteration) -> "RawFolder":
-    """With one more change of the masks of its training cases."""
+    """Returns the dataset with one more change of the masks of its training cases."""
     alterations = (*self.alterations, alteration)
-    told = [{"name": type(a).__name__, **dataclasses.asdict(a)} for a in alterations]
+    records = [{"name": a.record_name, **dataclasses.asdict(a)} for a in alterations]
     return dataclasses.replace(self, alterations=alterations,
-                               recipe={**self.recipe, "alterations": told})
+                               provenance={**self.provenance, "alterations": records})
 
 
-def ready(folder: RawFolder) -> RawFolder:
-  """A folder as it can be prepared: cases of a dataset annotate the same classes.
+def validated(folder: RawFolder) -> RawFolder:
+  """Returns a dataset in which all cases of a dataset name annotate the same classes.
 
-  Those that annotate others become datasets of their own, numbered in order of appearance.
+  Cases with different annotated classes become datasets of their own, numbered in order of
+  appearance.
 
   Raises:
-    InputError: the first of its faults.
+    InputError: the first fault of the folder.
   """
   for fault in folder.faults:
     raise fault
-  kinds: dict[str, list[tuple[str, ...]]] = {}
+  variants: dict[str, list[tuple[str, ...]]] = {}
   for case in folder.cases:
-    if case.classes not in kinds.setdefault(case.dataset, []):
-      kinds[case.dataset].append(case.classes)
-  cases = (dataclasses.replace(c, dataset=f"{c.dataset} {kinds[c.dataset].index(c.classes) + 1}")
-           if len(kinds[c.dataset]) > 1 else c for c in folder.cases)
+    if case.classes not in variants.setdefault(case.dataset, []):
+      variants[case.dataset].append(case.classes)
+
+  def dataset_of(case: RawCase) -> str:
+    classes = variants[case.dataset]
+    number = classes.index(case.classes) + 1
+    return f"{case.dataset} {number}" if len(classes) > 1 else case.dataset
+
+  cases = (dataclasses.replace(case, dataset=dataset_of(case)) for case in folder.cases)
   return dataclasses.replace(folder, cases=tuple(cases))
 
 
 def keep_classes(folder: RawFolder, names: Sequence[str]) -> RawFolder:
-  """A dataset with only some of its classes annotated.
+  """Restricts the annotated classes of a dataset.
 
-  The voxels of a class that is not kept are negatives of the kept ones and say nothing of their
-  own; cases that annotate none of the kept classes are left out.
+  Voxels of the other classes are negatives of the kept ones; the other classes themselves become
+  unlabelled. Cases that annotate none of the kept classes are dropped.
 
   Args:
-    names: classes in the order wanted, whatever their case; all of them when empty.
+    folder: the dataset.
+    names: classes to keep, in this order; case is ignored; all of them if empty.
 
   Raises:
     InputError: a class that the dataset does not annotate.
@@ -163,33 +184,38 @@ def keep_classes(folder: RawFolder, names: Sequence[str]) -> RawFolder:
   names = tuple(dict.fromkeys(normal_name(name) for name in names))
   for name in names:
     if name not in folder.classes:
-      raise InputError(f"class {name!r}", "is not among the dataset's labels",
+      raise InputError(f"class {name!r}", "not a label of the dataset",
                        f"labels: {', '.join(folder.classes)}", usage=True)
   if not names:
     return folder
-  cases = [annotate_only(case, names) for case in folder.cases]
-  cases = tuple(case for case in cases if case.labels)
-  return dataclasses.replace(folder, cases=cases, recipe={**folder.recipe, "keep": list(names)})
+  kept = [annotate_only(case, names) for case in folder.cases]
+  cases = tuple(case for case in kept if case.labels)
+  return dataclasses.replace(folder, cases=cases,
+                             provenance={**folder.provenance, "keep": list(names)})
 
 
 def annotate_only(case: RawCase, names: Sequence[str]) -> RawCase:
-  """A case with only those of its classes annotated that are among `names`."""
+  """Returns a case that annotates only those of its classes that are in `names`."""
   labels = (RawLabel(label.path, label.annotation.keep(names)) for label in case.labels)
   return dataclasses.replace(case, labels=tuple(x for x in labels if x.annotation.classes))
 
 
-def no_label(image: Path, expected) -> InputError:
-  """The fault that an image has no label where one is expected."""
+def label_missing_error(image: Path, expected: object) -> InputError:
+  """Returns the error for an image without a label; `expected` is the path of the label."""
   return InputError(image, "has no label", f"expected {expected}", kind="no_label")
 
 
-def nowhere(subject, name: str, cure: str) -> InputError:
-  """The fault that a dataset names a class and annotates it in no case."""
+def class_missing_error(subject: object, name: str, cure: str) -> InputError:
+  """Returns the error for a declared class that no case annotates."""
   return InputError(subject, f"no case annotates the class {name!r}", cure, kind="class_nowhere")
 
 
 def read_json(path: Path) -> dict:
-  """A JSON file that holds an object, or an error that names it."""
+  """Reads a JSON file that contains an object.
+
+  Raises:
+    InputError: unreadable file, invalid JSON, another JSON value.
+  """
   try:
     tree = json.loads(path.read_text(encoding="utf-8"))
   except OSError as error:
@@ -197,7 +223,7 @@ def read_json(path: Path) -> dict:
   except ValueError as error:
     raise InputError(path, f"is not valid JSON ({error})", "correct the file") from error
   if not isinstance(tree, dict):
-    raise InputError(path, "holds no JSON object", "it should begin with {")
+    raise InputError(path, "is not a JSON object", "it should start with {")
   return tree
 
 

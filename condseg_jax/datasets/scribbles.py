@@ -1,9 +1,10 @@
-"""Weak labels: strokes inside a class and outside it, and nothing said of the rest."""
+"""Scribble annotations: strokes inside and outside of a class; all other voxels are unlabelled."""
 
 import concurrent.futures
 import dataclasses
 import hashlib
 import os
+from typing import ClassVar
 
 import numpy as np
 from scipy import ndimage
@@ -14,40 +15,43 @@ from condseg_jax.classes import UNLABELLED
 from condseg_jax.datasets.corrupt import distance_to
 from condseg_jax.errors import InputError
 
-SHRINK = 0.3  # of the greatest depth: strokes keep away from the boundary
-COARSE = 128  # pixels along the shorter side of what is thinned
-WORKERS = 8  # slices at a time, at most
-BAND = 0.15  # width of the band around the class, as a part of the slice's shorter side
+SHRINK = 0.3  # minimal depth of a stroke, as a fraction of the maximal depth of its region
+COARSE = 128  # pixels along the shorter side of a region before thinning
+WORKERS = 8  # maximal number of slices processed at a time
+BAND = 0.15  # width of the band around the class, as a fraction of the slice's shorter side
 
 
 @dataclasses.dataclass(frozen=True)
 class Scribbles:
-  """Strokes as an annotator might draw them, slice by slice.
+  """Replaces a mask by strokes like those of an annotator, slice by slice.
 
   Attributes:
-    rate: part of the axial slices that get strokes, above 0 and at most 1; a picture always gets
-      them, and so does one slice that shows the class, if any does.
-    seed: of the choice of slices, which also depends on the name of the mask.
+    rate: fraction of axial slices with strokes, in (0, 1]. If any slice contains the class, at
+      least one of these has strokes; a 2-D mask always has them.
+    seed: of the selection of slices, which also depends on the name of the mask.
   """
 
   rate: float
   seed: int = 0
 
-  def __post_init__(self):
+  record_name: ClassVar[str] = "Scribbles"  # part of the store format
+
+  def __post_init__(self) -> None:
     if not 0 < self.rate <= 1:
-      raise InputError("--scribbles", f"{self.rate:g}", "a part above 0, at most 1", usage=True)
+      raise InputError("rate", f"must be in (0, 1], not {self.rate:g}",
+                       "give the fraction of slices with scribbles", usage=True)
 
   def apply(self, mask: np.ndarray, spacing: tuple[float, ...], name: str, *,
             in_place: bool = False) -> np.ndarray:
-    """The mask where the strokes are, unlabelled elsewhere.
+    """Returns the values of the mask on the strokes, unlabelled elsewhere.
 
-    Strokes are skeletons: of the class, shrunk; of a band around it; and of the background beyond.
+    Strokes are skeletons of the eroded class, of a band around it, and of the background beyond.
 
     Args:
       mask: three-valued, uint8 [D, H, W] or [H, W].
-      spacing: mm along each axis (unused: strokes are drawn in pixels).
-      name: CASE/CLASS; masks of other names get strokes in other slices.
-      in_place: change `mask` itself; no other array of its size is needed then.
+      spacing: mm along each axis (unused: strokes are computed in pixels).
+      name: CASE/CLASS; it determines the slices, together with the seed.
+      in_place: overwrite `mask`, which avoids another array of its size.
     """
     out = mask if in_place else np.empty_like(mask)
     if mask.ndim == 2:
@@ -55,14 +59,14 @@ class Scribbles:
       return out
     key = hashlib.sha256(f"{self.seed}/scribbles/{name}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(key[:8]))
-    drawn = rng.permutation(len(mask))[:max(1, round(self.rate * len(mask)))]
-    shown = np.flatnonzero([(plane == POSITIVE).any() for plane in mask])
-    if len(shown) and not np.isin(drawn, shown).any():
-      drawn[0] = rng.choice(shown)
-    chosen = set(drawn.tolist())
+    selected = rng.permutation(len(mask))[:max(1, round(self.rate * len(mask)))]
+    positive = np.flatnonzero([(plane == POSITIVE).any() for plane in mask])
+    if len(positive) and not np.isin(selected, positive).any():
+      selected[0] = rng.choice(positive)
+    slices = set(selected.tolist())
 
-    def draw(index):
-      out[index] = _strokes(mask[index]) if index in chosen else UNLABELLED
+    def draw(index: int) -> None:
+      out[index] = _strokes(mask[index]) if index in slices else UNLABELLED
     with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
       list(pool.map(draw, range(len(mask))))
     return out
@@ -84,10 +88,10 @@ def _strokes(mask: np.ndarray) -> np.ndarray:
 
 
 def _skeleton(region: np.ndarray) -> np.ndarray:
-  """A stroke along the middle of every piece of a region, away from its boundary.
+  """Returns a stroke along the middle of every component of a region, away from its boundary.
 
-  Large regions are thinned on a coarser grid of at most `COARSE` pixels, whose pixels are then the
-  width of the stroke: thinning takes as many passes as the region is deep.
+  Large regions are thinned on a grid of at most `COARSE` pixels, which determines the width of the
+  stroke: the number of thinning passes is proportional to the depth of the region.
   """
   import SimpleITK as sitk
 
@@ -100,11 +104,11 @@ def _skeleton(region: np.ndarray) -> np.ndarray:
   small = inside[step // 2::step, step // 2::step]
   if not small.any():
     small, step = inside, 1
-  pieces, count = ndimage.label(small)
-  # Beyond the edge of the picture is outside, too.
+  components, count = ndimage.label(small)
+  # Pixels beyond the image border count as outside.
   depth = distance_to(~np.pad(small, 1), (1, 1))[1:-1, 1:-1]
-  deepest = ndimage.maximum(depth, pieces, np.arange(count + 1))
-  shrunk = small & (depth >= SHRINK * np.asarray(deepest)[pieces])
+  deepest = ndimage.maximum(depth, components, np.arange(count + 1))
+  shrunk = small & (depth >= SHRINK * np.asarray(deepest)[components])
   thin = sitk.GetArrayFromImage(sitk.BinaryThinning(sitk.GetImageFromArray(
       shrunk.astype(np.uint8)))) > 0
   wide = np.kron(thin, np.ones((step, step), bool))[:inside.shape[0], :inside.shape[1]]

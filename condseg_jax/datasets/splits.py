@@ -1,4 +1,4 @@
-"""Which cases belong together, and k-fold splits that do not part them."""
+"""Patients from case ids, and k-fold splits that keep the cases of a patient together."""
 
 import dataclasses
 import re
@@ -8,51 +8,56 @@ import numpy as np
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.errors import InputError
 
-# Ids that say so: sub-01_ses-2 (BIDS), and a number after a number, as in liver_012_1, p03-frame07.
+# Common ids: sub-01_ses-2 (BIDS), and a number after a number, as in liver_012_1, p03-frame07.
 _PATIENT = (re.compile(r"^(sub-[^_]+)_"), re.compile(r"^(.*\d)[_-][A-Za-z]*[_-]?\d+$"))
 
 
 def patient_of(case_id: str, pattern: str = "") -> str:
-  """The patient (sequence, place) that an id names; "" when it names none.
+  """Returns the patient (or sequence, or place) that an id contains; "" if there is none.
 
   Args:
-    pattern: regular expression whose first group is the patient; a rule for common ids when empty.
+    case_id: id of a case.
+    pattern: regular expression whose first group is the patient; patterns of common ids if empty.
 
   Raises:
-    InputError: the expression is none, or has no group.
+    InputError: an invalid expression, or one without a group.
   """
-  patterns = _PATIENT
+  patterns: tuple[re.Pattern[str], ...] = _PATIENT
   if pattern:
     try:
       patterns = (re.compile(pattern),)
     except re.error as error:
-      raise InputError(f"patient {pattern!r}", f"is no regular expression ({error})",
+      raise InputError(f"patient {pattern!r}", f"is not a valid regular expression ({error})",
                        'write e.g. "^([^_]+)"', usage=True) from error
     if not patterns[0].groups:
       raise InputError(f"patient {pattern!r}", "has no group", 'write e.g. "^([^_]+)"', usage=True)
-  for one in patterns:
-    match = one.search(case_id)
+  for expression in patterns:
+    match = expression.search(case_id)
     if match:
       return match.group(1)
   return ""
 
 
 def k_fold(folder: RawFolder, folds: int, fold: int, seed: int = 0) -> RawFolder:
-  """One fold of a dataset becomes `val`, the others `train`; `test` cases stay.
+  """Splits a dataset into folds: one becomes `val`, the others `train`; `test` is unchanged.
 
-  Cases of one group are never parted. Groups are dealt to the folds by size, largest first and
+  Cases of one group are always in the same fold. Groups are assigned by size, largest first and
   equal ones in random order, each to the fold with the fewest cases.
 
   Args:
-    folds: how many; at least 2.
-    fold: which of them is held out, from 0.
-    seed: of the order.
+    folder: the dataset.
+    folds: number of folds, at least 2.
+    fold: index of the held-out fold, from 0.
+    seed: of the random order.
 
   Raises:
     InputError: fewer groups than folds, or a fold that does not exist.
   """
-  if folds < 2 or not 0 <= fold < folds:
-    raise InputError("--fold", f"fold {fold} of {folds}", "0 to folds - 1, of at least 2 folds",
+  if folds < 2:
+    raise InputError("folds", f"must be at least 2, not {folds}", "give a number of folds",
+                     usage=True)
+  if not 0 <= fold < folds:
+    raise InputError("fold", f"must be in [0, {folds - 1}], not {fold}", "folds count from 0",
                      usage=True)
   groups: dict[str, list[str]] = {}
   for case in folder.cases:
@@ -63,14 +68,15 @@ def k_fold(folder: RawFolder, folds: int, fold: int, seed: int = 0) -> RawFolder
                      usage=True)
   names = sorted(groups)
   order = np.random.default_rng(seed).permutation(len(names))
-  held, sizes = set(), [0] * folds
+  held_out: set[str] = set()
+  sizes = [0] * folds
   for i in sorted(order, key=lambda i: -len(groups[names[i]])):
-    place = int(np.argmin(sizes))
-    sizes[place] += len(groups[names[i]])
-    if place == fold:
-      held.update(groups[names[i]])
+    smallest = int(np.argmin(sizes))
+    sizes[smallest] += len(groups[names[i]])
+    if smallest == fold:
+      held_out.update(groups[names[i]])
   cases = tuple(case if case.split == "test" else
-                dataclasses.replace(case, split="val" if case.id in held else "train")
+                dataclasses.replace(case, split="val" if case.id in held_out else "train")
                 for case in folder.cases)
-  recipe = {**folder.recipe, "folds": {"folds": folds, "fold": fold, "seed": seed}}
-  return dataclasses.replace(folder, cases=cases, recipe=recipe)
+  provenance = {**folder.provenance, "folds": {"folds": folds, "fold": fold, "seed": seed}}
+  return dataclasses.replace(folder, cases=cases, provenance=provenance)

@@ -21,7 +21,7 @@ def labelled_cases(root, split: str = "") -> tuple[list[LabelledCase], str]:
   Raises:
     InputError: nothing there, or nothing of that split.
   """
-  found = [(folder, case) for folder in discover.find(root) for case in folder.cases]
+  found = [(folder, case) for folder in discover.discover(root) for case in folder.cases]
   present = {case.split for _, case in found}
   taken = split or next((s for s in ("val", "test") if s in present), "all")
   chosen = [(f, c) for f, c in found if taken in ("all", c.split)]

@@ -7,8 +7,8 @@ import dataclasses
 import math
 
 from condseg_jax.evaluate.intervals import bootstrap_ci
+from condseg_jax.metrics import METRICS
 
-_METRICS = ("dice", "iou", "hd95", "surface_dice")
 # Keys of metrics.score_case that depend on the dimension, and the unit they are measured in.
 _SIZE_METRICS = {
     "ml": ("volume_error_ml", "volume_error_relative", "false_positive_ml"),
@@ -81,7 +81,7 @@ def nan_mean(values: Iterable[float]) -> float:
 
 
 def _class_summary(cases: list[Mapping[str, float]], unit: str) -> dict:
-  entry: dict = {key: _statistic(cases, key) for key in _METRICS + _SIZE_METRICS[unit]}
+  entry: dict = {key: _statistic(cases, key) for key in (*METRICS, *_SIZE_METRICS[unit])}
   entry["hd95"]["undefined"] = sum(
       not math.isnan(case["dice"]) and math.isnan(case["hd95"]) for case in cases if "hd95" in case)
   entry["absent"] = entry[f"false_positive_{unit}"]["n"]

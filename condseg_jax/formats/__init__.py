@@ -1,1 +1,1 @@
-"""Files to and from `condseg_jax.geometry.Volume`."""
+"""Readers and writers: files to and from `condseg_jax.geometry.Volume`."""

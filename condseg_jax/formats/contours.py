@@ -1,10 +1,10 @@
-"""Outlines of masks as closed polygons, one slice at a time.
+"""Outlines of masks as closed polygons, slice by slice.
 
 A polygon runs half-way between the centres of a voxel inside and a voxel outside (level 0.5), so
-that exactly the centres of the mask lie in it; the corners of a box are cut off by half a voxel. A
-hole is part of the polygon around it, by a channel of no width to the nearest corner (the keyhole
-technique of DICOM PS3.3, C.8.8.6.3): filled by any rule, the polygon leaves the hole out. What lies
-within a hole is a polygon of its own.
+that it contains exactly the voxel centres of the mask; the corners of a box are cut off by half a
+voxel. A hole is connected to the polygon around it by a channel of zero width at the closest corner
+(keyhole technique, DICOM PS3.3, C.8.8.6.3): with any fill rule, the polygon excludes the hole.
+Structures within a hole are polygons of their own.
 """
 
 import contourpy
@@ -12,14 +12,14 @@ import numpy as np
 
 
 def outlines(mask_HW: np.ndarray) -> list[np.ndarray]:
-  """The polygons of a mask.
+  """Returns the polygons of a mask.
 
   Args:
     mask_HW: bool.
 
   Returns:
-    float64 [corners, 2] each, (row, column) indices, at least three corners, none twice in a row;
-    the last is joined to the first.
+    A float64 array [corners, 2] of (row, column) indices for each polygon: at least three corners,
+    no two successive corners equal; the last corner connects to the first.
   """
   rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
   if not len(rows):
@@ -37,16 +37,16 @@ def outlines(mask_HW: np.ndarray) -> list[np.ndarray]:
 
 
 def _corners(ring: np.ndarray) -> np.ndarray:
-  """A ring without the points on straight lines; its coordinates are halves, so this is exact."""
+  """Removes the points on straight lines; exact, since coordinates are multiples of a half."""
   before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
   return ring[before[:, 0] * after[:, 1] != before[:, 1] * after[:, 0]]
 
 
 def _keyholed(rings: list[np.ndarray]) -> np.ndarray:
-  """An outer ring and the rings of its holes, which run the other way, as one."""
+  """Joins an outer ring and the rings of its holes, which have the opposite orientation."""
   joined = rings[0]
   for hole in rings[1:]:
     distances = ((joined[:, None] - hole[None]) ** 2).sum(-1)
-    at, to = np.unravel_index(distances.argmin(), distances.shape)
-    joined = np.concatenate([joined[:at + 1], hole[to:], hole[:to + 1], joined[at:]])
+    i, j = np.unravel_index(distances.argmin(), distances.shape)
+    joined = np.concatenate([joined[:i + 1], hole[j:], hole[:j + 1], joined[i:]])
   return joined

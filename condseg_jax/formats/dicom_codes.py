@@ -1,9 +1,9 @@
-"""Class names as codes, from the context groups of the DICOM standard that pydicom holds.
+"""Codes of class names, from the context groups of the DICOM standard in pydicom.
 
-A name is looked up by its words, whatever their order, case and number: `kidney_left` and
-`left kidney` are the kidney with the modifier left, `vertebrae L1` is the L1 vertebra, `liver
-tumour` is a neoplasm in the liver. A name that no group knows is coded as tissue (SNOMED CT
-85756007), the generic code that other programs use, too; its label still says what it is.
+A name is looked up by its words; order, case and plural are ignored: `kidney_left` and `left
+kidney` are the kidney with the modifier left, `vertebrae L1` is the L1 vertebra, `liver tumour` is
+a neoplasm in the liver. A name without a code gets that of tissue (SNOMED CT 85756007), the generic
+code that other programs use, too; the segment label still contains the name.
 
 Standard: DICOM PS3.16, CID 7150, 7192, 7159, 244.
 """
@@ -13,21 +13,21 @@ import functools
 import re
 from typing import NamedTuple
 
-# What people write and the standard does not; as they are after `_words`.
+# Common words that the standard does not use; both sides in the form that `_words` returns.
 SYNONYMS = {"tumour": "neoplasm", "tumor": "neoplasm", "cancer": "neoplasm", "oedema": "edema",
             "haemorrhage": "hemorrhage", "oesophagu": "esophagu", "bowel": "intestin"}
 SILENT = frozenset({"of", "the", "gland", "urinary"})
-NO_LESION = ("Background", "Normal")  # in their group all the same
+NO_LESION = ("Background", "Normal")  # members of the group of lesions that are not lesions
 
 
 class Meaning(NamedTuple):
-  """What a class is, as pydicom codes.
+  """The pydicom codes of a class.
 
   Attributes:
     category: e.g. anatomical structure.
     type: e.g. kidney.
-    modifier: left or right, None where there is none.
-    region: where a lesion lies, None where it does not say.
+    modifier: left, right or None.
+    region: location of a lesion, None if the name does not contain it.
     known: False for the generic code.
   """
 
@@ -39,23 +39,23 @@ class Meaning(NamedTuple):
 
 
 def meaning(name: str) -> Meaning:
-  """The codes of a class name."""
+  """Returns the codes of a class name."""
   from pydicom.sr.codedict import codes
   anatomy, lesions = _index("cid7192"), _index("cid7159")
   words = _words(name)
   lesion = next((word for word in sorted(words) if frozenset({word}) in lesions), None)
   if lesion is not None:
-    region, modifier = _place(words - {lesion}, anatomy)
+    region, modifier = _structure(words - {lesion}, anatomy)
     return Meaning(codes.cid7150.MorphologicallyAbnormalStructure, lesions[frozenset({lesion})],
                    modifier, region)
-  found, modifier = _place(words, anatomy)
-  if found is not None:
-    return Meaning(codes.cid7150.AnatomicalStructure, found, modifier)
+  structure, modifier = _structure(words, anatomy)
+  if structure is not None:
+    return Meaning(codes.cid7150.AnatomicalStructure, structure, modifier)
   return Meaning(codes.cid7150.Tissue, codes.cid7150.Tissue, known=False)
 
 
-def _place(words: frozenset[str], anatomy: Mapping) -> tuple:
-  """Code and side of an anatomical structure; (None, None) where it is none."""
+def _structure(words: frozenset[str], anatomy: Mapping) -> tuple:
+  """Returns code and side of an anatomical structure; (None, None) for an unknown one."""
   from pydicom.sr.codedict import codes
   if words in anatomy:
     return anatomy[words], None
@@ -67,17 +67,17 @@ def _place(words: frozenset[str], anatomy: Mapping) -> tuple:
 
 @functools.cache
 def _index(group: str) -> dict[frozenset[str], object]:
-  """The words of a meaning → its code; without words that several codes share."""
+  """Returns words of a meaning → code, without words that several codes share."""
   from pydicom.sr.codedict import codes
   index: dict = {}
   for code in getattr(codes, group).concepts.values():
     if code.meaning not in NO_LESION:
       index.setdefault(_words(code.meaning), []).append(code)
-  return {words: found[0] for words, found in index.items()
-          if len({(c.scheme_designator, c.value) for c in found}) == 1}
+  return {words: candidates[0] for words, candidates in index.items()
+          if len({(c.scheme_designator, c.value) for c in candidates}) == 1}
 
 
 def _words(text: str) -> frozenset[str]:
-  """The words of a name without their endings, so that plural and singular are one."""
+  """Returns the words of a name without their endings, so that plural and singular are equal."""
   words = (word.rstrip("es") or word for word in re.findall(r"[a-z0-9]+", text.lower()))
   return frozenset(SYNONYMS.get(word, word) for word in words) - SILENT

@@ -1,4 +1,4 @@
-"""What is written beside the masks of a DICOM series: objects that its archive takes back.
+"""Writes the segmentation of a DICOM series as DICOM objects: DICOM-SEG and RT Structure Set.
 
 The extra `dicom` is imported only when something is written.
 """
@@ -16,34 +16,34 @@ KINDS = ("seg", "rtstruct")
 
 
 def check_kinds(kinds: Sequence[str]) -> None:
-  """Raises InputError for a kind that does not exist, or for want of the extra `dicom`."""
+  """Raises InputError for an unknown kind, or if the extra `dicom` is not installed."""
   for kind in kinds:
     if kind not in KINDS:
-      raise InputError(f"DICOM output {kind!r}", "is not known", f"choose of {', '.join(KINDS)}",
-                       usage=True)
+      raise InputError(f"DICOM output {kind!r}", "unknown kind",
+                       f"choose from: {', '.join(KINDS)}", usage=True)
   if kinds:
-    dicom_source.need_extra()
+    dicom_source.require_extra()
 
 
 def write_results(folder: str | os.PathLike, stem: str, kinds: Sequence[str], volume: Volume,
                   names: Mapping[str, int], source: str | os.PathLike, series: str = "", *,
                   colors: Mapping[str, Sequence[int]] | None = None,
                   model: str = "") -> list[Path]:
-  """Writes STEM_seg.dcm and STEM_rtstruct.dcm, or one of them.
+  """Writes STEM_seg.dcm, STEM_rtstruct.dcm, or both.
 
   Args:
-    folder: to write to.
-    stem: of the names of the files.
-    kinds: some of `KINDS`.
-    volume, names, colors, model: as of `dicom_seg.write_dicom_seg`.
+    folder: output folder.
+    stem: of the file names.
+    kinds: a subset of `KINDS`.
+    volume, names, colors, model: see `dicom_seg.write_dicom_seg`.
     source: the folder of the DICOM series.
-    series: its SeriesInstanceUID, where the folder holds several.
+    series: its SeriesInstanceUID, if the folder contains several series.
 
   Returns:
     The files.
 
   Raises:
-    InputError: as the two writers.
+    InputError: an unknown kind; see also the two writers.
   """
   check_kinds(kinds)
   if not kinds:

@@ -1,7 +1,7 @@
-"""DICOM Segmentation objects, by highdicom: what archives and viewers take as a result.
+"""Writes DICOM Segmentation objects, with highdicom.
 
-A binary segmentation on the grid of its series: one frame of bits for every slice on which a class
-is found, in the series' frame of reference, each frame naming the slice it was made from.
+A binary segmentation on the grid of its series: one frame of bits for each class and slice that
+contains the class, in the series' frame of reference, with a reference to the source slice.
 
 Standard: DICOM PS3.3, A.51 and C.8.20.
 """
@@ -9,6 +9,7 @@ Standard: DICOM PS3.3, A.51 and C.8.20.
 from collections.abc import Mapping
 from collections.abc import Sequence
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,30 +23,33 @@ from condseg_jax.formats.dicom_source import Structure
 from condseg_jax.geometry import Volume
 from condseg_jax.system.atomic import replacing
 
-KIND = 1  # of results: its series numbers begin at 1000
+if TYPE_CHECKING:
+  from pydicom import Dataset
+
+KIND = 1  # series numbers start at 1000
 
 
 def write_dicom_seg(path: str | os.PathLike, volume: Volume, names: Mapping[str, int],
                     source: Source, *, colors: Mapping[str, Sequence[int]] | None = None,
                     model: str = "") -> None:
-  """Writes a segmentation; the file appears whole or not at all.
+  """Writes a segmentation atomically.
 
-  The same segmentation of the same series has the same identifiers whenever it is written, so that
-  an archive takes it once.
+  The same segmentation of the same series always has the same identifiers, so that an archive
+  stores it once.
 
   Args:
-    path: of the file.
+    path: the file.
     volume: a label map, or bool masks, which may overlap, along a last axis of channels; on the
-      grid of the series, along any of its axes.
-    names: class → value in the label map, or class → its channel + 1. Described are the classes
-      that have a voxel; all of them where none has.
+      grid of the series, with axes in any order and direction.
+    names: class → value in the label map, or class → its channel + 1. The object describes the
+      classes that have a voxel, or all classes if none has.
     source: the series, from `dicom_source.read_source`.
-    colors: class → red, green, blue, 0–255; evenly spread hues where none is given.
-    model: what made the segmentation, besides this program's name and version.
+    colors: class → red, green, blue, 0–255; evenly spread hues by default.
+    model: name of the model, in addition to this program's name and version.
 
   Raises:
-    InputError: the volume lies elsewhere; the series lacks what the standard demands; the extra
-      `dicom` is not installed; a path that cannot be written.
+    InputError: the volume is on another grid; the series lacks attributes that the standard
+      requires; the extra `dicom` is not installed; the path cannot be written.
   """
   with dicom_source.lenient():
     dataset = _segmentation(volume, names, source, colors or {}, model)
@@ -53,16 +57,17 @@ def write_dicom_seg(path: str | os.PathLike, volume: Volume, names: Mapping[str,
       dataset.save_as(temporary)
 
 
-def _segmentation(volume, names, source, colors, model):
+def _segmentation(volume: Volume, names: Mapping[str, int], source: Source,
+                  colors: Mapping[str, Sequence[int]], model: str) -> "Dataset":
   import highdicom
   array = dicom_source.on_grid(source, volume)
-  found = dicom_source.structures(array, names, colors)
-  code = dicom_source.digest(array, found)
-  pixels = _pixels(array, found)
+  structures = dicom_source.structures(array, names, colors)
+  code = dicom_source.digest(array, structures)
+  pixels = _pixels(array, structures)
   try:
     return highdicom.seg.Segmentation(
         source.slices, pixels, highdicom.seg.SegmentationTypeValues.BINARY,
-        [_description(one, model) for one in found],
+        [_description(structure, model) for structure in structures],
         series_instance_uid=dicom_source.result_uid(source, "SEG", model),
         series_number=dicom_source.series_number(source, KIND),
         sop_instance_uid=dicom_source.result_uid(source, "SEG", model, code), instance_number=1,
@@ -73,34 +78,34 @@ def _segmentation(volume, names, source, colors, model):
         series_description=dicom_source.series_description(source, "segmentation"),
         omit_empty_frames=bool(pixels.any()), specific_character_set=dicom_source.UTF_8)
   except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise InputError(source.folder, f"takes no DICOM-SEG ({error})",
+    raise InputError(source.folder, f"cannot be the source of a DICOM-SEG ({error})",
                      "export the original series again") from error
 
 
-def _pixels(array: np.ndarray, found: Sequence[Structure]) -> np.ndarray:
-  """Slices first; the number of the segment as value, or segments as last axis."""
+def _pixels(array: np.ndarray, structures: Sequence[Structure]) -> np.ndarray:
+  """Returns slices, rows, columns of segment numbers, or of masks with segments as last axis."""
   if array.dtype == bool:
-    return array[..., [one.index for one in found]].transpose(2, 1, 0, 3)
-  numbers = np.zeros(max(int(array.max()), *(one.index for one in found)) + 1,
-                     np.min_scalar_type(len(found)))
-  for one in found:
-    numbers[one.index] = one.number
+    return array[..., [s.index for s in structures]].transpose(2, 1, 0, 3)
+  numbers = np.zeros(max(int(array.max()), *(s.index for s in structures)) + 1,
+                     np.min_scalar_type(len(structures)))
+  for structure in structures:
+    numbers[structure.index] = structure.number
   return numbers[array.transpose(2, 1, 0)]
 
 
-def _description(one: Structure, model: str):
+def _description(structure: Structure, model: str) -> "Dataset":
   import highdicom
   from pydicom.sr.codedict import codes
-  what = meaning(one.name)
+  code = meaning(structure.name)
   algorithm = highdicom.AlgorithmIdentificationSequence(
       SOFTWARE, codes.cid7162.ArtificialIntelligence, condseg_jax.__version__,
       parameters={"model": model} if model else None)
   description = highdicom.seg.SegmentDescription(
-      one.number, dicom_source.short_text(one.name), what.category, what.type,
+      structure.number, dicom_source.short_text(structure.name), code.category, code.type,
       highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm,
-      anatomic_regions=[what.region] if what.region else None,
-      display_color=highdicom.color.CIELabColor.from_rgb(*one.color))
-  if what.modifier:
+      anatomic_regions=[code.region] if code.region else None,
+      display_color=highdicom.color.CIELabColor.from_rgb(*structure.color))
+  if code.modifier:
     description.SegmentedPropertyTypeModifierCodeSequence = [
-        highdicom.sr.CodedConcept.from_code(what.modifier)]
+        highdicom.sr.CodedConcept.from_code(code.modifier)]
   return description

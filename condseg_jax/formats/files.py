@@ -1,6 +1,6 @@
-"""A file or a DICOM folder in, a volume out, whatever its format; the format follows from the name.
+"""Reads and writes images and labels of all formats; the file name determines the format.
 
-The table `READERS` is the one list of formats.
+`READERS` is the table of formats.
 """
 
 from collections.abc import Callable
@@ -42,14 +42,14 @@ READERS = {".nii": _NIFTI, ".nii.gz": _NIFTI, **dict.fromkeys(sitk.SUFFIXES, _SI
 
 
 def read_volume(path: str | os.PathLike, series: str = "") -> Volume:
-  """An image in the axis order of its file.
+  """Reads an image in the axis order of its file.
 
   Args:
-    path: NIfTI, MetaImage, NRRD, or the folder of a DICOM series, all 3-D; PNG, TIFF or JPEG, 2-D.
-    series: SeriesInstanceUID, where a DICOM folder holds several.
+    path: NIfTI, MetaImage, NRRD, or the folder of a DICOM series (3-D); PNG, TIFF or JPEG (2-D).
+    series: SeriesInstanceUID, if a DICOM folder contains several series.
 
   Raises:
-    InputError: the file cannot be read, or does not say where its voxels lie.
+    InputError: the file cannot be read, or has no orientation.
   """
   if Path(path).is_dir():
     return dicom.read_series(path, series)
@@ -57,31 +57,30 @@ def read_volume(path: str | os.PathLike, series: str = "") -> Volume:
 
 
 def read_label(path: str | os.PathLike) -> Volume:
-  """A label map of an unsigned integer dtype, in the axis order of its file.
+  """Reads a label map of an unsigned integer dtype, in the axis order of its file.
 
   Raises:
-    InputError: as `read_volume`; also fractional or negative values, a colour picture, or one
-      whose compression invents values.
+    InputError: as `read_volume`; also fractional or negative values, a colour picture, a JPEG.
   """
   if _suffix(path) in (".jpg", ".jpeg"):
-    raise InputError(path, "is a JPEG, which does not keep label values", "store labels as PNG")
+    raise InputError(path, "is a JPEG, which does not preserve label values", "store labels as PNG")
   return to_labels(path, read_volume(path))
 
 
 def read_header(path: str | os.PathLike, series: str = "") -> Header:
-  """Geometry, and the memory that reading takes, from headers alone; see `read_volume`."""
+  """Reads the geometry, and the memory required for reading, from headers; see `read_volume`."""
   if Path(path).is_dir():
     return dicom.read_series_header(path, series)
   return _reader(path).header(Path(path))
 
 
 def modality(path: str | os.PathLike, series: str = "") -> str:
-  """What made an image as DICOM calls it (CT, MR, …); "" where the file does not say."""
+  """Returns the DICOM modality of an image (CT, MR, …); "" for other formats, or if missing."""
   return dicom.series_modality(path, series) if Path(path).is_dir() else ""
 
 
 def members(path: str | os.PathLike, series: str = "") -> list[Path]:
-  """The files that an image consists of."""
+  """Returns the files of which an image consists."""
   if Path(path).is_dir():
     return dicom.series_members(path, series)
   return _reader(path).members(Path(path))
@@ -90,18 +89,21 @@ def members(path: str | os.PathLike, series: str = "") -> list[Path]:
 def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
                 names: Mapping[str, int], colors: Mapping[str, Sequence[int]] | None = None
                 ) -> None:
-  """Writes a label map, NIfTI or PNG; the file appears whole or not at all.
+  """Writes a label map as NIfTI or PNG, atomically.
 
   Args:
-    path: its name decides the format.
+    path: the file; its name determines the format.
     label: integers, in the axis order of the file.
-    affine: of the file.
-    names: class → value, kept in the file where the format has a place for it.
-    colors: class → red, green, blue, 0–255, kept likewise.
+    affine: array index -> RAS+ world mm.
+    names: class → value; stored in NIfTI files.
+    colors: class → red, green, blue, 0–255; stored in NIfTI files.
+
+  Raises:
+    InputError: another format, invalid values, or a path that cannot be written.
   """
   suffix = _suffix(path)
   if suffix not in (".png", ".nii", ".nii.gz"):
-    raise InputError(path, "is not a format that labels are written in",
+    raise InputError(path, "is not a supported format for labels",
                      "name it .nii.gz, or .png for a picture")
   if suffix == ".png":
     picture.write_png(path, label)
@@ -110,24 +112,25 @@ def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
 
 
 def stem(path: str | os.PathLike) -> str:
-  """The file's name without its format."""
+  """Returns the file name without the suffix of its format."""
   name = Path(path).name
   return name[:len(name) - len(_suffix(path))]
 
 
 def is_image(path: str | os.PathLike) -> bool:
-  """Whether a name is that of a format read here; hidden files are none."""
+  """Returns whether a file name has the suffix of a supported format; False for hidden files."""
   return bool(_suffix(path)) and not Path(path).name.startswith(".")
 
 
 def list_images(path: str | os.PathLike) -> list[Path]:
-  """The images that a path names: itself, those of the folder, or the folder as a DICOM series.
+  """Lists the images at a path: a file, the files of a folder, or the folder of a DICOM series.
 
-  A text file (.txt) names one file or folder of a DICOM series a line, relative to where it lies.
+  A text file (.txt) contains one file or folder of a DICOM series per line, relative to its own
+  folder.
 
   Raises:
-    InputError: nothing there, no image in the folder, or two of one name, whose results would be
-      files of one name, too.
+    InputError: the path does not exist, the folder contains no image, or two images have the same
+      name, so that their results would, too.
   """
   path = Path(path)
   if not path.exists():
@@ -136,50 +139,51 @@ def list_images(path: str | os.PathLike) -> list[Path]:
     return _listed(path)
   if not path.is_dir():
     return [path]
-  found = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
-  if found:
-    return _of_different_names(path, found)
-  if dicom.holds_dicom(path):
+  images = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
+  if images:
+    return _check_names(path, images)
+  if dicom.contains_dicom(path):
     return [path]
-  raise InputError(path, "holds no image", f"expected files named {', '.join(READERS)}, or DICOM")
+  raise InputError(path, "contains no image", f"expected the suffixes {', '.join(READERS)}, or "
+                   "DICOM")
 
 
 def _listed(path: Path) -> list[Path]:
-  """The images that a text file names."""
+  """Returns the images that are listed in a text file."""
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
   except ValueError as error:
-    raise InputError(path, "is no text", "name one image a line") from error
-  found = [path.parent / line.strip() for line in lines if line.strip()]
-  for image in found:
+    raise InputError(path, "is not a text file", "write one image per line") from error
+  images = [path.parent / line.strip() for line in lines if line.strip()]
+  for image in images:
     if not image.exists():
-      raise InputError(image, f"does not exist, but {path.name} names it", "correct the list")
-  if not found:
-    raise InputError(path, "names no image", "name one image a line")
-  return _of_different_names(path, found)
+      raise InputError(image, f"is listed in {path.name}, but does not exist", "correct the list")
+  if not images:
+    raise InputError(path, "lists no image", "write one image per line")
+  return _check_names(path, images)
 
 
-def _of_different_names(where: Path, images: list[Path]) -> list[Path]:
+def _check_names(path: Path, images: list[Path]) -> list[Path]:
   stems: dict[str, Path] = {}
   for image in images:
     if stem(image) in stems:
-      raise InputError(where, f"{stems[stem(image)].name} and {image.name} would have results of "
-                       "one name", "rename one of them, or use two folders")
+      raise InputError(path, f"results of {stems[stem(image)].name} and {image.name} would have "
+                       "the same name", "rename one of them, or use two folders")
     stems[stem(image)] = image
   return images
 
 
-def _suffix(path) -> str:
+def _suffix(path: str | os.PathLike) -> str:
   name = Path(path).name.lower()
   return max((s for s in READERS if name.endswith(s)), key=len, default="")
 
 
-def _reader(path) -> _Reader:
+def _reader(path: str | os.PathLike) -> _Reader:
   path = Path(path)
   suffix = _suffix(path)
   if not suffix and not path.exists():
     raise InputError(path, "does not exist", "check the path")
   if not suffix:
-    raise InputError(path, "is not a format this program reads",
-                     f"convert it to one of {', '.join(READERS)}; name DICOM by its folder")
+    raise InputError(path, "is not a supported format",
+                     f"convert it to one of {', '.join(READERS)}; for DICOM give the folder")
   return READERS[suffix]

@@ -1,6 +1,6 @@
-"""Names and colours of a label map, in the extension of a NIfTI header that viewers know.
+"""Names and colours of a label map, in a NIfTI header extension that viewers support.
 
-The extension has the code 30 and holds XML, as Caret and the Connectome Workbench write it:
+The extension has the code 30 and contains XML, as written by Caret and the Connectome Workbench:
 
     <CaretExtension><VolumeInformation Index="0">
       <LabelTable><Label Key="1" Red="0.9" Green="0.2" Blue="0.2" Alpha="1">liver</Label> ...
@@ -19,18 +19,18 @@ import nibabel
 from condseg_jax.classes import hue
 
 CARET, COMMENT, UNKNOWN = 30, 6, 0  # extension codes of the NIfTI standard
-BACKGROUND = "???"  # how the Workbench names what has no label
+BACKGROUND = "???"  # the Workbench's name of voxels without a label
 
 Colors = dict[str, tuple[int, int, int]]
 
 
 def extension(names: Mapping[str, int],
               colors: Mapping[str, Sequence[int]]) -> nibabel.nifti1.Nifti1Extension:
-  """The label table of some classes.
+  """Creates the label table of some classes.
 
   Args:
     names: class -> value.
-    colors: class -> red, green, blue, 0-255; evenly spread hues for classes without.
+    colors: class -> red, green, blue, 0-255; evenly spread hues by default.
   """
   root = ElementTree.Element("CaretExtension")
   volume = ElementTree.SubElement(root, "VolumeInformation", Index="0")
@@ -45,37 +45,42 @@ def extension(names: Mapping[str, int],
 
 
 def read_table(extensions: Iterable) -> tuple[dict[str, int], Colors]:
-  """Names with values, and names with colours, of the first label table among some extensions.
+  """Reads the first label table among some extensions.
 
-  Other programs write the same XML with the code 0; this one once wrote names alone, as JSON in a
-  comment.
+  Other programs write the same XML with the code 0; earlier versions of this package wrote names as
+  JSON in a comment.
+
+  Returns:
+    Name → value, and name → colour; empty if there is no table.
   """
   comments = []
-  for one in extensions:
-    if one.get_code() not in (CARET, COMMENT, UNKNOWN):
+  for entry in extensions:
+    if entry.get_code() not in (CARET, COMMENT, UNKNOWN):
       continue
-    content = one.content.rstrip(b"\0 \n")
-    if one.get_code() == COMMENT:
+    content = entry.content.rstrip(b"\0 \n")
+    if entry.get_code() == COMMENT:
       comments.append(content)
       continue
     with contextlib.suppress(ElementTree.ParseError, TypeError, ValueError):
-      labels = ElementTree.fromstring(content).iter("Label")
-      found = {(label.text or "").strip(): label for label in labels if int(label.get("Key")) != 0}
-      if found:
-        return ({name: int(label.get("Key")) for name, label in found.items()},
-                {name: _color(label) for name, label in found.items()})
+      labels = {(label.text or "").strip(): label
+                for label in ElementTree.fromstring(content).iter("Label")
+                if int(label.get("Key")) != 0}
+      if labels:
+        return ({name: int(label.get("Key")) for name, label in labels.items()},
+                {name: _color(label) for name, label in labels.items()})
   for content in comments:
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
       return {str(name): int(value) for name, value in json.loads(content)["labels"].items()}, {}
   return {}, {}
 
 
-def _add(table, name: str, value: int, color: Sequence[int], alpha: int) -> None:
-  red, green, blue = (f"{part / 255:.6g}" for part in color)
+def _add(table: ElementTree.Element, name: str, value: int, color: Sequence[int],
+         alpha: int) -> None:
+  red, green, blue = (f"{level / 255:.6g}" for level in color)
   label = ElementTree.SubElement(table, "Label", Key=str(value), Red=red, Green=green, Blue=blue,
                                  Alpha=str(alpha))
   label.text = name
 
 
-def _color(label) -> tuple[int, int, int]:
-  return tuple(round(255 * float(label.get(part))) for part in ("Red", "Green", "Blue"))
+def _color(label: ElementTree.Element) -> tuple[int, int, int]:
+  return tuple(round(255 * float(label.get(channel))) for channel in ("Red", "Green", "Blue"))

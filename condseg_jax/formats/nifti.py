@@ -1,7 +1,7 @@
-"""NIfTI-1 and NIfTI-2 single files (.nii, .nii.gz) to and from `Volume`.
+"""Reads and writes NIfTI-1 and NIfTI-2 single files (.nii, .nii.gz).
 
-The affine is the sform where its code is set, else the qform: the rule of nibabel and of most
-readers. A file that sets neither has no place in the world and is refused; nothing is assumed.
+The affine is the sform if its code is set, else the qform, as in nibabel and most readers. A file
+that sets neither has no orientation and is refused; no default is assumed.
 Standard: https://nifti.nimh.nih.gov/nifti-1/documentation
 """
 
@@ -14,6 +14,7 @@ import math
 import os
 from pathlib import Path
 import re
+from typing import IO
 import zlib
 
 import nibabel
@@ -34,11 +35,11 @@ from condseg_jax.system.atomic import replacing
 
 LABEL_INTENT = 1002
 MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
-MAX_GZIP_RATIO = 1100  # deflate cannot exceed 1032:1; a header that asks for more is broken
+MAX_GZIP_RATIO = 1100  # deflate cannot exceed 1032:1; a header with a larger size is invalid
 BLOCK = 1 << 22
-MAX_HEADER = 1 << 24  # bytes before the voxels; extensions are read whole
-MAX_REST = 16 * BLOCK  # bytes after the voxels
-QFORM_TOLERANCE = 0.1  # voxels by which a qform may miss the affine at a corner
+MAX_HEADER = 1 << 24  # maximal bytes before the voxels, since extensions are read into memory
+MAX_REST = 16 * BLOCK  # maximal bytes after the voxels
+QFORM_TOLERANCE = 0.1  # maximal deviation of a qform from the affine at a corner, in voxels
 AGAIN = "copy or download it again"
 
 
@@ -46,14 +47,14 @@ def read_nifti(path: str | os.PathLike) -> Volume:
   """Reads an image.
 
   Args:
-    path: a .nii or .nii.gz file with three dimensions (trailing ones of size 1 are dropped).
+    path: a .nii or .nii.gz file with three dimensions (trailing dimensions of size 1 are dropped).
 
   Returns:
-    Volume in file axis order (x, y, z as stored), native byte order, affine in mm. Without
-    scl_slope and scl_inter the on-disk dtype is kept; with them the array is float32.
+    A volume in file axis order, native byte order, affine in mm. Without scl_slope and scl_inter
+    it has the dtype of the file; with them it is float32.
 
   Raises:
-    InputError: missing, damaged or foreign file; 2-D or 4-D; complex or colour voxels; no
+    InputError: missing, damaged or invalid file; 2-D or 4-D; complex or colour voxels; no
       orientation; NaN or Inf.
   """
   array, geometry = _read_voxels(Path(path))
@@ -62,10 +63,10 @@ def read_nifti(path: str | os.PathLike) -> Volume:
 
 
 def read_nifti_header(path: str | os.PathLike) -> Header:
-  """Shape and affine of a NIfTI file from its header alone; no voxel is read.
+  """Reads shape and affine of a NIfTI file from its header, without voxels.
 
   Raises:
-    InputError: as `read_nifti`, as far as the header tells.
+    InputError: as `read_nifti`, except for damaged or invalid voxels.
   """
   with _opened(Path(path)) as (image, _):
     geometry = _checked_geometry(Path(path), image.header)
@@ -75,13 +76,13 @@ def read_nifti_header(path: str | os.PathLike) -> Header:
 
 
 def read_names(path: str | os.PathLike) -> dict[str, int]:
-  """Class names and their values from the label table of a file; {} where there is none."""
+  """Reads class names and their values from the label table of a file; {} if it has none."""
   with _opened(Path(path)) as (image, _):
     return label_table.read_table(image.header.extensions)[0]
 
 
 def read_colors(path: str | os.PathLike) -> dict[str, tuple[int, int, int]]:
-  """Class names and their colours, 0-255, from the label table; {} where there is none."""
+  """Reads class names and their colours, 0-255, from the label table; {} if it has none."""
   with _opened(Path(path)) as (image, _):
     return label_table.read_table(image.header.extensions)[1]
 
@@ -95,28 +96,29 @@ def write_nifti(
   colors: Mapping[str, Sequence[int]] | None = None,
   code: int = 1,
 ) -> None:
-  """Writes a 3-D volume in the axis order it has; the file appears whole or not at all.
+  """Writes a 3-D volume in its axis order, atomically.
 
-  sform and qform both hold the affine; one that a quaternion cannot express (a shear, and some
-  half-turns for want of digits) goes to the sform alone. Voxels are written as they are, without
-  scaling; bool becomes uint8, 64-bit integers int32, other floating-point types float32.
+  sform and qform are set to the affine. An affine that a quaternion cannot represent (shear, and
+  some half-turns because of rounding) is stored in the sform only. Voxels are not scaled; bool
+  becomes uint8, 64-bit integers int32, other floating-point types float32.
 
   Args:
-    path: ends in .nii or .nii.gz; the folder exists; an old file is replaced.
+    path: ends in .nii or .nii.gz; the folder exists; an existing file is replaced.
     volume: three spatial axes, no channel axis.
-    label: write a label map: intent code 1002, uint8 (uint16 for values past 255).
-    names: value of each class, or the names of the classes 1, 2, ...; stored in an extension of
-      the header that other programs read, too (see `label_table`).
-    colors: red, green, blue, 0-255, of the named classes; evenly spread hues where none is given.
+    label: write a label map: intent code 1002, uint8 (uint16 for values above 255).
+    names: class -> value, or the names of the classes 1, 2, ...; stored in a header extension that
+      other programs support, too (see `label_table`).
+    colors: class -> red, green, blue, 0-255; evenly spread hues by default.
     code: sform and qform code; 1 is scanner space.
 
   Raises:
-    InputError: a volume that NIfTI or a label map cannot hold; a path that cannot be written.
+    InputError: a volume that cannot be stored as NIfTI or as a label map; a path that cannot be
+      written.
   """
   path = Path(path)
   _suffix(path)
   if volume.ndim != 3 or volume.array.ndim != 3:
-    reason = f"NIfTI holds one value per voxel of a 3-D grid, not shape {volume.array.shape}"
+    reason = f"NIfTI requires one value per voxel of a 3-D grid, not shape {volume.array.shape}"
     raise InputError(path, reason, "write 2-D images as PNG and channels as separate files")
   array = _label_array(path, volume.array) if label else _image_array(path, volume.array)
   kind = nibabel.Nifti1Image if max(array.shape) < 2**15 else nibabel.Nifti2Image
@@ -140,46 +142,46 @@ def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
     if dtype.kind not in "iuf":
       name = nibabel.nifti1.data_type_codes.label[int(header["datatype"])]
       cure = "convert it to one number per voxel, e.g. magnitude or grey value"
-      raise InputError(path, f"voxels of type {name}", cure)
+      raise InputError(path, f"has voxels of type {name}", cure)
     ratio = MAX_GZIP_RATIO if isinstance(stream, gzip.GzipFile) else 1
     if math.prod(geometry.shape) * dtype.itemsize > path.stat().st_size * ratio:
-      raise EOFError  # before memory is asked for
-    # nibabel would hold a gzipped file twice.
+      raise EOFError  # before memory is allocated
+    # nibabel would need the memory of a gzipped file twice.
     raw = np.empty(geometry.shape, dtype, order="F")
     stream.seek(image.dataobj.offset)
     _fill(stream, memoryview(raw.reshape(-1, order="F")).cast("B"))
-    for _ in range(MAX_REST // BLOCK):  # only at its end does gzip compare the checksum
+    for _ in range(MAX_REST // BLOCK):  # gzip checks the checksum at the end of the stream only
       if not stream.read(BLOCK):
         break
     else:
-      raise InputError(path, f"goes on for more than {MAX_REST >> 20} MiB after its voxels", AGAIN)
-    # The header has forgotten them: nibabel hands the scaling over to the array.
+      raise InputError(path, f"has more than {MAX_REST >> 20} MiB after its voxels", AGAIN)
+    # nibabel clears the scaling in the header and stores it in the array proxy.
     slope, inter = image.dataobj.slope, image.dataobj.inter
   if (slope, inter) == (1.0, 0.0):
     native = dtype.newbyteorder("=") if dtype.itemsize <= 8 else np.dtype(np.float64)
     return raw.astype(native, copy=False), geometry
   scaled = np.empty(raw.shape, np.float32, order="F")
-  with np.errstate(over="ignore"):  # the count of Inf tells
+  with np.errstate(over="ignore"):  # check_finite reports Inf
     for plane, out in zip(planes(raw), planes(scaled), strict=True):
       out[...] = plane * np.float64(slope) + inter
   return scaled, geometry
 
 
-def _fill(stream, target: memoryview) -> None:
+def _fill(stream: IO[bytes], target: memoryview) -> None:
   for start in range(0, len(target), BLOCK):
-    part = stream.read(min(BLOCK, len(target) - start))
-    if len(part) < min(BLOCK, len(target) - start):
+    block = stream.read(min(BLOCK, len(target) - start))
+    if len(block) < min(BLOCK, len(target) - start):
       raise EOFError
-    target[start:start + len(part)] = part
+    target[start:start + len(block)] = block
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple]:
-  """Yields (image, stream) of an open file and says what is wrong in one way."""
+  """Yields (image, stream) of an open file, and converts exceptions to InputError."""
   if not path.exists():
     raise InputError(path, "does not exist", "check the path")
   if path.is_dir():
-    raise InputError(path, "is a folder", "name the .nii or .nii.gz file in it")
+    raise InputError(path, "is a folder", "give the .nii or .nii.gz file in it")
   compressed = _suffix(path).lower() == ".nii.gz"
   try:
     with path.open("rb") as file:
@@ -187,9 +189,9 @@ def _opened(path: Path) -> Iterator[tuple]:
     if not start:
       raise InputError(path, "is empty (0 bytes)", AGAIN)
     if compressed != (start == b"\x1f\x8b"):
-      told = "is not gzip-compressed" if compressed else "is gzip-compressed"
-      right = path.name[:-3] if compressed else path.name + ".gz"
-      raise InputError(path, f"{told} despite its name", f"name it {right}, if it is NIfTI")
+      state = "is not gzip-compressed" if compressed else "is gzip-compressed"
+      correct = path.name[:-3] if compressed else path.name + ".gz"
+      raise InputError(path, f"{state} despite its name", f"name it {correct}, if it is NIfTI")
     with gzip.open(path) if compressed else path.open("rb") as stream:
       kind = _image_class(path, stream)
       stream.seek(0)
@@ -199,15 +201,15 @@ def _opened(path: Path) -> Iterator[tuple]:
   except (zlib.error, gzip.BadGzipFile) as error:
     raise InputError(path, f"gzip data is damaged ({error})", AGAIN, kind="truncated") from error
   except (HeaderDataError, WrapStructError, ValueError, KeyError) as error:
-    raise InputError(path, f"header is broken: {error}", AGAIN) from error
+    raise InputError(path, f"has an invalid header: {error}", AGAIN) from error
   except (EOFError, OSError) as error:
-    if getattr(error, "errno", None) is None:  # nibabel got fewer bytes than the header says
+    if getattr(error, "errno", None) is None:  # the file is shorter than its header states
       raise InputError(path, "is truncated", AGAIN, kind="truncated") from error
     raise InputError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
 
 
-def _image_class(path: Path, stream) -> type:
-  """NIfTI-1 or NIfTI-2 by magic, after the checks that nibabel's repair of headers would hide."""
+def _image_class(path: Path, stream: IO[bytes]) -> type:
+  """Returns the class by magic bytes, and checks the header before nibabel modifies it."""
   head = stream.read(540)
   if head[344:348] in (b"n+1\0", b"n+1 "):
     kind = nibabel.Nifti1Image
@@ -220,38 +222,39 @@ def _image_class(path: Path, stream) -> type:
   stream.seek(0)
   header = kind.header_class.from_fileobj(stream, check=False)
   if header["sform_code"] == 0 and header["qform_code"] == 0:
-    reason = "sform_code and qform_code are 0: the file does not say where its voxels lie"
+    reason = "has no orientation: sform_code and qform_code are 0"
     raise InputError(path, reason, "set the affine, or convert the original again", kind="affine")
-  if not header["vox_offset"] <= MAX_HEADER:  # NaN, too
-    reason = f"header is broken: its voxels begin at byte {header['vox_offset']:g}"
+  if not header["vox_offset"] <= MAX_HEADER:  # true for NaN, too
+    reason = f"has an invalid header: voxels start at byte {header['vox_offset']:g}"
     raise InputError(path, reason, AGAIN)
   pixdim = header["pixdim"][1:4]
   if header["sform_code"] == 0 and not np.all((pixdim > 0) & np.isfinite(pixdim)):
-    raise InputError(path, f"spacing {pixdim.tolist()} mm", "set pixdim to the voxel size")
+    raise InputError(path, f"has an invalid spacing: {pixdim.tolist()} mm",
+                     "set pixdim to the voxel size")
   return kind
 
 
-def _checked_geometry(path: Path, header) -> Geometry:
+def _checked_geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
   shape = header.get_data_shape()
   while len(shape) > 3 and shape[-1] == 1:
     shape = shape[:-1]
   if len(shape) > 3:
     count = math.prod(shape[3:])
-    cure = "split it first and name one volume, e.g. with fslsplit or nibabel.four_to_three"
-    raise InputError(path, f"{len(shape)}-D, {count} volumes of shape {shape[:3]}", cure,
+    cure = "split it first and give one volume, e.g. with fslsplit or nibabel.four_to_three"
+    raise InputError(path, f"is {len(shape)}-D: {count} volumes of shape {shape[:3]}", cure,
                      kind="4-D")
   if len(shape) < 3:
-    cure = "store a slice as (x, y, 1) with its affine, a plain picture as PNG"
-    raise InputError(path, f"{len(shape)}-D, shape {shape}", cure, kind="2-D")
+    cure = "store a slice as (x, y, 1) with its affine, or a picture as PNG"
+    raise InputError(path, f"is {len(shape)}-D: shape {shape}", cure, kind="2-D")
   if min(shape) < 1:
-    raise InputError(path, f"no voxels: shape {shape}", AGAIN)
+    raise InputError(path, f"has no voxels: shape {shape}", AGAIN)
   affine = header.get_best_affine()
   check_affine(affine, path)
   affine[:3] *= MM_PER_UNIT[header.get_xyzt_units()[0]]
   return Geometry(shape, affine)
 
 
-def _set_orientation(image, volume: Volume, code: int) -> None:
+def _set_orientation(image: nibabel.Nifti1Image, volume: Volume, code: int) -> None:
   image.header.set_sform(volume.affine, code)
   image.header.set_qform(volume.affine, code)
   stored = Geometry(volume.array.shape, image.header.get_qform())
@@ -262,10 +265,11 @@ def _set_orientation(image, volume: Volume, code: int) -> None:
 def _label_array(path: Path, array: np.ndarray) -> np.ndarray:
   array = np.asarray(array)
   if array.dtype.kind not in "biu":
-    raise InputError(path, f"a label map of type {array.dtype}", "convert it to integers")
+    raise InputError(path, f"labels must be integers, not {array.dtype}", "convert them")
   low, high = array.min(), array.max()
   if low < 0 or high >= 2**16:
-    raise InputError(path, f"labels from {low} to {high}", "use the values 0 to 65535")
+    raise InputError(path, f"labels from {low} to {high} must be in [0, 65535]",
+                     "change the label values")
   return array.astype(np.uint8 if high < 2**8 else np.uint16, copy=False)
 
 
@@ -277,13 +281,14 @@ def _image_array(path: Path, array: np.ndarray) -> np.ndarray:
   if kind in "iu" and size == 8:
     low, high = array.min(), array.max()
     if low < -(2**31) or high >= 2**31:
-      raise InputError(path, f"integers from {low} to {high}", "use values of at most 32 bits")
+      raise InputError(path, f"integers from {low} to {high} do not fit into 32 bits",
+                       "rescale the image")
     return array.astype(np.int32)
   if kind in "iu" or array.dtype in (np.float32, np.float64):
     return array
   if kind == "f" or array.dtype.name == "bfloat16":
     return array.astype(np.float32)
-  raise InputError(path, f"voxels of type {array.dtype}", "convert them to numbers")
+  raise InputError(path, f"voxels must be numbers, not {array.dtype}", "convert them")
 
 
 def _suffix(path: Path) -> str:

@@ -1,13 +1,14 @@
-"""MetaImage (.mhd with its .raw, .mha) and NRRD (.nrrd, .nhdr) to `Volume`, by SimpleITK.
+"""Reads MetaImage (.mhd with its .raw, .mha) and NRRD (.nrrd, .nhdr), with SimpleITK.
 
-SimpleITK fills what a header leaves out or garbles: spacing 1, origin 0, axes of the patient. And
-it takes whatever a damaged stream unpacks to. Here a file that does not say where its voxels lie is
-refused, compressed voxels are checked, and the file that a header points to must lie beside it.
+SimpleITK replaces missing or invalid header fields by defaults (spacing 1, origin 0, axes of the
+patient), and accepts damaged compressed data. This module refuses files without a complete
+geometry, checks compressed voxels, and requires that data files are in the folder of the header.
 
 Formats: https://itk.org/Wiki/ITK/MetaIO/Documentation and
 https://teem.sourceforge.net/nrrd/format.html
 """
 
+from collections.abc import Sequence
 import math
 import os
 from pathlib import Path
@@ -32,11 +33,11 @@ DTYPES = {
   sitk.sitkFloat64: np.float64,
 }
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-# What MetaImage may call the three parts of a geometry.
+# Alternative names of the fields of MetaImage's geometry → number of values.
 META_GEOMETRY = {("TransformMatrix", "Rotation", "Orientation"): 9,
                  ("Offset", "Position", "Origin"): 3, ("ElementSpacing", "ElementSize"): 3}
 NRRD_GEOMETRY = {("space",): 0, ("space directions",): 9, ("space origin",): 3}
-# Other spaces of NRRD do not say where the patient's left is; SimpleITK would take them for LPS.
+# Other NRRD spaces do not define the patient's left; SimpleITK would read them as LPS.
 NRRD_SPACES = ("left-posterior-superior", "lps", "right-anterior-superior", "ras",
                "left-anterior-superior", "las")
 META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4,
@@ -51,13 +52,13 @@ def read_sitk(path: str | os.PathLike) -> Volume:
   """Reads an image.
 
   Args:
-    path: see `SUFFIXES`; three dimensions.
+    path: a 3-D file with one of the `SUFFIXES`.
 
   Returns:
-    Volume in file axis order (x, y, z as stored), affine in RAS+ mm.
+    A volume in file axis order, affine in RAS+ mm.
 
   Raises:
-    InputError: missing, damaged or foreign file; 2-D or 4-D; several numbers per voxel; no
+    InputError: missing, damaged or invalid file; 2-D or 4-D; several numbers per voxel; incomplete
       geometry; NaN or Inf.
   """
   path = Path(path)
@@ -74,10 +75,10 @@ def read_sitk(path: str | os.PathLike) -> Volume:
 
 
 def read_sitk_header(path: str | os.PathLike) -> Header:
-  """Shape and affine from the header alone.
+  """Reads shape and affine from the header, without voxels.
 
   Raises:
-    InputError: as `read_sitk`, as far as the header tells.
+    InputError: as `read_sitk`, except for damaged or invalid voxels.
   """
   path = Path(path)
   _check_header(path)
@@ -85,9 +86,9 @@ def read_sitk_header(path: str | os.PathLike) -> Header:
   try:
     reader.ReadImageInformation()
   except RuntimeError as error:
-    raise InputError(path, f"header is broken ({last_line(error)})", AGAIN) from error
+    raise InputError(path, f"has an invalid header ({last_line(error)})", AGAIN) from error
   if reader.GetNumberOfComponents() > 1 or reader.GetPixelIDValue() not in DTYPES:
-    raise InputError(path, f"{reader.GetNumberOfComponents()} numbers per voxel",
+    raise InputError(path, f"has {reader.GetNumberOfComponents()} numbers per voxel",
                      "convert it to one number per voxel, e.g. grey value")
   affine = np.eye(4)
   affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
@@ -96,16 +97,16 @@ def read_sitk_header(path: str | os.PathLike) -> Header:
   check_affine(affine, path)
   check_directions(np.reshape(reader.GetDirection(), (3, 3)).T, path)
   shape = tuple(reader.GetSize())
-  # SimpleITK's own copy and numpy's.
+  # Two copies in memory: SimpleITK's and numpy's.
   size = 2 * math.prod(shape) * np.dtype(DTYPES[reader.GetPixelIDValue()]).itemsize
   return Header(Geometry(shape, affine), size)
 
 
 def sitk_members(path: str | os.PathLike) -> list[Path]:
-  """The files that an image consists of: the header, and the voxels if they lie apart.
+  """Returns the files of which an image consists: the header, and the data file if there is one.
 
   Raises:
-    InputError: the voxels are missing, or lie elsewhere.
+    InputError: the data file is missing, or not in the folder of the header.
   """
   path = Path(path)
   fields = _fields(path)[0]
@@ -113,25 +114,29 @@ def sitk_members(path: str | os.PathLike) -> list[Path]:
   if not data or data.upper() == "LOCAL":
     return [path]
   if re.search(r"[/\\%\s]", data) or data.upper() == "LIST":
-    raise InputError(path, f"keeps its voxels in {data!r}, not in one file beside it",
+    raise InputError(path, f"refers to the data {data!r}, not to one file in the same folder",
                      "convert it to one file, e.g. .mha or .nrrd")
   if not (path.parent / data).exists():
-    raise InputError(path, f"the file of its voxels, {data}, is missing", AGAIN)
+    raise InputError(path, f"its data file {data} is missing", AGAIN)
   return [path, path.parent / data]
 
 
 def last_line(error: RuntimeError) -> str:
-  """The line in which SimpleITK's exceptions name the cause."""
+  """Returns the line of a SimpleITK exception that contains the cause."""
   line = str(error).strip().splitlines()[-1]
   return line.rpartition("): ")[2] or line
 
 
-def check_directions(directions, subject) -> None:
-  """Raises InputError for axes, in rows, that are no unit vectors: spacing would not be one."""
+def check_directions(directions: Sequence[Sequence[float]] | np.ndarray,
+                     subject: str | os.PathLike) -> None:
+  """Raises InputError if axes (rows of `directions`) are not unit vectors.
+
+  Spacing and direction would be inconsistent otherwise.
+  """
   lengths = np.linalg.norm(directions, axis=1)
   if np.abs(lengths - 1).max() > MAX_LENGTH_ERROR:
-    told = " x ".join(f"{x:.4g}" for x in lengths)
-    raise InputError(subject, f"its direction vectors have the lengths {told}, not 1",
+    listing = " x ".join(f"{x:.4g}" for x in lengths)
+    raise InputError(subject, f"its direction vectors have the lengths {listing}, not 1",
                      "correct the header, or convert the original again", kind="direction")
 
 
@@ -143,45 +148,47 @@ def _reader(path: Path) -> sitk.ImageFileReader:
 
 
 def _check_header(path: Path) -> None:
-  """What SimpleITK would let pass."""
+  """Checks what SimpleITK does not check."""
   fields, start = _fields(path)
   meta = _is_meta(path)
   dimensions = fields.get("NDims" if meta else "dimension", "")
   sizes = fields.get("DimSize" if meta else "sizes", "").split()
   if not dimensions.isdigit() or len(sizes) != int(dimensions) or not all(map(_positive, sizes)):
-    raise InputError(path, "header does not say its size", AGAIN)
+    raise InputError(path, "has no valid size in its header", AGAIN)
   if int(dimensions) != 3:
-    cure = "name one volume" if int(dimensions) > 3 else "store a slice with a third axis of 1"
-    raise InputError(path, f"{dimensions}-D, size {' '.join(sizes)}", cure,
+    cure = ("split it and give one volume" if int(dimensions) > 3 else
+            "store a slice with a third axis of size 1")
+    raise InputError(path, f"is {dimensions}-D: size {' '.join(sizes)}", cure,
                      kind="4-D" if int(dimensions) > 3 else "2-D")
   for names, count in (META_GEOMETRY if meta else NRRD_GEOMETRY).items():
     name = next((name for name in names if name in fields), names[0])
     if name not in fields:
-      raise InputError(path, f"header has no {name}: it does not say where its voxels lie",
+      raise InputError(path, f"has an incomplete geometry: no {name} in its header",
                        f"add {name} to the header, or convert the original again", kind="affine")
     if count and len(_numbers(fields[name])) != count:
-      raise InputError(path, f"header has {name} {fields[name]!r}, not {count} finite numbers",
+      raise InputError(path, f"{name} must be {count} finite numbers, not {fields[name]!r}",
                        "correct the header, or convert the original again", kind="affine")
   units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm"}
   if not meta and (fields["space"].lower() not in NRRD_SPACES or units):
-    told = f"in {', '.join(sorted(units))}" if units else f"in the space {fields['space']!r}"
-    raise InputError(path, f"places its voxels {told}, not along the axes of a patient in mm",
+    system = f"the units {', '.join(sorted(units))}" if units else f"the space {fields['space']!r}"
+    raise InputError(path, f"uses {system} instead of patient coordinates in mm",
                      "convert it to the space left-posterior-superior", kind="affine")
   spacing = _numbers(fields.get("ElementSpacing") or fields.get("ElementSize", ""))
   if meta and min(spacing) <= 0:
-    raise InputError(path, f"spacing {spacing} mm", "correct ElementSpacing in the header")
+    raise InputError(path, f"has an invalid spacing: {spacing} mm",
+                     "correct ElementSpacing in the header")
   width = META_BYTES.get(fields.get("ElementType", "").removeprefix("MET_"), 0)
   if fields.get("CompressedData", "False").lower() != "true":
     data = sitk_members(path)[-1]
-    wanted = math.prod(map(int, sizes)) * width
-    found = data.stat().st_size - (start if data == path else 0)
-    if found < wanted:
-      raise InputError(path, f"is truncated: {data.name} has {found} of {wanted} bytes", AGAIN,
-                       kind="truncated")
+    expected = math.prod(map(int, sizes)) * width
+    available = data.stat().st_size - (start if data == path else 0)
+    if available < expected:
+      raise InputError(path, f"is truncated: {data.name} has {available} of {expected} bytes",
+                       AGAIN, kind="truncated")
 
 
 def _check_compressed(path: Path) -> None:
-  """Compares compressed voxels with the checksum at their end, as MetaImage's reader does not."""
+  """Checks the checksum of compressed voxels, which MetaImage's reader ignores."""
   fields, start = _fields(path)
   if _is_meta(path):
     packed = fields.get("CompressedData", "False").lower() == "true"
@@ -197,10 +204,10 @@ def _check_compressed(path: Path) -> None:
       while not unpacker.eof and (block := stream.read(BLOCK)):
         unpacker.decompress(block)
     except zlib.error as error:
-      raise InputError(path, f"compressed voxels are damaged ({error})", AGAIN,
+      raise InputError(path, f"has damaged compressed voxels ({error})", AGAIN,
                        kind="truncated") from error
   if not unpacker.eof:
-    raise InputError(path, "is truncated: its compressed voxels end too early", AGAIN,
+    raise InputError(path, "is truncated: its compressed voxels are incomplete", AGAIN,
                      kind="truncated")
 
 
@@ -213,7 +220,7 @@ def _positive(text: str) -> bool:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-  """The finite numbers in a field such as `1 0 2` or `(1,0,0) (0,1,0)`; () if it is none."""
+  """Returns the finite numbers in a field such as `1 0 2` or `(1,0,0) (0,1,0)`; () otherwise."""
   try:
     values = tuple(float(x) for x in re.sub(r"[(),]", " ", text).split())
   except ValueError:
@@ -222,18 +229,18 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:
-  """The header's `key = value` or `key: value` lines, and how many bytes it takes."""
+  """Returns the `key = value` or `key: value` lines of the header, and its size in bytes."""
   if not path.exists():
     raise InputError(path, "does not exist", "check the path")
   if path.is_dir():
-    raise InputError(path, "is a folder", "name the image in it")
+    raise InputError(path, "is a folder", "give the image file in it")
   with path.open("rb") as stream:
     text = stream.read(HEADER_LIMIT).decode("latin-1")
   if not text:
     raise InputError(path, "is empty (0 bytes)", AGAIN)
   meta = _is_meta(path)
   if not meta and not text.startswith("NRRD"):
-    raise InputError(path, "is not a NRRD file", "convert it, or name it by its format")
+    raise InputError(path, "is not a NRRD file", "convert it, or use the suffix of its format")
   fields, length = {}, 0
   for line in text.split("\n"):
     length += len(line) + 1

@@ -18,7 +18,8 @@ from etils import epath
 from condseg_jax.errors import InputError
 from condseg_jax.system.atomic import replacing
 
-FORMAT, VERSION = "condseg_jax model", 1
+FORMAT, VERSION = "condseg_jax model", 2
+READABLE = (1, 2)  # 1: settings under their former names (see `config.RENAMED`)
 LIMIT = 2**31 - 1  # bytes: beyond it a zip archive needs another layout, and ONNX too
 MANIFEST = "manifest.json"
 
@@ -105,8 +106,8 @@ def _members(path, archive: zipfile.ZipFile, size: int) -> dict[str, bytes]:
   manifest = json.loads(archive.read(MANIFEST))
   if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
     raise _foreign(path, f"its {MANIFEST} is of something else")
-  if manifest["version"] != VERSION:
-    raise InputError(path, f"is of version {manifest['version']}, known is {VERSION}",
+  if manifest["version"] not in READABLE:
+    raise InputError(path, f"is of version {manifest['version']}, known are {READABLE}",
                      "install the condseg_jax that wrote it, or a newer one")
   digests = dict(manifest["sha256"])
   for name in sorted({MANIFEST, *digests} ^ set(names)):

@@ -9,6 +9,7 @@
 """
 
 from collections.abc import Mapping
+import dataclasses
 import io
 import json
 import math
@@ -20,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from condseg_jax.config import Config
 from condseg_jax.errors import InputError
 from condseg_jax.model_io.archive import damaged
 from condseg_jax.model_io.archive import read_archive
@@ -100,17 +102,16 @@ def read_bundle(path) -> Bundle:
   return Bundle(record, params, facts, graphs, statistics)
 
 
-def without_paths(config: Mapping) -> dict:
+def without_paths(config: Config) -> Config:
   """A config without the folders of the machine that it was trained on."""
-  data = dict(config.get("data", {}))
-  return {**config, "data": data | {key: "" for key in ("root", "cache") if key in data}}
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, root="", cache=""))
 
 
 def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], facts) -> None:
   """Raises ValueError where parameters and statistics are not those of the network."""
   if not isinstance(facts["step"], int):
     raise ValueError("facts.json has no step")
-  model = build_model(record.config["model"], record.config["conditioning"], record.table.codes)
+  model = build_model(record.config.model, record.config.conditioning, record.table.codes)
   if len(record.plan.subvolume) != model.ndim:
     raise ValueError("plan and network differ in their axes")
   image = jax.ShapeDtypeStruct((1, *model.stride, record.plan.channels), jnp.float32)

@@ -158,7 +158,7 @@ def _input(record) -> str:
 
 
 def _network(record, count, facts) -> str:
-  config = record.config
+  config = record.config.to_dict()
   model, condition = config["model"], config["conditioning"]
   rows = [("parameters", count), ("step of the checkpoint", facts["step"])]
   rows += [(f"model.{key}", _value(value)) for key, value in sorted(model.items())]

@@ -1,6 +1,5 @@
 """Class ids to the vectors that stand for the classes."""
 
-from collections.abc import Mapping
 import json
 import math
 
@@ -56,18 +55,6 @@ class ClassVector(nn.Module):
 
 
 # --- Vectors of texts about the classes, made elsewhere and read from a file.
-def with_texts(config: Mapping, table: ClassTable) -> Mapping:
-  """A config with `conditioning.texts`, where `conditioning.vector` is `text`.
-
-  So the checkpoint holds the vectors and needs no file.
-  """
-  conditioning = config["conditioning"]
-  if conditioning["vector"] != "text":
-    return config
-  texts = read_texts(conditioning["text_vectors"], table)
-  return {**config, "conditioning": {**conditioning, "texts": texts}}
-
-
 def read_texts(path, table: ClassTable) -> list[list[float]]:
   """One vector for each class of the table, in the order of the ids.
 

@@ -1,19 +1,61 @@
-"""Logits of several classes for every image, from one pass of what they share."""
+"""What every network keeps to, and the logits of several classes from one pass of what they share.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from typing import Protocol
 
 import jax
-
-from condseg_jax.models.dense_unet import DenseUNet
 
 CLASSES = "classes"  # the mapped axis of the classes decoded of an image
 
 
-def class_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+class Network(Protocol):
+  """A Flax module that encodes an image once and decodes it for one class at a time.
+
+  Attributes:
+    ndim: spatial axes, 2 or 3.
+    stride: the spatial shape of an input must be a multiple of this.
+    encoder_sees_class: whether `encode` depends on the class, so that it runs once for each.
+    deep_supervision: coarser levels that `decode_levels` returns logits of besides the finest.
+    batch_axes: mapped axes that a batch is spread over, for statistics over the batch.
+  """
+
+  @property
+  def ndim(self) -> int: ...
+
+  @property
+  def stride(self) -> tuple[int, ...]: ...
+
+  @property
+  def encoder_sees_class(self) -> bool: ...
+
+  deep_supervision: int
+  batch_axes: tuple[str, ...]
+
+  def encode(self, image_BDHWC: jax.Array, class_id_B: jax.Array | None = None) -> Any:
+    """All that an image needs once: features for `decode`, of any structure."""
+
+  def decode(self, features: Any, class_id_B: jax.Array) -> jax.Array:
+    """The logits of one class per sample, float32 [B, *shape]."""
+
+  def decode_levels(self, features: Any, class_id_B: jax.Array) -> tuple[jax.Array, ...]:
+    """The logits of one class per sample at every supervised level, finest first."""
+
+  def init(self, rngs, image_BDHWC: jax.Array, class_id_B: jax.Array) -> Mapping[str, Any]: ...
+
+  def apply(self, variables, *args, **kwargs) -> Any: ...
+
+  def clone(self, **changes: Any) -> "Network": ...
+
+
+def class_logits(model: Network, variables, image_BDHWC: jax.Array,
                  class_id_BN: jax.Array) -> jax.Array:
   """The logits of N classes for every image, float32 [B, *shape, N]; see `level_logits`."""
   return level_logits(model, variables, image_BDHWC, class_id_BN)[0]
 
 
-def level_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+def level_logits(model: Network, variables, image_BDHWC: jax.Array,
                  class_id_BN: jax.Array) -> tuple[jax.Array, ...]:
   """The logits of N classes at every supervised level, for every image.
 
@@ -31,7 +73,7 @@ def level_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
   return _every_class(model, variables, image_BDHWC, class_id_BN, False)[0]
 
 
-def training_logits(model: DenseUNet, variables, image_BDHWC: jax.Array,
+def training_logits(model: Network, variables, image_BDHWC: jax.Array,
                     class_id_BN: jax.Array) -> tuple[tuple[jax.Array, ...], dict]:
   """`level_logits` in training, and what changes there beside the parameters.
 

@@ -14,7 +14,7 @@ from condseg_jax.serve.device import Device
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import PredictRequest
-from condseg_jax.system.allocator import trim
+from condseg_jax.system.allocator import release_memory
 
 CLOSING_SECONDS = 5.0  # for the running prediction; Docker kills after 10
 MAX_RETRY_SECONDS = 60
@@ -76,7 +76,7 @@ class Queue:
     finally:
       self.taken -= 1
       if not self.taken:
-        trim()
+        release_memory()
 
   async def predict(self, folder: Path, order: PredictRequest) -> dict:
     """Waits for its turn and for the outcome, see `Device.run`.

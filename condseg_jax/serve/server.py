@@ -23,7 +23,7 @@ from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
-from condseg_jax.system.allocator import settle
+from condseg_jax.system.allocator import freeze_gc
 
 MAX_CONNECTIONS = 900  # below the 1024 open files that systems grant
 LOG = logging.getLogger("condseg_jax")
@@ -68,7 +68,7 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -
 
 
 async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path) -> None:
-  settle()
+  freeze_gc()
   queue = Queue(device, limits)
   config = uvicorn.Config(
       build_app(queue, limits, folder), loop="asyncio", http=Protocol, ws="none", lifespan="off",

@@ -216,7 +216,7 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Vo
                     "series as a zip, and NIfTI as it is") from error
     raise refused(error, 422, folder, names) from error
   finally:
-    dicom.forget()
+    dicom.clear_header_cache()
 
 
 def _named(folder: Path) -> Path:

@@ -25,8 +25,8 @@ from condseg_jax.predictor import load
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.handler import work
 from condseg_jax.serve.request import Limits
-from condseg_jax.system.allocator import settle
-from condseg_jax.system.allocator import trim
+from condseg_jax.system.allocator import freeze_gc
+from condseg_jax.system.allocator import release_memory
 from condseg_jax.system.cache import enable_compilation_cache
 
 
@@ -51,7 +51,7 @@ def main(workdir: str, checkpoint: str) -> int:
   except InputError as error:
     say("failed", subject=error.subject, reason=error.reason, cure=error.cure, usage=error.usage)
     return 1
-  settle()
+  freeze_gc()
   busy = [False]
 
   def stop(signum, frame) -> None:
@@ -72,7 +72,7 @@ def main(workdir: str, checkpoint: str) -> int:
     finally:
       busy[0] = False
     say("done", **outcome)
-    trim()
+    release_memory()
   return 0
 
 

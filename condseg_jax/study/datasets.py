@@ -16,7 +16,7 @@ from typing import NamedTuple
 from condseg_jax.data import store as store_lib
 from condseg_jax.datasets import discover
 from condseg_jax.datasets.carve import annotate_in_full
-from condseg_jax.datasets.carve import carve_frames
+from condseg_jax.datasets.carve import partial_labels_by_frames
 from condseg_jax.datasets.corrupt import Corruption
 from condseg_jax.datasets.corrupt import KINDS
 from condseg_jax.datasets.layouts.camvid import read_camvid
@@ -49,7 +49,7 @@ class Raw(NamedTuple):
 
 RAW = {
     "hippocampus": Raw(read_msd, (1.0, 1.0, 1.0)),
-    "camvid": Raw(lambda path: carve_frames(read_camvid(path)), (1.0, 1.0)),
+    "camvid": Raw(lambda path: partial_labels_by_frames(read_camvid(path)), (1.0, 1.0)),
 }
 
 
@@ -101,7 +101,7 @@ def dataset(name: str, data: Path, work: Path) -> Dataset:
                    scored_digest(folder.root, "val"))
   whole = damaged[1] if damaged else name
   raw = _phantom(whole, work) if whole in ("phantom", "phantom_full") else _folder(data, whole)
-  folders = discover.find(raw / "train")
+  folders = discover.discover(raw / "train")
   for found in folders:
     if not isinstance(found, RawFolder):
       raise InputError(found.root, "is prepared already", "studies prepare raw datasets")

@@ -11,11 +11,10 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 import re
-import sys
 
 from condseg_jax.errors import InputError
 
-BASE = "base"  # what the study files share; no study
+BASE = "base"  # shared by the study files, not a study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Member:
   config: str
   overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
-  def but(self, **changes) -> "Member":
+  def replace(self, **changes) -> "Member":
     """With more overrides; `__` stands for the dot."""
     named = {key.replace("__", "."): value for key, value in changes.items()}
     return dataclasses.replace(self, overrides={**self.overrides, **named})
@@ -64,12 +63,11 @@ class Variant:
     level = "" if self.level is None else f"{self.level:g}"
     return " ".join(part for part in (self.name, self.mechanism, level) if part)
 
-  def but(self, *, dataset: str = "", mechanism: str = "", level: float | None = None,
-          name: str = "", fusion: str = "", against: str = "", **changes) -> "Variant":
-    """The variant with other overrides in all its members, `__` for the dot, or other attributes.
-    """
+  def replace(self, *, dataset: str = "", mechanism: str = "", level: float | None = None,
+              name: str = "", fusion: str = "", against: str = "", **changes) -> "Variant":
+    """With more overrides in all its members, `__` for the dot, or with other attributes."""
     return dataclasses.replace(
-        self, name=name or self.name, members=tuple(m.but(**changes) for m in self.members),
+        self, name=name or self.name, members=tuple(m.replace(**changes) for m in self.members),
         dataset=dataset or self.dataset, mechanism=mechanism or self.mechanism,
         level=self.level if level is None else level, fusion=fusion or self.fusion,
         against=against or self.against)
@@ -158,7 +156,7 @@ def load(name: str, experiments) -> list[Study]:
   if name == "all":
     if not (found := names(experiments)):
       raise InputError(Path(experiments) / "studies", "holds no study",
-                       "run from a checkout, or give --experiments=DIR", usage=True)
+                       "name a folder with configs/ and studies/", usage=True)
     return [study for one in found for study in load(one, experiments)]
   is_path = name.endswith(".py")
   path = Path(name) if is_path else Path(experiments) / "studies" / f"{name}.py"
@@ -166,22 +164,19 @@ def load(name: str, experiments) -> list[Study]:
     raise InputError(f"study {name}", "is not known",
                      f"one of all, {', '.join(names(experiments))}, or the path of a file",
                      usage=True)
-  study = module_function(path, "get_study", experiments)()
+  study = module_function(path, "get_study")()
   if study.name != path.stem:
     raise InputError(path, f"declares a study {study.name!r}", "call it as its file is called: its "
                      "records and tables are named after it", usage=True)
   return [study]
 
 
-def module_function(path: Path, function: str, experiments) -> Callable:
-  """A function of a file that may import others as `configs.NAME` and `studies.NAME`.
+def module_function(path: Path, function: str) -> Callable:
+  """A function of a file; it may import those of the package: `condseg_jax.configs`, `.studies`.
 
   Raises:
     InputError: the file cannot be loaded, or has no such function.
   """
-  home = str(Path(experiments).resolve())
-  if home not in sys.path:
-    sys.path.insert(0, home)
   try:
     spec = importlib.util.spec_from_file_location(f"_loaded_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)

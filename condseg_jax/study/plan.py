@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 import shutil
 
+from condseg_jax.config import Config
 from condseg_jax.errors import InputError
 from condseg_jax.study import configs
 from condseg_jax.study import datasets
@@ -65,7 +66,7 @@ class Job:
   order: int
   study: Study
   data: datasets.Dataset
-  configs: tuple[Mapping, ...]
+  configs: tuple[Config, ...]
   keys: tuple[str, ...]
   key: str
   path: Path
@@ -76,7 +77,7 @@ class Job:
 
   @property
   def steps(self) -> list[int]:
-    return [config["train"]["steps"] for config in self.configs]
+    return [config.train.steps for config in self.configs]
 
 
 def make_job(study: Study, trial: Trial, places: RunPaths) -> Job:

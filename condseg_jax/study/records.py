@@ -87,7 +87,7 @@ def of_study(out: Path, study: str) -> list[dict]:
   found = [read(path) for path in paths]
   cure = f"leave out those of before: run the study with --drop_old, or remove them from {folder}"
   if not found:
-    raise InputError(folder, "holds no record", f"run: python -m experiments.study {study}")
+    raise InputError(folder, "holds no record", f"run: condseg-study {study}")
   sources = list(dict.fromkeys(record["source"] for record in found))
   if len(sources) > 1:
     told = "; ".join(
@@ -148,20 +148,23 @@ def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
   """
   classes = classes_of(rows)
   flat = statistics.is_flat(rows[0])
+  own = list(dict.fromkeys(name for row in rows for name in statistics.own_metrics(row)))
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(["study", "dataset", "variant", "mechanism", "level", "seed", "mean_dice",
-                   "mean_iou", *(f"{'iou' if flat else 'dice'} {name}" for name in classes),
+                   "mean_iou", *(f"mean_{name}" for name in own),
+                   *(f"{'iou' if flat else 'dice'} {name}" for name in classes),
                    "parameters", "steps", "config", "key", "source", "git", "machine",
                    "seconds_training", "seconds_scoring"])
   for row, settings in zip(rows, varied(rows), strict=True):
     scores = statistics.row_scores(row)
-    own = dict(zip(row["scores"]["classes"], scores["classes"], strict=True))
+    of_class = dict(zip(row["scores"]["classes"], scores["classes"], strict=True))
     machine = row["machine"]
     writer.writerow([
         row["study"], row["dataset"], row["variant"], row["mechanism"], _cell(row["level"]),
         row["seed"], _cell(scores["mean_dice"]), _cell(scores["mean_iou"]) if flat else "",
-        *(_cell(own.get(name)) for name in classes), row["parameters"],
+        *(_cell(scores.get(f"mean_{name}")) for name in own),
+        *(_cell(of_class.get(name)) for name in classes), row["parameters"],
         "+".join(map(str, row["steps"])),
         json.dumps(settings, separators=(",", ":"), ensure_ascii=False),
         row["key"][:KEY_DIGITS], row["source"][:KEY_DIGITS], row["git"],

@@ -89,7 +89,7 @@ def describe(found: Outcome) -> str:
       f"{kind} over {len(scores['cases'])} cases, the last step of every training. Seeds: "
       f"{', '.join(map(str, seeds))}. Steps of a training: {', '.join(map(str, steps))}. A score "
       "after so many steps measures how fast a variant learns as much as how far it comes.",
-      f"Made of {len(rows)} records by `python -m experiments.study {one['study']} --tables`; "
+      f"Made of {len(rows)} records by `condseg-study {one['study']} --tables`; "
       f"source {one['source'][:12]}; on {'; '.join(machines)}."])
 
 

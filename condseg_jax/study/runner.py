@@ -12,8 +12,10 @@ import time
 
 import numpy as np
 
+from condseg_jax.data.store import open_prepared
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.raw_cases import labelled_cases
+from condseg_jax.model_io.bundle import without_paths
 from condseg_jax.study import configs
 from condseg_jax.study import datasets
 from condseg_jax.study import fingerprint as keys
@@ -115,7 +117,7 @@ def renew(job: Job) -> None:
 def _declared(job: Job) -> dict:
   variant = job.trial.variant
   return {"study": job.study.name, "label": variant.label, "variant": variant.name,
-          "mechanism": variant.mechanism or configs.mechanism_of(job.configs[0]),
+          "mechanism": variant.mechanism or configs.mechanism_of(job.configs[0].conditioning),
           "level": variant.level, "seed": job.trial.seed, "against": job.trial.against,
           "order": job.order, "level_name": job.study.level}
 
@@ -126,7 +128,7 @@ def _result(job: Job, places: RunPaths) -> dict:
   for number, (config, folder) in enumerate(zip(job.configs, folders, strict=True)):
     if len(folders) > 1:
       log.info("member %d of %d", number + 1, len(folders))
-    if train(config, str(folder)) == "interrupted":
+    if train(config, open_prepared(config.data.root, config.data.spacing), folder) == "interrupted":
       raise KeyboardInterrupt
   start = time.perf_counter()
   predictor = scoring.predictor_of([str(folder) for folder in folders])
@@ -148,7 +150,7 @@ def _result(job: Job, places: RunPaths) -> dict:
       "dataset": job.trial.variant.dataset, "steps": job.steps, "fusion": job.trial.variant.fusion,
       "parameters": scoring.parameters(predictor), "scores": scores,
       "curves": [records.curve(folder) for folder in folders],
-      "configs": [keys.without_paths(config) for config in job.configs],
+      "configs": [without_paths(config).to_dict() for config in job.configs],
       "key": job.key, "members": list(job.keys), "data": job.data.data, "truth": job.data.truth,
       "source": keys.source_digest(), "git": keys.git_hash(), "machine": records.machine(),
       "seconds": {"training": round(sum(map(records.run_seconds, folders)), 1),

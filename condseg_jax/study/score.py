@@ -17,11 +17,11 @@ from condseg_jax.evaluate.run import evaluate
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import sliding_window
+from condseg_jax.metrics import METRICS
 from condseg_jax.predictor import load
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.figures import truth_map
 
-MEASURED = ("dice", "iou")
 COUNTED = ("tp", "fp", "fn")
 
 
@@ -50,8 +50,8 @@ def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
       canonical axes.
 
   Returns:
-    For JSON: `cases`, `classes`, `groups`, `axes`; `dice`, `iou` (rounded, None without a value),
-    `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where a case does
+    For JSON: `cases`, `classes`, `groups`, `axes`; the fast metrics (rounded, None without a
+    value), `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where a case does
     not annotate a class; `confusion`: group → see `confusion`.
   """
   groups = list(groups) or [""] * len(cases)
@@ -78,7 +78,7 @@ def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
              for name in classes] for case in cases]
 
   return {"cases": [case.id for case in cases], "classes": classes, "groups": groups,
-          "axes": axes, **{key: values(key, _number) for key in MEASURED},
+          "axes": axes, **{key: values(key, _number) for key, m in METRICS.items() if m.fast},
           **{key: values(key, int) for key in COUNTED},
           "confusion": {group: counts.tolist() for group, counts in confusions.items()}}
 
@@ -138,7 +138,7 @@ def specialists(predictors: Sequence[Predictor]) -> Predictor:
                        "train them with the same data.root, data.spacing and data.subvolume")
   if len(set(names)) < len(names):
     raise InputError("specialists", f"two of them know a class: {', '.join(names)}",
-                     "give every class to one, with data.keep")
+                     "give every class to one, with data.include_classes")
   no_mirror = {c.name: c.no_mirror for p in predictors for c in p.table.classes}
   table = ClassTable.create(names, no_mirror=no_mirror, capacity=max(64, len(names)))
   places = [(p.functions or sliding_window.window_functions(p.model), number, local)

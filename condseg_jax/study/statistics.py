@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from condseg_jax.metrics import METRICS
+
 RESAMPLES = 10_000
 LEVEL = 0.95
 _CHUNK = 500  # replicates at once
@@ -64,8 +66,15 @@ def row_scores(record: Mapping) -> dict:
   dice, _ = _weighted(*_mean_terms(scores, "dice"))
   iou, mean_iou = _weighted(*_pooled_terms(scores))
   flat = is_flat(record)
-  return {"classes": (iou if flat else dice).tolist(), "mean_dice": nan_mean(dice),
+  others = {f"mean_{name}": nan_mean(_weighted(*_mean_terms(scores, name))[0])
+            for name in own_metrics(record)}
+  return {"classes": (iou if flat else dice).tolist(), "mean_dice": nan_mean(dice), **others,
           "mean_iou": mean_iou if flat else nan_mean(_weighted(*_mean_terms(scores, "iou"))[0])}
+
+
+def own_metrics(record: Mapping) -> list[str]:
+  """The metrics of a record besides Dice and IoU, which are in every one."""
+  return [name for name in METRICS if name in record["scores"] and name not in ("dice", "iou")]
 
 
 def groups(records: Sequence[Mapping]) -> list[Group]:

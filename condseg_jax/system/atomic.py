@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writing of files."""
 
 from collections.abc import Iterator
 import contextlib
@@ -12,12 +12,12 @@ from condseg_jax.errors import InputError
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[epath.Path]:
-  """A name in the same folder, of the same ending, to write to; it becomes `path` at the end.
+  """Yields a temporary path in the same folder, which replaces `path` at the end.
 
-  Nothing is left behind when the writing fails, and an old file stays as it was.
+  If writing fails, the temporary file is removed and an existing file is unchanged.
 
   Args:
-    path: local, or in a bucket.
+    path: local, or in a bucket. The temporary name has the same suffix.
 
   Raises:
     InputError: the file cannot be written.
@@ -29,13 +29,13 @@ def replacing(path: str | os.PathLike) -> Iterator[epath.Path]:
     temporary.replace(path)
   except OSError as error:
     raise InputError(path, f"cannot be written: {error.strerror or error}",
-                     "choose an existing folder with free space that you may write to") from error
+                     "check that the folder exists, is writable and has free space") from error
   finally:
     with contextlib.suppress(OSError):
       temporary.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file; see `replacing`."""
+  """Writes a text file (UTF-8) atomically; see `replacing`."""
   with replacing(path) as temporary:
     temporary.write_text(text, encoding="utf-8")

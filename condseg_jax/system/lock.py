@@ -1,4 +1,4 @@
-"""One process at a time: several may work on the studies of one folder."""
+"""Locks between processes that work in the same folder."""
 
 from collections.abc import Iterator
 import contextlib
@@ -11,18 +11,19 @@ log = logging.getLogger("condseg_jax")
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-  """Holds a lock file, waiting for another process that does.
+  """Holds a lock file, after waiting for any other process that holds it.
 
-  The system lets go of it when the process ends, however that comes; the empty file stays.
+  The operating system releases the lock when the process ends, even if it is killed. The empty file
+  remains.
 
   Args:
-    path: of the lock; its folder is made.
+    path: the lock file; its folder is created.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, "w", encoding="utf-8") as stream:
     try:
       fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      log.info("waiting for another process, which holds %s", path)
+      log.info("waiting for another process that holds %s", path)
       fcntl.flock(stream, fcntl.LOCK_EX)
     yield

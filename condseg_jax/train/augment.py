@@ -4,60 +4,76 @@ Pure functions of a key. The key of a sample is fold_in(fold_in(key(seed), step)
 resumed run, another device count or another batch layout draws the same numbers.
 """
 
-import dataclasses
+from collections.abc import Callable
 import math
+import zlib
 
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
 
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.config import Augment
 from condseg_jax.data.batch import Batch
+from condseg_jax.errors import InputError
+
+Draw = Callable[[jax.Array, tuple[int, ...], float], jax.Array]
 
 
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-  """Ranges; 0 switches a transformation off.
-
-  Attributes:
-    probability: with which each of the transformations is applied to a sample.
-    rotate: largest rotation about every axis (in 2-D the one), in degrees, in world space.
-    zoom: largest relative change of size, 0.2 for 1/1.2 … 1.2.
-    shift: largest shift along each axis, as a part of the subvolume.
-    scale, offset: largest relative change of contrast and absolute change of brightness, in units
-      of the normalised image.
-    gamma: largest change of log gamma, applied to the image mapped to 0–1 by its own range.
-    noise: largest standard deviation of added noise, in units of the normalised image.
-    mirror: axes ("D", "H", "W") that are flipped with probability 1/2, except for samples of a
-      class that may not be mirrored along them.
-  """
-
-  probability: float = 0.5
-  rotate: float = 0.0
-  zoom: float = 0.0
-  shift: float = 0.0
-  scale: float = 0.0
-  offset: float = 0.0
-  gamma: float = 0.0
-  noise: float = 0.0
-  mirror: tuple[str, ...] = ()
-
-  @property
-  def moves(self) -> bool:
-    """Whether voxels are resampled at all."""
-    return bool(self.rotate or self.zoom or self.shift)
+def gamma(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
+  """Changes gamma by up to e^±limit, on the image mapped to 0 to 1 by its own range."""
+  exponent = jnp.exp(draw(key, (), limit))
+  low, high = image.min(), image.max()
+  width = jnp.maximum(high - low, 1e-6)
+  return low + width * ((image - low) / width) ** exponent
 
 
-def augment(batch: Batch, key: jax.Array, config: Augmentation, spacing: tuple[float, ...],
+def scale(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
+  """Multiplies contrast by 1 / (1 + limit) to 1 + limit."""
+  return image * jnp.exp(draw(key, (), math.log1p(limit)))
+
+
+def offset(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
+  """Adds up to ±limit, in units of the normalised image."""
+  return image + draw(key, (), limit)
+
+
+def noise(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
+  """Adds Gaussian noise of a standard deviation up to limit, units of the normalised image."""
+  sd_key, field_key = jax.random.split(key)
+  sd = jnp.abs(draw(sd_key, (), limit))
+  return image + sd * jax.random.normal(field_key, image.shape, image.dtype)
+
+
+# Intensity augmentations in the order in which they are applied: (image_DHWC, key, limit, draw) →
+# image. `limit` is its setting, `config.augment.NAME` or `config.augment.extra.NAME`; `draw(key,
+# shape, limit)` is uniform in ±limit, or 0 where the sample is left as it is. To add one, write a
+# function and name it here.
+AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, float, Draw], jax.Array]] = {
+    "gamma": gamma, "scale": scale, "offset": offset, "noise": noise}
+# These share one split of a sample's key; any other folds its name into the key, so that adding one
+# changes no number of the rest.
+_SPLIT = ("scale", "offset", "gamma", "noise")
+
+
+def check_augmentations(settings: Augment) -> None:
+  """Raises InputError for a name in `augment.extra` that is not registered."""
+  for name in settings.extra:
+    if name not in AUGMENTATIONS or name in _SPLIT:
+      raise InputError(f"augment.extra.{name}", "is not a registered augmentation", "name one that "
+                       "`train.augment.AUGMENTATIONS` adds to the built-in ones", usage=True)
+
+
+def augment(batch: Batch, key: jax.Array, settings: Augment, spacing: tuple[float, ...],
             lateral_axes: jax.Array) -> Batch:
   """Augments every sample of a batch with numbers of its own.
 
   Args:
     batch: see `Batch`.
     key: of the step; each sample folds in its index.
-    config: what to do.
+    settings: what to do.
     spacing: of the voxels, so that a rotation is one in the world and not a shear.
-    may_not_mirror: bool [K, axes], True where a class must not be mirrored along an axis.
+    lateral_axes: bool [K, axes], True where a class must not be mirrored along an axis.
 
   Returns:
     The batch with image and mask changed alike; voxels moved in are unlabelled.
@@ -68,11 +84,11 @@ def augment(batch: Batch, key: jax.Array, config: Augmentation, spacing: tuple[f
 
   def one(image, mask, sample_key, refused):
     move_key, mirror_key, intensity_key = jax.random.split(sample_key, 3)
-    if config.moves:
-      coordinates = _coordinates(move_key, mask.shape[:-1], config, spacing)
+    if settings.rotate or settings.zoom or settings.shift:
+      coordinates = _coordinates(move_key, mask.shape[:-1], settings, spacing)
       image, mask = _resample(image, mask, coordinates)
-    image, mask = _mirror(mirror_key, image, mask, config, refused)
-    return _intensity(intensity_key, image, config), mask
+    image, mask = _mirror(mirror_key, image, mask, settings, refused)
+    return _intensity(intensity_key, image, settings), mask
 
   image, mask = jax.vmap(one)(batch.image, batch.mask, keys, forbidden)
   return batch._replace(image=image, mask=mask)
@@ -89,13 +105,13 @@ def rotation_matrix(angles: jax.Array, ndim: int) -> jax.Array:
   return matrix
 
 
-def _coordinates(key, shape, config, spacing) -> list[jax.Array]:
+def _coordinates(key, shape, settings, spacing) -> list[jax.Array]:
   """Where every voxel of the result comes from, one array of `shape` per axis."""
   n = len(shape)
   rotate_key, zoom_key, shift_key = jax.random.split(key, 3)
-  angles = _drawn(rotate_key, (3 if n == 3 else 1,), math.radians(config.rotate), config)
-  log_zoom = _drawn(zoom_key, (), math.log1p(config.zoom), config)
-  shift = _drawn(shift_key, (n,), config.shift, config)
+  angles = _drawn(rotate_key, (3 if n == 3 else 1,), math.radians(settings.rotate), settings)
+  log_zoom = _drawn(zoom_key, (), math.log1p(settings.zoom), settings)
+  shift = _drawn(shift_key, (n,), settings.shift, settings)
 
   spacing = jnp.asarray(spacing, jnp.float32)
   linear = rotation_matrix(angles, n) * jnp.exp(-log_zoom)
@@ -128,37 +144,30 @@ def _resample(image, mask, coordinates):
   return image, jnp.where(inside[..., None], mask[clipped], jnp.asarray(UNLABELLED, mask.dtype))
 
 
-def _mirror(key, image, mask, config, refused):
+def _mirror(key, image, mask, settings, refused):
   axes = "DHW"[3 - (image.ndim - 1):]
   coins = jax.random.bernoulli(key, 0.5, (len(axes),))
   for axis, name in enumerate(axes):
-    if name in config.mirror:
+    if name in settings.mirror:
       flip = coins[axis] & ~refused[axis]
       image = jnp.where(flip, jnp.flip(image, axis), image)
       mask = jnp.where(flip, jnp.flip(mask, axis), mask)
   return image, mask
 
 
-def _intensity(key, image, config):
-  scale_key, offset_key, gamma_key, noise_key = jax.random.split(key, 4)
-  if config.gamma:
-    gamma = jnp.exp(_drawn(gamma_key, (), config.gamma, config))
-    low, high = image.min(), image.max()
-    width = jnp.maximum(high - low, 1e-6)
-    image = low + width * ((image - low) / width) ** gamma
-  if config.scale:
-    image = image * jnp.exp(_drawn(scale_key, (), math.log1p(config.scale), config))
-  if config.offset:
-    image = image + _drawn(offset_key, (), config.offset, config)
-  if config.noise:
-    sd_key, field_key = jax.random.split(noise_key)
-    sd = jnp.abs(_drawn(sd_key, (), config.noise, config))
-    image = image + sd * jax.random.normal(field_key, image.shape, image.dtype)
+def _intensity(key, image, settings):
+  split = dict(zip(_SPLIT, jax.random.split(key, len(_SPLIT)), strict=True))
+  draw = lambda key, shape, limit: _drawn(key, shape, limit, settings)
+  for name, change in AUGMENTATIONS.items():
+    limit = getattr(settings, name) if name in split else settings.extra.get(name, 0.0)
+    if limit:
+      own = split[name] if name in split else jax.random.fold_in(key, zlib.crc32(name.encode()))
+      image = change(image, own, limit, draw)
   return image
 
 
-def _drawn(key, shape, limit, config):
+def _drawn(key, shape, limit, settings):
   """Uniform in ±limit, or 0 where the coin says that the transformation is not applied."""
   value_key, coin_key = jax.random.split(key)
   value = jax.random.uniform(value_key, shape, jnp.float32, -limit, limit)
-  return jnp.where(jax.random.bernoulli(coin_key, config.probability), value, 0.0)
+  return jnp.where(jax.random.bernoulli(coin_key, settings.probability), value, 0.0)

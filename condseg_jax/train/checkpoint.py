@@ -71,7 +71,12 @@ class Checkpoints:
 
   def read_record(self, step: int) -> ModelRecord:
     """Config, class table and plan of a checkpoint."""
-    return ModelRecord.from_json(self._read(step, "model", ocp.args.JsonRestore()))
+    tree = self._read(step, "model", ocp.args.JsonRestore())
+    try:
+      return ModelRecord.from_json(tree)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+      raise InputError(self.folder / str(step) / "model", f"cannot be read ({_line(error)})",
+                       "use another checkpoint, or train again") from error
 
   def restore(self, step: int, like: TrainState) -> TrainState:
     """The whole state, to go on training from.

@@ -47,6 +47,11 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
     logging.getLogger("condseg_jax").setLevel(logging.WARNING)
 
 
+def is_first() -> bool:
+  """Whether this process reports progress for all."""
+  return jax.process_index() == 0
+
+
 def share(items: Sequence) -> Sequence:
   """This process's part of what the processes do once between them."""
   return items[jax.process_index()::jax.process_count()]

@@ -46,7 +46,7 @@ def make_driver(name: str, train_step: TrainStep, batch_size: int,
     raise InputError("data.batch_size", f"{batch_size} on {jax.device_count()} devices",
                      "choose a multiple of the number of devices", usage=True)
   if accumulate < 1 or batch_size // jax.device_count() % accumulate:
-    raise InputError("train.accumulate", f"{accumulate} parts of a batch with "
+    raise InputError("train.grad_accum_steps", f"{accumulate} parts of a batch with "
                      f"{batch_size // jax.device_count()} samples on each device",
                      "choose a number that divides them", usage=True)
   return DRIVERS[name](train_step)

@@ -1,8 +1,8 @@
-"""The plan of a run: as the config says, or fitted to the data and to a memory budget."""
+"""What a run is made of, derived once from its config and its data, or from its last checkpoint."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
-import copy
 import dataclasses
 import math
 
@@ -10,169 +10,305 @@ import jax
 import numpy as np
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.classes import normal_name
+from condseg_jax.config import Config
+from condseg_jax.config import Data
+from condseg_jax.config import Model
+from condseg_jax.data import sampling
 from condseg_jax.data.fingerprint import fingerprint
+from condseg_jax.data.priors import class_priors
 from condseg_jax.data.sampling import Dataset
-from condseg_jax.data.sampling import decodes_per_image
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
+from condseg_jax.losses import make_objective
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
+from condseg_jax.models.class_vector import read_texts
 from condseg_jax.models.conditioning import LAYERS
-from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.memory import training_bytes
+from condseg_jax.models.network import Network
 from condseg_jax.plan import fit_subvolume
 from condseg_jax.plan import Plan
 from condseg_jax.plan import same_spacing
+from condseg_jax.train.augment import check_augmentations
+from condseg_jax.train.checkpoint import Checkpoints
 
-PLANS = ("config", "auto")
+RESUME = ("auto", "must", "never")
 
 
-def make_plan(config: Mapping, training: Sequence[Dataset], table: ClassTable,
-              seen: Sequence[Dataset]) -> tuple[Mapping, Plan]:
-  """The plan of a new run, and its config with what the plan decided.
+@dataclasses.dataclass(frozen=True)
+class Setup:
+  """What does not change during a run.
 
-  Intensities are pooled over all datasets that are `seen`, whichever of them are learned: networks
-  for some of their classes see images alike.
+  Attributes:
+    config: of the run, with what was decided when it began: subvolume and strides of `plan` =
+      `auto`, text vectors.
+    record: config, class table, plan and statistics, as the checkpoints hold them.
+    training: the datasets that are learned from.
+    held_out: their part kept for periodic scores.
+    model: the network.
+    planned: plan, memory and fingerprint, for plan.json.
+  """
+
+  config: Config
+  record: ModelRecord
+  training: Sequence[Dataset]
+  held_out: Sequence[Dataset]
+  model: Network
+  planned: Mapping
+
+
+def check_config(config: Config) -> None:
+  """Checks all that needs no data: values, registered names, and that they make a network.
+
+  Raises:
+    InputError: otherwise.
+  """
+  Config.from_dict(config.to_dict())
+  make_objective(config.loss)
+  check_augmentations(config.augment)
+  check_parts(config)
+  texts = ((1.0,), (1.0,)) if config.conditioning.vector == "text" else ()
+  conditioning = dataclasses.replace(config.conditioning, texts=texts)
+  build_model(config.model, conditioning, (-0.5, 0.5))
+
+
+def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | None,
+               workdir) -> Setup:
+  """The parts of a run.
+
+  Args:
+    config: of the command.
+    stores: prepared data.
+    recorded: of the last checkpoint, where the run is resumed: its table, plan and decisions hold.
+    workdir: of the run, for errors.
+
+  Raises:
+    InputError: unusable data, settings that do not fit it, or another model than recorded.
+  """
+  data = config.data
+  everything = sampling.datasets(stores, "train")
+  check_included(data.include_classes, everything)
+  parts = [sampling.hold_out(d, data.hold_out, config.seed) for d in everything]
+  # Intensities are pooled over all datasets, whichever of their classes are learned: networks for
+  # some of the classes see images alike.
+  pooled = [sampling.max_cases(p[0], data.max_cases, config.seed) for p in parts]
+  training = sampling.include_classes(pooled, data.include_classes)
+  held_out = sampling.include_classes([p[1] for p in parts if p[1].cases], data.include_classes)
+  cases = [case for d in training for case in d.cases]
+  if recorded is None:
+    table = class_table(training, stores, data)
+    config = begin(config, training, table)
+    plan = Plan.pooled(training[0].store.modality, training[0].store.spacing,
+                       config.data.subvolume, [c.intensities for d in pooled for c in d.cases])
+  else:
+    table, plan = recorded.table, recorded.plan
+    config = resume(config, recorded.config)
+    check_same_model(recorded.config, config, workdir)
+    check_same_plan(plan, stores[0], config.data.subvolume, workdir)
+  record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
+                       class_priors(cases, table.names))
+  model = build_model(config.model, config.conditioning, table.codes)
+  check_axes(plan, model)
+  return Setup(config, record, training, held_out, model,
+               plan_record(config, training, table, plan))
+
+
+# --- classes ------------------------------------------------------------------------------------
+def check_included(names: Sequence[str], datasets: Sequence[Dataset]) -> None:
+  """Raises InputError where a class to learn is annotated nowhere."""
+  present = dict.fromkeys(name for d in datasets for name in d.annotated)
+  for name in names:
+    if normal_name(name) not in present:
+      raise InputError("data.include_classes", f"{name!r} is annotated in no training dataset",
+                       f"annotated: {', '.join(present)}", usage=True)
+
+
+def class_table(training: Sequence[Dataset], stores: Sequence[Store], data: Data) -> ClassTable:
+  """The classes that the training data annotates, ordered by the config or by appearance."""
+  present = dict.fromkeys(name for d in training for name in d.annotated)
+  known = {c.name for s in stores for c in s.table.classes}
+  left_out = known - set(present) if data.include_classes else set()
+  names = [normal_name(n) for n in data.classes if normal_name(n) not in left_out]
+  names = names or list(present)
+  for name in names:
+    if name not in present:
+      raise InputError("data.classes", f"{name!r} is annotated in no training dataset",
+                       f"annotated: {', '.join(present)}", usage=True)
+  for name in present:
+    if name not in names:
+      raise InputError("data.classes", f"lacks {name!r}, which a dataset annotates",
+                       "add it, or leave data.classes empty", usage=True)
+  lateral = {c.name: c.no_mirror for s in stores for c in s.table.classes if c.name in names}
+  for name, axes in data.lateral_axes.items():
+    if normal_name(name) in left_out:
+      continue
+    if normal_name(name) not in names:
+      raise InputError(f"data.lateral_axes.{name}", "is not a class of the training data",
+                       f"classes: {', '.join(names)}", usage=True)
+    lateral[normal_name(name)] = tuple(axes)
+  presets = {key: [n for n in group if normal_name(n) not in left_out]
+             for key, group in data.presets.items()}
+  presets = {key: group for key, group in presets.items() if group or not left_out}
+  return ClassTable.create(names, presets=presets, no_mirror=lateral,
+                           capacity=max(64, len(names)))
+
+
+def lateral_axes(table: ClassTable, ndim: int) -> np.ndarray:
+  """bool [K, axes]: the axes along which a class must not be mirrored."""
+  axes = "DHW"[3 - ndim:]
+  return np.array([[axis in c.no_mirror for axis in axes] for c in table.classes])
+
+
+def alphas(table: ClassTable, alpha: Mapping[str, float]) -> np.ndarray:
+  """α of every class, 1 where not named: float32 [K]."""
+  alpha_K = np.ones(len(table), np.float32)
+  for name, value in alpha.items():
+    alpha_K[table.index(name)] = value
+  return alpha_K
+
+
+# --- decisions of a new run, and of one that is resumed -----------------------------------------
+def begin(config: Config, training: Sequence[Dataset], table: ClassTable) -> Config:
+  """A config with what is decided when a run begins.
 
   With `data.plan` = `auto`, subvolume and strides are the largest that fit into `data.memory_gb` on
-  one device, and the last entry of `model.depth` holds for all coarser levels. Spacing and
-  intensities are pooled over all datasets in either case.
+  one device, and the last entry of `model.layers_per_level` holds for all coarser levels. The
+  vectors of `conditioning.text_vectors` are read, so that the checkpoint needs no file.
   """
-  config = copy.deepcopy(dict(config))
-  data, store = config["data"], training[0].store
-  cases = [case for dataset in training for case in dataset.cases]
-  if data["plan"] not in PLANS:
-    raise InputError("data.plan", f"{data['plan']!r} is unknown", f"one of {', '.join(PLANS)}",
-                     usage=True)
-  if data["plan"] == "auto":
-    shape = np.median([case.shape for case in cases], axis=0)
-    data["subvolume"], strides = fit_subvolume(
-        shape, store.spacing, _cost(config, training, table, store.modality),
-        data["memory_gb"] * 1e9)
-    config["model"] = with_strides(config["model"], strides)
-  foreground = [case.intensities for dataset in seen for case in dataset.cases]
-  return config, Plan.pooled(store.modality, store.spacing, data["subvolume"], foreground)
-
-
-def recorded_plan(config: Mapping, recorded: Mapping) -> Mapping:
-  """The config of a run that goes on: what `auto` decided when it began, it keeps,
-  and so it does the texts of its classes."""
-  config = copy.deepcopy(dict(config))
-  if config["data"]["plan"] == "auto" == recorded["data"].get("plan"):
-    config["data"]["subvolume"] = tuple(recorded["data"]["subvolume"])
-    config["model"] = with_strides(config["model"], recorded["model"]["strides"])
-  if "texts" in recorded["conditioning"]:
-    config["conditioning"]["texts"] = recorded["conditioning"]["texts"]
+  if config.conditioning.vector == "text":
+    texts = read_texts(config.conditioning.text_vectors, table)
+    config = config.override({"conditioning.texts": texts})
+  if config.data.plan == "auto":
+    store = training[0].store
+    shape = np.median([case.shape for d in training for case in d.cases], axis=0)
+    subvolume, strides = fit_subvolume(
+        shape, store.spacing, step_bytes(config, training, table, store.modality),
+        config.data.memory_gb * 1e9)
+    config = dataclasses.replace(
+        config, model=with_strides(config.model, strides),
+        data=dataclasses.replace(config.data, subvolume=tuple(subvolume)))
   return config
 
 
-def plan_record(config: Mapping, training: Sequence[Dataset], table: ClassTable,
+def resume(config: Config, recorded: Config) -> Config:
+  """The config of a resumed run: what was decided when it began still holds."""
+  if config.data.plan == "auto" == recorded.data.plan:
+    config = dataclasses.replace(
+        config, model=with_strides(config.model, recorded.model.strides),
+        data=dataclasses.replace(config.data, subvolume=recorded.data.subvolume))
+  return dataclasses.replace(config, conditioning=dataclasses.replace(
+      config.conditioning, texts=recorded.conditioning.texts))
+
+
+def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
+  """A model with other strides; the layers of its last level hold for all beyond."""
+  layers = model.layers_per_level
+  layers = [layers[min(level, len(layers) - 1)] for level in range(len(strides) + 1)]
+  return dataclasses.replace(model, strides=tuple(tuple(s) for s in strides),
+                             layers_per_level=tuple(layers))
+
+
+# --- memory -------------------------------------------------------------------------------------
+def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
+               modality: str) -> Callable[[Sequence[int], Sequence[Sequence[int]]], int]:
+  """(subvolume, strides) → estimated bytes of a step on one device."""
+  decodes = sampling.decodes_per_image(training, config.data)
+  images = -(-config.data.batch_size // jax.device_count())
+
+  def cost(subvolume, strides) -> int:
+    model = build_model(with_strides(config.model, strides), config.conditioning, table.codes)
+    return training_bytes(model, subvolume, 3 if modality == "rgb" else 1, images, decodes,
+                          accumulate=config.train.grad_accum_steps)
+  return cost
+
+
+def plan_record(config: Config, training: Sequence[Dataset], table: ClassTable,
                 plan: Plan) -> dict:
-  """The plan with what it rests on and what memory it takes, for JSON."""
+  """The plan, what it rests on and the memory it takes, for plan.json."""
   cases = [case for dataset in training for case in dataset.cases]
-  strides, data = config["model"]["strides"], config["data"]
-  cost = _cost(config, training, table, plan.modality)
+  strides = config.model.strides
+  cost = step_bytes(config, training, table, plan.modality)
   estimate, nothing = cost(plan.subvolume, strides), cost((0,) * len(plan.subvolume), strides)
   try:
     shape = np.median([case.shape for case in cases], axis=0)
-    largest, _ = fit_subvolume(shape, plan.spacing, cost, data["memory_gb"] * 1e9, strides)
+    largest, _ = fit_subvolume(shape, plan.spacing, cost, config.data.memory_gb * 1e9, strides)
   except InputError:
     largest = None
   return {"plan": plan.to_json(), "strides": [list(s) for s in strides],
           "memory_gb": estimate / 1e9,
           "bytes_per_voxel": (estimate - nothing) / math.prod(plan.subvolume),
           "largest_subvolume": largest,
-          "decodes_per_image": _decodes(training, data),
+          "decodes_per_image": sampling.decodes_per_image(training, config.data),
           "device": jax.default_backend(), **fingerprint(cases)}
 
 
-def memory_lines(record: Mapping, budget_gb: float) -> list[str]:
-  """What `plan_record` found of a step's memory, for people."""
-  largest = record["largest_subvolume"]
-  found = "none" if largest is None else "×".join(map(str, largest))
-  return [f"memory of a step, estimated: {record['memory_gb']:.2f} GB on a device, "
-          f"{record['bytes_per_voxel']:.0f} bytes per voxel of the subvolume, "
-          f"{record['decodes_per_image']} class(es) decoded per image",
-          f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {found} (of images of the "
+def memory_lines(planned: Mapping, budget_gb: float) -> list[str]:
+  """The memory of a step in `plan_record`, for the log."""
+  largest = planned["largest_subvolume"]
+  shape = "none" if largest is None else "×".join(map(str, largest))
+  return [f"memory of a step, estimated: {planned['memory_gb']:.2f} GB on a device, "
+          f"{planned['bytes_per_voxel']:.0f} bytes per voxel of the subvolume, "
+          f"{planned['decodes_per_image']} class(es) decoded per image",
+          f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {shape} (for images of the "
           "median shape)"]
 
 
-def with_strides(model: Mapping, strides: Sequence[Sequence[int]]) -> dict:
-  """Settings of a model with other strides; the depth of its last level holds for all beyond."""
-  depth = list(model["depth"])
-  depth = [depth[min(level, len(depth) - 1)] for level in range(len(strides) + 1)]
-  return {**model, "strides": [list(s) for s in strides], "depth": depth}
-
-
-def _cost(config: Mapping, training: Sequence[Dataset], table: ClassTable, modality: str):
-  """(subvolume, strides) → bytes of a step on one device."""
-  data = config["data"]
-  decodes = _decodes(training, data)
-  images = -(-data["batch_size"] // jax.device_count())
-
-  def cost(subvolume, strides) -> int:
-    model = build_model(with_strides(config["model"], strides), config["conditioning"], table.codes)
-    return training_bytes(model, subvolume, 3 if modality == "rgb" else 1, images, decodes,
-                          accumulate=config["train"]["accumulate"])
-  return cost
-
-
-def _decodes(training: Sequence[Dataset], data: Mapping) -> int:
-  return decodes_per_image(training, data["classes_per_image"], data["batch_class"],
-                           data["unlabelled"])
-
-
-# --- Whether a run can begin, or go on, as it is asked to.
-RESUME = ("auto", "must", "never")
-
-
+# --- whether a run can begin, or go on ----------------------------------------------------------
 def check_resume(resume: str, last: int | None, workdir) -> None:
+  """Raises InputError where `resume` does not allow what the workdir holds."""
   if resume not in RESUME:
-    raise InputError(f"resume {resume!r}", "is not known", f"one of {', '.join(RESUME)}",
+    raise InputError("resume", f"{resume!r} is not one of {', '.join(RESUME)}", "correct it",
                      usage=True)
   if resume == "must" and last is None:
     raise InputError(workdir, "holds no checkpoint to resume from",
-                     "check --workdir, or use --resume=auto")
+                     "check the workdir, or use resume=auto")
   if resume == "never" and last is not None:
     raise InputError(workdir, f"already holds a run at step {last}",
-                     "choose another --workdir, or use --resume=auto")
+                     "choose another workdir, or use resume=auto")
 
 
-def check_same_model(recorded: ModelRecord, config: Mapping, workdir) -> None:
-  """A setting younger than the run had its default; how blocks are computed may change."""
-  listed = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON has it
-  default = {f.name: listed(f.default) for f in dataclasses.fields(DenseUNet)}.get
+def check_workdir(workdir, resume: str) -> None:
+  """`check_resume` of what a workdir holds; makes the folder where there is none."""
+  checkpoints = Checkpoints(workdir)
+  try:
+    check_resume(resume, checkpoints.last_step, workdir)
+  finally:
+    checkpoints.close()
+
+
+def check_same_model(recorded: Config, config: Config, workdir) -> None:
+  """Raises InputError where a resumed run would change its network; `remat` may change."""
   for part in ("model", "conditioning"):
-    before, now = recorded.config[part], config[part]
-    keys = sorted(k for k in {*before, *now} - {"remat", "text_vectors"}
-                  if before.get(k, default(k)) != now.get(k, default(k)))
-    if keys:
-      raise InputError(workdir, f"holds a run of another model ({part}.{keys[0]} differs)",
-                       "choose another --workdir, or the config that it was started with")
+    before, now = vars(getattr(recorded, part)), vars(getattr(config, part))
+    for key in sorted(before):
+      if before[key] != now[key] and key not in ("remat", "text_vectors"):
+        raise InputError(workdir, f"holds a run of another model ({part}.{key} differs)",
+                         "choose another workdir, or the config that it was started with")
 
 
 def check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir) -> None:
-  """What the network sees must not change under it; the intensity statistics stay as recorded."""
+  """Raises InputError where the input changed; the intensity statistics stay as recorded."""
   now = {"modality": store.modality, "spacing": store.spacing, "subvolume": tuple(subvolume)}
   for name, value in now.items():
     before = getattr(plan, name)
     if before != value and not (name == "spacing" and same_spacing(before, value)):
       raise InputError(workdir, f"was started with {name} {before}, now it is {value}",
-                       "choose another --workdir, or the data and settings it was started with")
+                       "choose another workdir, or the data and settings it was started with")
 
 
-def check_parts(model: DenseUNet, parts: int) -> None:
-  """Batch normalisation needs a batch as a whole."""
-  acts = model.position in LAYERS and model.mechanism == "batch_norm"
+def check_parts(config: Config) -> None:
+  """Raises InputError where batch normalisation would see parts of a batch."""
+  conditioning, parts = config.conditioning, config.train.grad_accum_steps
+  acts = conditioning.position in LAYERS and conditioning.mechanism == "batch_norm"
   if acts and parts > 1:
-    raise InputError("train.accumulate", f"{parts} parts of a batch, whose moments the mechanism "
-                     "'batch_norm' needs as a whole", "use 1, or another mechanism", usage=True)
+    raise InputError("train.grad_accum_steps", f"{parts} excludes the mechanism 'batch_norm', "
+                     "which needs the moments of a whole batch", "use 1, or another mechanism",
+                     usage=True)
 
 
-def check_subvolume(plan: Plan, model) -> None:
+def check_axes(plan: Plan, model: Network) -> None:
+  """Raises InputError where a 2-D network meets volumes, or the other way round."""
   if len(plan.subvolume) != model.ndim:
-    raise InputError("model.strides", f"have {model.ndim} axes, the images {len(plan.subvolume)}",
+    raise InputError("model.strides", f"has {model.ndim} axes, the images {len(plan.subvolume)}",
                      "give one stride per axis of the images", usage=True)
-  if any(n % s for n, s in zip(plan.subvolume, model.stride, strict=True)):
-    raise InputError("data.subvolume", f"{plan.subvolume} is no multiple of the network's stride "
-                     f"{model.stride}", "choose a multiple along every axis", usage=True)

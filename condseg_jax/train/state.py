@@ -1,13 +1,12 @@
-"""What training carries from step to step: arrays only, never functions."""
-
-from collections.abc import Mapping
+"""What training carries from step to step (arrays, never functions), and the rule that updates it.
+"""
 
 from flax import struct
 import jax
 import jax.numpy as jnp
 import optax
 
-from condseg_jax.errors import InputError
+from condseg_jax.config import Optimizer
 
 
 @struct.dataclass
@@ -50,47 +49,37 @@ def variables(params, statistics) -> dict:
   return {"params": params, **({"statistics": statistics} if statistics else {})}
 
 
-# --- Optimizers and schedules by name.
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine", "polynomial")
+def make_schedule(settings: Optimizer, steps: int) -> optax.Schedule:
+  """Learning rate over the steps: linear warm-up, then constant, cosine or (1 - t)^0.9 decay.
 
-
-def make_schedule(settings: Mapping, steps: int) -> optax.Schedule:
-  """Learning rate over the steps: linear warm-up, then constant, cosine or (1 - t)^0.9 decay."""
-  rate, warmup = settings["learning_rate"], settings["warmup"]
+  With r the rate, w the steps of warm-up, n those of the run and t = (step - w) / (n - w):
+  r · step / w before w; then r, r (1 + cos πt) / 2 or r (1 - t)^0.9.
+  """
+  rate, warmup = settings.learning_rate, settings.warmup
   after = max(steps - warmup, 1)
-  kinds = {
-      "constant": lambda: optax.constant_schedule(rate),
-      "cosine": lambda: optax.cosine_decay_schedule(rate, after),
-      "polynomial": lambda: optax.polynomial_schedule(rate, 0.0, 0.9, after),
-  }
-  _known("optimizer.schedule", settings["schedule"], SCHEDULES)
+  if settings.schedule == "constant":
+    decay = optax.constant_schedule(rate)
+  elif settings.schedule == "cosine":
+    decay = optax.cosine_decay_schedule(rate, after)
+  else:
+    decay = optax.polynomial_schedule(rate, 0.0, 0.9, after)
   ramp = optax.linear_schedule(0.0, rate, warmup)
-  decay = kinds[settings["schedule"]]()
   return optax.join_schedules([ramp, decay], [warmup]) if warmup else decay
 
 
-def make_optimizer(settings: Mapping, steps: int) -> optax.GradientTransformation:
-  """The update rule of a config's `optimizer` part.
+def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
+  """The update rule of a config.
 
   Args:
-    settings: `name`, `learning_rate`, `schedule`, `warmup` (steps), `b1`, `b2`, `weight_decay`
-      (adamw), `momentum` (sgd), `clip_norm` (largest global gradient norm; 0 for no limit).
+    settings: the `optimizer` part.
     steps: length of the run, for the schedule.
   """
   schedule = make_schedule(settings, steps)
-  rules = {
-      "adam": lambda: optax.adam(schedule, settings["b1"], settings["b2"]),
-      "adamw": lambda: optax.adamw(schedule, settings["b1"], settings["b2"],
-                                   weight_decay=settings["weight_decay"]),
-      "sgd": lambda: optax.sgd(schedule, settings["momentum"], nesterov=True),
-  }
-  _known("optimizer.name", settings["name"], OPTIMIZERS)
-  rule = rules[settings["name"]]()
-  limit = settings["clip_norm"]
+  if settings.name == "adam":
+    rule = optax.adam(schedule, settings.b1, settings.b2)
+  elif settings.name == "adamw":
+    rule = optax.adamw(schedule, settings.b1, settings.b2, weight_decay=settings.weight_decay)
+  else:
+    rule = optax.sgd(schedule, settings.momentum, nesterov=True)
+  limit = settings.clip_norm
   return optax.chain(optax.clip_by_global_norm(limit), rule) if limit else rule
-
-
-def _known(subject: str, value: str, known: tuple[str, ...]) -> None:
-  if value not in known:
-    raise InputError(subject, f"{value!r} is not known", f"one of {', '.join(known)}", usage=True)

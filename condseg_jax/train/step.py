@@ -9,44 +9,34 @@ import numpy as np
 import optax
 
 from condseg_jax import losses
+from condseg_jax.config import Augment
 from condseg_jax.data.batch import Batch
-from condseg_jax.errors import InputError
-from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.network import Network
 from condseg_jax.models.network import training_logits
 from condseg_jax.train.augment import augment
-from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.state import variables
-
-SUPERVISIONS = ("voxels", "image")
 
 # (state, batch, *, axis_name=None) → (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *,
-                    augmentation: Augmentation, spacing: tuple[float, ...], lateral_axes,
-                    alpha_K, bce_weight: float, ema_decay: float, seed: int,
-                    accumulate: int = 1, supervision: str = "voxels",
-                    sharpness: float = 5.0) -> TrainStep:
-  """Binds what does not change during a run.
+def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
+                    objective: losses.Objective, augmentation: Augment,
+                    spacing: tuple[float, ...], lateral_axes, alpha_K, ema_decay: float, seed: int,
+                    grad_accum_steps: int = 1) -> TrainStep:
+  """Builds the train step.
 
   Args:
     model: the network.
     optimizer: the update rule.
-    augmentation, spacing, may_not_mirror: see `augment`.
+    objective: of `losses.make_objective`.
+    augmentation, spacing, lateral_axes: see `augment`.
     alpha_K: α of every class.
-    bce_weight: see `losses.objective`.
     ema_decay: of the averaged parameters, used where the state holds them.
     seed: of the run's randomness.
-    accumulate: equal parts that a batch is taken in, one after the other; memory holds the
+    grad_accum_steps: equal parts that a batch is taken in, one after the other; memory holds the
       activations of one. The state is the same to rounding, since the loss is a sum over samples.
-    supervision: `voxels`, every labelled voxel says what it is; `image`, a mask says whether the
-      class is anywhere in the subvolume and no more. Its Dice is measured all the same.
-    sharpness: of the maximum over an image, see `losses.image_terms`.
-
-  Raises:
-    InputError: a supervision or sharpness that there is not.
 
   Returns:
     `train_step(state, batch, *, axis_name=None)`. Without an axis name the batch is the global one
@@ -57,14 +47,6 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
   # Numpy until they are traced: an array on the device would be fetched for every compilation, a
   # transfer that the loop forbids.
   alpha_K = np.asarray(alpha_K, np.float32)
-  if supervision not in SUPERVISIONS:
-    raise InputError("loss.supervision", f"{supervision!r} is not known",
-                     f"one of {', '.join(SUPERVISIONS)}", usage=True)
-  if not sharpness > 0:
-    raise InputError("loss.sharpness", f"{sharpness:g} is not above 0", "5 is usual", usage=True)
-  measure = losses.terms
-  if supervision == "image":
-    measure = functools.partial(losses.image_terms, sharpness=sharpness)
   lateral_axes = np.asarray(lateral_axes, bool)
 
   def gradient_and_sums(params, statistics, model, batch: Batch, key, global_batch: int):
@@ -74,11 +56,11 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     def loss_function(params):
       logits, changed = training_logits(model, variables(params, statistics), batch.image,
                                         batch.class_id)
-      per_sample, finest = losses.deep_terms(logits, batch.mask, measure)
-      if supervision == "image":
-        finest = losses.terms(jax.lax.stop_gradient(logits[0]), batch.mask)
-      loss = losses.objective(per_sample, batch.class_id, batch.beta, jnp.asarray(alpha_K),
-                              bce_weight=bce_weight, global_batch=global_batch)
+      loss_BN = losses.deep_loss(logits, batch.mask, objective)
+      loss = losses.total(loss_BN, batch.class_id, batch.beta, jnp.asarray(alpha_K),
+                          global_batch=global_batch)
+      # Measured whatever the objective; where that has the same terms, XLA computes them once.
+      finest = losses.terms(jax.lax.stop_gradient(logits[0]), batch.mask)
       return loss, (finest.dice, changed.get("statistics"))
 
     (loss, (dice_BN, changed)), gradient = jax.value_and_grad(loss_function, has_aux=True)(params)
@@ -97,7 +79,7 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
     contribution = lambda batch: gradient_and_sums(
         state.params, state.statistics, here, batch, key, global_batch)
     global_batch = batch.image.shape[0] * devices
-    gradient, sums, statistics = _add_up(contribution, batch, accumulate)
+    gradient, sums, statistics = _sum_over_parts(contribution, batch, grad_accum_steps)
     if axis_name is not None:
       gradient, sums = jax.lax.psum((gradient, sums), axis_name)
 
@@ -121,7 +103,7 @@ def make_train_step(model: DenseUNet, optimizer: optax.GradientTransformation, *
   return train_step
 
 
-def _add_up(contribution: Callable, batch: Batch, parts: int):
+def _sum_over_parts(contribution: Callable, batch: Batch, parts: int):
   """The sum of a function of samples over equal parts of a batch, one part in memory at a time."""
   if parts == 1:
     return contribution(batch)

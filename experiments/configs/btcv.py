@@ -19,7 +19,7 @@ and splenic vein, pancreas, adrenal glands. Kidneys and adrenal glands have side
 mirrored, and if `augment.mirror` is set they are not along W.
 """
 
-from configs import base
+from condseg_jax.configs import base
 
 SIDED = ("right kidney", "left kidney", "right adrenal gland", "left adrenal gland")
 
@@ -30,10 +30,10 @@ def get_config():
   config.data.subvolume = (32, 128, 128)
   config.data.batch_size = 4
   config.data.hold_out = 0.0
-  config.data.no_mirror = {name: ("W",) for name in SIDED}
+  config.data.lateral_axes = {name: ("W",) for name in SIDED}
   config.augment.update(probability=0.5, rotate=15.0, zoom=0.15, shift=0.1, scale=0.1, offset=0.1)
-  config.model.update(strides=((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)), depth=(1, 2, 2, 2, 2),
-                      dtype="bfloat16")
+  config.model.update(strides=((1, 2, 2), (2, 2, 2), (2, 2, 2), (2, 2, 2)),
+                      layers_per_level=(1, 2, 2, 2, 2), dtype="bfloat16")
   config.conditioning.vector = "embedding"
   config.train.update(steps=20_000, log_every=50, eval_every=2_000)
   return config

@@ -16,7 +16,7 @@ intersections and unions summed over them, 0.256 (road 0.848, sky 0.879, pavemen
 accelerator give it --config.train.steps=20000, which was not run here.
 """
 
-from configs import base
+from condseg_jax.configs import base
 
 
 def get_config():
@@ -26,7 +26,7 @@ def get_config():
   config.data.hold_out = 0.0
   config.augment.update(probability=0.3, rotate=5.0, zoom=0.3, shift=0.15, scale=0.3, offset=0.3,
                         gamma=0.3, noise=0.05, mirror=("W",))
-  config.model.update(strides=((2, 2),) * 4, depth=(1, 1, 2, 2, 2))
+  config.model.update(strides=((2, 2),) * 4, layers_per_level=(1, 1, 2, 2, 2))
   config.conditioning.vector = "embedding"
   config.optimizer.learning_rate = 3e-3
   config.train.update(steps=900, eval_every=450)

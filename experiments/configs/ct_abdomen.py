@@ -14,7 +14,7 @@ since the paper is silent: two layers per block, 16 channels per level, group no
 ReLU, spacing, CT window.
 """
 
-from configs import base
+from condseg_jax.configs import base
 
 
 def get_config():
@@ -26,7 +26,7 @@ def get_config():
   config.augment.update(probability=1.0, rotate=10.0, zoom=0.1, shift=0.05, scale=0.0, offset=0.0,
                         gamma=0.0, noise=0.0)
   config.model.strides = ((2, 2, 2),) * 5
-  config.model.depth = (2,) * 6
+  config.model.layers_per_level = (2,) * 6
   config.model.dtype = "bfloat16"
   config.loss.bce_weight = 0.0
   config.optimizer.update(learning_rate=5e-5, schedule="constant", warmup=0, clip_norm=0.0)

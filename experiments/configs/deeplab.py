@@ -13,11 +13,11 @@ Unlike the paper: from scratch and not from ImageNet, a small encoder without it
 normalisation. 657 403 parameters. Not run here.
 """
 
-from configs import unet
+from condseg_jax.configs import unet
 
 
 def get_config():
   config = unet.get_config()
   config.model.update(decoder="deeplab", encoder_block="residual", rates=(2, 4, 6),
-                      strides=((2, 2), (2, 2), (2, 2), (1, 1)), depth=(2, 2, 4, 4, 4))
+                      strides=((2, 2), (2, 2), (2, 2), (1, 1)), layers_per_level=(2, 2, 4, 4, 4))
   return config

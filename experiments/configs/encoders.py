@@ -10,7 +10,7 @@ The number of layers with a window of 3 is the same for all: one in the finest b
 others. Parameters: dense 276 001, residual 237 585, plain 236 161. Not run here.
 """
 
-from configs import hippocampus
+from condseg_jax.configs import hippocampus
 
 
 def get_config(encoder: str = "dense"):

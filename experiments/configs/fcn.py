@@ -12,10 +12,10 @@ Unlike the paper: from scratch and not from ImageNet, narrower, with group norma
 interpolation that is not learned. 577 851 parameters. Not run here.
 """
 
-from configs import unet
+from condseg_jax.configs import unet
 
 
 def get_config():
   config = unet.get_config()
-  config.model.update(decoder="fcn", strides=((2, 2),) * 5, depth=(2, 2, 3, 3, 3, 3))
+  config.model.update(decoder="fcn", strides=((2, 2),) * 5, layers_per_level=(2, 2, 3, 3, 3, 3))
   return config

@@ -19,14 +19,14 @@ The class is named by a learned vector. With the hash value, the learning rate a
 base and 600 steps: 0.847 on `val`.
 """
 
-from configs import base
+from condseg_jax.configs import base
 
 
 def get_config():
   config = base.get_config()
   config.data.spacing = (1.0, 1.0, 1.0)
   config.data.subvolume = (40, 56, 40)
-  config.data.no_mirror = {"anterior": ("H",), "posterior": ("H",)}
+  config.data.lateral_axes = {"anterior": ("H",), "posterior": ("H",)}
   config.augment.update(probability=0.3, rotate=10.0, zoom=0.1)
   config.model.update(channels=8, growth=8)
   config.conditioning.vector = "embedding"

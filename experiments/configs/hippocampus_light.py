@@ -10,11 +10,11 @@ Measured on 2 CPU cores: mean Dice on `val` 0.876, where `hippocampus.py` has 0.
 classes take 1.48 times as long as one (1.30 in plain JAX, `benchmarks/cost.json`).
 """
 
-from configs import hippocampus
+from condseg_jax.configs import hippocampus
 
 
 def get_config():
   config = hippocampus.get_config()
-  config.model.update(depth=(2, 2, 3, 3), decoder_depth=(1, 1, 2))
+  config.model.update(layers_per_level=(2, 2, 3, 3), decoder_layers_per_level=(1, 1, 2))
   config.conditioning.from_level = 0
   return config

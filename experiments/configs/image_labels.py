@@ -13,13 +13,13 @@ Such a score asks for one sure voxel, not for the whole structure: masks too sma
 what gives the class away, are to be expected. Not run here.
 """
 
-from configs import hippocampus
+from condseg_jax.configs import hippocampus
 
 
 def get_config():
   config = hippocampus.get_config()
   config.data.subvolume = (16, 24, 16)
   config.data.batch_size = 16
-  config.data.foreground = 0.5
-  config.loss.supervision = "image"
+  config.data.foreground_fraction = 0.5
+  config.loss.objective = "image_level"
   return config

@@ -16,7 +16,7 @@ apart, are not told apart (mean Dice 0.26 after 250 steps against 0.74, everythi
 earlier and noisier version of the phantoms).
 """
 
-from configs import base
+from condseg_jax.configs import base
 
 
 def get_config():

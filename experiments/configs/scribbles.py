@@ -13,11 +13,11 @@ class, since there the strokes are. No case is held out: its score would be that
 here.
 """
 
-from configs import hippocampus
+from condseg_jax.configs import hippocampus
 
 
 def get_config():
   config = hippocampus.get_config()
   config.data.hold_out = 0.0
-  config.data.foreground = 1.0
+  config.data.foreground_fraction = 1.0
   return config

@@ -11,11 +11,11 @@ of the steps; with all of them each has seen its class twice as often as the com
 For another dataset take these two lines over into a copy of its config. Not run here.
 """
 
-from configs import hippocampus
+from condseg_jax.configs import hippocampus
 
 
 def get_config(name: str = "anterior"):
   config = hippocampus.get_config()
-  config.data.keep = (name,)
+  config.data.include_classes = (name,)
   config.conditioning.position = "none"
   return config

@@ -14,7 +14,7 @@ condseg-predict takes --locator, too. Without a second network, --two_pass looks
 one, at 1.25 times its spacing. Not run here.
 """
 
-from configs import phantom
+from condseg_jax.configs import phantom
 
 
 def get_config():

@@ -9,12 +9,12 @@ Every subvolume of the training is centred on the class, since nothing else is a
 Alone, without --locator, it has never seen how the rest of the body looks. Not run here.
 """
 
-from configs import phantom
+from condseg_jax.configs import phantom
 
 
 def get_config():
   config = phantom.get_config()
   config.data.spacing = (2.75, 2.75, 2.75)
   config.data.subvolume = (32, 64, 64)
-  config.data.foreground = 1.0
+  config.data.foreground_fraction = 1.0
   return config

@@ -13,13 +13,13 @@ and the loss of this repository, Dice and binary cross-entropy for each class. 4
 (`camvid.py`: 739 673). Not run here.
 """
 
-from configs import camvid
+from condseg_jax.configs import camvid
 
 
 def get_config():
   config = camvid.get_config()
   config.data.classes_per_image = 0
   config.data.batch_size = 4
-  config.model.update(encoder_block="plain", decoder_block="plain", depth=(2,) * 5)
+  config.model.update(encoder_block="plain", decoder_block="plain", layers_per_level=(2,) * 5)
   config.conditioning.update(position="head", mechanism="output")
   return config

@@ -38,7 +38,7 @@ def one(task: str, *, dataset: str = "", steps: int = 0, fusion: str = "argmax",
         name: str = "", **changes) -> Variant:
   """One network."""
   member = Member(TASKS[task].config, {"data.hold_out": 0.0,
-                                       "train.steps": steps or STEPS[task]}).but(**changes)
+                                       "train.steps": steps or STEPS[task]}).replace(**changes)
   return Variant(name, (member,), dataset or task, fusion=fusion)
 
 
@@ -47,14 +47,15 @@ def specialists(task: str, *, dataset: str = "", steps: int = 0, **changes) -> V
   of_all = one(task, dataset=dataset, steps=steps, **changes)
 
   def of_one(name):
-    return of_all.members[0].but(data__keep=(name,), data__classes=(name,), data__presets={},
-                                 data__no_mirror=sides(task, name))
+    return of_all.members[0].replace(
+        data__include_classes=(name,), data__classes=(name,), data__presets={},
+        data__lateral_axes=sides(task, name))
 
   return Variant("", tuple(map(of_one, TASKS[task].classes)), of_all.dataset)
 
 
 def sides(task: str, name: str) -> dict:
-  """What a config says of the class `name` alone in `data.no_mirror`."""
+  """What a config says of the class `name` alone in `data.lateral_axes`."""
   return {name: ("H",)} if task == "hippocampus" else {}
 
 
@@ -74,7 +75,7 @@ def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
                       data__classes_per_image=TASKS[task].classes_full)
   found["indivs"] = specialists(task, steps=max(1, steps // count))
   found["indivs_long"] = specialists(task, steps=steps)
-  found["no_cond"] = one(task, steps=steps, data__unlabelled="background",
+  found["no_cond"] = one(task, steps=steps, data__unannotated="background",
                          data__classes_per_image=0, **output)
   found["single_map"] = one(task, steps=steps, fusion="independent", conditioning__position="none")
   found["multi_channel"] = one(task, steps=steps, **output)
@@ -84,7 +85,7 @@ def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
 
 def alone(found: dict[str, Variant]) -> dict[str, Variant]:
   """The same trainings, scored for one class at a time: none competes with another for voxels."""
-  return {name: v.but(fusion="independent") for name, v in found.items()}
+  return {name: v.replace(fusion="independent") for name, v in found.items()}
 
 
 def mechanisms(task: str) -> list[Variant]:
@@ -93,25 +94,26 @@ def mechanisms(task: str) -> list[Variant]:
   decoder += [(name, "embedding") for name in ("film", "norm", "batch_norm", "channel_gate",
                                                "spatial_gate", "spade")]
   found = [one(task, conditioning__position="decoder", conditioning__mechanism=mechanism,
-               conditioning__vector=vector).but(name="cond_dec", mechanism=f"{mechanism} {vector}")
+               conditioning__vector=vector
+               ).replace(name="cond_dec", mechanism=f"{mechanism} {vector}")
            for mechanism, vector in decoder]
   # Instance normalisation is the whole network's, so that it is there without the condition, too.
-  found += [v.but(mechanism=v.mechanism.replace(" ", " (instance) "), model__norm="instance")
+  found += [v.replace(mechanism=v.mechanism.replace(" ", " (instance) "), model__norm="instance")
             for v in found if v.mechanism in ("channel embedding", "norm embedding")]
   dynamic = one(task, conditioning__position="head", conditioning__mechanism="dynamic",
                 conditioning__vector="embedding")
   output = one(task, conditioning__position="head", conditioning__mechanism="output")
-  return [*found, dynamic.but(name="head", mechanism="dynamic embedding"),
-          output.but(name="head", mechanism="output")]
+  return [*found, dynamic.replace(name="head", mechanism="dynamic embedding"),
+          output.replace(name="head", mechanism="output")]
 
 
 def positions(task: str, levels: int) -> list[Variant]:
   """The condition in the n finest of the decoder's levels, for every n."""
   decoder = one(task, name="cond_dec", conditioning__position="decoder")
-  return [decoder.but(level=n, conditioning__from_level=None if n == levels else n - 1)
+  return [decoder.replace(level=n, conditioning__from_level=None if n == levels else n - 1)
           for n in range(1, levels + 1)]
 
 
 def named(found: dict[str, Variant]) -> tuple[Variant, ...]:
   """Variants that are called as their keys."""
-  return tuple(variant.but(name=name) for name, variant in found.items())
+  return tuple(variant.replace(name=name) for name, variant in found.items())

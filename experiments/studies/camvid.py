@@ -4,11 +4,10 @@ Frames are dealt to the classes in blocks of six; pooled IoU over `val`, void ig
 networks of `indivs` have the steps of one together; eleven times as many were not run. `full` sees
 every label of every frame, one class of each frame it draws.
 
-  python -m experiments.study camvid --data=DATA --out=results
+  condseg-study camvid --data=DATA --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 

@@ -2,11 +2,10 @@
 
 The specialists have as many steps each as the network of all classes has in all.
 
-  python -m experiments.study cases --data=DATA --out=results
+  condseg-study cases --data=DATA --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 CASES = (5, 10, 20, 40, 80)  # of each class; 80 is all of them
@@ -14,8 +13,8 @@ CASES = (5, 10, 20, 40, 80)  # of each class; 80 is all of them
 
 def get_study():
   found = base.comparison("hippocampus")
-  variants = [found[name].but(name=name, level=count, against=f"cond_dec {count}",
-                                data__cases=0 if count == CASES[-1] else count)
+  variants = [found[name].replace(name=name, level=count, against=f"cond_dec {count}",
+                                data__max_cases=0 if count == CASES[-1] else count)
               for count in CASES
               for name in ("cond_dec", "indivs_long")]
   return Study("cases", tuple(variants), reference=f"cond_dec {CASES[-1]}",

@@ -4,11 +4,10 @@ The comparison of Dmitriev & Kaufman (CVPR 2019, table 1) on real data: two clas
 single-class halves, scored on the fully labelled `val`. So few steps measure the speed of
 convergence as much as its end; `hippocampus_long` goes on to the end.
 
-  python -m experiments.study hippocampus --data=DATA --out=results
+  condseg-study hippocampus --data=DATA --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 

@@ -3,16 +3,15 @@
 `mechanisms_hippocampus` shows that the normalisation of the network changes more than the way in
 which the class enters. Is what sets the variants of `hippocampus` apart still there with it?
 
-  python -m experiments.study hippocampus_instance --data=DATA --out=results
+  condseg-study hippocampus_instance --data=DATA --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 
 def get_study():
   found = base.comparison("hippocampus")
-  variants = {name: variant.but(model__norm="instance") for name, variant in found.items()}
+  variants = {name: variant.replace(model__norm="instance") for name, variant in found.items()}
   return Study("hippocampus_instance", base.named(variants),
                seconds=base.TASKS["hippocampus"].seconds)

@@ -1,10 +1,9 @@
 """Hippocampus to convergence: whether the order after few steps is that of the end. One seed.
 
-  python -m experiments.study hippocampus_long --data=DATA --out=results
+  condseg-study hippocampus_long --data=DATA --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 

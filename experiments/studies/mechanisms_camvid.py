@@ -4,11 +4,10 @@ Is a fixed hash naive? Does it matter how the vector enters? Channels as in the 
 a one-hot and a learned vector; other mechanisms with a learned one; at the head, weights that the
 class writes (DoDNet) and one output per class.
 
-  python -m experiments.study mechanisms_camvid --data=DATA --out=results
+  condseg-study mechanisms_camvid --data=DATA --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 

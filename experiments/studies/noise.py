@@ -3,11 +3,10 @@
 Rates are voxels changed, in percent of those of the class; the truth that is scored on is whole.
 Does one network of all classes, which shares its features, stand it better than one per class?
 
-  python -m experiments.study noise --data=DATA --out=results
+  condseg-study noise --data=DATA --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 KINDS = ("parts", "false_positives")
@@ -20,7 +19,7 @@ def get_study():
   for kind in KINDS:
     for rate in RATES:
       dataset = f"hippocampus_{kind}_{rate}" if rate else "hippocampus"
-      variants += [found[name].but(name=f"{name} {kind}", level=rate, dataset=dataset,
+      variants += [found[name].replace(name=f"{name} {kind}", level=rate, dataset=dataset,
                                    against=f"cond_dec {kind} {rate}")
                    for name in ("cond_dec", "indivs")]
   return Study("noise", tuple(variants), reference="cond_dec parts 0",

@@ -4,11 +4,10 @@ The setting of the paper. Every test case shows all organs under one scanner, so
 class and scanner says whether a network takes the scanner for the class, and the confusions what it
 gives to which class.
 
-  python -m experiments.study phantom --out=results
+  condseg-study phantom --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 

@@ -4,11 +4,10 @@ Where all classes of a test image compete for its voxels, a network that answers
 of them is put right by the others. A user who asks for one class has no others: these are the
 trainings of `phantom`, and their masks one at a time.
 
-  python -m experiments.study phantom_alone --out=results
+  condseg-study phantom_alone --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 

@@ -3,11 +3,10 @@
 The condition enters the n finest levels; all coarser ones are shared by the classes and computed
 once for an image.
 
-  python -m experiments.study position_hippocampus --data=DATA --out=results
+  condseg-study position_hippocampus --data=DATA --out=results
 """
 
-from studies import base
-
+from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
 LEVELS = 3  # of the decoder

@@ -11,6 +11,7 @@ from condseg_jax.analysis.run import gradient_measures
 from condseg_jax.analysis.run import labelled_images
 from condseg_jax.analysis.run import silent_layers
 from condseg_jax.analysis.samples import Sample
+from condseg_jax.config import Loss
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.network import class_logits
 
@@ -44,12 +45,13 @@ def test_it_is_the_gradient_of_the_objective(position):
   mask, ids = masks()[None, ..., 1:], jnp.ones((1, 1), jnp.int32)
 
   def objective(params):
-    terms = losses.terms(class_logits(model, {"params": params}, image, ids), jnp.asarray(mask))
-    return losses.objective(terms, ids, jnp.ones((1, 1)), jnp.ones(2), bce_weight=0.5,
-                            global_batch=1)
+    logits = class_logits(model, {"params": params}, image, ids)
+    loss_BN = losses.dice_bce(logits, jnp.asarray(mask), Loss(bce_weight=0.5))
+    return losses.total(loss_BN, ids, jnp.ones((1, 1)), jnp.ones(2), global_batch=1)
 
   expected = gradients.by_layer(jax.jit(jax.grad(objective))(variables["params"]))
-  found = gradients.by_layer(gradients.class_gradient(model, 0.5)(
+  found = gradients.by_layer(gradients.class_gradient(
+      model, losses.make_objective(Loss(bce_weight=0.5)))(
       variables, image, mask[..., 0], jnp.ones(1, jnp.int32)))
   assert found.keys() == expected.keys()
   for name in expected:

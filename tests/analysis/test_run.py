@@ -2,7 +2,6 @@
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -15,7 +14,6 @@ from condseg_jax.cli import train
 from support.tiny import overrides
 from support.tiny import write_datasets
 
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 PICTURES = {"class.png", "masks.png", "cka.png", "gradient_norm.png", "gradient_conflict.png",
             "features_first.png", "features_second.png"}
 
@@ -33,7 +31,7 @@ def analysed(tmp_path_factory):
     runs.append(root / position)
     settings = overrides(root, **{"data.cache": root / "cache", "train.steps": 2,
                                   "conditioning.position": position})
-    assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={runs[-1]}",
+    assert train.main(["condseg-train", "--config=base", f"--workdir={runs[-1]}",
                        *settings]) == 0
   out = root / "analysis"
   assert command(f"--workdir={runs[0]},{runs[1]}", "--names=first,second", f"--out={out}",

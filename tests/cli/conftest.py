@@ -1,14 +1,11 @@
 """One tiny data folder and one run of two steps for all tests of commands; nobody changes them."""
 
-from pathlib import Path
 
 import pytest
 
 from condseg_jax.cli import train
 from support.tiny import overrides
 from support.tiny import write_datasets
-
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +17,5 @@ def root(tmp_path_factory):
 def run(root):
   workdir = root / "run"
   arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 2})
-  assert train.main(["condseg-train", f"--config={BASE}", f"--workdir={workdir}", *arguments]) == 0
+  assert train.main(["condseg-train", "--config=base", f"--workdir={workdir}", *arguments]) == 0
   return workdir

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-from pathlib import Path
 import shutil
 
 import numpy as np
@@ -16,8 +15,6 @@ from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
 from support.tiny import AFFINE
 from support.tiny import case
-
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 
 
 @pytest.fixture
@@ -51,9 +48,9 @@ def test_wrong_usage(says, run, tmp_path):
   assert "missing.py" in says(train, 2, "--config=missing.py", f"--workdir={tmp_path}")
   (tmp_path / "broken.py").write_text("def get_config(:")
   assert "broken.py" in says(train, 2, f"--config={tmp_path / 'broken.py'}", "--workdir=w")
-  assert "data.root" in says(train, 2, f"--config={BASE}", f"--workdir={tmp_path / 'new'}")
-  line = says(train, 2, f"--config={BASE}", "--workdir=w", "--config.data.rot=x")
-  assert "--config.data.rot: is no setting (did you mean root?)" in line
+  assert "data.root" in says(train, 2, "--config=base", f"--workdir={tmp_path / 'new'}")
+  line = says(train, 2, "--config=base", "--workdir=w", "--config.data.rot=x")
+  assert "data.rot: unknown setting (did you mean data.root?)" in line
 
 
 def test_a_locator_that_is_no_run(says, run, tmp_path):
@@ -97,7 +94,7 @@ def test_a_picture_where_a_volume_is_needed(says, run, tmp_path):
 
 def test_empty_folder(says, run, tmp_path):
   (tmp_path / "empty").mkdir()
-  assert "holds no image" in prediction(says, 1, run, tmp_path / "empty", tmp_path / "out")
+  assert "contains no image" in prediction(says, 1, run, tmp_path / "empty", tmp_path / "out")
 
 
 def test_unknown_class_and_preset(says, run, tmp_path):

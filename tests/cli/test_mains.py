@@ -1,5 +1,6 @@
 """Every command starts as a process of its own, and answers --help before jax is imported."""
 
+import configparser
 from pathlib import Path
 import subprocess
 import sys
@@ -7,8 +8,11 @@ import sys
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-COMMANDS = ("train", "evaluate", "predict", "prepare", "verify", "fetch", "export", "serve",
-            "analyse")
+SETUP = configparser.ConfigParser()
+SETUP.read(ROOT / "setup.cfg")
+# As they are installed: name after `condseg-`.
+COMMANDS = [line.partition(" = ")[0].removeprefix("condseg-") for line in
+            SETUP["options.entry_points"]["console_scripts"].strip().splitlines()]
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 
 

@@ -225,9 +225,9 @@ def test_a_list_of_images(run, images, tmp_path, capsys, expected):
   assert segment(run, tmp_path / "list.txt", tmp_path / "out") == 0
   assert results(tmp_path / "out") == {f"scan_{n}.nii.gz": expected[f"scan_{n}.nii.gz"]
                                        for n in (1, 3)}
-  for text, reason in ((f"{images / 'scan_1.nii.gz'}\nscan_1.nii.gz", "of one name"),
-                       ("scan_9.nii.gz", "does not exist, but list.txt names it"),
-                       ("\n", "names no image")):
+  for text, reason in ((f"{images / 'scan_1.nii.gz'}\nscan_1.nii.gz", "the same name"),
+                       ("scan_9.nii.gz", "is listed in list.txt, but does not exist"),
+                       ("\n", "lists no image")):
     (tmp_path / "list.txt").write_text(text)
     assert segment(run, tmp_path / "list.txt", tmp_path / "out") == 1
     assert reason in capsys.readouterr().err

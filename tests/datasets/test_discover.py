@@ -70,32 +70,32 @@ def test_a_path_is_a_store_or_a_layout_or_a_folder_of_them(tmp_path):
   store = made(tmp_path / "all" / "b", tmp_path / "all" / "c")
   (tmp_path / "all" / "notes").mkdir()
   (tmp_path / "all" / "readme.txt").touch()
-  pictures, volumes, prepared = discover.find(tmp_path / "all")
+  pictures, volumes, prepared = discover.discover(tmp_path / "all")
   assert isinstance(pictures, RawFolder) and pictures.modality == "rgb"
   assert isinstance(volumes, RawFolder) and volumes.classes == ("liver",)
   assert prepared == store
-  assert discover.find(str(tmp_path / "all" / "c")) == [store]
-  found, = discover.find(tmp_path / "all" / "b")
+  assert discover.discover(str(tmp_path / "all" / "c")) == [store]
+  found, = discover.discover(tmp_path / "all" / "b")
   assert found == volumes
 
 
-@pytest.mark.parametrize("act", [discover.find, discover.open_stores])
+@pytest.mark.parametrize("act", [discover.discover, discover.open_stores])
 def test_no_path_is_wrong_usage(act):
   with pytest.raises(InputError, match="data.root.*not set") as caught:
     act("")
-  assert caught.value.usage and "--config.data.root" in caught.value.cure
+  assert caught.value.usage and "prepared store" in caught.value.cure
 
 
 def test_nothing_there(tmp_path):
   with pytest.raises(InputError, match="does not exist") as caught:
-    discover.find(tmp_path / "nowhere")
+    discover.discover(tmp_path / "nowhere")
   assert caught.value.subject == str(tmp_path / "nowhere") and not caught.value.usage
   (tmp_path / "inner" / "deep").mkdir(parents=True)
   write_msd(tmp_path / "inner" / "deep" / "x")
   (tmp_path / "file").touch()
   for root in (tmp_path, tmp_path / "file"):
     with pytest.raises(InputError, match="neither") as caught:
-      discover.find(root)
+      discover.discover(root)
     assert "manifest.json" in caught.value.cure and "msd" in caught.value.cure
 
 
@@ -107,7 +107,7 @@ def test_an_unfinished_store_is_not_passed_over(depth, tmp_path):
   made(tmp_path / "raw", tmp_path / "all" / "b")
   (tmp_path / "all" / "b" / "manifest.json").unlink()
   with pytest.raises(InputError, match="manifest.json") as caught:
-    discover.find(tmp_path / "all" if depth else tmp_path / "all" / "b")
+    discover.discover(tmp_path / "all" if depth else tmp_path / "all" / "b")
   assert caught.value.subject.endswith("b")
 
 
@@ -115,7 +115,7 @@ def test_a_damaged_dataset_is_not_passed_over(tmp_path):
   write_msd(tmp_path / "a")
   (write_msd(tmp_path / "b") / "dataset.json").write_text("{")
   with pytest.raises(InputError, match="b/dataset.json"):
-    discover.find(tmp_path)
+    discover.discover(tmp_path)
 
 
 # --- the cache ----------------------------------------------------------------------------------
@@ -190,13 +190,13 @@ def test_stores_of_other_spacing_are_refused_with_the_cure(tmp_path):
   write_msd(tmp_path / "raw")
   for name, spacing in (("a", (2, 1, 1)), ("b", (3, 1, 1))):
     made(tmp_path / "raw", tmp_path / "data" / name, spacing)
-  with pytest.raises(InputError, match="--spacing=2,1,1") as caught:
+  with pytest.raises(InputError, match="with spacing 2,1,1") as caught:
     opened(tmp_path / "data", None)
   assert caught.value.subject.endswith("b")
-  with pytest.raises(InputError, match="--spacing=3,1,1") as caught:
+  with pytest.raises(InputError, match="with spacing 3,1,1") as caught:
     opened(tmp_path / "data", None, (3, 1, 1))
   assert caught.value.subject.endswith("a")
-  with pytest.raises(InputError, match="--spacing=2,1"):
+  with pytest.raises(InputError, match="with spacing 2,1"):
     opened(tmp_path / "data", None, (2, 1))
   made(tmp_path / "raw", tmp_path / "near" / "a", (2, 1, 1))
   made(tmp_path / "raw", tmp_path / "near" / "b", (2.0001, 1, 1))
@@ -221,7 +221,7 @@ def test_mixed_modalities_are_refused_before_anything_is_prepared(other, tmp_pat
 def test_a_prepared_store_of_other_spacing_is_refused_before_anything_is_prepared(tmp_path):
   write_msd(tmp_path / "data" / "a")
   made(tmp_path / "data" / "a", tmp_path / "data" / "b")
-  with pytest.raises(InputError, match="--spacing=4,1,1"):
+  with pytest.raises(InputError, match="with spacing 4,1,1"):
     opened(tmp_path / "data", tmp_path / "cache", (4, 1, 1))
   assert not (tmp_path / "cache").exists()
 

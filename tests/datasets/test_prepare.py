@@ -14,7 +14,8 @@ import pytest
 from condseg_jax.data import writer as write_lib
 from condseg_jax.data.store import Store
 from condseg_jax.datasets import prepare as prepare_lib
-from condseg_jax.datasets.carve import carve_frames
+from condseg_jax.datasets.carve import partial_labels_by_frames
+from condseg_jax.datasets.corrupt import Corruption
 from condseg_jax.datasets.layouts.camvid import read_camvid
 from condseg_jax.datasets.layouts.msd import read_msd
 from condseg_jax.datasets.prepare import median_spacing
@@ -240,6 +241,56 @@ def test_another_way_of_preparing_makes_other_cases(change, tmp_path):
   assert store.cases == made(root, tmp_path / "afresh", spacing, keep).cases
 
 
+DIFFERENT = {
+    "nothing": {},
+    "spacing": {"spacing": (2.0, 3.0, 1.0)},
+    "keep": {"keep": ["posterior"]},
+    "corruption": {"alteration": Corruption("parts", 0.5)},
+}
+
+
+@pytest.mark.parametrize("change", DIFFERENT)
+def test_a_store_of_other_settings_is_not_replaced(change, tmp_path):
+  root, out = write(tmp_path / "raw"), tmp_path / "out"
+  first = made(root, out, (2.0, 1.5, 1.0))
+
+  def again(overwrite, spacing=(2.0, 1.5, 1.0), keep=(), alteration=None):
+    folder = keep_classes(read_msd(root), keep)
+    folder = folder.altered(alteration) if alteration else folder
+    return prepare(folder, out, spacing, overwrite=overwrite, progress=False)
+
+  if change == "nothing":
+    before = times(out)
+    assert again(False) == first and times(out) == before
+    return
+  with pytest.raises(InputError, match="was prepared with .* instead of") as caught:
+    again(False, **DIFFERENT[change])
+  assert caught.value.usage and "`overwrite`" in caught.value.cure
+  assert Store.open(out) == first
+  assert again(True, **DIFFERENT[change]) != first
+
+
+def test_another_dataset_is_other_settings(tmp_path):
+  root, out = write(tmp_path / "raw"), tmp_path / "out"
+  made(root, out)
+  labels = {"0": "background", "1": "Liver", "2": "Spleen"}
+  renamed = write(tmp_path / "renamed", labels=labels)
+  with pytest.raises(InputError, match="classes anterior, posterior instead of liver, spleen"):
+    prepare(read_msd(renamed), out, overwrite=False, progress=False)
+  other = write(tmp_path / "other", {"x": example(1)})
+  with pytest.raises(InputError, match="other cases, such as 'a' instead of 'x'"):
+    prepare(read_msd(other), out, overwrite=False, progress=False)
+  more = write(root, {i: example(ord(i)) for i in "abcdef"})  # one case more is no other setting
+  assert len(prepare(read_msd(more), out, overwrite=False, progress=False).cases) == 6
+
+
+def test_an_unfinished_store_is_resumed_without_overwriting(tmp_path):
+  root, out = write(tmp_path / "raw"), tmp_path / "out"
+  first = made(root, out)
+  (out / "manifest.json").unlink()
+  assert prepare(read_msd(root), out, overwrite=False, progress=False) == first
+
+
 @pytest.mark.parametrize("again", [False, True])
 def test_a_killed_run_is_resumed(again, tmp_path, monkeypatch):
   root, out = write(tmp_path / "raw"), tmp_path / "out"
@@ -318,7 +369,7 @@ def harm(root, kind):
       return image_path, "truncated"
     case "4-D":
       nibabel.save(nibabel.Nifti1Image(np.zeros((*SHAPE, 2), np.int16), AFFINE), image_path)
-      return image_path, "4-D, 2 volumes"
+      return image_path, "4-D: 2 volumes"
     case "no image":
       image_path.unlink()
       return image_path, "No such file"
@@ -354,7 +405,7 @@ def test_no_spacing(spacing, tmp_path):
 
 
 def test_spacing_of_another_number_of_axes(tmp_path):
-  with pytest.raises(InputError, match="3 axes, the target spacing 2"):
+  with pytest.raises(InputError, match="3 axes, but the target spacing 2"):
     made(write(tmp_path / "raw"), tmp_path / "out", (1.0, 1.0))
 
 
@@ -377,7 +428,7 @@ def pictures(root, image):
 
 def test_pictures(tmp_path):
   image = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)
-  folder = carve_frames(read_camvid(pictures(tmp_path / "raw", image)), 2)
+  folder = partial_labels_by_frames(read_camvid(pictures(tmp_path / "raw", image)), 2)
   assert median_spacing([folder]) == (1.0, 1.0)
   store = prepare(folder, tmp_path / "out", progress=False)
   assert (store.modality, store.spacing) == ("rgb", (1.0, 1.0))
@@ -394,7 +445,7 @@ def test_pictures(tmp_path):
 
 def test_grey_pictures_are_refused(tmp_path):
   folder = read_camvid(pictures(tmp_path / "raw", np.zeros((6, 8), np.uint8)))
-  with pytest.raises(InputError, match="1 channels where rgb has 3") as caught:
+  with pytest.raises(InputError, match="1 channels, but rgb images have 3") as caught:
     prepare(folder, tmp_path / "out", progress=False)
   assert caught.value.subject.endswith(".png")
 
@@ -403,7 +454,7 @@ def test_two_pictures_of_one_name_are_refused(tmp_path):
   root = pictures(tmp_path / "raw", np.zeros((6, 8, 3), np.uint8))
   shutil.copytree(root / "train", root / "val")
   shutil.copytree(root / "trainannot", root / "valannot")
-  with pytest.raises(InputError, match="two cases are called '0'"):
+  with pytest.raises(InputError, match="two cases have the id '0'"):
     prepare(read_camvid(root), tmp_path / "out", progress=False)
 
 

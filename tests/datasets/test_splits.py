@@ -10,8 +10,8 @@ import pytest
 
 from condseg_jax.classes import Annotation
 from condseg_jax.datasets.carve import annotate_in_full
-from condseg_jax.datasets.carve import carve_cases
-from condseg_jax.datasets.carve import carve_frames
+from condseg_jax.datasets.carve import partial_labels_by_cases
+from condseg_jax.datasets.carve import partial_labels_by_frames
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
@@ -52,7 +52,7 @@ def test_folds_hold_every_case_once_and_patients_together(groups, folds, seed):
   assert max(sizes) - min(sizes) <= largest and min(sizes) > 0
   fold = k_fold(raw, folds, 0, seed)
   assert [c.split for c in fold.cases][-2:] == ["test"] * 2
-  assert fold.recipe == {"folds": {"folds": folds, "fold": 0, "seed": seed}}
+  assert fold.provenance == {"folds": {"folds": folds, "fold": 0, "seed": seed}}
 
 
 def test_folds_depend_on_the_seed():
@@ -88,7 +88,7 @@ def test_carved_cases_are_disjoint_even_and_of_whole_patients(groups, seed):
   raw = folder(groups)
   if len({g for g in groups if g}) + groups.count("") < len(CLASSES):
     return
-  carved = carve_cases(raw, seed)
+  carved = partial_labels_by_cases(raw, seed)
   assert [c.id for c in carved.cases] == [c.id for c in raw.cases]
   training = [c for c in carved.cases if c.split == "train"]
   assert all(c.classes == (c.dataset,) for c in training)
@@ -99,13 +99,13 @@ def test_carved_cases_are_disjoint_even_and_of_whole_patients(groups, seed):
     units[key[1]] += 1
   assert set(units) == set(CLASSES) and max(units.values()) - min(units.values()) <= 1
   assert carved.cases[-2:] == raw.cases[-2:]
-  assert carved.recipe == {"carve": {"by": "cases", "seed": seed}}
+  assert carved.provenance == {"carve": {"by": "cases", "seed": seed}}
 
 
 def test_carving_depends_on_the_seed_alone():
   raw = folder([""] * 12)
-  deals = {tuple(c.dataset for c in carve_cases(raw, seed).cases) for seed in range(5)}
-  assert len(deals) > 1 and carve_cases(raw, 1) == carve_cases(raw, 1)
+  deals = {tuple(c.dataset for c in partial_labels_by_cases(raw, seed).cases) for seed in range(5)}
+  assert len(deals) > 1 and partial_labels_by_cases(raw, 1) == partial_labels_by_cases(raw, 1)
 
 
 @pytest.mark.parametrize("block", [1, 2, 5])
@@ -116,27 +116,27 @@ def test_frames_go_round_robin_within_each_city_and_on(block):
     for start in range(0, size, block):
       names += [CLASSES[turn % 3]] * min(block, size - start)
       turn += 1
-  carved = carve_frames(raw, block)
+  carved = partial_labels_by_frames(raw, block)
   assert [c.dataset for c in carved.cases if c.split == "train"] == names
   assert carved.cases[-2:] == raw.cases[-2:]
 
 
 def test_what_cannot_be_carved():
   with pytest.raises(InputError, match="2 patients for 3 classes"):
-    carve_cases(folder(["a", "b", "b"]))
-  with pytest.raises(InputError, match="--block"):
-    carve_frames(folder([""] * 6), 0)
+    partial_labels_by_cases(folder(["a", "b", "b"]))
+  with pytest.raises(InputError, match="block: must be at least 1, not 0"):
+    partial_labels_by_frames(folder([""] * 6), 0)
   with pytest.raises(InputError, match="every class"):
-    carve_cases(carve_cases(folder([""] * 6)))
+    partial_labels_by_cases(partial_labels_by_cases(folder([""] * 6)))
 
 
 def test_carved_cases_annotated_in_full_again_are_the_cases_before_in_the_datasets_after():
   raw = folder([""] * 9)
-  carved = carve_cases(raw)
+  carved = partial_labels_by_cases(raw)
   full = annotate_in_full(carved)
   assert [c.labels for c in full.cases] == [c.labels for c in raw.cases]
   assert [(c.id, c.dataset, c.split) for c in full.cases] == [
       (c.id, c.dataset, c.split) for c in carved.cases]
-  assert full.recipe == {**carved.recipe, "annotated": "in full"}
+  assert full.provenance == {**carved.provenance, "annotated": "in full"}
   with pytest.raises(InputError, match="no fully labelled case"):
-    annotate_in_full(carve_cases(folder([""] * 9, test=0)))
+    annotate_in_full(partial_labels_by_cases(folder([""] * 9, test=0)))

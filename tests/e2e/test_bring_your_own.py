@@ -43,8 +43,8 @@ def write_sliver07(root, count=4):
 
 def trained(config, data, workdir, **changes):
   """Two steps of a small network of the config."""
-  changes = {"data.subvolume": None, "model.strides": None, "model.depth": None, "train.steps": 2,
-             "train.eval_every": 2, **changes}
+  changes = {"data.subvolume": None, "model.strides": None, "model.layers_per_level": None,
+             "train.steps": 2, "train.eval_every": 2, **changes}
   arguments = [f"--config.{k}={v}" for k, v in changes.items() if v is not None]
   code = train_command.main(["condseg-train", f"--config={CONFIGS / config}",
                              f"--config.data.root={data}", f"--workdir={workdir}", *arguments])
@@ -66,7 +66,7 @@ def test_a_metaimage_set_in_two_commands(tmp_path):
     assert case.positives["liver"] > 500
   assert trained("base.py", tmp_path / "sliver", tmp_path / "run",
                  **{"data.subvolume": "(16,32,32)", "model.strides": "((2,2,2),)",
-                    "model.depth": "(1,1)", "model.channels": 8, "model.growth": 8})
+                    "model.layers_per_level": "(1,1)", "model.channels": 8, "model.growth": 8})
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Learning some classes only: the network for them, and what is said of a class that is not there.
 """
 
-from pathlib import Path
 
 import pytest
 
@@ -12,8 +11,6 @@ from condseg_jax.train.loop import check_kept
 from condseg_jax.train.setup import make_plan
 from support.tiny import overrides
 from support.tiny import write_datasets
-
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 
 
 class Planned(Exception):
@@ -28,9 +25,10 @@ def test_specialists_see_images_as_the_network_of_all_classes_does(hold_out, tmp
   plans = {}
 
   def arguments(keep):
-    changes = {"data.cache": root / "cache", "data.hold_out": hold_out, "data.keep": keep,
-               "train.steps": 2, "train.eval_every": 2, "conditioning.position": "none"}
-    return ["train", f"--config={BASE}", f"--workdir={root / keep}", *overrides(root, **changes)]
+    changes = {"data.cache": root / "cache", "data.hold_out": hold_out,
+               "data.include_classes": keep, "train.steps": 2, "train.eval_every": 2,
+               "conditioning.position": "none"}
+    return ["train", "--config=base", f"--workdir={root / keep}", *overrides(root, **changes)]
 
   def planned(config, training, table, seen):
     raise Planned(table.names, make_plan(config, training, table, seen)[1])
@@ -49,5 +47,5 @@ def test_specialists_see_images_as_the_network_of_all_classes_does(hold_out, tmp
 
 
 def test_a_class_to_learn_must_be_annotated():
-  with pytest.raises(InputError, match="data.keep: class 'lung': is annotated in no"):
+  with pytest.raises(InputError, match="data.include_classes: class 'lung': is annotated in no"):
     check_kept(["lung"], [])

@@ -2,7 +2,6 @@
 
 import json
 import os
-from pathlib import Path
 import shutil
 import signal
 import socket
@@ -22,8 +21,6 @@ from condseg_jax.train.cluster import join
 from support.tiny import overrides
 from support.tiny import write_datasets
 
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
-
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
@@ -32,7 +29,7 @@ def root(tmp_path_factory):
 
 def arguments(root, workdir, **changes):
   changes = {"data.cache": root / "cache"} | changes
-  return ["condseg-train", f"--config={BASE}", f"--workdir={workdir}", *overrides(root, **changes)]
+  return ["condseg-train", "--config=base", f"--workdir={workdir}", *overrides(root, **changes)]
 
 
 def parameters(workdir):
@@ -119,12 +116,13 @@ def test_a_finished_run_asked_again_builds_nothing(root, finished, tmp_path, mon
 
 def test_a_run_in_less_memory_and_with_deep_supervision(root, tmp_path):
   """Trained in parts of batches, on blocks computed again; goes on without either; predicts."""
-  changes = {"model.strides": "((1,2,2),(2,2,2))", "model.depth": "(1,1,1)", "data.batch_size": 4,
-             "model.deep_supervision": 1, "model.remat": True, "train.accumulate": 2,
+  changes = {"model.strides": "((1,2,2),(2,2,2))", "model.layers_per_level": "(1,1,1)",
+             "data.batch_size": 4, "model.deep_supervision": 1, "model.remat": True,
+             "train.grad_accum_steps": 2,
              "train.steps": 2}
   assert main(arguments(root, tmp_path, **changes)) == 0
   assert {"head", "coarse_heads_0"} <= set(parameters(tmp_path))
-  changes |= {"model.remat": False, "train.accumulate": 1, "train.steps": 3}
+  changes |= {"model.remat": False, "train.grad_accum_steps": 1, "train.steps": 3}
   assert main([*arguments(root, tmp_path, **changes), "--resume=must"]) == 0
   assert json.loads((tmp_path / "run.json").read_text())["step"] == 3
   volume = condseg_jax.read(next((root / "test" / "imagesTr").glob("*.nii.gz")))
@@ -245,7 +243,7 @@ def test_a_cluster_of_four_devices_equals_one_process(root, tmp_path):
 def test_the_automatic_plan_trains_resumes_and_predicts(root, tmp_path):
   """Subvolume and strides follow from data and memory, and stay when the run goes on."""
   changes = {"data.plan": "auto", "data.memory_gb": 0.05, "model.strides": None,
-             "model.depth": None, "data.subvolume": None, "train.steps": 2}
+             "model.layers_per_level": None, "data.subvolume": None, "train.steps": 2}
   assert main(arguments(root, tmp_path / "run", **changes)) == 0
   tree = json.loads((tmp_path / "run" / "plan.json").read_text())
   assert 0 < tree["memory_gb"] <= 0.05 and set(tree["datasets"]) == {"ball", "box"}
@@ -255,8 +253,8 @@ def test_the_automatic_plan_trains_resumes_and_predicts(root, tmp_path):
   record = checkpoints.read_record(2)
   checkpoints.close()
   assert list(record.plan.subvolume) == tree["plan"]["subvolume"]
-  assert [list(s) for s in record.config["model"]["strides"]] == tree["strides"]
-  assert len(record.config["model"]["depth"]) == len(tree["strides"]) + 1
+  assert [list(s) for s in record.config.model.strides] == tree["strides"]
+  assert len(record.config.model.layers_per_level) == len(tree["strides"]) + 1
   # More memory now: what was decided stays decided.
   changes |= {"data.memory_gb": 50.0, "train.steps": 3}
   assert main(arguments(root, tmp_path / "run", **changes)) == 0

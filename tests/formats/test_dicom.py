@@ -93,7 +93,7 @@ def tilted():
 
 REFUSED = {
     "varying distance": (shifted(3, 0.6), "3.1 mm after"),
-    "one place": (shifted(2, -2.5), "one place"),
+    "same position": (shifted(2, -2.5), "the same position"),
     "tilt": (tilted(), "gantry tilt of 11.3 degrees"),
     "orientation": ({1: {"0020|0037": "0\\1\\0\\1\\0\\0"}}, "another orientation"),
 }
@@ -101,10 +101,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_no_regular_stack_is_refused(kind, tmp_path):
-  tags, told = REFUSED[kind]
+  tags, reason = REFUSED[kind]
   write_series(tmp_path, VOXELS, AFFINE, tags=tags)
   for read in (read_series, read_series_header):
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=reason):
       read(tmp_path)
 
 
@@ -118,20 +118,20 @@ def test_a_slice_that_does_not_say_where_it_lies(tmp_path):
   assert caught.value.kind == "affine" and caught.value.subject == str(path)
 
 
-@pytest.mark.parametrize(("old", "new", "told", "kind"), [
+@pytest.mark.parametrize(("old", "new", "reason", "kind"), [
     (r"1\0\0\0\1\0 ", r".5\0\0\0\1\0", "lengths 0.5 x 1, not 1", "direction"),
-    (r"1\0\0\0\1\0", r"1\0\0\1\0\0", "point the same way", "affine"),
+    (r"1\0\0\0\1\0", r"1\0\0\1\0\0", "parallel rows and columns", "affine"),
     (r".7\.8", r"-7\.8", "PixelSpacing", "affine"), (r".7\.8", r"0 \.8", "PixelSpacing", "affine"),
     (r"-20\-30", r"inf\-30", "ImagePositionPatient", "affine"),
 ])
-def test_slices_whose_place_makes_no_sense(old, new, told, kind, tmp_path):
+def test_slices_whose_place_makes_no_sense(old, new, reason, kind, tmp_path):
   for path in write_series(tmp_path, VOXELS, AFFINE):
     data = path.read_bytes()
     assert data.count(old.encode()) == 1
     assert len(new) == len(old)
     path.write_bytes(data.replace(old.encode(), new.encode()))
   for read in (read_series, read_series_header):
-    with pytest.raises(InputError, match=told) as caught:
+    with pytest.raises(InputError, match=reason) as caught:
       read(tmp_path)
     assert caught.value.kind == kind
 
@@ -146,7 +146,7 @@ def test_a_slice_of_another_size(tmp_path):
   paths = write_series(tmp_path, VOXELS, AFFINE)
   other = write_series(tmp_path / "other", VOXELS[:4], AFFINE)
   other[1].replace(paths[1])
-  with pytest.raises(InputError, match=r"\(4, 5\) where others have \(6, 5\)"):
+  with pytest.raises(InputError, match=r"\(4, 5\), but other slices have \(6, 5\)"):
     read_series(tmp_path)
 
 
@@ -164,7 +164,7 @@ def test_nothing_there(tmp_path):
     with pytest.raises(InputError):
       read_series(path)
   (tmp_path / "a.txt").write_text("text")
-  with pytest.raises(InputError, match="holds no DICOM image"):
+  with pytest.raises(InputError, match="contains no DICOM image"):
     read_series(tmp_path)
   with pytest.raises(InputError, match="not a folder"):
     read_series(tmp_path / "a.txt")
@@ -189,7 +189,7 @@ def test_what_is_remembered_can_be_dropped(tmp_path):
   write_series(tmp_path, VOXELS, AFFINE)
   read_series_header(tmp_path)
   assert dicom._scanned_files.cache_info().currsize > 0
-  dicom.forget()
+  dicom.clear_header_cache()
   assert dicom._scanned_files.cache_info().currsize == 0
 
 

@@ -12,6 +12,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom_source
 from condseg_jax.formats import files
 from condseg_jax.formats.dicom_codes import meaning
+from condseg_jax.formats.dicom_results import check_kinds
 from condseg_jax.formats.dicom_seg import write_dicom_seg
 from condseg_jax.formats.dicom_source import read_source
 from condseg_jax.geometry import match_grid
@@ -160,14 +161,19 @@ def test_the_same_result_has_the_same_identifiers(tmp_path):
     assert pydicom.uid.UID(uid).is_valid and len(uid) <= 64
 
 
+def test_an_unknown_kind_of_output():
+  with pytest.raises(InputError, match=r"'pdf': unknown kind \(choose from: seg, rtstruct\)"):
+    check_kinds(["seg", "pdf"])
+
+
 def test_what_does_not_belong_to_the_series(tmp_path):
   source = series(tmp_path / "in")
   moved = source.geometry.affine.copy()
   moved[0, 3] += 1
-  for volume, told in ((Volume(LABEL, moved), "away from the image"),
+  for volume, reason in ((Volume(LABEL, moved), "away from the image"),
                        (Volume(LABEL[:-1], source.geometry.affine), "shape"),
                        (Volume(LABEL + np.uint8(1), source.geometry.affine), "the value 1, which")):
-    with pytest.raises(InputError, match=told):
+    with pytest.raises(InputError, match=reason):
       write_dicom_seg(tmp_path / "seg.dcm", volume, NAMES, source)
   assert not (tmp_path / "seg.dcm").exists()
 

@@ -103,7 +103,7 @@ def test_images_of_a_folder_in_order(tmp_path):
 def test_no_images(tmp_path):
   with pytest.raises(InputError, match="does not exist"):
     files.list_images(tmp_path / "nowhere")
-  with pytest.raises(InputError, match="holds no image"):
+  with pytest.raises(InputError, match="contains no image"):
     files.list_images(tmp_path)
 
 

@@ -262,7 +262,7 @@ def test_trailing_dimensions_of_one_are_dropped_and_single_slices_kept(tmp_path)
 
 @pytest.mark.parametrize("read", [read_nifti, read_label, read_nifti_header])
 @pytest.mark.parametrize(("shape", "reason"), [
-  ((3, 4, 5, 2), "4-D, 2 volumes"), ((3, 4, 5, 1, 3), "5-D, 3 volumes"), ((3, 4), "2-D")])
+  ((3, 4, 5, 2), "4-D: 2 volumes"), ((3, 4, 5, 1, 3), "5-D: 3 volumes"), ((3, 4), "2-D")])
 def test_other_dimensions_are_refused(tmp_path, read, shape, reason):
   path = saved(tmp_path / "a.nii", ramp(shape=shape))
   with pytest.raises(InputError, match=reason) as caught:
@@ -312,7 +312,7 @@ def test_labels_rescaled_by_their_header_are_still_labels(tmp_path):
 @pytest.mark.parametrize("read", [read_nifti, read_nifti_header])
 def test_a_file_without_orientation_is_refused(tmp_path, read):
   path = patched(saved(tmp_path / "a.nii", ramp()), qform_code=0, sform_code=0)
-  with pytest.raises(InputError, match="does not say where"):
+  with pytest.raises(InputError, match="no orientation"):
     read(path)
 
 
@@ -326,7 +326,7 @@ def test_the_qform_serves_when_there_is_no_sform(tmp_path):
   # nibabel would quietly read a missing voxel size as 1 mm.
   with pytest.raises(InputError, match="spacing"):
     read_nifti(patched(path, pixdim3=0.0))
-  with pytest.raises(InputError, match="broken"):
+  with pytest.raises(InputError, match="invalid header"):
     read_nifti(patched(path, pixdim3=2.5, quatern_b=3.0))
 
 
@@ -413,7 +413,7 @@ def test_a_header_that_asks_for_absurd_memory_is_refused_before_it_is_given(tmp_
 @pytest.mark.parametrize("offset", [1e9, float("inf"), float("nan")])
 def test_a_header_without_end_is_refused_before_it_is_read(tmp_path, offset, read):
   path = patched(saved(tmp_path / "a.nii", ramp()), vox_offset=offset)
-  with pytest.raises(InputError, match="header is broken"):
+  with pytest.raises(InputError, match="invalid header"):
     read(path)
 
 

@@ -196,7 +196,7 @@ def test_jpeg_is_an_image_and_no_label(tmp_path):
   array = np.full((16, 24, 3), (200, 100, 50), np.uint8)
   Image.fromarray(array).save(tmp_path / "a.jpg", quality=95)
   assert np.abs(read_picture(tmp_path / "a.jpg").array - array.astype(int)).max() < 8
-  with pytest.raises(InputError, match="does not keep label values"):
+  with pytest.raises(InputError, match="does not preserve label values"):
     read_label(tmp_path / "a.jpg")
 
 

@@ -18,7 +18,6 @@ from support.tiny import overrides
 from support.tiny import write_datasets
 
 FOLDER = Path(__file__).parent
-BASE = FOLDER.parent.parent / "experiments" / "configs" / "base.py"
 
 
 @pytest.mark.slow
@@ -26,10 +25,11 @@ def test_golden_run(tmp_path):
   write_abdomen(tmp_path / "data", organs=("liver", "spleen"), size="quick", cases_per_organ=2,
                 test_cases_per_profile=1, seed=0)
   changes = {"data.subvolume": "(16,32,32)", "data.hold_out": 0.0, "data.cache": tmp_path / "cache",
-             "model.strides": "((2,2,2),(2,2,2))", "model.depth": "(1,1,1)", "train.steps": 40,
+             "model.strides": "((2,2,2),(2,2,2))", "model.layers_per_level": "(1,1,1)",
+             "train.steps": 40,
              "train.log_every": 5, "train.eval_every": 40,
              "conditioning.vector": "embedding"}
-  assert main(["condseg-train", f"--config={BASE}", f"--workdir={tmp_path / 'run'}",
+  assert main(["condseg-train", "--config=base", f"--workdir={tmp_path / 'run'}",
                *overrides(tmp_path / "data", **changes)]) == 0
   lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   losses = [line["loss"] for line in map(json.loads, lines)]

@@ -96,7 +96,7 @@ def test_the_same_model_comes_back(trained, tmp_path):
     assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
   assert found.record.table == trained.record.table
   assert found.record.plan == trained.record.plan
-  assert found.record.config["model"] == trained.record.config["model"]
+  assert found.record.config.model == trained.record.config.model
   assert found.facts == trained.facts and found.graphs == ()
 
 
@@ -179,7 +179,7 @@ def test_parameters_of_another_network(members, refused):
   table["classes"] = table["classes"][:0]
   refused(**{"table.json": json.dumps(table).encode()})
   config = json.loads(members["config.json"])
-  config["model"]["depth"] = [2, 1]
+  config["model"]["layers_per_level"] = [2, 1]
   assert "down_0/join/conv/kernel" in refused(**{"config.json": json.dumps(config).encode()})
 
 

@@ -7,7 +7,6 @@ import pytest
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.models.class_vector import read_texts
-from condseg_jax.models.class_vector import with_texts
 
 TABLE = ClassTable.create(["liver", "spleen"])
 
@@ -33,11 +32,6 @@ def test_a_file_that_will_not_do(tree, fault, tmp_path):
     read_texts(write(tmp_path / "t.json", tree), TABLE)
 
 
-def test_the_config_holds_them_only_where_they_are_used(tmp_path):
-  path = write(tmp_path / "t.json", {"spleen": [0, 2], "liver": [1, 1]})
-  config = {"conditioning": {"vector": "text", "text_vectors": str(path)}}
-  assert with_texts(config, TABLE)["conditioning"]["texts"] == [[1.0, 1.0], [0.0, 2.0]]
-  config = {"conditioning": {"vector": "hash", "text_vectors": ""}}
-  assert with_texts(config, TABLE) == config
-  with pytest.raises(InputError, match="is not set"):
-    with_texts({"conditioning": {"vector": "text", "text_vectors": ""}}, TABLE)
+def test_no_file_is_named():
+  with pytest.raises(InputError, match="conditioning.text_vectors: is not set"):
+    read_texts("", TABLE)

@@ -8,9 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from condseg_jax.config import Augment
+from condseg_jax.config import Loss
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
 from condseg_jax.infer.full_volume import full_volume_slabs
+from condseg_jax.losses import make_objective
 from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.decoders import DeepLab
 from condseg_jax.models.decoders import FCN
@@ -19,7 +22,6 @@ from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.layers import convolve_native
 from condseg_jax.models.memory import training_bytes
 from condseg_jax.models.network import class_logits
-from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
@@ -162,8 +164,8 @@ def test_learning_and_its_memory(decoder):
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(4, jnp.int32))
   optimizer = optax.adam(0.02)
   step = jax.jit(make_train_step(
-      model, optimizer, augmentation=Augmentation(), spacing=(1.0, 1.0),
-      lateral_axes=np.zeros((3, 2), bool), alpha_K=np.ones(3), bce_weight=1.0, ema_decay=0.0,
+      model, optimizer, objective=make_objective(Loss()), augmentation=Augment(probability=0.0),
+      spacing=(1.0, 1.0), lateral_axes=np.zeros((3, 2), bool), alpha_K=np.ones(3), ema_decay=0.0,
       seed=0))
   state = TrainState.create(variables, optimizer, ema=False)
   compiled = step.lower(state, batch).compile()

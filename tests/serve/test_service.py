@@ -32,7 +32,6 @@ from support.service import voxels
 from support.tiny import overrides
 from support.tiny import write_datasets
 
-BASE = Path(__file__).parent.parent.parent / "experiments" / "configs" / "base.py"
 REQUESTS = 200
 WAITING = 8
 # What the memory of either process may have grown by: allocators keep a little of what was freed.
@@ -49,7 +48,7 @@ def workdir(tmp_path_factory):
   """A network that has learned enough to find something."""
   root = write_datasets(tmp_path_factory.mktemp("data"))
   arguments = overrides(root, **{"data.cache": root / "cache", "train.steps": 40})
-  assert train(["condseg-train", f"--config={BASE}", f"--workdir={root / 'run'}", *arguments]) == 0
+  assert train(["condseg-train", "--config=base", f"--workdir={root / 'run'}", *arguments]) == 0
   return root / "run"
 
 

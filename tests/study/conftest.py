@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 SETTINGS = {
     "data.subvolume": (8, 16, 16), "data.hold_out": 0.0, "model.strides": ((1, 2, 2),),
-    "model.depth": (1, 1), "model.channels": 4, "model.growth": 4, "optimizer.warmup": 2,
+    "model.layers_per_level": (1, 1), "model.channels": 4, "model.growth": 4, "optimizer.warmup": 2,
     "optimizer.learning_rate": 0.01, "train.steps": 4, "train.log_every": 2}
 
 STUDY = f'''"""The tiny study."""
@@ -24,7 +24,8 @@ SETTINGS = {SETTINGS!r}
 def get_study():
   member = Member("base", SETTINGS)
   cond_dec = Variant("cond_dec", (member,), "tiny")
-  return Study("tiny", (cond_dec, cond_dec.but(name="cond_2nd", conditioning__position="input")))
+  return Study("tiny", (cond_dec, 
+               cond_dec.replace(name="cond_2nd", conditioning__position="input")))
 '''
 
 

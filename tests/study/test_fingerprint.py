@@ -7,30 +7,36 @@ import subprocess
 
 import pytest
 
+from condseg_jax.config import ADDED
+from condseg_jax.config import Config
 from condseg_jax.datasets import discover
 from condseg_jax.study import fingerprint as keys
 from support.tiny import write_datasets
 
-CONFIG = {"seed": 0, "data": {"root": "/a", "cache": "/b", "batch_size": 2},
-          "model": {"strides": [[2, 2, 2]], "channels": 8}}
+CONFIG = Config().override({"data.root": "/a", "data.cache": "/b", "model.channels": 8})
 
 
-def changed(**parts):
-  tree = json.loads(json.dumps(CONFIG))
-  for part, values in parts.items():
-    tree[part] = tree[part] | values if isinstance(values, dict) else values
-  return tree
+def key(changes=None, data="data", source="source"):
+  return keys.member_key(CONFIG.override(changes or {}), data, source)
 
 
 def test_the_key_of_a_training():
-  plain = keys.member_key(CONFIG, "data", "source")
-  assert plain == keys.member_key(changed(data={"root": "/other", "cache": ""}), "data", "source")
-  assert plain == keys.member_key(dict(reversed(CONFIG.items())), "data", "source")
-  others = {keys.member_key(*arguments) for arguments in (
-      (changed(seed=1), "data", "source"), (changed(data={"batch_size": 3}), "data", "source"),
-      (changed(model={"channels": 9}), "data", "source"), (CONFIG, "other", "source"),
-      (CONFIG, "data", "other"))}
+  plain = key()
+  assert plain == key({"data.root": "/other", "data.cache": ""})
+  others = {key({"seed": 1}), key({"data.batch_size": 3}), key({"model.channels": 9}),
+            key(data="other"), key(source="other")}
   assert len(others) == 5 and plain not in others and len(plain) == 64
+
+
+def test_a_setting_added_later_changes_no_key_until_it_is_used():
+  tree = CONFIG.to_dict()
+  for name, neutral in ADDED.items():
+    section, _, setting = name.partition(".")
+    assert tree[section][setting] == neutral, name
+    del tree[section][setting]
+  tree["data"] |= {"root": "", "cache": ""}
+  assert key() == keys.digest_of({"config": tree, "data": "data", "source": "source"})
+  assert key({"loss.options": {"gamma": 1.0}}) != key()
 
 
 def test_the_key_of_a_training_holds_its_texts(tmp_path):
@@ -38,9 +44,8 @@ def test_the_key_of_a_training_holds_its_texts(tmp_path):
   made = []
   for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
     (tmp_path / name).write_text(text)
-    config = CONFIG | {"conditioning": {"text_vectors": str(tmp_path / name)}}
-    made.append(keys.member_key(config, "data", "source"))
-    assert config["conditioning"]["text_vectors"] == str(tmp_path / name)
+    made.append(key({"conditioning.vector": "text",
+                     "conditioning.text_vectors": str(tmp_path / name)}))
   assert made[0] == made[1] != made[2]
 
 
@@ -96,13 +101,82 @@ def test_source_files_are_the_closure_of_imports(package):
 
 
 def test_source_files_of_training_and_scoring():
-  """What computes counts; what declares, runs and reports does not."""
+  """What computes counts; what reads files, records, declares and reports does not."""
   found = {p.relative_to(keys.ROOT).as_posix() for p in keys.source_files()}
-  assert {"train/loop.py", "train/step.py", "models/conditioning.py", "data/pipeline.py",
-          "models/onednn/convolution.cc", "infer/fuse.py", "study/score.py",
-          "study/specialists.py", "metrics.py"} <= found
-  assert not {"study/runner.py", "study/plan.py", "tables.py", "study/declare.py",
-              "study/statistics.py", "study/records.py", "cli/train.py"} & found
+  assert {"train/loop.py", "train/setup.py", "train/step.py", "train/augment.py", "losses.py",
+          "models/conditioning.py", "models/build.py", "data/sampling.py", "data/priors.py",
+          "models/onednn/convolution.cc", "infer/fuse.py", "infer/sliding_window.py",
+          "predictor.py", "study/score.py", "metrics.py", "plan.py", "classes.py"} <= found
+  rooms = {name.partition("/")[0] for name in found}
+  assert not {"cli", "formats", "datasets", "report", "export", "system", "configs"} & rooms
+  assert not {"study/runner.py", "study/records.py", "train/record.py", "train/checkpoint.py",
+              "config.py", "errors.py"} & found
+
+
+PLAIN = """def f(x):
+  if x < 0:
+    raise ValueError(f"{x} is negative")
+  log.info("%s", x)
+  return 2 * x
+"""
+
+
+@pytest.mark.parametrize("text", [
+    PLAIN.replace("def f(x):", 'def f(x):\n  """Doubles."""'), "# why\n" + PLAIN,
+    PLAIN.replace("  ", "    "), PLAIN.replace("(x):", "(x: float) -> float:"),
+    PLAIN.replace("is negative", "must be positive"), PLAIN.replace('"%s"', '"x is %s"'),
+    PLAIN.replace("2 * x", "(2\n          * x)"), PLAIN.replace('  log.info("%s", x)\n', "")])
+def test_words_and_layout_have_no_meaning(text):
+  assert text != PLAIN and keys.meaning(text) == keys.meaning(PLAIN)
+
+
+@pytest.mark.parametrize("text", [
+    PLAIN.replace("2 * x", "3 * x"), PLAIN.replace("2 * x", "x * 2"), PLAIN.replace("<", "<="),
+    PLAIN.replace("return", "x ="), PLAIN.replace("ValueError", "TypeError"),
+    PLAIN.replace("(x):", "(x=1):"), PLAIN + "\ny = 1\n"])
+def test_what_computes_has_meaning(text):
+  assert keys.meaning(text) != keys.meaning(PLAIN)
+
+
+def test_the_digest_is_of_meaning(package):
+  """Docstrings, comments and the order of files change nothing, a statement and a kernel do."""
+  entry, kernel = package / "entry.py", package / "deep" / "kernel.cc"
+  digest = keys.meaning_digest(["pack.entry"], package)
+  text = entry.read_text()
+  entry.write_text(f'"""What it is."""\n# why\n{text}')
+  assert keys.meaning_digest(["pack.entry"], package) == digest
+  (package / "alone.py").write_text("x = 1\n")
+  assert keys.meaning_digest(["pack.entry"], package) == digest
+  entry.write_text(f"{text}x = 1\n")
+  changed = keys.meaning_digest(["pack.entry"], package)
+  entry.write_text(text)
+  kernel.write_text("// faster")
+  assert len({digest, changed, keys.meaning_digest(["pack.entry"], package)}) == 3
+
+
+def test_source_that_computes_the_same_has_the_digest_of_the_first(monkeypatch, tmp_path):
+  own = keys.meaning_digest()
+  for entries, expected in (([], own), ([{"source": own, "as": "first", "shown": "…"}], "first"),
+                            ([{"source": "other", "as": "first", "shown": "…"}], own)):
+    path = tmp_path / "lineage.json"
+    path.write_text(json.dumps({"equal": entries}))
+    monkeypatch.setattr(keys, "LINEAGE", path)
+    keys.lineage.cache_clear()
+    assert keys.source_digest.__wrapped__() == expected
+  keys.lineage.cache_clear()
+
+
+def test_every_record_is_of_its_settings_data_and_source():
+  """The keys of the committed records are those of what they say they were made with."""
+  records = sorted((keys.ROOT.parent / "results" / "records").glob("*/*.json"))
+  assert records
+  for path in records:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    members = [keys.member_key(Config.from_dict(config), record["data"], record["source"])
+               for config in record["configs"]]
+    assert record["members"] == members, path.name
+    assert record["key"] == keys.trial_key(members, record["fusion"], record["truth"])
+    assert path.stem.endswith(record["key"][:16])
 
 
 def test_the_git_hash_tells_of_changes_or_is_unknown(monkeypatch, tmp_path):

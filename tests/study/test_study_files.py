@@ -1,12 +1,12 @@
 """Every committed study loads, compares what it has, and its configs build networks."""
 
 from pathlib import Path
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from condseg_jax.config import Config
 from condseg_jax.errors import InputError
 from condseg_jax.models.build import build_model
 from condseg_jax.study import configs
@@ -16,13 +16,6 @@ EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 NAMES = declare.names(EXPERIMENTS)
 
 
-@pytest.fixture(autouse=True)
-def modules_of_experiments(monkeypatch):
-  monkeypatch.setattr(sys, "path", list(sys.path))
-  for name in [n for n in sys.modules if n.partition(".")[0] in ("configs", "studies")]:
-    monkeypatch.delitem(sys.modules, name)
-
-
 BUILT = set()  # networks are few, and shared by the studies
 
 
@@ -30,17 +23,17 @@ BUILT = set()  # networks are few, and shared by the studies
 def test_study_builds(name):
   study, = declare.load(name, EXPERIMENTS)
   path = EXPERIMENTS / "studies" / f"{name}.py"
-  assert study.name == name and f"experiments.study {name} " in path.read_text(encoding="utf-8")
+  assert study.name == name and f"condseg-study {name} " in path.read_text(encoding="utf-8")
   for variant in study.variants:
     for member in variant.members:
       config = configs.member_config(member, EXPERIMENTS, seed=0, root="r", cache="c")
-      assert config["data"]["hold_out"] == 0 and config["train"]["steps"] > 0
-      network = repr((config["model"], config["conditioning"]))
+      assert config.data.hold_out == 0 and config.train.steps > 0
+      network = repr((config.model, config.conditioning))
       if network in BUILT:
         continue
       BUILT.add(network)
-      model = build_model(config["model"], config["conditioning"], (0.1, -0.4))
-      image = jax.ShapeDtypeStruct((1, *config["data"]["subvolume"], 3 if model.ndim == 2 else 1),
+      model = build_model(config.model, config.conditioning, (0.1, -0.4))
+      image = jax.ShapeDtypeStruct((1, *config.data.subvolume, 3 if model.ndim == 2 else 1),
                                    jnp.float32)
       jax.eval_shape(model.init, jax.random.key(0), image, jax.ShapeDtypeStruct((1,), jnp.int32))
 
@@ -64,7 +57,8 @@ def test_the_variants_are_what_they_are_called(name):
                            "single_map", "multi_channel", "heads"}
 
   def settings(variant):
-    config = configs.member_config(variant.members[0], EXPERIMENTS, seed=0, root="r", cache="c")
+    config = configs.member_config(variant.members[0], EXPERIMENTS, seed=0, root="r",
+                                   cache="c").to_dict()
     return {f"{part}.{key}": value for part, tree in config.items() if isinstance(tree, dict)
             for key, value in tree.items()}
 
@@ -73,7 +67,7 @@ def test_the_variants_are_what_they_are_called(name):
     return {key: value for key, value in found.items() if value != base[key]}
 
   whole = {} if name == "camvid" else {"data.classes_per_image": 0}  # one class of a street scene
-  every = {"data.classes_per_image": 0, "data.unlabelled": "background"}
+  every = {"data.classes_per_image": 0, "data.unannotated": "background"}
   output = {"conditioning.position": "head", "conditioning.mechanism": "output"}
   assert apart("cond_2nd") == {"conditioning.position": "input"}
   assert apart("cond_enc") == {"conditioning.position": "encoder"}
@@ -82,9 +76,10 @@ def test_the_variants_are_what_they_are_called(name):
   assert apart("multi_channel") == output
   assert apart("no_cond") == output | every
   assert apart("full") == whole and variants["full"].dataset == f"{name}_full"
-  one_class = {"data.keep", "data.classes", "data.no_mirror", "data.presets", "train.steps"}
-  assert set(apart("indivs")) <= one_class and {"data.keep", "train.steps"} <= set(apart("indivs"))
-  kept = [m.overrides["data.keep"] for m in variants["indivs"].members]
+  needed = {"data.include_classes", "train.steps"}
+  assert needed <= set(apart("indivs")) <= needed | {"data.classes", "data.lateral_axes",
+                                                      "data.presets"}
+  kept = [m.overrides["data.include_classes"] for m in variants["indivs"].members]
   assert len(set(kept)) == len(kept) > 1 and all(len(names) == 1 for names in kept)
   assert {v.dataset for v in study.variants if v.name != "full"} == {name}
   assert {v.name for v in study.variants if v.fusion != "argmax"} == {"single_map"}
@@ -102,22 +97,8 @@ def test_what_studies_have_in_common_is_one_training():
   found = [v for name in ("hippocampus", "noise", "cases", "position_hippocampus")
            for v in declare.load(name, EXPERIMENTS)[0].variants
            if v.label in ("cond_dec", "cond_dec parts 0", "cond_dec 80", "cond_dec 3")]
-  made = [configs.with_overrides(
-      {"train": {"steps": 0}, "data": {"hold_out": 0.1, "cases": 0},
-       "conditioning": {"position": "", "from_level": None}}, v.members[0].overrides)
-      for v in found]
+  made = [Config().override(v.members[0].overrides) for v in found]
   assert len(made) == 4 and all(m == made[0] for m in made)
-
-
-def test_overrides_have_to_fit():
-  config = {"a": {"steps": 1, "rate": 0.5, "names": [], "on": True, "none": None}}
-  found = configs.with_overrides(config, {"a.steps": 2, "a.rate": 1, "a.names": ("x",),
-                                          "a.none": 3})
-  assert found == {"a": {"steps": 2, "rate": 1, "names": ["x"], "on": True, "none": 3}}
-  assert config["a"]["steps"] == 1
-  for dotted, value in (("a.step", 1), ("b.x", 1), ("a.names", 3), ("a.on", 1), ("a.rate", "1")):
-    with pytest.raises(InputError, match=dotted):
-      configs.with_overrides(config, {dotted: value})
 
 
 def test_a_study_is_called_as_its_file(tmp_path):

@@ -58,7 +58,7 @@ def overrides(root: Path, **changes) -> list[str]:
   """Flags that make a small run of the base config on these data."""
   settings = {
       "data.root": root / "train", "data.subvolume": "(8,16,16)", "data.hold_out": 0.25,
-      "model.strides": "((1,2,2),)", "model.depth": "(1,1)", "model.channels": 8,
+      "model.strides": "((1,2,2),)", "model.layers_per_level": "(1,1)", "model.channels": 8,
       "model.growth": 8, "train.steps": 6, "train.log_every": 2, "train.eval_every": 3,
       "optimizer.warmup": 2, "optimizer.learning_rate": 0.01, "data.presets.all": None,
       **changes}

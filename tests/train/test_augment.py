@@ -12,23 +12,31 @@ import pytest
 from scipy import linalg
 from scipy import ndimage
 
+from condseg_jax.config import Augment
 from condseg_jax.data.batch import Batch
 from condseg_jax.train import augment as augment_lib
 from condseg_jax.train.augment import augment
-from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.augment import rotation_matrix
 
 KEY = jax.random.key(5)
 SHAPES = {2: (20, 28), 3: (12, 20, 16)}
 SPACINGS = {2: (1.0, 0.7), 3: (2.5, 1.0, 0.8)}
-ALL = Augmentation(probability=0.8, rotate=30.0, zoom=0.3, shift=0.2, scale=0.2, offset=0.3,
+OFF = dict(rotate=0.0, zoom=0.0, shift=0.0, scale=0.0, offset=0.0, gamma=0.0, noise=0.0)
+
+
+def ranges(**changes):
+  """Nothing but what is asked for."""
+  return Augment(**OFF | changes)
+
+
+ALL = ranges(probability=0.8, rotate=30.0, zoom=0.3, shift=0.2, scale=0.2, offset=0.3,
                    gamma=0.4, noise=0.2, mirror=("D", "H", "W"))
-MOVES = Augmentation(probability=1.0, rotate=30.0, zoom=0.3, shift=0.2)
+MOVES = ranges(probability=1.0, rotate=30.0, zoom=0.3, shift=0.2)
 
 
 def compile_anew():
   return jax.jit(lambda *args, **kwargs: augment(*args, **kwargs),
-                 static_argnames=("config", "spacing"))
+                 static_argnames=("settings", "spacing"))
 
 
 # Most of the time goes into compiling: tests share shapes and configs where they can.
@@ -56,7 +64,7 @@ def free(ndim):
 
 def run(batch, config, key=KEY, spacing=None, refused=None, function=compiled):
   ndim = batch.image.ndim - 2
-  out = function(batch, key, config=config, spacing=spacing or SPACINGS[ndim],
+  out = function(batch, key, settings=config, spacing=spacing or SPACINGS[ndim],
                  lateral_axes=free(ndim) if refused is None else jnp.asarray(refused))
   return Batch(*map(np.asarray, out))
 
@@ -75,13 +83,13 @@ def rows(batch, index):
 def at_the_limit(monkeypatch):
   """Every draw gives the largest value allowed."""
   monkeypatch.setattr(augment_lib, "_drawn",
-                      lambda key, shape, limit, config: jnp.full(shape, limit, jnp.float32))
+                      lambda key, shape, limit, settings: jnp.full(shape, limit, jnp.float32))
 
 
 # --- a pure function ----------------------------------------------------------------------------
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("config", [
-    Augmentation(), Augmentation(probability=1.0),
+    ranges(), ranges(probability=1.0),
     dataclasses.replace(ALL, probability=0.0, gamma=0.0, mirror=())], ids=["off", "zero", "never"])
 def test_nothing_changes_bit_for_bit(config, ndim):
   batch = make(ndim)
@@ -132,7 +140,7 @@ def test_index_and_key_count():
 def test_compiled_or_not_it_is_the_same():
   batch = make()
   # Without compilation every operation takes its time.
-  config = Augmentation(probability=0.8, rotate=30.0, scale=0.2, mirror=("W",))
+  config = ranges(probability=0.8, rotate=30.0, scale=0.2, mirror=("W",))
   a, b = run(batch, config), run(batch, config, function=augment)
   np.testing.assert_allclose(a.image, b.image, atol=1e-4)
   # A voxel half way between two may be rounded to either.
@@ -175,8 +183,8 @@ def test_rotation_matrix(ndim):
 
 @pytest.mark.parametrize("ndim", [2, 3])
 @pytest.mark.parametrize("config", [
-    Augmentation(rotate=25.0), Augmentation(zoom=0.4),
-    Augmentation(rotate=17.0, zoom=0.4, shift=0.13)], ids=["rotate", "zoom", "all"])
+    ranges(rotate=25.0), ranges(zoom=0.4),
+    ranges(rotate=17.0, zoom=0.4, shift=0.13)], ids=["rotate", "zoom", "all"])
 def test_against_scipy_on_the_same_coordinates(config, ndim, at_the_limit):
   batch = make(ndim, size=1, channels=2)
   out = run(batch, config, function=compile_anew())
@@ -201,7 +209,7 @@ def test_a_quarter_turn(at_the_limit):
   image = np.arange(81, dtype=np.float32).reshape(1, 9, 9, 1)
   batch = Batch(image, np.zeros((1, 1), np.int32), (image % 2).astype(np.uint8),
                 np.ones((1, 1), np.float32), np.zeros(1, np.int32))
-  out = run(batch, Augmentation(rotate=90.0), spacing=(1.0, 1.0), function=compile_anew())
+  out = run(batch, ranges(rotate=90.0), spacing=(1.0, 1.0), function=compile_anew())
   turns = [np.rot90(image[0], k) for k in (1, 3)]
   match = [np.allclose(out.image[0], turn, atol=1e-3) for turn in turns]
   assert sum(match) == 1
@@ -216,7 +224,7 @@ def test_voxels_moved_in_are_unlabelled_and_repeat_the_edge(ndim, at_the_limit):
   mask = (image > 0).astype(np.uint8)
   batch = Batch(image, np.zeros((1, 1), np.int32), mask, np.ones((1, 1), np.float32),
                 np.zeros(1, np.int32))
-  out = run(batch, Augmentation(shift=0.25), spacing=(1.0,) * ndim, function=compile_anew())
+  out = run(batch, ranges(shift=0.25), spacing=(1.0,) * ndim, function=compile_anew())
   source = np.meshgrid(*[np.minimum(np.arange(16) + 4, 15)] * ndim, indexing="ij")
   inside = np.all(np.meshgrid(*[np.arange(16) < 12] * ndim, indexing="ij"), axis=0)
   np.testing.assert_array_equal(out.image[0, ..., 0], image[0, ..., 0][tuple(source)])
@@ -257,7 +265,7 @@ def test_a_sphere_stays_a_sphere(spacing):
   mask = np.broadcast_to((grid ** 2).sum(-1) < radius ** 2, (4, *shape))[..., None].astype(np.uint8)
   batch = Batch(mask.astype(np.float32), np.zeros((4, 1), np.int32), mask,
                 np.ones((4, 1), np.float32), np.arange(4, dtype=np.int32))
-  config = Augmentation(probability=1.0, rotate=45.0)
+  config = ranges(probability=1.0, rotate=45.0)
   volume = {2: math.pi * radius ** 2, 3: 4 / 3 * math.pi * radius ** 3}[ndim]
   sd = radius / math.sqrt(ndim + 2)  # of a uniform ball along any axis
   for turned in run(batch, config, spacing=spacing).mask[..., 0]:
@@ -269,7 +277,7 @@ def test_a_sphere_stays_a_sphere(spacing):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_what_is_drawn(ndim):
   """Rotation times zoom in the world, within the limits, each for its share of the samples."""
-  config = Augmentation(probability=0.6, rotate=20.0, zoom=0.3, shift=0.1)
+  config = ranges(probability=0.6, rotate=20.0, zoom=0.3, shift=0.1)
   shape, spacing, count = (5, 6, 7)[-ndim:], SPACINGS[ndim], 400
 
   def place(key):
@@ -316,7 +324,7 @@ def flips(batch, out):
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_mirror_is_an_exact_flip(ndim):
   batch = make(ndim, size=40, classes=2)
-  found = flips(batch, run(batch, Augmentation(probability=0.0, mirror=("D", "H", "W"))))
+  found = flips(batch, run(batch, ranges(probability=0.0, mirror=("D", "H", "W"))))
   assert len(set(found)) == 2 ** ndim
   for axis in range(ndim):
     assert abs(np.mean([axis in axes for axes in found]) - 0.5) < 4 * 0.5 / math.sqrt(40)
@@ -327,7 +335,7 @@ def test_mirror_is_an_exact_flip(ndim):
     (3, ("W",), {2}), (3, ("D", "H"), {0, 1}), (3, (), set())])
 def test_only_the_axes_named_are_mirrored(ndim, mirror, axes):
   batch = make(ndim, size=16)
-  found = flips(batch, run(batch, Augmentation(mirror=mirror)))
+  found = flips(batch, run(batch, ranges(mirror=mirror)))
   assert {axis for flipped in found for axis in flipped} == axes
 
 
@@ -337,7 +345,7 @@ def test_classes_with_sides_are_not_mirrored(ndim):
   batch = make(ndim, size=64, classes=1)
   refused = np.zeros((4, ndim), bool)
   refused[1, -1] = refused[2, -2] = True
-  found = flips(batch, run(batch, Augmentation(mirror=("D", "H", "W")), refused=refused))
+  found = flips(batch, run(batch, ranges(mirror=("D", "H", "W")), refused=refused))
   for class_id in range(4):
     axes = {a for i, f in zip(batch.class_id[:, 0], found, strict=True) if i == class_id for a in f}
     assert axes == {a for a in range(ndim) if not refused[class_id, a]}
@@ -349,14 +357,14 @@ def test_one_class_with_sides_is_enough_and_a_filler_has_no_say():
                          beta=np.tile(np.array([[1, 1], [1, 0]], np.float32), (16, 1)))
   refused = np.zeros((4, 3), bool)
   refused[1, 2] = True
-  found = flips(batch, run(batch, Augmentation(mirror=("W",)), refused=refused))
+  found = flips(batch, run(batch, ranges(mirror=("W",)), refused=refused))
   assert not any(found[::2]) and any(found[1::2])
 
 
 # --- intensities --------------------------------------------------------------------------------
 def test_gamma_keeps_range_and_order():
   batch = make(2, size=12, channels=3)
-  out = run(batch, Augmentation(probability=1.0, gamma=0.5))
+  out = run(batch, ranges(probability=1.0, gamma=0.5))
   axes = (1, 2, 3)
   np.testing.assert_allclose(out.image.min(axes), batch.image.min(axes), atol=1e-5)
   np.testing.assert_allclose(out.image.max(axes), batch.image.max(axes), atol=1e-5)
@@ -375,19 +383,19 @@ def test_gamma_keeps_range_and_order():
 def test_gamma_on_a_constant_image():
   batch = make(2, size=12, channels=3)
   batch = batch._replace(image=np.full_like(batch.image, -1.5))
-  out = run(batch, Augmentation(probability=1.0, gamma=0.5))
+  out = run(batch, ranges(probability=1.0, gamma=0.5))
   np.testing.assert_allclose(out.image, -1.5, atol=1e-5)
 
 
 def test_gamma_that_is_not_drawn_changes_nothing():
   batch = make(2)
-  out = run(batch, Augmentation(probability=0.0, gamma=0.5))
+  out = run(batch, ranges(probability=0.0, gamma=0.5))
   np.testing.assert_allclose(out.image, batch.image, atol=1e-5)
 
 
 def test_contrast_and_brightness():
   batch = make(3, size=40)
-  out = run(batch, Augmentation(probability=0.7, scale=0.25, offset=0.4))
+  out = run(batch, ranges(probability=0.7, scale=0.25, offset=0.4))
   lines = [np.polyfit(a.ravel().astype(np.float64), b.ravel(), 1, full=True)[:2]
            for a, b in zip(batch.image, out.image, strict=True)]
   assert max(float(residual[0]) for _, residual in lines) < 1e-6
@@ -400,7 +408,7 @@ def test_contrast_and_brightness():
 
 def test_noise():
   batch = make(3, size=24)
-  out = run(batch, Augmentation(probability=1.0, noise=0.2))
+  out = run(batch, ranges(probability=1.0, noise=0.2))
   added = (out.image - batch.image).reshape(24, -1)
   sd = added.std(1)
   assert sd.max() < 0.21 and sd.max() > 0.12 and sd.min() < 0.08

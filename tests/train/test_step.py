@@ -7,18 +7,22 @@ import optax
 import pytest
 
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.config import Augment
+from condseg_jax.config import Loss
+from condseg_jax.config import Optimizer
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
+from condseg_jax.losses import make_objective
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.parallel import make_driver
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
 SHAPE = (4, 8, 8)
-NOTHING = Augmentation()
-AUGMENTATION = Augmentation(probability=1.0, rotate=20.0, zoom=0.2, shift=0.1, scale=0.2, gamma=0.2,
-                            noise=0.1, mirror=("W",))
+OFF = dict(rotate=0.0, zoom=0.0, shift=0.0, scale=0.0, offset=0.0, gamma=0.0, noise=0.0)
+NOTHING = Augment(**OFF)
+AUGMENTATION = Augment(**OFF | dict(probability=1.0, rotate=20.0, zoom=0.2, shift=0.1, scale=0.2,
+                                    gamma=0.2, noise=0.1), mirror=("W",))
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +46,11 @@ def make_batch(seed=0, size=4):
 
 
 def make_step(model, optimizer, augmentation=NOTHING, ema_decay=0.0, alpha_K=(1.0, 2.0),
-              accumulate=1, **loss):
-  return make_train_step(model, optimizer, augmentation=augmentation, spacing=(2.0, 1.0, 1.0),
-                         lateral_axes=np.zeros((2, 3), bool), alpha_K=alpha_K, bce_weight=1.0,
-                         ema_decay=ema_decay, seed=3, accumulate=accumulate, **loss)
+              grad_accum_steps=1, **loss):
+  return make_train_step(model, optimizer, objective=make_objective(Loss(**loss)),
+                         augmentation=augmentation, spacing=(2.0, 1.0, 1.0),
+                         lateral_axes=np.zeros((2, 3), bool), alpha_K=alpha_K, ema_decay=ema_decay,
+                         seed=3, grad_accum_steps=grad_accum_steps)
 
 
 def new_state(params, optimizer, ema=False):
@@ -142,8 +147,8 @@ def test_averaged_parameters(model, params):
 
 def test_gradient_clipping_bounds_the_update(model, params):
   from condseg_jax.train.state import make_optimizer
-  settings = dict(name="sgd", learning_rate=1.0, schedule="constant", warmup=0, momentum=0.0,
-                  clip_norm=1e-3)
+  settings = Optimizer(name="sgd", learning_rate=1.0, schedule="constant", warmup=0, momentum=0.0,
+                       clip_norm=1e-3)
   optimizer = make_optimizer(settings, 10)
   state, metrics = jax.jit(make_step(model, optimizer))(new_state(params, optimizer), make_batch())
   change = jax.tree.map(lambda a, b: a - b, state.params, params)
@@ -166,7 +171,7 @@ def test_a_batch_in_parts_is_the_same_step_in_less_memory(name, model, params):
   optimizer = optax.sgd(0.1)
   results, memory = {}, {}
   for parts in (1, 2):
-    step = make_step(model, optimizer, AUGMENTATION, accumulate=parts)
+    step = make_step(model, optimizer, AUGMENTATION, grad_accum_steps=parts)
     driver = make_driver(name, step, 4, parts)
     state = driver.place_state(new_state(params, optimizer))
     batch = driver.place_batch(make_batch())
@@ -184,7 +189,7 @@ def test_a_batch_in_parts_is_the_same_step_in_less_memory(name, model, params):
 
 @pytest.mark.parametrize("parts", [0, -1, 3, 4])
 def test_parts_that_the_batch_cannot_make(parts):
-  with pytest.raises(InputError, match="train.accumulate"):
+  with pytest.raises(InputError, match="train.grad_accum_steps"):
     make_driver("jit", None, 4, parts)  # two samples on each of the two devices
 
 
@@ -251,7 +256,7 @@ def test_batch_moments_are_those_of_all_devices():
 def test_trained_from_images_masks_of_the_same_presence_are_the_same_step(model, params):
   """And the Dice that is told is of the masks, and no part of the loss."""
   optimizer = optax.sgd(0.1)
-  step = jax.jit(make_step(model, optimizer, supervision="image"))
+  step = jax.jit(make_step(model, optimizer, objective="image_level"))
   batch = make_batch()
   other = batch._replace(mask=np.where(batch.mask == UNLABELLED, batch.mask, 1).astype(np.uint8))
   (a, told), (b, told_of_other) = (step(new_state(params, optimizer), x) for x in (batch, other))
@@ -262,11 +267,3 @@ def test_trained_from_images_masks_of_the_same_presence_are_the_same_step(model,
   absent = batch._replace(mask=np.where(batch.mask == UNLABELLED, batch.mask, 0).astype(np.uint8))
   c, _ = step(new_state(params, optimizer), absent)
   assert largest_difference(a.params, c.params) > 1e-4
-
-
-@pytest.mark.parametrize("loss, fault", [({"supervision": "points"}, "loss.supervision"),
-                                         ({"supervision": "image", "sharpness": 0.0},
-                                          "loss.sharpness")])
-def test_a_loss_that_there_is_not(model, loss, fault):
-  with pytest.raises(InputError, match=fault):
-    make_step(model, optax.sgd(0.1), **loss)

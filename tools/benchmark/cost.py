@@ -36,8 +36,8 @@ def run(folder: Path) -> list[dict]:
 
 def measure(name: str, config, level: int) -> list[dict]:
   """One network at one level, in turns over the numbers of classes."""
-  config["conditioning"]["from_level"] = level
-  window = tuple(WINDOW or config["data"]["subvolume"])
+  config = config.override({"conditioning.from_level": level})
+  window = tuple(WINDOW or config.data.subvolume)
   model = nets.network(config, max(CLASSES))
   params = nets.parameters(model)
   encode, decode = nets.work(params, model, window)

@@ -5,7 +5,7 @@ would be an input that costs nothing.
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
+import dataclasses
 import os
 from pathlib import Path
 import statistics
@@ -14,12 +14,14 @@ import time
 import jax
 import jax.numpy as jnp
 
+from condseg_jax.config import Config
 from condseg_jax.data import sampling
 from condseg_jax.datasets import discover
-from condseg_jax.train import loop
+from condseg_jax.losses import make_objective
 from condseg_jax.train import parallel
-from condseg_jax.train.augment import Augmentation
-from condseg_jax.train.setup import make_plan
+from condseg_jax.train.setup import alphas
+from condseg_jax.train.setup import lateral_axes
+from condseg_jax.train.setup import make_setup
 from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
@@ -54,25 +56,22 @@ def hippocampus(folder: Path) -> Path | None:
                if (root / "hippocampus" / "dataset.json").exists()), None)
 
 
-def measure(name: str, config: Mapping, root: Path, cache: Path) -> dict:
+def measure(name: str, config: Config, root: Path, cache: Path) -> dict:
   """Blocks of steps in turns, the batches of one from the pipeline, of the other the same one."""
   progress(name)
-  stores = discover.open_stores(root, config["data"]["spacing"], cache, progress=False)
-  training = sampling.datasets(stores, "train")
-  table = loop.class_table(training, stores, config["data"])
-  config, plan = make_plan(config, training, table, training)
-  data = config["data"]
-  model = nets.build_model(config["model"], config["conditioning"], table.codes)
-  optimizer = make_optimizer(config["optimizer"], config["train"]["steps"])
+  stores = discover.open_stores(root, config.data.spacing, cache, progress=False)
+  setup = make_setup(config, stores, None, cache)
+  config, model, table, plan = setup.config, setup.model, setup.record.table, setup.record.plan
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
   step = make_train_step(
-      model, optimizer, spacing=plan.spacing, bce_weight=config["loss"]["bce_weight"],
-      augmentation=Augmentation(**{**config["augment"], "mirror": ()}),
-      lateral_axes=loop.lateral_axes(table, model.ndim),
-      alpha_K=loop.alphas(table, config["loss"]), ema_decay=0.0, seed=0)
-  driver = parallel.make_driver("jit", step, data["batch_size"])
+      model, optimizer, objective=make_objective(config.loss), spacing=plan.spacing,
+      augmentation=dataclasses.replace(config.augment, mirror=()),
+      lateral_axes=lateral_axes(table, model.ndim), alpha_K=alphas(table, config.loss.alpha),
+      ema_decay=0.0, seed=0)
+  driver = parallel.make_driver("jit", step, config.data.batch_size)
   state = driver.place_state(TrainState.create({"params": nets.parameters(model)},
-                                                optimizer, ema=False))
-  batches = sampling.batches(training, table, plan, batch_size=data["batch_size"], seed=0)
+                                               optimizer, ema=False))
+  batches = sampling.batches(setup.training, table, plan, config.data, seed=0)
   kept = jax.tree.map(jnp.copy, driver.place_batch(next(batches)))
 
   def steps(count: int, feed: Callable) -> float:
@@ -94,4 +93,4 @@ def measure(name: str, config: Mapping, root: Path, cache: Path) -> dict:
     batches.close()
   fed, cached = map(statistics.median, rates)
   return best_row(name, fed, {"one cached batch": cached}, unit="1/s", faster_is_less=False,
-                  rounds=ROUNDS, batch=data["batch_size"])
+                  rounds=ROUNDS, batch=config.data.batch_size)

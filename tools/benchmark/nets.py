@@ -4,35 +4,29 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import importlib
 import math
-from pathlib import Path
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from condseg_jax.cli.train import plain_config
+from condseg_jax.config import Config
 from condseg_jax.models.build import build_model
 from condseg_jax.models.conditioning import head_layers
 from condseg_jax.models.dense_unet import DenseUNet
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+def config_of(name: str, changes: Mapping[str, Mapping] | None = None) -> Config:
+  """A packaged config by name, with some settings of its sections changed."""
+  module = importlib.import_module(f"condseg_jax.configs.{name}")
+  return Config.from_dict(module.get_config().to_dict()).override(
+      {f"{section}.{key}": value for section, fields in (changes or {}).items()
+       for key, value in fields.items()})
 
 
-def config_of(name: str, changes: Mapping[str, Mapping] | None = None) -> dict:
-  """A config of experiments/configs by name, with some fields of its parts changed."""
-  if str(EXPERIMENTS) not in sys.path:
-    sys.path.insert(0, str(EXPERIMENTS))
-  config = plain_config(importlib.import_module(f"configs.{name}").get_config())
-  for part, fields in (changes or {}).items():
-    config[part].update(fields)
-  return config
-
-
-def network(config: Mapping, classes: int = 2) -> DenseUNet:
+def network(config: Config, classes: int = 2) -> DenseUNet:
   """The network of a config, for so many classes."""
   codes = [float(c) for c in np.linspace(-1, 1, classes)] if classes > 1 else [0.5]
-  return build_model(config["model"], config["conditioning"], codes)
+  return build_model(config.model, config.conditioning, codes)
 
 
 def inputs(shape: Sequence[int], batch: int, classes: int = 2):

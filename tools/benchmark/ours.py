@@ -1,18 +1,22 @@
 """Our side of what is timed: forward and training step, compiled once."""
 
-from collections.abc import Mapping
+import dataclasses
 
 import jax
 import numpy as np
 
+from condseg_jax.config import Augment
+from condseg_jax.config import Config
 from condseg_jax.data.batch import Batch
+from condseg_jax.losses import make_objective
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.train.augment import Augmentation
 from condseg_jax.train.parallel import DRIVERS
 from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
+NO_AUGMENTATION = Augment(rotate=0.0, zoom=0.0, shift=0.0, scale=0.0, offset=0.0, gamma=0.0,
+                          noise=0.0)
 CONSTANT = {"schedule": "constant", "warmup": 0}  # as the peer's; the rate changes no time
 
 
@@ -33,13 +37,13 @@ class Step:
   The batch lies on the device.
   """
 
-  def __init__(self, model: DenseUNet, params, config: Mapping, arrays, driver: str = "jit"):
-    optimizer = make_optimizer({**config["optimizer"], **CONSTANT}, 1)
+  def __init__(self, model: DenseUNet, params, config: Config, arrays, driver: str = "jit"):
+    optimizer = make_optimizer(dataclasses.replace(config.optimizer, **CONSTANT), 1)
     train_step = make_train_step(
-        model, optimizer, augmentation=Augmentation(), spacing=(1.0,) * model.ndim,
+        model, optimizer, objective=make_objective(config.loss), augmentation=NO_AUGMENTATION,
+        spacing=(1.0,) * model.ndim,
         lateral_axes=np.zeros((len(model.codes), model.ndim), bool),
-        alpha_K=np.ones(len(model.codes)), bce_weight=config["loss"]["bce_weight"], ema_decay=0.0,
-        seed=0)
+        alpha_K=np.ones(len(model.codes)), ema_decay=0.0, seed=0)
     self.driver = DRIVERS[driver](train_step)
     state = TrainState.create({"params": params}, optimizer, ema=False)
     self.state = self.driver.place_state(state)

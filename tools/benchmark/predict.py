@@ -31,7 +31,7 @@ def run(folder: Path) -> list[dict]:
 def measure(classes: int) -> dict:
   """Probabilities of so many classes in one volume."""
   config = nets.config_of(CONFIG)
-  window = config["data"]["subvolume"]
+  window = config.data.subvolume
   model = nets.network(config, classes)
   params = nets.parameters(model)
   image = nets.inputs(VOLUME, 1)[0][0]

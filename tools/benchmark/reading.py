@@ -30,7 +30,7 @@ ROUNDS = 5
 CHILD = """
 import json, resource, sys, time
 from condseg_jax.cli import prepare
-from condseg_jax.datasets import damage, prepare as _, scribbles
+from condseg_jax.datasets import corrupt, prepare as _, scribbles
 
 def peak():
   try:

@@ -15,6 +15,7 @@ import time
 
 import jax
 
+from condseg_jax.config import Config
 from tools.benchmark import child
 from tools.benchmark import nets
 from tools.benchmark import ours
@@ -52,7 +53,7 @@ def measure(driver: str, processes: int, devices: int) -> float:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
   settings = {"driver": driver, "processes": processes, "devices": devices, "port": port,
-              "config": nets.config_of(CONFIG, CHANGES), "batch": BATCH, "steps": STEPS}
+              "config": nets.config_of(CONFIG, CHANGES).to_dict(), "batch": BATCH, "steps": STEPS}
   started = [child.start(__name__, json.dumps({**settings, "rank": rank}))
              for rank in range(processes)]
   return min(child.result(process) for process in started)
@@ -67,10 +68,10 @@ def main(text: str) -> None:
   processes, rank = settings["processes"], settings["rank"]
   if processes > 1:
     jax.distributed.initialize(f"localhost:{settings['port']}", processes, rank)
-  config = settings["config"]
+  config = Config.from_dict(settings["config"])
   model = nets.network(config)
   # This process's part of the batch, the same samples whatever the layout.
-  part = [x[rank::processes] for x in nets.inputs(config["data"]["subvolume"], settings["batch"])]
+  part = [x[rank::processes] for x in nets.inputs(config.data.subvolume, settings["batch"])]
   step = ours.Step(model, nets.parameters(model), config, part, settings["driver"])
   jax.block_until_ready(step())
   begin = time.perf_counter()

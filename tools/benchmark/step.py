@@ -6,13 +6,13 @@ sides; ours also sums the metrics and guards against what is not finite, as in t
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from condseg_jax.config import Config
 from condseg_jax.models.dense_unet import DenseUNet
 from tools.benchmark import nets
 from tools.benchmark import ours
@@ -108,11 +108,11 @@ def peer_forward(way: peer.Way, model: DenseUNet, params, image, class_id) -> Ca
   return call
 
 
-def peer_step(way: peer.Way, model: DenseUNet, params, config: Mapping, arrays) -> Callable:
+def peer_step(way: peer.Way, model: DenseUNet, params, config: Config, arrays) -> Callable:
   """Loss and gradient norm of a step; the parameters go on from call to call."""
   from tools.benchmark.torch_net import make_step
   net, forward = way.network(model, params)
-  step = make_step(net, forward, config["optimizer"], config["loss"]["bce_weight"],
+  step = make_step(net, forward, vars(config.optimizer), config.loss.bce_weight,
                    model.dtype == jnp.bfloat16)
   image, class_id, mask = way.tensor(arrays[0]), way.plain(arrays[1]), way.plain(arrays[2])
 

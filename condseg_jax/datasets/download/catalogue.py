@@ -1,8 +1,8 @@
-"""Public datasets: where they are, how their archive is recognised, and which format they have.
+"""Public datasets: address, digest, licence and layout.
 
-No publisher of the open archives gives a SHA-256; the MD5 values are those published with them. An
-MD5 shows a broken transfer, not a forger: whoever has a SHA-256 can demand it with --sha256, and
-that of what arrived is written beside the data.
+The publishers of the open archives give no SHA-256, but MD5 values. An MD5 detects transfer errors,
+not manipulation: `fetch` also checks a SHA-256 if one is given, and stores that of the archive with
+the data.
 """
 
 import dataclasses
@@ -11,22 +11,22 @@ _MSD = "https://msd-for-monai.s3-us-west-2.amazonaws.com/{}.tar"
 _MSD_LICENCE = "CC BY-SA 4.0, http://medicaldecathlon.com"
 _GB = 10**9
 _SEVERAL_CHANNELS = ("Task01_BrainTumour", "Task05_Prostate")
-_CHANNELS = ("its images have several channels, and one is read: split them, and name that one in "
-             "dataset.json")
+_CHANNELS = ("its images have several channels, but only one is supported: split them, and declare "
+             "one in dataset.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-  """An archive that anybody may download.
+  """An archive of open access.
 
   Attributes:
-    url: https; its last part is the archive's name.
+    url: https address; its last component is the archive's file name.
     digest: `md5:` or `sha256:` and the hexadecimal value, as published.
-    licence: and where it stands.
-    format: for `condseg-prepare --format`.
-    folder: in the archive, that the dataset is in; "" for all of it, or its one top folder.
-    unpacked: bytes that it may unpack to, at most.
-    note: what to know before preparing it.
+    licence: the licence and its address.
+    format: layout, a key of `datasets.layouts.FORMATS`.
+    folder: folder of the dataset in the archive; "" for the whole archive, or its only top folder.
+    unpacked: maximal unpacked size in bytes.
+    note: a hint for preparing it.
   """
 
   url: str
@@ -40,12 +40,12 @@ class Archive:
 
 @dataclasses.dataclass(frozen=True)
 class Licensed:
-  """A dataset behind a form, which people fetch themselves.
+  """A dataset that requires registration, so that users download it themselves.
 
   Attributes:
-    page: where to ask for it.
-    expected: what its folder should hold.
-    format: for `condseg-prepare --format`.
+    page: address of its web page.
+    expected: the expected content of its folder.
+    format: layout, a key of `datasets.layouts.FORMATS`.
   """
 
   page: str
@@ -72,7 +72,7 @@ DATASETS: dict[str, Archive | Licensed] = {
         _MSD.format(name), f"md5:{md5}", _MSD_LICENCE, "msd", name,
         note=_CHANNELS if name in _SEVERAL_CHANNELS else "")
        for name, md5 in _MSD_MD5.items()},
-    # MD5 values: those of the Zenodo records, as public code repeats them.
+    # MD5 values: those of the Zenodo records.
     "totalsegmentator": Archive(
         "https://zenodo.org/records/10047292/files/Totalsegmentator_dataset_v201.zip",
         "md5:fe250e5718e0a3b5df4c4ea9d58a62fe",

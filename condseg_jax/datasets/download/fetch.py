@@ -1,4 +1,4 @@
-"""From a name in the catalogue to a checked, unpacked dataset."""
+"""Downloads, checks and unpacks datasets of the catalogue."""
 
 import datetime
 import json
@@ -21,24 +21,24 @@ def fetch(name: str, archive: Archive, out: Path, *, sha256: str = "",
   """Downloads, checks and unpacks a dataset.
 
   Args:
-    name: of the dataset, and of the folder that it gets in `out`.
-    archive: what the catalogue says of it.
-    out: folder for datasets; the part that has arrived lies there until it is whole.
-    sha256: demanded besides the published digest.
+    name: name of the dataset, and of its folder in `out`.
+    archive: its entry in the catalogue.
+    out: folder for datasets; it also contains the partial download.
+    sha256: checked in addition to the published digest, if given.
     progress: show progress bars.
 
   Returns:
-    The dataset's folder, with a SOURCE.json.
+    The dataset's folder, which contains a SOURCE.json with address, licence and digests.
 
   Raises:
-    InputError: the transfer fails, a digest differs, the archive is not safe, or the folder exists.
+    InputError: the transfer fails, a digest differs, the archive is unsafe, or the folder exists.
   """
   if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
-    raise InputError("--sha256", f"{sha256!r} is no SHA-256", "give 64 hexadecimal digits",
+    raise InputError("sha256", f"{sha256!r} is not a SHA-256", "give 64 hexadecimal digits",
                      usage=True)
   target = Path(out) / name
   if target.exists():
-    raise InputError(target, "exists already", "remove it, or choose another --out")
+    raise InputError(target, "already exists", "remove it, or choose another `out`")
   Path(out).mkdir(parents=True, exist_ok=True)
   file_name = posixpath.basename(urllib.parse.urlsplit(archive.url).path)
   part = Path(out) / f"{name}.part-{file_name}"

@@ -1,5 +1,6 @@
-"""Unpacking an archive that nobody has to trust: every member is checked before one is written."""
+"""Unpacks untrusted archives: all members are checked before the first is written."""
 
+from collections.abc import Sequence
 import os
 from pathlib import Path
 from pathlib import PurePosixPath
@@ -15,26 +16,27 @@ from condseg_jax.errors import InputError
 TAR = (".tar", ".tar.gz", ".tgz")
 BLOCK = 1 << 20
 MAX_RATIO = 1100  # deflate cannot exceed 1032:1
-AGAIN = "do not use this archive; download it from its publisher"
+AGAIN = "do not use this archive; download it from the publisher"
 
 
 def unpack(archive: Path, target: Path, *, folder: str = "", limit: int) -> None:
-  """Unpacks an archive into a new folder, which appears whole or not at all.
+  """Unpacks an archive into a new folder, atomically.
 
   Args:
     archive: .tar, .tar.gz, .tgz or .zip.
-    target: does not exist yet.
-    folder: in the archive, that becomes `target`; "" for everything, or for its one top folder.
-    limit: bytes that it may unpack to.
+    target: the folder to create.
+    folder: folder in the archive that becomes `target`; "" for the whole archive, or its only top
+      folder.
+    limit: maximal unpacked size in bytes.
 
   Raises:
-    InputError: the target exists; a member that leads out of it, is a link or a device, comes
-      twice, or is too large; a damaged archive. Nothing is left behind.
+    InputError: the target exists; a member has a path outside of the archive, is a link or a
+      device, occurs twice, or is too large; the archive is damaged. No files are left behind.
   """
   if target.exists():
-    raise InputError(target, "exists already", "remove it, or choose another --out")
+    raise InputError(target, "already exists", "remove it, or choose another folder")
   target.parent.mkdir(parents=True, exist_ok=True)
-  # Beside the target, so that the last step is a rename, and of a name that nobody else can hold.
+  # In the same folder as the target, so that the last step is a rename, and of a unique name.
   temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
   try:
     try:
@@ -43,14 +45,15 @@ def unpack(archive: Path, target: Path, *, folder: str = "", limit: int) -> None
       elif archive.name.lower().endswith(".zip"):
         _unpack_zip(archive, temporary, limit)
       else:
-        raise InputError(archive, "is no archive known here", f"{', '.join(TAR)} or .zip")
+        raise InputError(archive, "unknown kind of archive",
+                         f"choose from: {', '.join(TAR)}, .zip")
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
       raise InputError(archive, f"is damaged ({error})", "download it again") from error
     top = list(temporary.iterdir())
     alone = not folder and len(top) == 1 and top[0].is_dir()
     source = top[0] if alone else temporary / folder
     if not source.is_dir():
-      raise InputError(archive, f"holds no folder {folder}", AGAIN)
+      raise InputError(archive, f"contains no folder {folder}", AGAIN)
     source.chmod(0o755)
     source.rename(target)
   finally:
@@ -75,49 +78,58 @@ def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
   with zipfile.ZipFile(archive) as stream:
     members = stream.infolist()
     for member in members:
-      kind = member.external_attr >> 28  # of the Unix file type
+      kind = member.external_attr >> 28  # Unix file type
       if kind not in (0, 0o4, 0o10):
         raise InputError(archive, f"member {member.filename!r} is a link or device", AGAIN)
     files = [(m.filename, m.file_size) for m in members if not m.is_dir()]
     _check(archive, [m.filename for m in members], files, limit, folder)
     for name, _ in files:
       try:
-        # No longer than the directory says: a longer member fails its checksum.
+        # zipfile reads at most the size in the directory; a longer member fails its checksum.
         _copy(stream.open(name), folder, name)
       except RuntimeError as error:  # encrypted, or an unknown method
         raise InputError(archive, f"member {name!r}: {error}", AGAIN) from error
 
 
 def _copy(source: IO[bytes], folder: Path, name: str) -> None:
-  """Writes one member, whose name was checked; of its owner and rights nothing is taken over."""
+  """Writes one member, whose name was checked; its owner and permissions are ignored."""
   with source:
-    if not _litter(name):
+    if not _is_metadata(name):
       path = folder / name
       path.parent.mkdir(parents=True, exist_ok=True)
       with path.open("xb") as target:
         shutil.copyfileobj(source, target, BLOCK)
 
 
-def _check(archive: Path, names, files, limit: int, folder: Path) -> None:
-  """What holds for every kind of archive."""
-  seen = set()
+def _check(archive: Path, names: Sequence[str], files: Sequence[tuple[str, int]], limit: int,
+           folder: Path) -> None:
+  """Checks names and sizes of the members.
+
+  Args:
+    archive: the archive.
+    names: names of all members.
+    files: name and size in bytes of each member that is a file.
+    limit: maximal sum of the sizes.
+    folder: folder that they are unpacked to.
+  """
+  paths = set()
   for name in names:
     path = PurePosixPath(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or ":" in name or "\0" in name:
-      raise InputError(archive, f"member {name!r} leads out of the folder", AGAIN)
-    if path in seen and path.parts:
-      raise InputError(archive, f"member {name!r} comes twice", AGAIN)
-    seen.add(path)
+      raise InputError(archive, f"member {name!r} has a path outside of the archive", AGAIN)
+    if path in paths and path.parts:
+      raise InputError(archive, f"member {name!r} occurs twice", AGAIN)
+    paths.add(path)
   size = sum(size for _, size in files)
   if size > limit or size > MAX_RATIO * max(archive.stat().st_size, 1):
     raise InputError(archive, f"would unpack to {size / 1e9:.1f} GB", AGAIN)
   free = shutil.disk_usage(folder).free
   if size > free:
-    raise InputError(folder.parent, f"has {free / 1e9:.1f} GB free, the dataset needs "
-                     f"{size / 1e9:.1f} GB", "free some space, or choose another --out")
+    raise InputError(folder.parent, f"has {free / 1e9:.1f} GB of free space, but the dataset needs "
+                     f"{size / 1e9:.1f} GB", "free some space, or choose another folder")
 
 
-def _litter(name: str) -> bool:
-  """Files that macOS adds and no dataset means."""
+def _is_metadata(name: str) -> bool:
+  """Returns whether a member is metadata added by macOS."""
   parts = PurePosixPath(name).parts
   return "__MACOSX" in parts or os.path.basename(name).startswith("._")

@@ -1,8 +1,8 @@
-"""Importer of the CamVid layout of street scenes.
+"""Importer for the CamVid layout of street scenes.
 
     DIR/classes.json    {"classes": [names in the order of their label values], "ignore": value}
     DIR/train/*.png     colour images; DIR/trainannot/*.png their label pictures
-    DIR/val/*.png       likewise, or test
+    DIR/val/*.png       likewise, and DIR/test
 """
 
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
-from condseg_jax.datasets.raw import no_label
+from condseg_jax.datasets.raw import label_missing_error
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
@@ -18,32 +18,31 @@ from condseg_jax.datasets.raw import read_json
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 
-# A street scene upside down is none; left and right it may be mirrored.
-NO_MIRROR = ("H",)
+NO_MIRROR = ("H",)  # street scenes are never upside down
 
 
 def matches(root: Path) -> bool:
-  """Whether a folder looks like this layout."""
+  """Returns whether a folder has this layout."""
   return (root / "classes.json").exists() and (root / "trainannot").is_dir()
 
 
-def read_camvid(root) -> RawFolder:
-  """The labelled frames of a folder, each annotated with every class.
+def read_camvid(root: str | os.PathLike) -> RawFolder:
+  """Reads the labelled frames of a folder; each annotates every class.
 
   Raises:
     InputError: damaged `classes.json`, or no labelled pictures.
   """
-  root = Path(os.path.abspath(root))  # "." has no name
+  root = Path(os.path.abspath(root))  # the path "." has no name
   tree = read_json(root / "classes.json")
   try:
     names, ignore = [normal_name(name) for name in tree["classes"]], int(tree["ignore"])
   except (KeyError, TypeError, ValueError) as error:
-    raise InputError(root / "classes.json", f"is not as expected ({error!r})",
+    raise InputError(root / "classes.json", f"has an unexpected content ({error!r})",
                      'write {"classes": [NAME, …], "ignore": VALUE}') from error
-  # Here 0 is a class, not background.
+  # In this layout 0 is a class, not background.
   values = {name: (value,) for value, name in enumerate(names)}
   known = tuple(sorted({*range(len(names)), ignore}))
-  everything = Annotation(values, (ignore,), known)
+  annotation = Annotation(values, (ignore,), known)
 
   cases, faults = [], []
   for split in ("train", "val", "test"):
@@ -52,12 +51,12 @@ def read_camvid(root) -> RawFolder:
     for image in files.list_images(root / split):
       label = root / f"{split}annot" / image.name
       if not label.exists():
-        faults.append(no_label(image, label))
+        faults.append(label_missing_error(image, label))
         continue
-      cases.append(RawCase(files.stem(image), image, (RawLabel(label, everything),), root.name,
+      cases.append(RawCase(files.stem(image), image, (RawLabel(label, annotation),), root.name,
                            split))
   if not cases:
-    raise InputError(root, "holds no labelled pictures",
+    raise InputError(root, "contains no labelled pictures",
                      "expected train/*.png and trainannot/*.png")
   return RawFolder(root, "rgb", tuple(cases), {name: NO_MIRROR for name in names},
                    faults=tuple(faults))

@@ -1,4 +1,4 @@
-"""What the `dataset.json` of MSD and of nnU-Net say alike."""
+"""Entries of `dataset.json` that MSD and nnU-Net have in common."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,26 +10,30 @@ MODALITIES = {"ct": "ct", "mri": "mr", "mr": "mr", "t1": "mr", "t2": "mr", "rgb"
 
 
 def modality_of(path: Path, tree: Mapping) -> str:
-  """`ct`, `mr` or `rgb`, from "modality" (MSD) or "channel_names" (nnU-Net).
+  """Returns `ct`, `mr` or `rgb`, from "modality" (MSD) or "channel_names" (nnU-Net).
+
+  Args:
+    path: the file, for error messages.
+    tree: its content.
 
   Raises:
-    InputError: several channels that are no colours, or an unknown one.
+    InputError: several channels other than red, green, blue, or an unknown modality.
   """
   channels = tree.get("modality") or tree.get("channel_names") or {}
   if not isinstance(channels, dict):
-    raise InputError(path, f"modality {channels!r}", 'write {"0": "CT"}')
+    raise InputError(path, f"modality {channels!r} is not an object", 'write {"0": "CT"}')
   names = [str(name).strip().lower() for name in channels.values()]
   if names in (["r", "g", "b"], ["red", "green", "blue"]):
     return "rgb"
   if len(names) != 1:
-    raise InputError(path, f"{len(names)} channels", "give images of one channel, and name it "
-                     'in "modality": {"0": "CT"}')
+    raise InputError(path, f"declares {len(names)} channels", "use images of one channel, and "
+                     'declare it as "modality": {"0": "CT"}')
   if names[0] not in MODALITIES:
-    raise InputError(path, f"modality {names[0]!r} is not known",
-                     f"one of {', '.join(sorted(MODALITIES))}")
+    raise InputError(path, f"unknown modality {names[0]!r}",
+                     f"choose from: {', '.join(sorted(MODALITIES))}")
   return MODALITIES[names[0]]
 
 
 def void_values(labels: Mapping[int, str]) -> list[int]:
-  """The values of voxels that nobody annotated, which nnU-Net calls `ignore`."""
+  """Returns the values of unlabelled voxels, which are called `ignore`."""
   return [value for value, name in labels.items() if normal_name(name) == "ignore"]

@@ -1,21 +1,22 @@
-"""Importer of nnU-Net's raw layout (version 2).
+"""Importer for nnU-Net's raw layout (version 2).
 
     DIR/dataset.json     "channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1},
-                         "file_ending": ".nii.gz"; a label may be a list of values (a region), one
-                         called "ignore" means: unlabelled
+                         "file_ending": ".nii.gz"; a label may be a list of values (a region);
+                         voxels of a label called "ignore" are unlabelled
     DIR/imagesTr/ID_0000.ENDING, DIR/labelsTr/ID.ENDING      training cases
     DIR/imagesTs/ID_0000.ENDING, DIR/labelsTs/ID.ENDING      test cases, where labelled
 
 Source: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_format.md
 """
 
+from collections.abc import Mapping
 import os
 from pathlib import Path
 
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
 from condseg_jax.datasets.layouts.declared import modality_of
-from condseg_jax.datasets.raw import no_label
+from condseg_jax.datasets.raw import label_missing_error
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
@@ -27,13 +28,13 @@ CHANNEL = "_0000"
 
 
 def matches(root: Path) -> bool:
-  """Whether a folder looks like this layout."""
+  """Returns whether a folder has this layout."""
   path = root / "dataset.json"
   return path.exists() and "file_ending" in read_json(path)
 
 
-def read_nnunet(root) -> RawFolder:
-  """The labelled cases of a folder.
+def read_nnunet(root: str | os.PathLike) -> RawFolder:
+  """Reads the labelled cases of a folder.
 
   Raises:
     InputError: damaged `dataset.json`, several channels, no labelled case.
@@ -46,25 +47,25 @@ def read_nnunet(root) -> RawFolder:
     raise InputError(path, 'has no "file_ending"', 'add e.g. "file_ending": ".nii.gz"')
   annotation = _annotation(path, tree)
   cases, faults = [], []
-  for split, part in (("train", "Tr"), ("test", "Ts")):
-    images, labels = f"images{part}", f"labels{part}"
+  for split, suffix in (("train", "Tr"), ("test", "Ts")):
+    images, labels = f"images{suffix}", f"labels{suffix}"
     if not (root / labels).is_dir():
       continue
     for image in sorted((root / images).glob(f"*{CHANNEL}{ending}")):
       case_id = image.name.removesuffix(CHANNEL + ending)
       label = root / labels / (case_id + ending)
       if not label.exists():
-        faults.append(no_label(image, label))
+        faults.append(label_missing_error(image, label))
         continue
       cases.append(RawCase(case_id, image, (RawLabel(label, annotation),), root.name, split,
                            patient_of(case_id)))
   if not cases:
-    raise InputError(root, "holds no labelled case",
+    raise InputError(root, "contains no labelled case",
                      f"expected imagesTr/ID{CHANNEL}{ending} and labelsTr/ID{ending}")
   return RawFolder(root, modality_of(path, tree), tuple(cases), faults=tuple(faults))
 
 
-def _annotation(path: Path, tree) -> Annotation:
+def _annotation(path: Path, tree: Mapping) -> Annotation:
   labels = tree.get("labels")
   if not isinstance(labels, dict) or not labels:
     raise InputError(path, 'has no "labels"', 'add {"background": 0, "liver": 1, …}')
@@ -72,9 +73,9 @@ def _annotation(path: Path, tree) -> Annotation:
     values = {normal_name(name): tuple(map(int, value if isinstance(value, list) else [value]))
               for name, value in labels.items()}
   except (TypeError, ValueError) as error:
-    raise InputError(path, f'"labels" is not name → value ({error})',
+    raise InputError(path, f'"labels" does not map names to values ({error})',
                      'write {"background": 0, "liver": 1, …}') from error
   void = values.pop("ignore", ())
-  known = tuple(sorted({0, *void, *(v for some in values.values() for v in some)}))
-  values = {name: some for name, some in values.items() if some != (0,)}
+  known = tuple(sorted({0, *void, *(v for region in values.values() for v in region)}))
+  values = {name: region for name, region in values.items() if region != (0,)}
   return Annotation(values, void, known)

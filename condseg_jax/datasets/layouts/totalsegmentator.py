@@ -1,8 +1,8 @@
-"""Importer of the TotalSegmentator datasets: one mask for each class.
+"""Importer for the TotalSegmentator datasets: one mask for each class.
 
     DIR/sNNNN/ct.nii.gz (or mri.nii.gz)
     DIR/sNNNN/segmentations/CLASS.nii.gz
-    DIR/meta.csv                      optional: image_id;…;split with train, val or test
+    DIR/meta.csv                      optional: image_id;…;split, with the split train, val or test
 
 Source: https://zenodo.org/records/10047292
 """
@@ -23,15 +23,15 @@ SPLITS = ("train", "val", "test")
 
 
 def matches(root: Path) -> bool:
-  """Whether a folder looks like this layout."""
+  """Returns whether a folder has this layout."""
   return any(next(root.glob(f"*/{name}"), None) for name in IMAGES)
 
 
-def read_totalsegmentator(root) -> RawFolder:
-  """The labelled cases; a class is annotated in a case if the case has its mask.
+def read_totalsegmentator(root: str | os.PathLike) -> RawFolder:
+  """Reads the labelled cases; a case annotates the classes for which it has a mask.
 
   Raises:
-    InputError: no cases, CT and MR side by side, or an unknown split in `meta.csv`.
+    InputError: no cases, both CT and MR, or an unknown split in `meta.csv`.
   """
   root = Path(os.path.abspath(root))
   splits = _splits(root / "meta.csv")
@@ -40,9 +40,9 @@ def read_totalsegmentator(root) -> RawFolder:
     images = [folder / name for name in IMAGES if (folder / name).exists()]
     masks = sorted((folder / "segmentations").glob("*.nii.gz"))
     if not images or not masks:
-      what = "image" if masks else "label"
-      faults.append(InputError(folder, f"has no {what}", "expected ct.nii.gz or mri.nii.gz, and "
-                               "segmentations/*.nii.gz", kind=f"no_{what}"))
+      missing = "image" if masks else "label"
+      faults.append(InputError(folder, f"has no {missing}", "expected ct.nii.gz or mri.nii.gz, and "
+                               "segmentations/*.nii.gz", kind=f"no_{missing}"))
       continue
     modalities[IMAGES[images[0].name]] = folder
     labels = []
@@ -52,9 +52,9 @@ def read_totalsegmentator(root) -> RawFolder:
     split = splits.get(folder.name, "train")
     cases.append(RawCase(folder.name, images[0], tuple(labels), root.name, split))
   if not cases:
-    raise InputError(root, "holds no case", "expected sNNNN/ct.nii.gz and sNNNN/segmentations/")
+    raise InputError(root, "contains no case", "expected sNNNN/ct.nii.gz and sNNNN/segmentations/")
   if len(modalities) > 1:
-    raise InputError(root, "holds CT and MR side by side", "train one network per modality")
+    raise InputError(root, "contains both CT and MR", "train one network per modality")
   return RawFolder(root, next(iter(modalities)), tuple(cases), faults=tuple(faults))
 
 
@@ -64,9 +64,9 @@ def _splits(path: Path) -> dict[str, str]:
   with path.open(newline="", encoding="utf-8-sig") as stream:
     rows = list(csv.DictReader(stream, delimiter=";"))
   if rows and not {"image_id", "split"} <= set(rows[0]):
-    raise InputError(path, "lacks the columns image_id and split", "use the file of the dataset")
+    raise InputError(path, "has no columns image_id and split", "use the file of the dataset")
   for row in rows:
     if row["split"] not in SPLITS:
-      raise InputError(path, f"split {row['split']!r} of {row['image_id']}",
-                       f"one of {', '.join(SPLITS)}")
+      raise InputError(path, f"unknown split {row['split']!r} of {row['image_id']}",
+                       f"choose from: {', '.join(SPLITS)}")
   return {row["image_id"]: row["split"] for row in rows}

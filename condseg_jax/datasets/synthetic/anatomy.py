@@ -1,8 +1,8 @@
-"""The anatomy behind the abdominal CT phantoms: a random patient as a map of tissues.
+"""The anatomy of the abdominal CT phantoms: a random patient as a map of tissues.
 
-Painted in reference millimetres, x towards the patient's left, y posterior, z superior, onto a grid
-of canonical order (D, H, W) = (superior, posterior, left). A smooth random deformation, jitter of
-every structure and rough surfaces make each case another patient.
+Structures are drawn in reference millimetres, x towards the patient's left, y posterior, z
+superior, on a grid of canonical order (D, H, W) = (superior, posterior, left). A smooth random
+deformation, jitter of every structure and rough surfaces make every patient different.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,15 @@ ORGANS = ("liver", "spleen", "pancreas", "left_kidney", "right_kidney")
 
 @dataclass(frozen=True)
 class Tissue:
-  """Mean HU, its sd between cases, HU gained at full contrast phase, the organ it belongs to."""
+  """A tissue.
+
+  Attributes:
+    name: unique.
+    hu: mean intensity in HU.
+    sd: standard deviation of the mean between cases, in HU.
+    gain: HU added at full contrast phase.
+    organ: the organ of which it is a part.
+  """
 
   name: str
   hu: float
@@ -27,8 +35,8 @@ class Tissue:
   organ: str | None = None
 
 
-# Soft tissues lie within 10-30 HU of one another and the sd between cases reorders them: an
-# intensity window must not be able to tell an organ from its neighbours.
+# Soft tissues differ by 10-30 HU, and the sd between cases changes their order: no intensity window
+# can separate an organ from its neighbours.
 TISSUES = (
   Tissue("air", -1000), Tissue("gas", -950), Tissue("lung", -830, 30), Tissue("fat", -105, 6),
   Tissue("muscle", 60, 4, 8), Tissue("bone", 260, 50), Tissue("disc", 85, 10),
@@ -47,7 +55,9 @@ TISSUE_ID = {tissue.name: i for i, tissue in enumerate(TISSUES)}
 class _Canvas:
   """The tissue map of one case and its coordinates in reference millimetres."""
 
-  def __init__(self, rng, shape_DHW, spacing_DHW, centre_DHW, size_DHW):
+  def __init__(self, rng: np.random.Generator, shape_DHW: Sequence[int],
+               spacing_DHW: Sequence[float], centre_DHW: Sequence[float],
+               size_DHW: Sequence[float]) -> None:
     self.rng, self.spacing = rng, spacing_DHW
     self.tissue = np.zeros(shape_DHW, np.uint8)
     self.axes = []
@@ -56,22 +66,25 @@ class _Canvas:
     grids = np.meshgrid(*self.axes, indexing="ij", sparse=True)
     self.z, self.y, self.x = (g + self.field(80, 3.0) for g in grids)
 
-  def field(self, scale_mm, sd):
+  def field(self, scale_mm: float, sd: float) -> np.ndarray:
+    """Returns a smooth random field with knots `scale_mm` apart."""
     step = [scale_mm / s for s in self.spacing]
     return smooth_field(self.rng, self.tissue.shape, step) * np.float32(sd)
 
-  def near(self, xyz, sd):
+  def near(self, xyz: Sequence[float], sd: float) -> np.ndarray:
+    """Returns a random point around a point."""
     return np.asarray(xyz, np.float32) + self.rng.normal(0, sd, 3)
 
-  def box(self, centre, reach):
-    """Slices that surely hold every voxel nearer than `reach` (x, y, z) despite the deformation."""
+  def box(self, centre: Sequence[float], reach: Sequence[float]) -> tuple[slice, ...]:
+    """Returns slices with every voxel closer than `reach` (x, y, z), deformation included."""
     slices = []
     for axis, c, r in zip(self.axes, centre[::-1], reach[::-1], strict=True):
       slices.append(slice(*np.searchsorted(axis, (c - r - 16, c + r + 16))))
     return tuple(slices)
 
-  def blob(self, centre, radii, lean=(0.0, 0.0), rough=0.0):
-    """About the depth in mm inside an ellipsoid whose z axis leans by dx/dz, dy/dz."""
+  def blob(self, centre: Sequence[float], radii: Sequence[float],
+           lean: Sequence[float] = (0.0, 0.0), rough: float = 0.0) -> np.ndarray:
+    """Returns the approximate depth in mm inside an ellipsoid, sheared by (dx/dz, dy/dz)."""
     depth = np.full(self.tissue.shape, -99, np.float32)
     sway = (abs(lean[0]) * radii[2], abs(lean[1]) * radii[2], 0)
     b = self.box(centre, [r + s + 8 for r, s in zip(radii, sway, strict=True)])
@@ -81,8 +94,9 @@ class _Canvas:
     depth[b] = (1 - np.sqrt(q + (z / radii[2]) ** 2)) * np.float32(min(radii))
     return depth + self.field(32, rough) if rough else depth
 
-  def tube(self, points_xyzr, jitter=3.0, rough=0.0):
-    """About the depth in mm inside a bent tube through points (x, y, z, radius)."""
+  def tube(self, points_xyzr: Sequence[Sequence[float]], jitter: float = 3.0,
+           rough: float = 0.0) -> np.ndarray:
+    """Returns the approximate depth in mm inside a tube through points (x, y, z, radius)."""
     points = np.asarray(points_xyzr, np.float32)
     points[:, :3] += self.rng.normal(0, jitter, (len(points), 3))
     curve = make_interp_spline(np.arange(len(points)), points, k=min(3, len(points) - 1))
@@ -93,7 +107,8 @@ class _Canvas:
       depth[b] = np.maximum(depth[b], r - np.sqrt(q))
     return depth + self.field(25, rough) if rough else depth
 
-  def paint(self, tissue, mask):
+  def paint(self, tissue: str, mask: np.ndarray) -> None:
+    """Sets the tissue of the voxels in a mask."""
     self.tissue[mask] = TISSUE_ID[tissue]
 
 
@@ -103,17 +118,17 @@ def draw_anatomy(
   spacing_DHW: Sequence[float],
   centre_DHW: Sequence[float] = (0.0, 0.0, 0.0),
 ) -> np.ndarray:
-  """Paints one random patient.
+  """Draws one random patient.
 
   Args:
-    rng: source of everything that varies.
+    rng: source of all random numbers.
     shape_DHW: voxels towards superior, posterior and left.
     spacing_DHW: voxel size in mm.
-    centre_DHW: where the patient's reference point (L1, mid-body) lies off the grid centre, in mm.
+    centre_DHW: offset of the patient's reference point (L1, mid-body) from the grid centre, in mm.
 
   Returns:
-    uint8 tissue map, an index into `TISSUES` for every voxel; later structures carve earlier ones,
-    so organs touch and never overlap.
+    uint8 tissue map, an index into `TISSUES` for every voxel; later structures replace earlier
+    ones, so organs touch and never overlap.
   """
   size = rng.uniform((0.94, 0.9, 0.9), (1.06, 1.1, 1.08))
   c = _Canvas(rng, shape_DHW, spacing_DHW, centre_DHW, size)
@@ -125,7 +140,7 @@ def draw_anatomy(
 
 
 def _trunk(c: _Canvas) -> np.ndarray:
-  """Skin, fat, muscle, ribs, lungs, heart; returns the depth inside the abdominal cavity in mm."""
+  """Draws skin, fat, muscle, ribs, lungs, heart; returns the depth in mm inside the cavity."""
   fat = c.rng.uniform(6, 26)
   px, py, pb = (np.abs(v) ** 2 * np.sqrt(np.abs(v)) for v in (c.x, c.y, c.y - 6))
   shell = lambda a, b, p: px * a**-2.5 + p * b**-2.5  # noqa: E731
@@ -151,8 +166,8 @@ def _trunk(c: _Canvas) -> np.ndarray:
   return np.minimum(cavity, dome - c.z)
 
 
-def _bowel(c: _Canvas, cavity: np.ndarray):
-  """Stomach, duodenum, colon, jejunal loops: wall, contents, gas above a horizontal level."""
+def _bowel(c: _Canvas, cavity: np.ndarray) -> None:
+  """Draws stomach, duodenum, colon, jejunal loops: wall, contents, gas above an air-fluid level."""
   full = c.rng.uniform(0.75, 1.15)
   gut = c.rng.uniform
   colon = [(-96, 8, -110, 20), (-98, 4, -50, 20), (-82, -46, -44, 18), (-30, -70, -62, 17),
@@ -172,15 +187,16 @@ def _bowel(c: _Canvas, cavity: np.ndarray):
   _hollow(c, cavity, c.tube(duodenum, 2), "food", -80, 4)
 
 
-def _hollow(c, cavity, depth, content, gas_y, wall_mm):
+def _hollow(c: _Canvas, cavity: np.ndarray, depth: np.ndarray, content: str, gas_y: float,
+            wall_mm: float) -> None:
   depth = np.minimum(depth, cavity - 2)
   c.paint("gut", depth > 0)
   c.paint(content, depth > wall_mm)
   c.paint("gas", (depth > wall_mm) & (c.y < gas_y))
 
 
-def _organs(c: _Canvas, cavity: np.ndarray):
-  """Spleen, liver, kidneys, great vessels and pancreas, from back to front."""
+def _organs(c: _Canvas, cavity: np.ndarray) -> None:
+  """Draws spleen, liver, kidneys, pancreas and great vessels."""
   grow = lambda radii: np.asarray(radii) * c.rng.uniform(0.9, 1.12, 3)  # noqa: E731
   inside = cavity - c.rng.uniform(1.5, 6)  # fat between the organs and the wall
   centre, radii = c.near((94, 36, 30), 4), grow((30, 44, 46))
@@ -222,8 +238,8 @@ _SOLID = [TISSUE_ID[n] for n in ("liver", "liver_vein", "spleen", "left_cortex",
                                  "right_cortex", "right_medulla")]
 
 
-def _spine(c: _Canvas):
-  """Vertebrae, discs, canal, spinous and transverse processes; bone is painted over everything."""
+def _spine(c: _Canvas) -> None:
+  """Draws vertebrae, discs, canal, spinous and transverse processes, over everything else."""
   level = (c.z + c.rng.uniform(0, 34)) % 34
   body = c.blob((0, 52, 0), (23, 17, 900))
   c.paint("bone", body > 0)
@@ -236,6 +252,6 @@ def _spine(c: _Canvas):
 
 
 def label_map(tissue_DHW: np.ndarray, organs: Sequence[str]) -> np.ndarray:
-  """uint8 labels of a tissue map: organs[i] becomes i + 1, everything else 0."""
+  """Returns the uint8 label map of a tissue map: i + 1 for organs[i], 0 for everything else."""
   value = {organ: i + 1 for i, organ in enumerate(organs)}
   return np.array([value.get(t.organ, 0) for t in TISSUES], np.uint8)[tissue_DHW]

@@ -1,8 +1,8 @@
 """Abdominal CT phantoms: single-organ training sets and fully labelled test cases.
 
-All organs are visible in every image, but each training set annotates one of them, and each has its
-own scanner (`PROFILES`): a network that recognises the scanner instead of obeying its condition
-fails on the test cases, which show every organ under every scanner.
+All organs are visible in every image, but each training set annotates one of them and has its own
+scanner (`PROFILES`). A network that recognises the scanner instead of using the class condition
+fails on the test cases, which annotate every organ for every scanner.
 """
 
 from collections.abc import Sequence
@@ -29,19 +29,19 @@ from condseg_jax.system.atomic import write_text
 
 @dataclass(frozen=True)
 class Profile:
-  """One scanner: what its images share and another scanner's do not.
+  """A scanner: properties that its images have in common.
 
   Attributes:
-    noise_hu: sd of the noise in the body.
+    noise_hu: sd of the noise in the body, in HU.
     grain: in-plane correlation length of the noise in voxels (reconstruction kernel).
     blur: in-plane point spread (Gaussian sd) in voxels.
     thickness: slice distance as a multiple of the size's spacing.
     pixel: in-plane spacing as a multiple of the size's spacing.
-    field: rows and columns as a multiple of the size's shape; under 1 crops the flanks.
-    offset_hu: calibration error.
-    axcodes: storage order in the file, RAS or LPS.
-    circle: True if nothing is reconstructed outside the inscribed circle.
-    couch: True if the couch is in view.
+    field: rows and columns as a multiple of the size's shape; values below 1 crop the flanks.
+    offset_hu: calibration error in HU.
+    axcodes: axis order of the file, RAS or LPS.
+    circle: whether only the inscribed circle is reconstructed.
+    couch: whether the couch is in the field of view.
   """
 
   noise_hu: float
@@ -67,7 +67,7 @@ PROFILES = {
 
 @dataclass(frozen=True)
 class Size:
-  """Nominal shape in voxels and spacing in mm, both (D, H, W); a profile scales them a little."""
+  """Nominal shape in voxels and spacing in mm, both (D, H, W); a profile scales them slightly."""
 
   shape_DHW: tuple[int, int, int]
   spacing_DHW: tuple[float, float, float]
@@ -81,10 +81,11 @@ SIZES = {
 
 
 def image_of(tissue_DHW: np.ndarray, profile: Profile, rng: np.random.Generator) -> np.ndarray:
-  """The int16 CT image in HU that a scanner makes of a patient.
+  """Simulates the CT image of a patient, int16 HU.
 
-  Contrast phase and every tissue's mean vary with the case; a smooth bias and a fine texture lie
-  over the body; the profile adds blur, correlated noise, an offset, couch and field of view.
+  Contrast phase and the mean of every tissue vary between cases; a smooth bias and a fine texture
+  are added to the body; the profile determines blur, correlated noise, offset, couch and field of
+  view.
   """
   soft = np.array([t.hu > -300 for t in TISSUES])[tissue_DHW]
   phase = rng.uniform(0, 1)
@@ -105,7 +106,7 @@ def image_of(tissue_DHW: np.ndarray, profile: Profile, rng: np.random.Generator)
 
 
 def _with_couch(tissue_DHW: np.ndarray) -> np.ndarray:
-  """A curved sheet under the lowest row of the body, where there is air."""
+  """Adds the couch, a curved sheet below the body, where there is air."""
   _, height, width = tissue_DHW.shape
   bottom = np.flatnonzero(tissue_DHW.any(axis=(0, 2))).max() + 1 + height // 50
   w = np.linspace(-1, 1, width)
@@ -117,16 +118,16 @@ def _with_couch(tissue_DHW: np.ndarray) -> np.ndarray:
 def draw_case(
   scanner: str, case: int, *, size: str = "standard", seed: int = 0, split: str = "train"
 ) -> tuple[Volume, Volume]:
-  """One patient in one scanner; the same whatever else is drawn.
+  """Draws one patient in one scanner; the result depends on the arguments only.
 
   Args:
-    scanner: a key of `PROFILES`; named after the organ which its training set annotates.
-    case, seed, split: which patient; every combination is another one.
+    scanner: a key of `PROFILES`; named after the organ that its training set annotates.
+    case, seed, split: every combination is another patient.
     size: a key of `SIZES`.
 
   Returns:
-    The image (int16 HU) and the tissue map (uint8, an index into `TISSUES`), both in the axis order
-    (x, y, z) that the scanner stores.
+    The image (int16 HU) and the tissue map (uint8, an index into `TISSUES`), both with the axes
+    (x, y, z) in the orientation of the scanner.
   """
   profile, nominal = PROFILES[scanner], SIZES[size]
   rng = np.random.default_rng([seed, zlib.crc32(f"{split}/{scanner}".encode()), case])
@@ -167,24 +168,25 @@ def write_abdomen(
   labelled case of the MSD they are listed under "training".
 
   Args:
-    out: folder; made if it is missing, files of the same name are replaced.
+    out: folder; created if it is missing; files of the same name are replaced.
     organs: any of `ORGANS`.
-    size: a key of `SIZES`; "quick" is meant for minutes on a CPU.
+    size: a key of `SIZES`; "quick" is for runs of minutes on a CPU.
     cases_per_organ: training cases in each set.
-    test_cases_per_profile: test cases under each of the scanners in use.
-    seed: non-negative; another seed, other patients.
-    every_organ: training sets label all organs, as the test set does: the same images under full
-      supervision.
+    test_cases_per_profile: test cases for each of the scanners in use.
+    seed: non-negative; it determines all patients.
+    every_organ: label all organs in the training sets, as in the test set: the same images under
+      full supervision.
 
   Raises:
-    InputError: an unknown organ or size, no organ, an organ named twice.
+    InputError: an unknown organ or size, no organ, a duplicate organ.
   """
   organs = tuple(organs)
   if not organs or len(set(organs)) < len(organs) or not set(organs) <= set(ORGANS):
-    reason = "must name organs that the phantom has, each once"
-    raise InputError(f"organs {organs}", reason, f"choose from {', '.join(ORGANS)}", usage=True)
+    raise InputError("organs", f"must be different organs of the phantom, not {', '.join(organs)}",
+                     f"choose from: {', '.join(ORGANS)}", usage=True)
   if size not in SIZES:
-    raise InputError(f"size {size}", "is unknown", f"choose from {', '.join(SIZES)}", usage=True)
+    raise InputError("size", f"unknown size {size!r}", f"choose from: {', '.join(SIZES)}",
+                     usage=True)
   for organ in organs:
     cases = [(organ, i, f"{organ}_{i:03d}") for i in range(cases_per_organ)]
     labelled = organs if every_organ else (organ,)
@@ -194,7 +196,8 @@ def write_abdomen(
   _write_msd(Path(out) / "test", cases, organs, size, seed, "test")
 
 
-def _write_msd(folder, cases, organs, size, seed, split):
+def _write_msd(folder: Path, cases: Sequence[tuple[str, int, str]], organs: Sequence[str],
+               size: str, seed: int, split: str) -> None:
   for name in ("imagesTr", "labelsTr"):
     (folder / name).mkdir(parents=True, exist_ok=True)
   listed = []

@@ -1,21 +1,22 @@
-"""Smooth random fields: deformations, rough surfaces, bias, clouds."""
+"""Smooth random fields, for deformations, rough surfaces, bias fields and clouds."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
 
 import numpy as np
 
-_SD = 0.692  # of a sum of cubic B-splines with coefficients of unit sd, per axis, mean over phases
+# Per axis: sd of a sum of cubic B-splines with coefficients of unit sd, averaged over phases.
+_SD = 0.692
 
 
 def smooth_field(
   rng: np.random.Generator, shape: Sequence[int], step: Sequence[float]
 ) -> np.ndarray:
-  """A float32 field of the given shape, mean 0 and sd about 1.
+  """Returns a random float32 field of a shape, with mean 0 and sd about 1.
 
-  A sum of tensor-product cubic B-splines whose knots lie `step` voxels apart on each axis. Written
-  with four taps per axis instead of matrix products: faster at these sizes, and the same bits on
-  every machine.
+  The field is a sum of tensor-product cubic B-splines with knots `step` voxels apart along each
+  axis. Four taps per axis instead of matrix products are faster at these sizes, and bit-identical
+  on every machine.
   """
   return smooth_rows(rng, shape, step)(slice(0, shape[0]))
 
@@ -23,7 +24,7 @@ def smooth_field(
 def smooth_rows(
   rng: np.random.Generator, shape: Sequence[int], step: Sequence[float]
 ) -> Callable[[slice], np.ndarray]:
-  """The field of `smooth_field`, some rows at a time; in memory are its knots along them."""
+  """Returns a function that computes rows of `smooth_field`, without the whole field in memory."""
   knots = [int((n - 1) // s) + 4 for n, s in zip(shape, step, strict=True)]
   field = rng.standard_normal(knots, dtype=np.float32)
   for axis in reversed(range(1, len(knots))):  # the outermost last: its rows are contiguous

@@ -1,9 +1,9 @@
-"""Street scenes for the 2-D configurations: a camera drives down a street drawn on the spot.
+"""Synthetic street scenes for the 2-D configurations: frames of a drive down a random street.
 
-The street is made block by block from (seed, split, sequence, block), so a frame is the same
-however many are written. Colours of the classes overlap, light and season change from one sequence
-to the next, and consecutive frames are near duplicates, as in the video (CamVid) that lent the
-layout.
+The street is generated block by block from (seed, split, sequence, block), so a frame does not
+depend on the number of frames. Colours of the classes overlap, light and season vary between
+sequences, and consecutive frames are near duplicates, as in the CamVid videos, whose layout is
+used.
 """
 
 import json
@@ -29,8 +29,9 @@ from condseg_jax.formats.picture import write_png
 from condseg_jax.system.atomic import write_text
 
 
-def _ground(cam, rng, road, wall, sunny):
-  """Road with markings, pavements, what lies behind the walls; sky with clouds above."""
+def _ground(cam: Camera, rng: np.random.Generator, road: float, wall: float,
+            sunny: bool) -> None:
+  """Draws road with markings, pavements, the area behind the walls, and the sky with clouds."""
   rows = np.arange(cam.height)[:, None] + 0.5
   depth = cam.focal * cam.y / np.maximum(rows - cam.v0, 0.5)
   x = cam.x + (np.arange(cam.width) + 0.5 - cam.u0) / cam.focal * depth
@@ -65,17 +66,17 @@ def _ground(cam, rng, road, wall, sunny):
 def draw_frame(
   split: str, sequence: int, frame: int, *, shape_HW: tuple[int, int] = (96, 128), seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-  """One frame of one drive; the same whatever else is drawn.
+  """Draws one frame of one drive; the result depends on the arguments only.
 
   Args:
-    split, sequence, seed: which street, in which light; every combination is another one.
-    frame: how far down the street, 0.5 to 0.9 m each.
+    split, sequence, seed: every combination is another street in another light.
+    frame: position along the street, in steps of 0.5 to 0.9 m.
     shape_HW: rows and columns.
 
   Returns:
-    uint8 image_HWC (RGB) and uint8 label_HW: indices into `CLASSES`, `VOID` where nobody could say.
+    uint8 image_HWC (RGB) and uint8 label_HW: indices into `CLASSES`, `VOID` for ambiguous pixels.
   """
-  # Further words make further streams; they start at 1 because numpy pads short keys with zeros.
+  # Keys of other random streams append numbers from 1: numpy pads short keys with zeros.
   key = [seed, zlib.crc32(split.encode()), sequence]
   rng = np.random.default_rng(key)
   road, pavement, season = rng.uniform(4.2, 5.6), rng.uniform(2.4, 3.8), rng.uniform(0, 1)
@@ -107,8 +108,8 @@ def draw_frame(
   return _exposed(cam, np.random.default_rng([*key, 4, frame])), label_HW
 
 
-def _exposed(cam, rng):
-  """What the sensor makes of the picture: averaging, vignette, exposure, noise."""
+def _exposed(cam: Camera, rng: np.random.Generator) -> np.ndarray:
+  """Simulates the sensor: averaging, vignette, exposure, noise."""
   height, width = cam.height // SCALE, cam.width // SCALE
   image = np.asarray(cam.image, np.float32).reshape(height, SCALE, width, SCALE, 3).mean((1, 3))
   v, u = np.linspace(-1, 1, height)[:, None], np.linspace(-1, 1, width)
@@ -128,11 +129,11 @@ def write_street(
   """Writes `train`, `trainannot`, `val`, `valannot` and `classes.json` in the CamVid layout.
 
   Args:
-    out: folder; made if it is missing, files of the same name are replaced.
+    out: folder; created if it is missing; files of the same name are replaced.
     shape_HW: rows and columns.
-    train_sequences, val_sequences: drives, each down another street in another light.
-    frames: consecutive frames of each drive.
-    seed: non-negative; another seed, other streets.
+    train_sequences, val_sequences: number of drives, each down another street in another light.
+    frames: number of consecutive frames in each drive.
+    seed: non-negative; it determines all streets.
 
   Raises:
     InputError: a folder that cannot be written.

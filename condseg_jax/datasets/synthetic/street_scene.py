@@ -1,9 +1,10 @@
-"""The things of a street scene and the camera that paints them, for `street`.
+"""The objects of a street scene and the camera that draws them, for `street`.
 
-The world is in metres, x to the right, y up, z along the street. Everything is painted twice, with
-its colours on the picture and with its class on the label picture.
+World coordinates are in metres, x to the right, y up, z along the street. Everything is drawn
+twice: with its colours into the image and with its class into the label picture.
 """
 
+from collections.abc import Iterable
 import math
 
 import numpy as np
@@ -12,14 +13,16 @@ from PIL import ImageDraw
 
 CLASSES = ("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car",
            "pedestrian", "bicyclist")
-VOID = len(CLASSES)  # bins, the bonnet of the car, what is too far away to tell
+VOID = len(CLASSES)  # bins, the bonnet of the car, distant objects
 ID = {name: i for i, name in enumerate((*CLASSES, "void"))}
 
 BLOCK_M = 24.0
-AHEAD = 5  # blocks that are drawn
-HAZE_M = 130.0  # distance at which contrast has dropped to 1/e
-NEAR_M = 0.8  # nothing is drawn nearer to the camera
-SCALE = 2  # pixels are drawn as SCALE x SCALE and averaged
+AHEAD = 5  # number of visible blocks
+HAZE_M = 130.0  # distance at which contrast drops to 1/e
+NEAR_M = 0.8  # minimal distance of objects from the camera
+SCALE = 2  # supersampling: pixels are drawn as SCALE x SCALE and averaged
+
+Point = tuple[float, float, float]  # x, y, z
 
 WALLS = ((148, 92, 72), (196, 182, 158), (128, 128, 130), (168, 148, 118), (88, 80, 76),
          (206, 206, 204), (112, 104, 92))
@@ -29,9 +32,10 @@ PLATES = ((190, 30, 30), (30, 70, 170), (220, 220, 214), (210, 180, 40), (40, 12
 
 
 class Camera:
-  """Projects the world and paints it, on a picture and on its label picture at once."""
+  """Projects objects and draws them into an image and its label picture."""
 
-  def __init__(self, shape_HW, x, z, turn, light, haze):
+  def __init__(self, shape_HW: tuple[int, int], x: float, z: float, turn: float,
+               light: np.ndarray, haze: np.ndarray) -> None:
     self.height, self.width = (n * SCALE for n in shape_HW)
     self.x, self.y, self.z = x, 1.5, z
     self.focal = 0.85 * self.width
@@ -41,14 +45,14 @@ class Camera:
     self.label = Image.new("L", (self.width, self.height), ID["sky"])
     self.brush, self.pen = ImageDraw.Draw(self.image), ImageDraw.Draw(self.label)
 
-  def tone(self, color, depth):
-    """A colour in the light of the scene, fading into the haze."""
+  def tone(self, color: Iterable[float], depth: float) -> tuple[int, ...]:
+    """Returns a colour in the light of the scene, faded into the haze."""
     clear = math.exp(-depth / HAZE_M)
     return tuple(min(255, max(0, int(c * gain * clear + far * (1 - clear))))
                  for c, gain, far in zip(color, self.light, self.haze, strict=True))
 
-  def project(self, points):
-    """Pixels (u, v) of world points and the smallest distance; points too near are moved away."""
+  def project(self, points: Iterable[Point]) -> tuple[list[tuple[float, float]], float]:
+    """Returns pixels (u, v) of world points and their smallest distance, at least `NEAR_M`."""
     pixels, nearest = [], math.inf
     for x, y, z in points:
       depth = max(z - self.z, NEAR_M)
@@ -57,24 +61,27 @@ class Camera:
                      self.v0 - self.focal * (y - self.y) / depth))
     return pixels, nearest
 
-  def behind(self, z):
+  def behind(self, z: float) -> bool:
+    """Returns whether an object at z is behind the camera, or too close."""
     return z < self.z + NEAR_M
 
-  def quad(self, points, color, name=None):
-    """A polygon of world points; without a name the label below it stays."""
+  def quad(self, points: Iterable[Point], color: Iterable[float], name: str | None = None) -> None:
+    """Draws a polygon of world points; without a class name the label is unchanged."""
     pixels, depth = self.project(points)
     self.brush.polygon(pixels, fill=self.tone(color, depth))
     if name is not None:
       self.pen.polygon(pixels, fill=ID[name])
 
-  def front(self, x, y, z, width, height, color, name=None):
-    """An upright rectangle that faces the camera, (x, y) the middle of its lower edge."""
+  def front(self, x: float, y: float, z: float, width: float, height: float,
+            color: Iterable[float], name: str | None = None) -> None:
+    """Draws an upright rectangle that faces the camera; (x, y) is the middle of its lower edge."""
     left, right = x - width / 2, x + width / 2
     top = y + height
     self.quad([(left, y, z), (right, y, z), (right, top, z), (left, top, z)], color, name)
 
-  def disc(self, x, y, z, radius, color, name=None):
-    """An upright disc that faces the camera."""
+  def disc(self, x: float, y: float, z: float, radius: float, color: Iterable[float],
+           name: str | None = None) -> None:
+    """Draws an upright disc that faces the camera."""
     ((u, v),), depth = self.project([(x, y, z)])
     r = self.focal * radius / depth
     box = (u - r, v - r, u + r, v + r)
@@ -84,9 +91,9 @@ class Camera:
 
 
 def _building(cam, rng, side, wall, z0, z1, tall):
-  """A facade along the street with windows and a shop front, and the end wall facing the camera."""
+  """Draws a facade with windows and a shop front, and the end wall that faces the camera."""
   color = np.array(WALLS[rng.integers(len(WALLS))]) + rng.normal(0, 10, 3)
-  shade = 1.1 if side < 0 else 0.8  # the sun stands on the right
+  shade = 1.1 if side < 0 else 0.8  # the sun is on the right
   glass = np.array((70, 80, 95)) * rng.uniform(0.6, 2.2)
   floors, bays = int(tall // 3.2), max(2, int((z1 - z0) // 3))
   shop = PAINTS[rng.integers(len(PAINTS))]
@@ -138,7 +145,7 @@ def _pole(cam, rng, x, z):
 
 
 def _sign(cam, rng, x, z):
-  """A plate or a traffic light on a pole."""
+  """Draws a plate or a traffic light on a pole."""
   cam.front(x, 0, z, 0.14, 2.6, (110, 110, 108), "pole")
   if rng.random() < 0.35:
     cam.front(x, 2.3, z, 0.45, 1.2, (34, 34, 36), "sign")
@@ -151,8 +158,8 @@ def _sign(cam, rng, x, z):
     cam.front(x, 2.1, z, rng.uniform(0.8, 1.6), rng.uniform(0.6, 1.0), plate, "sign")
 
 
-def car(cam, rng, x, z, towards):
-  """A car whose near end is at z: body, cabin, glass, wheels, lights."""
+def car(cam: Camera, rng: np.random.Generator, x: float, z: float, towards: bool) -> None:
+  """Draws a car whose near end is at z; `towards` the camera, or away from it."""
   color = np.array(PAINTS[rng.integers(len(PAINTS))]) * rng.uniform(0.8, 1.2)
   long, wide, roof = rng.uniform(3.8, 4.6), 1.75, rng.uniform(1.4, 1.75)
   half = wide / 2
@@ -197,11 +204,12 @@ def _bin(cam, rng, x, z):
   cam.front(x, 0, z, 0.6, rng.uniform(0.9, 1.4), PAINTS[rng.integers(len(PAINTS))], "void")
 
 
-def block_of_street(rng, road, wall, z, time, season):
-  """Everything in one block: [(layer, far end, painter, arguments)].
+def block_of_street(rng: np.random.Generator, road: float, wall: float, z: float, time: float,
+                    season: float) -> list[tuple]:
+  """Returns the objects in one block: [(layer, far end, drawing function, arguments)].
 
-  Layers count from behind the walls (-1) by walls (0), pavement (1) and kerb (2) to the road (3),
-  from where the camera looks: a thing of a lower layer never hides one of a higher layer.
+  Layers are: behind the walls (-1), walls (0), pavement (1), kerb (2), road (3). The camera is
+  above the road, so an object of a lower layer never occludes one of a higher layer.
   """
   things, u = [], rng.uniform
   for side in (-1, 1):

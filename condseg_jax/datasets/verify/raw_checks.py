@@ -1,4 +1,4 @@
-"""Reads everything under a folder and collects all that is wrong with it."""
+"""Checks raw datasets and prepared stores by reading all their files."""
 
 import collections
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from condseg_jax.datasets import discover
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
+from condseg_jax.datasets.verify.findings import CaseStatistics
 from condseg_jax.datasets.verify.findings import class_findings
 from condseg_jax.datasets.verify.findings import ERROR
 from condseg_jax.datasets.verify.findings import Finding
+from condseg_jax.datasets.verify.findings import ImageRecord
 from condseg_jax.datasets.verify.findings import leak_findings
-from condseg_jax.datasets.verify.findings import Measured
 from condseg_jax.datasets.verify.findings import outlier_findings
-from condseg_jax.datasets.verify.findings import Seen
 from condseg_jax.datasets.verify.findings import training_findings
 from condseg_jax.datasets.verify.findings import WARNING
 from condseg_jax.datasets.verify.store_checks import check_store
@@ -36,25 +36,25 @@ from condseg_jax.formats.voxels import to_labels
 from condseg_jax.geometry import corner_distance
 from condseg_jax.geometry import match_grid
 from condseg_jax.geometry import QUIET_CORNER_MM
+from condseg_jax.geometry import reorient_to
 from condseg_jax.geometry import shear
 from condseg_jax.geometry import tolerance
-from condseg_jax.geometry import turn_to
 from condseg_jax.geometry import Volume
 
-WORKERS = 4  # cases at a time; each is in memory with its labels
+WORKERS = 4  # maximal number of cases, with their labels, in memory at a time
 MAX_SHEAR_DEGREES = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """What is remembered of a case once it was read.
+  """Properties of a case that was read.
 
   Attributes:
-    folder, case: where it comes from.
-    digest: of its voxels; "" where they could not be read.
+    folder, case: the dataset and the case.
+    digest: digest of its voxels; "" if the image is unreadable.
     spacing: along the axes of the file.
-    positives: class → number of positive voxels, of the labels that could be read.
-    intensity: mean of the image where some class is; NaN where none is.
+    positives: class → number of positive voxels, for readable labels.
+    intensity: mean intensity of positive voxels of any class; NaN if there is none.
   """
 
   folder: RawFolder
@@ -65,80 +65,84 @@ class Facts:
   intensity: float = float("nan")
 
 
-def verify(root, read: Callable[[Path], RawFolder] | None = None, *,
+def verify(root: str | os.PathLike, read: Callable[[Path], RawFolder] | None = None, *,
            progress: bool = True) -> tuple[list[Finding], int]:
   """Checks raw datasets and prepared stores.
 
   Args:
-    root: a store, a raw dataset, or a folder of these.
-    read: importer for a layout that is not known by its looks.
+    root: a store, a raw dataset, or a folder that contains some of these.
+    read: importer, for a layout that cannot be detected.
     progress: show a progress bar.
 
   Returns:
-    All findings, and how many cases were read.
+    All findings, and the number of cases that were read.
 
   Raises:
-    InputError: nothing there that could be checked.
+    InputError: no dataset at this path.
   """
   paths, unknown = _datasets(epath.Path(root), read)
-  findings, folders, seen = [_unknown(path) for path in unknown], [], []
+  findings = [_unknown_layout(path) for path in unknown]
+  folders: list[RawFolder] = []
+  images: list[ImageRecord] = []
   for path in paths:
     if is_store(path):
-      found, cases = check_store(path, progress=progress)
-      findings, seen = findings + found, seen + cases
+      store_findings, store_images = check_store(path, progress=progress)
+      findings, images = findings + store_findings, images + store_images
       continue
     try:
-      folders.append(read(Path(path)) if read else discover.at(path))
+      folders.append(read(Path(path)) if read else discover.open_layout(path))
       findings += map(Finding.of, folders[-1].faults)
     except InputError as error:
       findings.append(Finding.of(error))
   jobs = [(folder, case) for folder in folders for case in folder.cases]
-  count = len(seen) + len(jobs)
+  count = len(images) + len(jobs)
   facts = []
   with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-    results = pool.map(lambda job: _examined(*job), jobs)
-    for fact, found in tqdm.tqdm(results, total=len(jobs), desc="verifying",
-                                 disable=not progress or not jobs):
-      facts.append(fact)
-      findings += found
+    results = pool.map(lambda job: _check_case(*job), jobs)
+    for case_facts, case_findings in tqdm.tqdm(results, total=len(jobs), desc="verifying",
+                                               disable=not progress or not jobs):
+      facts.append(case_facts)
+      findings += case_findings
   for folder in folders:
-    mine = [fact for fact in facts if fact.folder is folder]
-    shown = {name: {fact.case.id: fact.positives[name] for fact in mine if name in fact.positives}
-             for name in folder.classes}
-    findings += [*class_findings(folder.root, shown), *_outliers(mine),
+    own = [fact for fact in facts if fact.folder is folder]
+    positives = {name: {fact.case.id: fact.positives[name] for fact in own
+                        if name in fact.positives} for name in folder.classes}
+    findings += [*class_findings(folder.root, positives), *_outliers(own),
                  *training_findings(folder.root, [(c.split, c.classes) for c in folder.cases])]
-  seen += [Seen(fact.digest, fact.case.split, str(fact.case.image))
-           for fact in facts if fact.digest]
-  return findings + leak_findings(seen), count
+  images += [ImageRecord(fact.digest, fact.case.split, str(fact.case.image))
+             for fact in facts if fact.digest]
+  return findings + leak_findings(images), count
 
 
-def _datasets(root: epath.Path, read) -> tuple[list[epath.Path], list[epath.Path]]:
-  """The folders to check, the path itself or those in it, and others in it of no known layout."""
+def _datasets(root: epath.Path, read: Callable[[Path], RawFolder] | None
+              ) -> tuple[list[epath.Path], list[epath.Path]]:
+  """Returns the datasets to check (`root` or its subfolders), and subfolders of unknown layout."""
   if not root.exists():
     raise InputError(root, "does not exist", "check the path")
 
-  def usable(path):
+  def usable(path: epath.Path) -> bool:
     try:
-      return is_store(path) or discover.at(path) is not None
+      return is_store(path) or discover.open_layout(path) is not None
     except InputError:
       return True
   if read or usable(root):
     return [root], []
-  inside = sorted(root.iterdir()) if root.is_dir() else []
-  inside = [p for p in inside if p.is_dir() and not p.name.startswith(".")]
-  found = [p for p in inside if usable(p)]
-  if not found:
-    raise InputError(root, "holds neither a prepared store nor a raw dataset",
-                     "name the dataset, and its layout with --format")
-  return found, [p for p in inside if p not in found]
+  folders = sorted(root.iterdir()) if root.is_dir() else []
+  folders = [p for p in folders if p.is_dir() and not p.name.startswith(".")]
+  datasets = [p for p in folders if usable(p)]
+  if not datasets:
+    raise InputError(root, "contains neither a prepared store nor a raw dataset",
+                     "choose a dataset; give `read` if its layout cannot be detected")
+  return datasets, [p for p in folders if p not in datasets]
 
 
-def _unknown(path: epath.Path) -> Finding:
+def _unknown_layout(path: epath.Path) -> Finding:
   return Finding(WARNING, "unknown_layout", str(path), "is neither a prepared store nor a raw "
-                 "dataset known by its looks", "prepare it; training on all passes it over")
+                 "dataset of a detectable layout",
+                 "prepare it; training on the parent folder skips it")
 
 
-def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
+def _check_case(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
   findings, positives, image, union = [], {}, None, False
   try:
     image = files.read_volume(case.image, case.series)
@@ -147,8 +151,8 @@ def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
   except OSError as error:
     findings.append(Finding.of(_unreadable(case.image, error)))
   for label in case.labels:
-    found, volume = _label(case, image, label)
-    findings += found
+    label_findings, volume = _check_label(case, image, label)
+    findings += label_findings
     if volume is not None:
       for name in label.annotation.classes:
         mask = label.annotation.mask(volume.array, name) == POSITIVE
@@ -159,24 +163,30 @@ def _examined(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
   angle = shear(image.affine)
   if angle > MAX_SHEAR_DEGREES:
     findings.append(Finding(WARNING, "direction", str(case.image),
-                            f"its axes miss the right angle by {angle:.2g} degrees",
-                            "resample it onto perpendicular axes, e.g. with dcm2niix"))
+                            f"its axes deviate from a right angle by {angle:.2g} degrees",
+                            "resample it to perpendicular axes, e.g. with dcm2niix"))
   array = image.array if image.array.ndim == image.ndim else image.array.mean(-1)
   intensity = float(array[union].mean(dtype=np.float64)) if np.any(union) else float("nan")
   if array.min() == array.max():
     findings.append(Finding(WARNING, "constant_image", str(case.image),
-                            f"every voxel is {array.flat[0]:g}", "convert the original again"))
+                            f"every voxel has the value {array.flat[0]:g}",
+                            "convert the original again"))
   digest = hashlib.sha256(str((image.array.dtype, image.array.shape)).encode())
   digest.update(np.ascontiguousarray(image.array.T))
   return Facts(folder, case, digest.hexdigest(), image.spacing, positives, intensity), findings
 
 
-def _label(case: RawCase, image: Volume | None,
-           label: RawLabel) -> tuple[list[Finding], Volume | None]:
-  """What is wrong with a label map, and the map if it can be used.
+def _check_label(case: RawCase, image: Volume | None,
+                 label: RawLabel) -> tuple[list[Finding], Volume | None]:
+  """Checks a label map.
 
   Args:
-    image: None where it cannot be read; the label is looked at nevertheless.
+    case: its case.
+    image: the image of the case; None if it is unreadable.
+    label: the label.
+
+  Returns:
+    The findings, and the label map, None if it is unusable.
   """
   findings = []
   try:
@@ -186,23 +196,23 @@ def _label(case: RawCase, image: Volume | None,
       findings.append(Finding(WARNING, "float_label", str(label.path),
                               f"labels stored as {stored.array.dtype}", "store them as uint8"))
     if image is not None:
-      volume = turn_to(image.geometry, volume)
+      volume = reorient_to(image.geometry, volume)
       distance = _distance(image, volume)
       if QUIET_CORNER_MM < distance <= tolerance(image.geometry):
         findings.append(Finding(WARNING, "affine", str(label.path),
-                                f"lies {distance:.2g} mm away from the image",
-                                "copy the affine of the image, if it is the right one"))
+                                f"is {distance:.2g} mm away from the image",
+                                "copy the affine of the image, if that is correct"))
         volume = Volume(volume.array, image.affine)
       volume = match_grid(case.image, image.geometry, label.path, volume)
     label.annotation.check(volume.array, label.path)
   except InputError as error:
-    return [*findings, _told(error)], None
+    return [*findings, _label_error(error)], None
   except OSError as error:
     return [*findings, Finding.of(_unreadable(label.path, error))], None
   return findings, volume
 
 
-def _unreadable(path, error: OSError) -> InputError:
+def _unreadable(path: Path, error: OSError) -> InputError:
   return InputError(error.filename or path, f"cannot be read: {error.strerror or error}",
                     "check its permissions, or copy it again")
 
@@ -212,10 +222,10 @@ def _distance(image: Volume, label: Volume) -> float:
   return corner_distance(image.geometry, label.geometry) if same else float("inf")
 
 
-def _told(error: InputError) -> Finding:
+def _label_error(error: InputError) -> Finding:
   if error.kind == "mask_0_255":
-    return Finding(ERROR, error.kind, error.subject, "is a mask of 0 and 255, but 255 is no "
-                   "declared label value", "declare 255 as the class's value, or store 0 and 1")
+    return Finding(ERROR, error.kind, error.subject, "is a mask of 0 and 255, but 255 is an "
+                   "undeclared label value", "declare 255 as the class's value, or store 0 and 1")
   return Finding.of(error)
 
 
@@ -225,9 +235,10 @@ def _outliers(facts: Sequence[Facts]) -> Iterable[Finding]:
   for fact in read:
     if len(fact.spacing) != axes[0][0]:
       yield Finding(ERROR, f"{len(fact.spacing)}-D", str(fact.case.image),
-                    f"has {len(fact.spacing)} axes, the others {axes[0][0]}", "leave it out")
-  # Only CT has a unit.
+                    f"has {len(fact.spacing)} axes, but the others have {axes[0][0]}",
+                    "remove the case")
+  # Only CT intensities have a unit.
   yield from outlier_findings([
-      Measured(str(fact.case.image), fact.spacing,
-               fact.intensity if fact.folder.modality == "ct" else float("nan"))
+      CaseStatistics(str(fact.case.image), fact.spacing,
+                     fact.intensity if fact.folder.modality == "ct" else float("nan"))
       for fact in read if len(fact.spacing) == axes[0][0]])

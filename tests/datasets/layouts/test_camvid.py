@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from condseg_jax.datasets.carve import carve_frames
+from condseg_jax.datasets.carve import partial_labels_by_frames
 from condseg_jax.datasets.layouts.camvid import matches
 from condseg_jax.datasets.layouts.camvid import read_camvid
 from condseg_jax.errors import InputError
@@ -37,19 +37,19 @@ def deal(folder):
 
 @pytest.mark.parametrize("block", [1, 2, 3, 6, 20])
 def test_blocks_are_dealt_round_robin(block, tmp_path):
-  folder = carve_frames(read_camvid(write(tmp_path / "x")), block)
+  folder = partial_labels_by_frames(read_camvid(write(tmp_path / "x")), block)
   expected = [NAMES[(i // block) % 3] for i in range(13)]
   assert deal(folder) == [(name, (name,)) for name in expected]
   assert [c.id for c in folder.cases][:13] == [f"train_{i:03d}" for i in range(13)]
 
 
 def test_the_block_is_six_frames(tmp_path):
-  folder = carve_frames(read_camvid(write(tmp_path / "x")))
+  folder = partial_labels_by_frames(read_camvid(write(tmp_path / "x")))
   assert [name for name, _ in deal(folder)] == ["sky"] * 6 + ["road"] * 6 + ["car"]
 
 
 def test_validation_is_annotated_in_full(tmp_path):
-  folder = carve_frames(read_camvid(write(tmp_path / "x")))
+  folder = partial_labels_by_frames(read_camvid(write(tmp_path / "x")))
   assert [(c.id, c.dataset, c.classes) for c in folder.cases if c.split == "val"] == [
       (f"val_00{i}", "x", tuple(NAMES)) for i in range(2)]
   assert folder.modality == "rgb" and set(folder.classes) == set(NAMES)
@@ -62,7 +62,7 @@ def test_without_blocks_all_is_annotated(tmp_path):
 
 
 def test_class_0_is_a_class_and_void_is_unlabelled(tmp_path):
-  folder = carve_frames(read_camvid(write(tmp_path / "x")))
+  folder = partial_labels_by_frames(read_camvid(write(tmp_path / "x")))
   cases = {c.id: c for c in folder.cases}
   image, masks = cases["val_001"].read()
   assert (image.array == 1).all() and image.ndim == 2
@@ -82,7 +82,8 @@ def test_void_may_have_any_value(tmp_path):
 
 
 def test_names_have_one_spelling(tmp_path):
-  folder = carve_frames(read_camvid(write(tmp_path / "x", classes=["Sky", " Road ", "CAR"])))
+  raw = read_camvid(write(tmp_path / "x", classes=["Sky", " Road ", "CAR"]))
+  folder = partial_labels_by_frames(raw)
   assert set(folder.classes) == set(folder.no_mirror) == set(NAMES)
   assert {name for name, _ in deal(folder)} == set(NAMES)
 
@@ -143,7 +144,7 @@ def test_a_wrong_label_is_named(label, reason, tmp_path):
 
 
 def test_real_camvid(real_data):
-  folder = carve_frames(read_camvid(real_data / "camvid"))
+  folder = partial_labels_by_frames(read_camvid(real_data / "camvid"))
   tree = json.loads((real_data / "camvid" / "classes.json").read_text())
   names = tree["classes"]
   assert len({c.id for c in folder.cases}) == 367 + 101

@@ -121,7 +121,7 @@ def test_modalities(channels, modality, tmp_path):
     ({"modality": {"0": "T2", "1": "ADC"}}, "2 channels"),
     ({"modality": None}, "0 channels"),
     ({"modality": "CT"}, "modality 'CT'"),
-    ({"modality": {"0": "sonar"}}, "'sonar' is not known"),
+    ({"modality": {"0": "sonar"}}, "unknown modality 'sonar'"),
     ({"labels": None}, "labels"),
     ({"labels": {}}, "labels"),
     ({"labels": ["background", "liver"]}, "labels"),
@@ -130,7 +130,7 @@ def test_modalities(channels, modality, tmp_path):
     ({"training": None}, "no training case"),
     ({"training": [{"image": "a.nii.gz"}]}, "training"),
     ({"training": ["a.nii.gz"]}, "training"),
-    ({"training": [{"image": f"{d}/a.nii.gz", "label": "l.nii.gz"} for d in "xy"]}, "alike")])
+    ({"training": [{"image": f"{d}/a.nii.gz", "label": "l.nii.gz"} for d in "xy"]}, "same name")])
 def test_a_wrong_description_is_named(changes, reason, tmp_path):
   root = describe(tmp_path / "x", **changes)
   with pytest.raises(InputError, match=reason) as caught:
@@ -141,12 +141,12 @@ def test_a_wrong_description_is_named(changes, reason, tmp_path):
 @pytest.mark.parametrize(("splits", "reason"), [
     ({"train": ["a", "nobody"]}, "'nobody' is not in dataset.json"),
     ({"train": {"anterior": ["nobody"]}}, "'nobody' is not in dataset.json"),
-    ({"train": ["a", "b"], "val": ["b"]}, "'b' stands in two groups"),
-    ({"train": {"anterior": ["a"], "posterior": ["a"]}}, "'a' stands in two groups"),
-    ({"train": {"anterior": ["a"], "liver": ["b"]}}, "'liver' is not among"),
-    ({"train": [], "val": []}, "names no case"),
-    ({"fold": ["a"]}, "names no case"),
-    ([{"train": ["a"]}], "no JSON object")])
+    ({"train": ["a", "b"], "val": ["b"]}, "'b' is in two groups"),
+    ({"train": {"anterior": ["a"], "posterior": ["a"]}}, "'a' is in two groups"),
+    ({"train": {"anterior": ["a"], "liver": ["b"]}}, "'liver' is not a label"),
+    ({"train": [], "val": []}, "contains no case"),
+    ({"fold": ["a"]}, "contains no case"),
+    ([{"train": ["a"]}], "not a JSON object")])
 def test_a_wrong_split_is_named(splits, reason, tmp_path):
   root = describe(tmp_path / "x", splits=splits)
   with pytest.raises(InputError, match=reason) as caught:

@@ -8,20 +8,22 @@ import pytest
 import SimpleITK as sitk
 
 from condseg_jax.cli import prepare as command
+from condseg_jax.cli import verify as verify_command
 from condseg_jax.data.sampling import datasets
 from condseg_jax.datasets import discover
-from condseg_jax.datasets.carve import carve_frames
+from condseg_jax.datasets.carve import partial_labels_by_frames
 from condseg_jax.datasets.layouts import cityscapes
+from condseg_jax.datasets.layouts import FORMATS
 from condseg_jax.datasets.layouts.cityscapes import read_cityscapes
-from condseg_jax.datasets.layouts.description import BTCV
 from condseg_jax.datasets.layouts.description import read_description
 from condseg_jax.datasets.layouts.description import read_known
 from condseg_jax.datasets.layouts.folder import read_folder
+from condseg_jax.datasets.layouts.known import BTCV
 from condseg_jax.datasets.layouts.nnunet import read_nnunet
 from condseg_jax.datasets.layouts.totalsegmentator import read_totalsegmentator
 from condseg_jax.datasets.prepare import prepare
 from condseg_jax.datasets.raw import keep_classes
-from condseg_jax.datasets.raw import ready
+from condseg_jax.datasets.raw import validated
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.formats.picture import write_png
@@ -94,7 +96,7 @@ def test_nnunet(tmp_path):
     image, label = example(ord(name))
     expected[f"case_{name}"] = image, {"liver": label == 1, "spleen": label == 2}
   check(folder, tmp_path / "out", expected)
-  assert discover.find(root) == [folder]
+  assert discover.discover(root) == [folder]
 
 
 def test_nnunet_regions_ignore_and_test_cases(tmp_path):
@@ -208,7 +210,7 @@ def test_totalsegmentator(tmp_path):
   store = check(folder, tmp_path / "out", expected)
   assert dict(zip(store.table.names, (c.no_mirror for c in store.table.classes), strict=True)) == {
       "kidney_left": ("W",), "liver": ()}
-  assert discover.find(root) == [folder]
+  assert discover.discover(root) == [folder]
   # Masks of classes that are not wanted are not even opened.
   for path in root.glob("*/segmentations/kidney_left.nii.gz"):
     path.write_bytes(b"")
@@ -231,7 +233,7 @@ def test_totalsegmentator_splits(tmp_path):
 def test_totalsegmentator_refused(tmp_path):
   root = write_totalsegmentator(tmp_path / "raw")
   (root / "s0001" / "ct.nii.gz").rename(root / "s0001" / "mri.nii.gz")
-  with pytest.raises(InputError, match="CT and MR"):
+  with pytest.raises(InputError, match="both CT and MR"):
     read_totalsegmentator(root)
   (root / "s0001" / "mri.nii.gz").unlink()
   folder = read_totalsegmentator(root)
@@ -239,7 +241,7 @@ def test_totalsegmentator_refused(tmp_path):
   with pytest.raises(InputError, match="no image") as caught:
     prepare(folder, tmp_path / "out", progress=False)
   assert caught.value.subject == str(root / "s0001") and not (tmp_path / "out").exists()
-  with pytest.raises(InputError, match="holds no case"):
+  with pytest.raises(InputError, match="contains no case"):
     read_totalsegmentator(tmp_path)
 
 
@@ -275,18 +277,18 @@ def test_cityscapes(ending, tmp_path):
 def test_cityscapes_as_single_class_datasets(tmp_path):
   """Any subset of the classes; blocks of frames in turn, each city going on where one ended."""
   root, _, _ = write_cityscapes(tmp_path / "raw")
-  folder = carve_frames(keep_classes(read_cityscapes(root), ["car", "sky"]), 2)
+  folder = partial_labels_by_frames(keep_classes(read_cityscapes(root), ["car", "sky"]), 2)
   turns = [c.dataset for c in folder.cases if c.split == "train"]
   assert turns == ["car", "car", "sky", "sky", "car", "sky", "sky", "car", "car", "sky"]
   store = prepare(folder, tmp_path / "out", progress=False)
-  assert store.recipe == {"keep": ["car", "sky"], "carve": {"by": "frames", "block": 2}}
+  assert store.provenance == {"keep": ["car", "sky"], "carve": {"by": "frames", "block": 2}}
   assert {c.annotated for c in store.cases if c.split == "train"} == {("car",), ("sky",)}
   assert {c.annotated for c in store.cases if c.split == "val"} == {("car", "sky")}
 
 
 def test_a_class_left_without_a_positive_is_an_error(tmp_path):
   root, _, _ = write_cityscapes(tmp_path / "raw")
-  folder = carve_frames(keep_classes(read_cityscapes(root), ["car", "bus"]), 2)
+  folder = partial_labels_by_frames(keep_classes(read_cityscapes(root), ["car", "bus"]), 2)
   with pytest.raises(InputError, match="'bus' has no positive voxel in the 5 training cases"):
     prepare(folder, tmp_path / "out", progress=False)
 
@@ -341,14 +343,14 @@ def test_folder_refused(tmp_path):
   image, label = example()
   nifti(root / "images" / "a.nii", image)
   (root / "masks").mkdir()
-  with pytest.raises(InputError, match="CT or MR") as caught:
+  with pytest.raises(InputError, match="unknown modality") as caught:
     read_folder(root)
-  assert caught.value.usage and "--modality" in caught.value.cure
+  assert caught.value.usage and "`modality`" in caught.value.cure
   with pytest.raises(InputError, match="no image with a mask"):
     read_folder(root, "ct")
   nifti(root / "masks" / "a.nii", label, label=True)
   nifti(root / "images" / "a.nii.gz", image)
-  with pytest.raises(InputError, match="second 'a'"):
+  with pytest.raises(InputError, match="same id 'a'"):
     read_folder(root, "ct")
 
 
@@ -381,8 +383,9 @@ def test_cases_that_annotate_different_classes_are_datasets_of_their_own(tmp_pat
   store = check(folder, tmp_path / "out", expected)
   assert [(d.name, d.annotated, len(d.cases)) for d in datasets([store])] == [
       ("d 1", ("liver",), 2), ("d 2", ("spleen",), 1)]
-  kept = ready(keep_classes(folder, ["liver"]))
-  assert {c.dataset for c in kept.cases} == {"d"} and ready(ready(folder)) == ready(folder)
+  kept = validated(keep_classes(folder, ["liver"]))
+  assert {c.dataset for c in kept.cases} == {"d"}
+  assert validated(validated(folder)) == validated(folder)
 
 
 # --- descriptions -------------------------------------------------------------------------------
@@ -443,24 +446,25 @@ def test_a_description_of_masks_and_series(tmp_path):
         {"a": (image + 7, {"liver": label == 1})})
 
 
-@pytest.mark.parametrize(("old", "new", "told"), [
-    ("modality: mr", "modality: pet", "modality 'pet'"), ("modality: mr", "", "lacks 'modality'"),
+@pytest.mark.parametrize(("old", "new", "reason"), [
+    ("modality: mr", "modality: pet", "modality 'pet'"),
+    ("modality: mr", "", "'modality' is missing"),
     ("void:", "viod:", "unknown key 'viod'"), ("{id}/t1", "p1/t1", "has no {id}"),
-    ("classes: {1: left kidney, 2: left kidney, 3: spleen}", "", "lacks 'classes'"),
+    ("classes: {1: left kidney, 2: left kidney, 3: spleen}", "", "'classes' is missing"),
     ("annotated: [left kidney]", "annotated: [heart]", "'heart'"), ("_seg", "_mask", "no label"),
-    ("{train:", "{training:", "unknown split 'training'"), ("[q1]", '["p1"]', "in the splits"),
-    ('"^([a-z])"', '"["', "no regular expression"), ('"^([a-z])"', '"p"', "has no group"),
-    ("[9]", "9", "'void' is no list"), ("modality: mr", "modality: [", "not valid YAML"),
+    ("{train:", "{training:", "unknown split 'training'"), ("[q1]", '["p1"]', "in several splits"),
+    ('"^([a-z])"', '"["', "not a valid regular expression"), ('"^([a-z])"', '"p"', "has no group"),
+    ("[9]", "9", "'void' must be a list"), ("modality: mr", "modality: [", "not valid YAML"),
     ("scans/{id}/t1", "scan/{id}/t1", "no labelled case"),
-    ('"scans/{id}/t1.nii.gz"', '"scans/{id}*/t1.nii.gz"', "second 'p'"),
-    ('"scans/{id}/t1.nii.gz"', '"**/{id}*.nii*"', "second"),
+    ('"scans/{id}/t1.nii.gz"', '"scans/{id}*/t1.nii.gz"', "the same id 'p'"),
+    ('"scans/{id}/t1.nii.gz"', '"**/{id}*.nii*"', "the same id"),
 ])
-def test_wrong_descriptions(old, new, told, tmp_path):
+def test_wrong_descriptions(old, new, reason, tmp_path):
   assert old in YAML
   path = write_described(tmp_path, YAML.replace(old, new))
   with pytest.raises(InputError) as caught:
     read_description(path)
-  assert told in str(caught.value) and caught.value.cure and "\n" not in str(caught.value)
+  assert reason in str(caught.value) and caught.value.cure and "\n" not in str(caught.value)
 
 
 def test_a_pattern_of_masks_that_finds_nothing_is_a_fault(tmp_path):
@@ -480,15 +484,24 @@ def test_a_pattern_of_masks_that_finds_nothing_is_a_fault(tmp_path):
 def test_files_that_are_no_description(tmp_path):
   (tmp_path / "a.py").write_text("raise OSError('no')")
   (tmp_path / "b.yaml").write_text("- 1")
-  for name, told in (("a.py", "cannot be run"), ("b.yaml", "does not describe"),
-                     ("c.yaml", "does not exist"), ("d.txt", "is no description")):
-    with pytest.raises(InputError, match=told):
+  for name, reason in (("a.py", "cannot be run"), ("b.yaml", "does not describe"),
+                     ("c.yaml", "does not exist"), ("d.txt", "is not a description")):
+    with pytest.raises(InputError, match=reason):
       read_description(tmp_path / name)
 
 
 # --- the command --------------------------------------------------------------------------------
-def test_the_command_knows_every_layout():
-  assert command.FORMATS == (*discover.FORMATS, "phantom", "street")
+@pytest.mark.parametrize("main", [command.main, verify_command.main])
+def test_the_commands_list_every_layout(main, capsys):
+  assert main(["command", "--help"]) == 0
+  assert "<" in (text := "".join(capsys.readouterr().out.split())) and "|".join(FORMATS) in text
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_layout_has_a_reader_and_refuses_an_empty_folder(name, tmp_path):
+  assert not FORMATS[name].matches(tmp_path)
+  with pytest.raises(InputError):
+    discover.reader(name)(tmp_path)
 
 
 def test_the_command_prepares_carves_and_damages(tmp_path, capsys):
@@ -496,33 +509,46 @@ def test_the_command_prepares_carves_and_damages(tmp_path, capsys):
   common = ["condseg-prepare", "--format=nnunet", f"--source={root}"]
   assert command.main([*common, f"--out={tmp_path / 'o'}", "--carve=cases", "--folds=3", "--fold=1",
                        "--seed=5", "--damage=parts,boundary", "--rate=0.5"]) == 0
-  store = discover.find(tmp_path / "o")[0]
+  store = discover.discover(tmp_path / "o")[0]
   assert sorted(c.split for c in store.cases) == ["train"] * 4 + ["val"] * 2
-  assert store.recipe == {
+  assert store.provenance == {
       "folds": {"folds": 3, "fold": 1, "seed": 5}, "carve": {"by": "cases", "seed": 5},
       "alterations": [{"name": "Damage", "kind": "parts", "rate": 0.5, "seed": 5},
                       {"name": "Damage", "kind": "boundary", "rate": 0.5, "seed": 5}]}
-  assert json.loads((tmp_path / "o" / "manifest.json").read_text())["recipe"] == store.recipe
+  assert json.loads((tmp_path / "o" / "manifest.json").read_text())["recipe"] == store.provenance
   whole = {c.id: c.positives for c in prepare(read_nnunet(root), tmp_path / "w",
                                               progress=False).cases}
   for case in store.cases:
     changed = any(case.positives[n] != whole[case.id][n] for n in case.annotated)
     assert changed == (case.split == "train")
 
+  assert command.main([*common, f"--out={tmp_path / 'o'}"]) == 2
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert line.endswith("(choose another --out, or replace the store with --overwrite)")
+  assert "alterations [" in line and "instead of none" in line
+  assert discover.discover(tmp_path / "o") == [store]
+  assert command.main([*common, f"--out={tmp_path / 'o'}", "--overwrite"]) == 0
+  assert discover.discover(tmp_path / "o")[0].provenance == {}
+  assert command.main([*common, f"--out={tmp_path / 'o'}"]) == 0  # the same settings
+
   assert command.main([*common, f"--out={tmp_path / 's'}", "--scribbles=1"]) == 0
-  for case in (store := discover.find(tmp_path / "s")[0]).cases:
+  for case in (store := discover.discover(tmp_path / "s")[0]).cases:
     masks = store.read_masks(case, case.annotated)
     assert (masks == 255).mean() > 0.3 and 0 < case.positives["liver"] <= whole[case.id]["liver"]
 
 
-@pytest.mark.parametrize(("flags", "told"), [
-    (["--damage=noise"], "damage 'noise'"), (["--damage=parts", "--rate=2"], "--rate"),
-    (["--scribbles=3"], "--scribbles"), (["--folds=9"], "2 patients for 9 folds"),
-    (["--folds=2", "--fold=2"], "fold 2 of 2"), (["--carve=frames", "--block=0"], "--block"),
-    (["--keep=heart"], "'heart'"), (["--spacing=a"], "--spacing")])
-def test_wrong_usage_of_the_command(flags, told, tmp_path, capsys):
+@pytest.mark.parametrize(("flags", "reason"), [
+    (["--damage=noise"], "--damage: unknown corruption 'noise'"),
+    (["--damage=parts", "--rate=2"], "--rate: must be in [0, 1], not 2"),
+    (["--scribbles=3"], "--scribbles: must be in (0, 1], not 3"),
+    (["--folds=9"], "2 patients for 9 folds"),
+    (["--folds=2", "--fold=2"], "--fold: must be in [0, 1], not 2"),
+    (["--carve=frames", "--block=0"], "--block: must be at least 1"),
+    (["--keep=heart"], "'heart'"), (["--spacing=a"], "--spacing"),
+    (["--spacing=1,0,1"], "--spacing: must be positive numbers, not 1,0,1")])
+def test_wrong_usage_of_the_command(flags, reason, tmp_path, capsys):
   root = write_nnunet(tmp_path / "d")
   assert command.main(["condseg-prepare", "--format=nnunet", f"--source={root}",
                        f"--out={tmp_path / 'o'}", *flags]) == 2
   lines = capsys.readouterr().err.splitlines()
-  assert len(lines) == 1 and told in lines[0]
+  assert len(lines) == 1 and reason in lines[0]

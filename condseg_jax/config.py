@@ -1,0 +1,327 @@
+"""Every setting of a run: type, default, unit and allowed values, checked once at the door.
+
+A config file (see `experiments/configs`) makes a nested dict; `Config.from_dict` turns it into
+frozen dataclasses or raises one line that names the setting. Functions take these typed parts.
+Names of objectives, mechanisms, blocks, networks and augmentations are not listed here: each is
+checked against the dict that it is registered in, where the part is built.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import math
+from typing import Any
+
+from condseg_jax import settings
+from condseg_jax.errors import InputError
+from condseg_jax.settings import setting
+
+# Version of the settings' names, written into checkpoints and bundles; 1 had no version.
+VERSION = 2
+
+# Settings and values renamed since: version 1 → the present name.
+RENAMED = {
+    "data.keep": "data.include_classes",
+    "data.cases": "data.max_cases",
+    "data.foreground": "data.foreground_fraction",
+    "data.unlabelled": "data.unannotated",
+    "data.no_mirror": "data.lateral_axes",
+    "model.depth": "model.layers_per_level",
+    "model.decoder_depth": "model.decoder_layers_per_level",
+    "loss.supervision": "loss.objective",
+    "loss.sharpness": "loss.lse_sharpness",
+    "train.accumulate": "train.grad_accum_steps",
+}
+RENAMED_VALUES = {
+    "data.unannotated": {"ignored": "ignore"},
+    "loss.objective": {"voxels": "dice_bce", "image": "image_level"},
+}
+
+
+# Settings added since version 1, with the value that leaves everything as it was before.
+ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra": {},
+         "loss.options": {}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """What is learned from, and how batches are drawn. Axes are D H W, in 2-D H W."""
+
+  root: str = setting("", "prepared store, raw dataset, or a folder of these")
+  cache: str = setting("", "folder for what is prepared of raw data; the user's cache when empty")
+  spacing: tuple[float, ...] = setting(
+      (), "mm per voxel and axis; the median of the training cases when empty", above=0)
+  plan: str = setting(
+      "config", "auto: subvolume and model.strides are fitted to the data and memory_gb",
+      choices=("config", "auto"))
+  memory_gb: float = setting(8.0, "GB for a step on one device, which plan auto keeps to", above=0)
+  subvolume: tuple[int, ...] = setting(
+      (32, 64, 64), "voxels: the network's input and the window of prediction", low=1)
+  batch_size: int = setting(2, "images per step over all devices", low=1)
+  batch_class: str = setting(
+      "mixed", "single: one class per batch, as in the paper", choices=("mixed", "single"))
+  foreground_fraction: float = setting(
+      1 / 3, "share of the subvolumes that are centred on a voxel of the class", low=0, high=1)
+  classes_per_image: int = setting(
+      1, "classes decoded per image, at most; 0 for all that a dataset annotates", low=0)
+  weights: tuple[float, ...] = setting(
+      (), "sampling weight of every dataset; equal when empty", above=0)
+  hold_out: float = setting(
+      0.1, "share of every training dataset kept for periodic scores and the best checkpoint",
+      low=0, high=1)
+  classes: tuple[str, ...] = setting(
+      (), "classes in the order of their ids; in order of appearance when empty")
+  include_classes: tuple[str, ...] = setting(
+      (), "the classes to learn; all that a dataset annotates when empty")
+  max_cases: int = setting(0, "cases of every training dataset, at most; 0 for all", low=0)
+  unannotated: str = setting(
+      "ignore", "how a class without a mask counts: ignore, not at all; background, as absent",
+      choices=("ignore", "background"))
+  presets: Mapping[str, tuple[str, ...]] = setting({}, "named groups of classes")
+  lateral_axes: Mapping[str, tuple[str, ...]] = setting(
+      {}, "class → axes along which it must not be mirrored, because it has sides",
+      choices=("D", "H", "W"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment:
+  """Ranges of the augmentation; 0 switches a transformation off (see `train.augment`)."""
+
+  probability: float = setting(
+      0.5, "with which each transformation is applied to a sample", low=0, high=1)
+  rotate: float = setting(15.0, "largest rotation about every axis, degrees", low=0, high=180)
+  zoom: float = setting(0.15, "largest relative change of size: 0.2 for 1/1.2 to 1.2", low=0)
+  shift: float = setting(0.1, "largest shift along every axis, share of the subvolume", low=0)
+  scale: float = setting(0.2, "largest relative change of contrast", low=0)
+  offset: float = setting(
+      0.2, "largest change of brightness, units of the normalised image", low=0)
+  gamma: float = setting(0.2, "largest change of log gamma", low=0)
+  noise: float = setting(
+      0.1, "largest standard deviation of added noise, units of the normalised image", low=0)
+  mirror: tuple[str, ...] = setting(
+      (), "axes that are flipped with probability 1/2", choices=("D", "H", "W"))
+  extra: Mapping[str, float] = setting(
+      {}, "range of further entries of `train.augment.AUGMENTATIONS`, by name", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """The network. Levels are listed finest first."""
+
+  network: str = setting("dense_unet", "a name in `models.build.NETWORKS`")
+  strides: tuple[tuple[int, ...], ...] = setting(
+      ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1)
+  layers_per_level: tuple[int, ...] = setting((1, 2, 2, 2), "layers in every block", low=0)
+  decoder_layers_per_level: tuple[int, ...] | None = setting(
+      None, "the same for the decoder; as layers_per_level when None", low=0)
+  channels: int = setting(16, "features of the finest level; level l has (l + 1) times as many",
+                           low=1)
+  growth: int = setting(16, "channels of a dense layer at the finest level", low=1)
+  encoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
+  decoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
+  decoder: str = setting("unet", "fcn and deeplab are decoders without class conditioning",
+                          choices=("unet", "fcn", "deeplab"))
+  rates: tuple[int, ...] = setting((6, 12, 18), "dilation rates of the pyramid of deeplab", low=1)
+  norm: str = setting("group", "normalisation", choices=("group", "instance", "none"))
+  activation: str = setting("leaky_relu", "a name in `models.layers.ACTIVATIONS`")
+  dtype: str = setting("float32", "of the computation; parameters are float32",
+                        choices=("float32", "bfloat16"))
+  deep_supervision: int = setting(0, "coarser decoder levels that are supervised too", low=0)
+  remat: bool = setting(
+      False, "recompute blocks in the backward pass: less memory on accelerators")
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditioning:
+  """How the network is conditioned on the class."""
+
+  position: str = setting(
+      "decoder", "where the class enters (see `models.dense_unet`)",
+      choices=("none", "input", "encoder", "decoder", "head", "decoders"))
+  mechanism: str = setting("channel", "how: a name in `models.conditioning.MECHANISMS`")
+  vector: str = setting("hash", "what represents a class",
+                         choices=("hash", "one_hot", "embedding", "text"))
+  text_vectors: str = setting("", "for vector text: JSON file {class: [numbers]}")
+  texts: tuple[tuple[float, ...], ...] = setting(
+      (), "the vectors of text_vectors in the order of the ids; filled in when a run begins")
+  embedding_size: int = setting(8, "length of a learned vector", low=1)
+  from_level: int | None = setting(
+      None, "coarsest decoder level that sees the class; all levels when None", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """The objective."""
+
+  objective: str = setting("dice_bce", "a name in `losses.OBJECTIVES`")
+  bce_weight: float = setting(
+      1.0, "weight of the cross-entropy beside the Dice; 0 for Dice alone", low=0)
+  lse_sharpness: float = setting(
+      5.0, "for image_level: sharpness r of the log-sum-exp maximum over voxels", above=0)
+  alpha: Mapping[str, float] = setting({}, "weight of a class; 1 where not named", low=0)
+  options: Mapping[str, float] = setting({}, "numbers that an objective of one's own reads")
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """The update rule and the schedule of its learning rate."""
+
+  name: str = setting("adam", "update rule", choices=("adam", "adamw", "sgd"))
+  learning_rate: float = setting(2e-3, "after warm-up", above=0)
+  schedule: str = setting("cosine", "decay to 0 over train.steps; polynomial is (1 - t)^0.9",
+                           choices=("constant", "cosine", "polynomial"))
+  warmup: int = setting(20, "steps of linear warm-up", low=0)
+  b1: float = setting(0.9, "decay of the first moment", low=0, high=1)
+  b2: float = setting(0.999, "decay of the second moment", low=0, high=1)
+  weight_decay: float = setting(0.0, "of adamw", low=0)
+  momentum: float = setting(0.9, "of sgd (Nesterov)", low=0, high=1)
+  clip_norm: float = setting(1.0, "largest global gradient norm; 0 for no limit", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """The run."""
+
+  steps: int = setting(1000, "length of the run", low=1)
+  driver: str = setting("jit", "how a step is spread over devices", choices=("jit", "pmap"))
+  ema_decay: float = setting(
+      0.0, "decay of the moving average of the parameters; 0 for none", low=0, high=1)
+  log_every: int = setting(10, "steps between lines of the log", low=1)
+  eval_every: int = setting(250, "steps between scores on held-out cases and checkpoints", low=1)
+  grad_accum_steps: int = setting(
+      1, "parts of a batch that are computed one after the other: less memory, the same step",
+      low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """All settings of a run."""
+
+  seed: int = setting(0, "of initialisation, sampling and augmentation", low=0)
+  data: Data = dataclasses.field(default_factory=Data)
+  augment: Augment = dataclasses.field(default_factory=Augment)
+  model: Model = dataclasses.field(default_factory=Model)
+  conditioning: Conditioning = dataclasses.field(default_factory=Conditioning)
+  loss: Loss = dataclasses.field(default_factory=Loss)
+  optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+  train: Train = dataclasses.field(default_factory=Train)
+
+  @classmethod
+  def from_dict(cls, tree: Mapping[str, Any], version: int = VERSION) -> "Config":
+    """A checked config. What the dict leaves out has its default.
+
+    Args:
+      tree: nested dict; lists count as tuples, whole numbers as floats.
+      version: of its names; those of an older one are translated.
+
+    Raises:
+      InputError: an unknown setting, a value of the wrong type or out of range, or two settings
+        that exclude each other.
+    """
+    config = settings.build(cls, _upgraded(tree) if version < VERSION else tree, RENAMED)
+    _check_together(config)
+    return config
+
+  def to_dict(self) -> dict[str, Any]:
+    """Plain dicts, lists and scalars, as JSON gives them back."""
+    return settings.plain(self)
+
+  def override(self, changes: Mapping[str, Any]) -> "Config":
+    """A checked copy with other values: `config.override({"data.batch_size": 4, "seed": 1})`.
+
+    Args:
+      changes: dotted name of a setting → its value; a dict is replaced as a whole.
+
+    Raises:
+      InputError: as of `from_dict`.
+    """
+    tree = self.to_dict()
+    for name, value in changes.items():
+      section, _, key = name.rpartition(".")
+      if section and not isinstance(tree.get(section), dict):
+        raise unknown_setting(name)
+      (tree[section] if section else tree)[key] = value
+    return Config.from_dict(tree)
+
+  def to_config_dict(self):
+    """A locked `ml_collections.ConfigDict`, for config files to change."""
+    import ml_collections
+    from ml_collections import config_dict
+
+    def part(section) -> ml_collections.ConfigDict:
+      out = ml_collections.ConfigDict()
+      for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+          value = part(value)
+        elif isinstance(value, Mapping):
+          value = ml_collections.ConfigDict(dict(value))
+        elif value is None:
+          value = config_dict.placeholder(settings.optional_type(type(section), field.name))
+        out[field.name] = value
+      return out
+
+    config = part(self).lock()
+    for name, default, _ in settings.walk(Config):
+      if isinstance(default, Mapping):  # its keys are the user's own
+        section, _, key = name.partition(".")
+        config[section][key].unlock()
+    return config
+
+
+def unknown_setting(name: str) -> InputError:
+  """The error for a setting that does not exist, with the nearest one that does."""
+  return settings.unknown(name, Config, RENAMED)
+
+
+def _check_together(config: Config) -> None:
+  """Settings that are each allowed and exclude one another."""
+  data, model = config.data, config.model
+
+  def exclude(name: str, reason: str, cure: str) -> None:
+    raise InputError(name, reason, cure, usage=True)
+
+  if len(model.layers_per_level) != len(model.strides) + 1:
+    exclude("model.layers_per_level", f"has {len(model.layers_per_level)} levels, model.strides "
+            f"joins {len(model.strides) + 1}", "give one number of layers for every level")
+  if {len(level) for level in model.strides} not in ({2}, {3}):
+    exclude("model.strides", f"{model.strides} does not have 2 axes throughout, or 3",
+            "give one stride per axis of the images")
+  axes = len(model.strides[0])
+  for name, value in (("data.subvolume", data.subvolume),
+                      ("data.spacing", data.spacing or (0,) * axes)):
+    if data.plan == "config" and len(value) != axes:
+      exclude(name, f"has {len(value)} axes, model.strides {axes}",
+              "give one number per axis of the images")
+  if data.plan == "config":
+    stride = [math.prod(level[axis] for level in model.strides) for axis in range(axes)]
+    if any(n % s for n, s in zip(data.subvolume, stride, strict=True)):
+      exclude("data.subvolume", f"{data.subvolume} is not a multiple of the network's stride "
+              f"{tuple(stride)}", "choose a multiple along every axis")
+  if data.batch_class == "single" and data.classes_per_image > 1:
+    exclude("data.classes_per_image", f"{data.classes_per_image} excludes data.batch_class "
+            "'single'", "decode 1 class per image, or use batch_class 'mixed'")
+  if data.batch_size % config.train.grad_accum_steps:
+    exclude("train.grad_accum_steps", f"{config.train.grad_accum_steps} does not divide "
+            f"data.batch_size {data.batch_size}", "choose a divisor")
+  if config.conditioning.text_vectors and config.conditioning.vector != "text":
+    exclude("conditioning.text_vectors", "has no effect unless conditioning.vector is 'text'",
+            "set conditioning.vector to 'text', or leave text_vectors empty")
+
+
+def _upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """The settings of version 1 under their present names, with those that were added since."""
+  out: dict[str, Any] = {}
+  for section, part in tree.items():
+    if not isinstance(part, Mapping):
+      out[section] = part
+      continue
+    out[section] = {}
+    for key, value in part.items():
+      name = RENAMED.get(f"{section}.{key}", f"{section}.{key}")
+      if isinstance(value, str):
+        value = RENAMED_VALUES.get(name, {}).get(value, value)
+      out[section][name.partition(".")[2]] = value
+  for name, value in ADDED.items():
+    section, _, key = name.partition(".")
+    out.setdefault(section, {}).setdefault(key, value)
+  return out

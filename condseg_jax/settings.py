@@ -1,0 +1,229 @@
+"""Dataclasses as settings: each field with its meaning and allowed values, checked from a dict.
+
+The machinery behind `config`; it knows no setting of its own.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Mapping
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from typing import Any
+
+from condseg_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is known of a setting besides its type and default.
+
+  Attributes:
+    doc: its meaning and unit.
+    choices: allowed values; any when empty.
+    low, high: bounds of every number in it, inclusive.
+    above: exclusive lower bound of every number in it.
+  """
+
+  doc: str
+  choices: tuple = ()
+  low: float | None = None
+  high: float | None = None
+  above: float | None = None
+
+  @property
+  def allowed(self) -> str:
+    """The allowed values in words; "" where the type says all."""
+    if self.choices:
+      return "one of " + ", ".join(map(repr, self.choices))
+    if self.low is not None and self.high is not None:
+      return f"in [{self.low:g}, {self.high:g}]"
+    if self.above is not None and self.high is not None:
+      return f"in ({self.above:g}, {self.high:g}]"
+    if self.above is not None:
+      return f"> {self.above:g}"
+    return "" if self.low is None else f"≥ {self.low:g}"
+
+
+class FrozenDict(dict):
+  """A dict that is hashable, as a static argument of `jax.jit` has to be, and never changed."""
+
+  def __hash__(self):
+    return hash(frozenset(self.items()))
+
+
+def setting(default, doc: str, **bounds) -> Any:
+  """A field of a dataclass of settings; `bounds` are fields of `Setting`."""
+  metadata = {"setting": Setting(doc, **bounds)}
+  if isinstance(default, Mapping):
+    return dataclasses.field(default_factory=lambda: FrozenDict(default), metadata=metadata)
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def build(cls, tree: Any, renamed: Mapping[str, str] = types.MappingProxyType({})):
+  """A dataclass from a nested dict, every value checked.
+
+  Args:
+    cls: a dataclass whose fields are made by `setting`, or are such dataclasses.
+    tree: a field that it leaves out has its default; lists count as tuples, whole numbers as
+      floats.
+    renamed: former dotted name → present one, for the error about an unknown name.
+
+  Raises:
+    InputError: an unknown name, a value of the wrong type or out of range.
+  """
+  return _build(cls, tree, "", lambda name: unknown(name, cls, renamed))
+
+
+def _build(cls, tree: Any, prefix: str, error: Callable[[str], InputError]):
+  if not isinstance(tree, Mapping):
+    raise InputError(prefix.rstrip(".") or "config", f"must be a dict, got {tree!r}",
+                     "correct the config", usage=True)
+  hints, fields = typing.get_type_hints(cls), {f.name: f for f in dataclasses.fields(cls)}
+  values = {}
+  for key, value in tree.items():
+    name = f"{prefix}{key}"
+    if key not in fields:
+      raise error(name)
+    if dataclasses.is_dataclass(hints[key]):
+      values[key] = _build(hints[key], value, f"{name}.", error)
+    else:
+      values[key] = _value(value, hints[key], name, (value, hints[key]))
+      _check_range(values[key], fields[key].metadata["setting"], name)
+  return cls(**values)
+
+
+def walk(cls, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:
+  """Dotted name, default and `Setting` of every setting of a dataclass."""
+  for field in dataclasses.fields(cls):
+    if "setting" in field.metadata:
+      value = field.default
+      yield (f"{prefix}{field.name}",
+             field.default_factory() if value is dataclasses.MISSING else value,
+             field.metadata["setting"])
+    else:
+      yield from walk(field.default_factory, f"{prefix}{field.name}.")
+
+
+def sections(cls) -> dict[str, type]:
+  """The fields of a dataclass that are themselves dataclasses of settings."""
+  hints = typing.get_type_hints(cls)
+  return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+
+
+def unknown(name: str, cls, renamed: Mapping[str, str] = types.MappingProxyType({})) -> InputError:
+  """The error for a setting that does not exist, with the nearest that does.
+
+  Args:
+    name: dotted.
+    cls: the dataclass of all settings.
+    renamed: former name → present name.
+  """
+  known = [*(known for known, _, _ in walk(cls)), *sections(cls)]
+  if name in renamed:
+    return InputError(name, "unknown setting", f"renamed to {renamed[name]}", usage=True)
+  section, _, key = name.rpartition(".")
+  inside = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+  near = [inside[m] for m in difflib.get_close_matches(key, inside, 1, 0.6)]
+  near += [k for k in known if k.rpartition(".")[2] == key]
+  if section not in ("", *sections(cls)):  # a misspelt section
+    near += difflib.get_close_matches(name, known, 1, 0.7)
+  if near:
+    return InputError(name, "unknown setting", f"did you mean {near[0]}?", usage=True)
+  return InputError(name, "unknown setting", f"settings of {section or 'a config'}: "
+                    f"{', '.join(inside or sections(cls))}", usage=True)
+
+
+def plain(tree: Any) -> Any:
+  """Dataclasses, mappings and tuples as dicts and lists, as JSON gives them back."""
+  if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    return {field.name: plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
+  if isinstance(tree, Mapping):
+    return {str(key): plain(value) for key, value in tree.items()}
+  return [plain(value) for value in tree] if isinstance(tree, list | tuple) else tree
+
+
+def optional_type(cls, name: str) -> type:
+  """T of a field `T | None`, without its arguments: `tuple` of `tuple[int, ...] | None`."""
+  hint = _not_none(typing.get_type_hints(cls)[name])
+  return typing.get_origin(hint) or hint
+
+
+def markdown(cls, prefix: str = "config") -> str:
+  """All settings of a dataclass as Markdown tables, one for each section."""
+  tables: dict[str, list[str]] = {}
+  for name, default, setting in walk(cls):
+    section = name.rpartition(".")[0]
+    if section not in tables:
+      doc = sections(cls)[section].__doc__.splitlines()[0] if section else ""
+      tables[section] = [f"## `{prefix}.{section}`" if section else f"## `{prefix}`", "",
+                         *([doc, ""] if doc else []),
+                         "| setting | default | allowed | meaning |", "|---|---|---|---|"]
+    value = float(f"{default:.4g}") if isinstance(default, float) else default
+    tables[section].append(f"| `{name}` | `{value!r}` | {setting.allowed} | {setting.doc} |")
+  return "\n\n".join("\n".join(lines) for lines in tables.values()) + "\n"
+
+
+# --- one value ----------------------------------------------------------------------------------
+def _value(value: Any, hint, name: str, whole: tuple) -> Any:
+  """A value as its type wants it; `whole`: value and type of the setting that it is a part of."""
+  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (types.UnionType, typing.Union):
+    return None if value is None else _value(value, _not_none(hint), name, whole)
+  if origin is tuple and isinstance(value, list | tuple):
+    return tuple(_value(v, arguments[0], name, whole) for v in value)
+  if origin is not None and issubclass(origin, Mapping) and isinstance(value, Mapping):
+    return FrozenDict((str(k), _value(v, arguments[1], f"{name}.{k}", (v, arguments[1])))
+                      for k, v in value.items())
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  if hint is float and number and not math.isfinite(value):
+    raise InputError(name, f"{value!r} is not a finite number", "correct the config", usage=True)
+  if hint is float and number:
+    return float(value)
+  if hint is int and number and isinstance(value, int):
+    return value
+  if hint in (bool, str) and isinstance(value, hint):
+    return value
+  raise InputError(name, f"{whole[0]!r} is not {_words(whole[1])}", "correct the config",
+                   usage=True)
+
+
+def _check_range(value: Any, setting: Setting, name: str) -> None:
+  for leaf in _leaves(value):
+    wrong = bool(setting.choices) and leaf not in setting.choices
+    if isinstance(leaf, int | float) and not isinstance(leaf, bool):
+      wrong |= setting.low is not None and leaf < setting.low
+      wrong |= setting.high is not None and leaf > setting.high
+      wrong |= setting.above is not None and leaf <= setting.above
+    if wrong:
+      near = difflib.get_close_matches(str(leaf), [str(c) for c in setting.choices], 1)
+      raise InputError(name, f"{leaf!r} is not allowed, must be {setting.allowed}",
+                       f"did you mean {near[0]!r}?" if near else "correct the config", usage=True)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+  if isinstance(value, Mapping):
+    value = tuple(value.values())
+  if isinstance(value, tuple):
+    for inner in value:
+      yield from _leaves(inner)
+  elif value is not None:
+    yield value
+
+
+def _not_none(hint):
+  return next(a for a in typing.get_args(hint) if a is not type(None))
+
+
+def _words(hint) -> str:
+  """A type in words, as in `a tuple of whole numbers`."""
+  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (types.UnionType, typing.Union):
+    return f"{_words(_not_none(hint))} or None"
+  if origin is None:
+    return {int: "a whole number", float: "a number", str: "a string", bool: "True or False"}[hint]
+  inner = _words(arguments[-1] if origin is not tuple else arguments[0]).removeprefix("a ")
+  inner = inner.replace("tuple", "tuples") if inner.startswith("tuple") else f"{inner}s"
+  return f"a tuple of {inner}" if origin is tuple else f"a dict of {inner}"

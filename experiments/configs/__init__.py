@@ -1,0 +1,1 @@
+"""The configs of the experiments, packaged as condseg_jax.configs."""

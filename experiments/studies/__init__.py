@@ -1,0 +1,1 @@
+"""The studies, packaged as condseg_jax.studies."""
