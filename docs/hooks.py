@@ -3,6 +3,7 @@
 from pathlib import Path
 import posixpath
 import re
+import sys
 
 from mkdocs.structure.files import File
 
@@ -13,6 +14,7 @@ PAGES = {
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
 }
+SETTINGS = "<!-- settings -->"
 PICTURES = ("results/phantom.png", "results/report.png")  # shown on pages of docs/
 
 
@@ -29,8 +31,10 @@ def on_files(files, config):
   return files
 
 
-def on_page_markdown(markdown, page, **_):
-  """Points links between files of the repository to the pages of the site."""
+def on_page_markdown(markdown, page, config, **_):
+  """Fills in the settings; points links between files of the repository to pages of the site."""
+  if SETTINGS in markdown:
+    markdown = markdown.replace(SETTINGS, settings_tables(Path(config.config_file_path).parent))
   if page.file.src_uri in PAGES:
     folder = posixpath.dirname(page.file.src_uri)
     for name, source in PAGES.items():
@@ -39,3 +43,14 @@ def on_page_markdown(markdown, page, **_):
                         rf"]({target}\1)", markdown)
     markdown = re.sub(r"\]\((?:\.\./)?docs/", "](" + "../" * bool(folder), markdown)
   return markdown
+
+
+def settings_tables(root: Path) -> str:
+  """Returns a table for every section of the config of this checkout."""
+  sys.path.insert(0, str(root))
+  try:
+    from condseg_jax.config import Config
+    from condseg_jax.settings import markdown
+  finally:
+    sys.path.remove(str(root))
+  return markdown(Config)

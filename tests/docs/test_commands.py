@@ -24,29 +24,34 @@ from support.documents import ROOT
 ORDER = ("README.md", "docs/index.md", "docs/data.md", "docs/training.md", "docs/prediction.md",
          "docs/analysis.md")
 
+EXTENDING = "see tests/e2e/test_extending.py"
 # How a block begins → why it is not run.
 NOT_RUN = {
     "bash tools/quickstart.sh": "minutes; its commands are those of docs/index.md",
     "bash tools/test.sh": "runs these tests",
     "pip install": "changes the environment",
     "for folder in RAW/*/": "as in README.md",
-    "condseg-train --config=experiments/configs/base.py": "as in README.md",
-    "condseg-train --workdir=FILM": "as in README.md; see tests/models for the mechanisms",
+    "condseg-train --config=base": "as in README.md",
+    "condseg-train --config=mine.py --config.data.root=DATA --workdir=FILM":
+        "as in README.md; see tests/models for the mechanisms",
     "condseg-evaluate --workdir=RUN --data=TEST --out=scores --tolerance_mm": "as in README.md",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",
-    "condseg-train --config=experiments/configs/hippocampus.py":
+    "condseg-train --config=hippocampus":
         "needs MSD Task04; see tests/e2e/test_bring_your_own.py",
     "condseg-export --workdir=RUN --out=model.condseg --onnx": "see tests/export and tests/cli",
     "condseg-analyse --workdir=RUN,RUN,…": "names the runs of the studies; see docs/analysis.md",
-    "python -m experiments.study": "hours, or see tests/study",
-    "from condseg_jax.models.conditioning import": "see tests/e2e/test_extending.py",
-    '--8<-- "experiments/configs/base.py"': "a listing; see tests/test_configs.py",
+    "condseg-study": "hours, or see tests/study",
+    "from condseg_jax.models.conditioning import": EXTENDING,
+    "import jax\nimport jax.numpy as jnp\n\nfrom condseg_jax.classes": EXTENDING,
+    "from condseg_jax.metrics import": EXTENDING,
+    "from condseg_jax.train.augment import": EXTENDING,
+    "import dataclasses\n\nfrom condseg_jax.models.build": EXTENDING,
 }
 
 SMALL = " ".join(f"--config.{field}='{value}'" for field, value in {
-    "train.steps": 2, "model.channels": 4, "model.growth": 4, "model.depth": (1, 1),
+    "train.steps": 2, "model.channels": 4, "model.growth": 4, "model.layers_per_level": (1, 1),
     "model.strides": ((1, 2, 2),), "model.norm": "none",
     **{f"augment.{name}": 0.0 for name in ("rotate", "zoom", "shift", "scale", "offset", "gamma",
                                            "noise")}}.items())
@@ -124,7 +129,7 @@ def test_substitutions():
 
 
 def write_data(root: Path) -> None:
-  """Writes what the documents name: RAW, TEST, scan.nii.gz, and the configs."""
+  """Writes what the documents name: RAW, TEST and scan.nii.gz."""
   names = dict(zip(("liver", "spleen"), tiny.ORGANS.values(), strict=True))
   for organ, value in names.items():
     for number in range(3):
@@ -145,8 +150,6 @@ def write_data(root: Path) -> None:
       {"modality": {"0": "CT"}, "training": listed,
        "labels": {"0": "background", **{str(value): organ for organ, value in names.items()}}}))
   shutil.copy(root / "TEST" / "imagesTr" / "t0.nii.gz", root / "scan.nii.gz")
-  shutil.copytree(ROOT / "experiments" / "configs", root / "experiments" / "configs",
-                  ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def write_commands(folder: Path) -> None:
