@@ -121,7 +121,7 @@ def image_level(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss) 
 # (logits_BDHWN, three-valued mask_BDHWN, settings) → the loss of every decode, float32 [B, N]. To
 # add one, write a function and name it here: `config.loss.objective` chooses it. Its gradient must
 # be zero at unlabelled voxels, and its value zero where no voxel is labelled.
-OBJECTIVES: dict[str, Callable[[jax.Array, jax.Array, Loss], jax.Array]] = {
+OBJECTIVES: dict[str, Callable[..., jax.Array]] = {
     "dice_bce": dice_bce, "image_level": image_level}
 
 
@@ -158,7 +158,8 @@ def deep_loss(logits: Sequence[jax.Array], mask_BDHWN: jax.Array,
   if len(per_level) == 1:
     return per_level[0]
   weights = [2.0 ** -level for level in range(len(per_level))]
-  return sum(w / sum(weights) * loss_BN for w, loss_BN in zip(weights, per_level, strict=True))
+  weighted = [w / sum(weights) * loss_BN for w, loss_BN in zip(weights, per_level, strict=True)]
+  return functools.reduce(jnp.add, weighted)
 
 
 def reduce_mask(mask_BDHWN: jax.Array, strides: Sequence[int]) -> jax.Array:

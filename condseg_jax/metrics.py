@@ -133,8 +133,8 @@ def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
     tolerance_mm: τ, in the unit of `spacing`.
   """
   prediction, truth = _checked(prediction, truth)
-  spacing = _checked_spacing(spacing, truth.ndim)
-  return _surface_scores(prediction, truth, spacing, tolerance_mm)["surface_dice"]
+  return _surface_scores(prediction, truth, _checked_spacing(spacing, truth.ndim),
+                         tolerance_mm)["surface_dice"]
 
 
 def size_unit(ndim: int) -> str:
@@ -173,15 +173,15 @@ def score_case(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[floa
     ValueError: for arrays or a spacing that do not fit each other, or values out of range.
   """
   prediction, truth = _checked(prediction, truth)
-  spacing = _checked_spacing(spacing, truth.ndim)
+  spacing_mm = _checked_spacing(spacing, truth.ndim)
   tp, fp, fn, n_unlabelled = _counts(prediction, truth)
   measured = n_unlabelled < truth.size
   scores = _overlap(tp, fp, fn)
   if not fast:
     if tolerance_mm is None:
       raise ValueError("the surface Dice needs a tolerance_mm (or ask for fast scores)")
-    scores |= _surface_scores(prediction, truth, spacing, tolerance_mm)
-  scores |= _own_scores(prediction, truth, spacing, tp + fp, tp + fn, fast)
+    scores |= _surface_scores(prediction, truth, spacing_mm, tolerance_mm)
+  scores |= _own_scores(prediction, truth, spacing_mm, tp + fp, tp + fn, fast)
   unit, what = size_unit(truth.ndim), "volume" if truth.ndim == 3 else "area"
   predicted, true = size(tp + fp, spacing), size(tp + fn, spacing)
   any_voxel = tp + fp + fn > 0
@@ -214,9 +214,9 @@ def _own_scores(prediction, truth, spacing, n_prediction: int, n_truth: int,
                 fast: bool) -> dict[str, float]:
   """The metrics that were added to `METRICS`."""
   absent = absent_rule(n_prediction, n_truth)
-  own = {name: m for name, m in METRICS.items() if m.measure and (m.fast or not fast)}
-  return {name: float(m.measure(prediction, truth, spacing)) if absent is None else absent[name]
-          for name, m in own.items()}
+  own = {name: m.measure for name, m in METRICS.items() if m.measure and (m.fast or not fast)}
+  return {name: float(measure(prediction, truth, spacing)) if absent is None else absent[name]
+          for name, measure in own.items()}
 
 
 def _surface_scores(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarray,
@@ -225,7 +225,7 @@ def _surface_scores(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarr
     raise ValueError(f"a tolerance is a distance of 0 or more, got {tolerance_mm}")
   labelled, true = truth != UNLABELLED, truth == POSITIVE
   predicted = prediction & labelled
-  absent = absent_rule(np.count_nonzero(predicted), np.count_nonzero(true))
+  absent = absent_rule(int(np.count_nonzero(predicted)), int(np.count_nonzero(true)))
   if absent is not None:
     return {key: absent[key] for key in _SURFACE_KEYS}
   box = _bounding_box(predicted | true)
@@ -277,7 +277,7 @@ def _checked(prediction, truth) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _checked_spacing(spacing: Sequence[float], ndim: int) -> np.ndarray:
-  spacing = np.asarray(spacing, np.float64)
-  if spacing.shape != (ndim,) or not (np.isfinite(spacing) & (spacing > 0)).all():
-    raise ValueError(f"expected {ndim} positive spacings in mm, got {spacing.tolist()}")
-  return spacing
+  spacing_mm = np.asarray(spacing, np.float64)
+  if spacing_mm.shape != (ndim,) or not (np.isfinite(spacing_mm) & (spacing_mm > 0)).all():
+    raise ValueError(f"expected {ndim} positive spacings in mm, got {spacing_mm.tolist()}")
+  return spacing_mm

@@ -50,7 +50,7 @@ class Setting:
 class FrozenDict(dict):
   """A dict that is hashable, as a static argument of `jax.jit` has to be, and never changed."""
 
-  def __hash__(self):
+  def __hash__(self) -> int:  # type: ignore[override]
     return hash(frozenset(self.items()))
 
 
@@ -99,18 +99,17 @@ def walk(cls, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:
   """Dotted name, default and `Setting` of every setting of a dataclass."""
   for field in dataclasses.fields(cls):
     if "setting" in field.metadata:
-      value = field.default
-      yield (f"{prefix}{field.name}",
-             field.default_factory() if value is dataclasses.MISSING else value,
-             field.metadata["setting"])
+      default = getattr(cls(), field.name)
+      yield f"{prefix}{field.name}", default, field.metadata["setting"]
     else:
-      yield from walk(field.default_factory, f"{prefix}{field.name}.")
+      yield from walk(type(getattr(cls(), field.name)), f"{prefix}{field.name}.")
 
 
 def sections(cls) -> dict[str, type]:
   """The fields of a dataclass that are themselves dataclasses of settings."""
   hints = typing.get_type_hints(cls)
-  return {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+  return {name: hint for name, hint in hints.items()
+          if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
 
 
 def unknown(name: str, cls, renamed: Mapping[str, str] = types.MappingProxyType({})) -> InputError:
@@ -157,7 +156,7 @@ def markdown(cls, prefix: str = "config") -> str:
   for name, default, setting in walk(cls):
     section = name.rpartition(".")[0]
     if section not in tables:
-      doc = sections(cls)[section].__doc__.splitlines()[0] if section else ""
+      doc = (sections(cls)[section].__doc__ or "").partition("\n")[0] if section else ""
       tables[section] = [f"## `{prefix}.{section}`" if section else f"## `{prefix}`", "",
                          *([doc, ""] if doc else []),
                          "| setting | default | allowed | meaning |", "|---|---|---|---|"]

@@ -6,6 +6,18 @@ from pathlib import Path
 # Before jax reads it: nothing of the user's is found, or left, there.
 os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
 
+
+def _own_cores() -> None:
+  """Gives every worker of pytest-xdist cores of its own: thread pools that share them wait."""
+  worker, count = os.environ.get("PYTEST_XDIST_WORKER"), os.environ.get(
+      "PYTEST_XDIST_WORKER_COUNT")
+  if worker and count and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, cores[int(worker.removeprefix("gw")) % len(cores)::int(count)])
+
+
+_own_cores()  # before jax counts them
+
 import jax  # noqa: E402
 import pytest  # noqa: E402
 

@@ -1,8 +1,10 @@
 """The input of a training step."""
 
+from typing import Any
 from typing import NamedTuple
 
-import numpy as np
+# Of numpy where it is read, of jax within the step.
+Array = Any
 
 
 class Batch(NamedTuple):
@@ -16,8 +18,8 @@ class Batch(NamedTuple):
     index: int32 [B], index of the sample within the step; random numbers are keyed by it.
   """
 
-  image: np.ndarray
-  class_id: np.ndarray
-  mask: np.ndarray
-  beta: np.ndarray
-  index: np.ndarray
+  image: Array
+  class_id: Array
+  mask: Array
+  beta: Array
+  index: Array

@@ -126,7 +126,7 @@ def decodes_per_image(training: Sequence[Dataset], data: Data) -> int:
 
 def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Data, *, seed: int,
             start_step: int = 0, process_index: int = 0, process_count: int = 1,
-            threads: int = 2) -> Iterator[Batch]:
+            threads: int = 2) -> grain.DatasetIterator:
   """An endless stream of this process's part of every batch.
 
   Args:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import dataclasses
 
 import jax.numpy as jnp
+import numpy as np
 
 from condseg_jax.config import Conditioning
 from condseg_jax.config import Model
@@ -33,7 +34,7 @@ NETWORKS: dict[str, Callable[[Model, Conditioning, tuple[float, ...]], Network]]
     "dense_unet": dense_unet}
 
 
-def build_model(model: Model, conditioning: Conditioning, codes: Sequence[float]) -> Network:
+def build_model(model: Model, conditioning: Conditioning, codes: Sequence[float] | np.ndarray) -> Network:
   """The network of a config.
 
   Args:

@@ -51,8 +51,8 @@ def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
 
   Returns:
     For JSON: `cases`, `classes`, `groups`, `axes`; the fast metrics (rounded, None without a
-    value), `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where a case does
-    not annotate a class; `confusion`: group → see `confusion`.
+    value), `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where a case
+    does not annotate a class; `confusion`: group → see `confusion`.
   """
   groups = list(groups) or [""] * len(cases)
   group_of = dict(zip((case.id for case in cases), groups, strict=True))

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 import time
+from typing import Any
 
 from etils import epath
 import jax
@@ -31,8 +32,8 @@ class Record:
     self._folder = epath.Path(workdir)
     self._before = _seconds(self._folder / "run.json") if resumed else 0.0
     self._started = time.time()
-    self._run = {"config": config, "versions": versions(), "devices": devices()}
-    self._events = None
+    self._run: dict[str, Any] = {"config": config, "versions": versions(), "devices": devices()}
+    self._events: Any = None
     if self._writes:
       self._folder.mkdir(parents=True, exist_ok=True)
       self._events = tensorboardX.SummaryWriter(str(self._folder / "tensorboard"))
@@ -48,7 +49,8 @@ class Record:
     if not self._writes:
       return
     values = {key: float(value) for key, value in values.items()}
-    line = {"step": step, **{k: v if math.isfinite(v) else None for k, v in values.items()}}
+    line: dict[str, Any] = {"step": step}
+    line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
     with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
       stream.write(json.dumps(line) + "\n")
     for key, value in values.items():

@@ -100,7 +100,7 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     table = class_table(training, stores, data)
     config = begin(config, training, table)
     plan = Plan.pooled(training[0].store.modality, training[0].store.spacing,
-                       config.data.subvolume, [c.intensities for d in pooled for c in d.cases])
+                       config.data.subvolume, [np.asarray(c.intensities) for d in pooled for c in d.cases])
   else:
     table, plan = recorded.table, recorded.plan
     config = resume(config, recorded.config)
@@ -204,9 +204,10 @@ def resume(config: Config, recorded: Config) -> Config:
 def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
   """A model with other strides; the layers of its last level hold for all beyond."""
   layers = model.layers_per_level
-  layers = [layers[min(level, len(layers) - 1)] for level in range(len(strides) + 1)]
-  return dataclasses.replace(model, strides=tuple(tuple(s) for s in strides),
-                             layers_per_level=tuple(layers))
+  return dataclasses.replace(
+      model, strides=tuple(tuple(s) for s in strides),
+      layers_per_level=tuple(layers[min(level, len(layers) - 1)]
+                             for level in range(len(strides) + 1)))
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -289,10 +290,11 @@ def check_same_model(recorded: Config, config: Config, workdir) -> None:
 
 def check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir) -> None:
   """Raises InputError where the input changed; the intensity statistics stay as recorded."""
-  now = {"modality": store.modality, "spacing": store.spacing, "subvolume": tuple(subvolume)}
+  spacing = plan.spacing if same_spacing(plan.spacing, store.spacing) else store.spacing
+  now = {"modality": store.modality, "spacing": spacing, "subvolume": tuple(subvolume)}
   for name, value in now.items():
     before = getattr(plan, name)
-    if before != value and not (name == "spacing" and same_spacing(before, value)):
+    if before != value:
       raise InputError(workdir, f"was started with {name} {before}, now it is {value}",
                        "choose another workdir, or the data and settings it was started with")
 

@@ -74,11 +74,11 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
 
   def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
+    global_batch = batch.image.shape[0] * devices
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     here = model if axis_name is None else model.clone(batch_axes=(axis_name,))
     contribution = lambda batch: gradient_and_sums(
         state.params, state.statistics, here, batch, key, global_batch)
-    global_batch = batch.image.shape[0] * devices
     gradient, sums, statistics = _sum_over_parts(contribution, batch, grad_accum_steps)
     if axis_name is not None:
       gradient, sums = jax.lax.psum((gradient, sums), axis_name)

@@ -12,7 +12,8 @@ class Clock:
   """Steps per second and time left, without what was spent on compiling and evaluating."""
 
   def __init__(self, first: int, steps: int):
-    self._first, self._steps, self._started = first, steps, None
+    self._first, self._steps = first, steps
+    self._started: float | None = None
 
   def rate(self, done: int) -> float:
     """Mean steps per second, from the second log on; NaN before."""
