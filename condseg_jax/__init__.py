@@ -13,7 +13,7 @@ __all__ = ["load", "read", "__version__"]
 def __getattr__(name: str):
   """Imports the library's front door when it is first used: `--help` must not wait for jax."""
   if name == "load":
-    from condseg_jax.predictor import load
+    from condseg_jax.loading import load
     return load
   if name == "read":
     from condseg_jax.formats.files import read_volume

@@ -127,7 +127,8 @@ def pooled_spacing(spacings: Sequence[Sequence[float]]) -> tuple[float, ...]:
   return tuple(float(s) for s in np.median(np.asarray(spacings, np.float64), axis=0))
 
 
-def pooling_strides(shape: Sequence[float], spacing: Sequence[float]) -> tuple[tuple[int, ...], ...]:
+def pooling_strides(shape: Sequence[float],
+                    spacing: Sequence[float]) -> tuple[tuple[int, ...], ...]:
   """Returns the strides of the levels of a network for an input shape, finest level first.
 
   An axis is halved while half of it has at least `MIN_FEATURES` voxels and its spacing is less

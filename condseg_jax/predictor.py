@@ -1,4 +1,4 @@
-"""The front door of the library: a trained network that segments volumes.
+"""Segments volumes with a trained network: the main entry point of the library.
 
     predictor = condseg_jax.load("runs/phantom")
     prediction = predictor.predict(condseg_jax.read("ct.nii.gz"), classes=["liver", "spleen"])
@@ -17,18 +17,19 @@ import numpy as np
 from condseg_jax import resample
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
-from condseg_jax.export.runtime import onnx_functions
 from condseg_jax.geometry import canonical_geometry
-from condseg_jax.geometry import from_canonical
+from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
-from condseg_jax.geometry import voxel_ml
 from condseg_jax.infer import fuse
 from condseg_jax.infer import postprocess
 from condseg_jax.infer import sliding_window
-from condseg_jax.infer import to_native
 from condseg_jax.infer.full_volume import full_volume_slabs
 from condseg_jax.infer.fuse import with_priors
+from condseg_jax.infer.prediction import Masks
+from condseg_jax.infer.prediction import native_label
+from condseg_jax.infer.prediction import Prediction
+from condseg_jax.infer.prediction import stored_masks
 from condseg_jax.infer.probability_store import ProbabilityStore
 from condseg_jax.infer.schedule import make_schedule
 from condseg_jax.infer.schedule import Schedule
@@ -36,53 +37,15 @@ from condseg_jax.infer.settings import COARSE
 from condseg_jax.infer.settings import FAST
 from condseg_jax.infer.settings import Settings
 from condseg_jax.infer.sliding_window import mirrored
-from condseg_jax.model_io.load import read_model
 from condseg_jax.models import memory
-from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 
-MARGIN_MM = 10.0  # around what a coarse look has found
+MARGIN_MM = 10.0  # added around the box in which a coarse prediction finds a class
 
-# Told before the start: the schedule, the predicted seconds, and those of a single pass. What it
-# returns is told the number of windows done since it was told last.
+# Called before prediction with the schedule, the predicted seconds, and those of a single pass.
+# Returns a function that is called with the number of windows finished since the last call.
 Announce = Callable[[Schedule, float, float], Callable[[int], None]]
-
-
-class Masks(Mapping):
-  """Class → bool mask on the grid of the file, made when it is asked for."""
-
-  def __init__(self, names: Sequence[str], make: Callable[[str], np.ndarray]):
-    self._names, self._make = tuple(names), make
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    if name not in self._names:
-      raise KeyError(name)
-    return self._make(name)
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._names)
-
-  def __len__(self) -> int:
-    return len(self._names)
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-  """What was found in a volume, on the grid of the file it came from.
-
-  Attributes:
-    label: label map, id + 1 of the class, 0 for background.
-    names: class → its value in the label map, for the classes asked for.
-    masks: class → bool mask, made when it is asked for; they may overlap with independent fusion.
-    confidence: class → mean probability, on the network's grid, of the voxels it was given; None
-      where it was not found.
-  """
-
-  label: Volume
-  names: Mapping[str, int]
-  masks: Mapping[str, np.ndarray]
-  confidence: Mapping[str, float | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,17 +54,17 @@ class Predictor:
 
   Attributes:
     model: the network.
-    variables: its parameters, {"params": …}, and {"statistics": …} where it keeps some.
-    table: the classes it knows.
+    variables: its parameters {"params": …}, and {"statistics": …} if it has any.
+    table: the classes it was trained on.
     plan: how images become its input.
-    step: of the checkpoint it came from.
-    training: what its training set was like, the pooled `fingerprint`; {} where it is unknown.
-    mirror: axes ("D", "H", "W") that the training mirrored.
-    priors: class → frequency and location, of `data.priors`.
-    cleaning: class → fields of `infer.postprocess.ComponentFilter`, chosen on held-out cases.
-    functions: its halves in another runtime; None for JAX.
-    locator: another network, trained coarsely, that looks first and says where every class is
-      (coarse to fine in two stages, after Roth et al. 2018); None where there is none.
+    step: training step of the checkpoint.
+    training: pooled `fingerprint` of the training set; {} if unknown.
+    mirror: axes ("D", "H", "W") that training mirrored.
+    priors: class → frequency and location, see `data.priors`.
+    cleaning: class → fields of `infer.postprocess.ComponentFilter`, tuned on held-out cases.
+    functions: encoder and decoder in another runtime; None for JAX.
+    locator: another network, trained at a coarser spacing, that first finds the box of each class
+      (coarse to fine in two stages, after Roth et al. 2018); None for none.
   """
 
   model: DenseUNet
@@ -123,160 +86,190 @@ class Predictor:
 
     Args:
       volume: as read from a file, on any grid; units as in training (CT in HU).
-      classes, preset: what to look for; the whole table when neither is given.
+      classes: names of the classes to segment.
+      preset: name of a group of classes to add; without classes and preset, all are segmented.
       announce: see `Announce`.
-      settings: fields of `infer.settings.Settings`.
+      **settings: fields of `infer.settings.Settings`.
 
     Raises:
-      InputError: unknown class or preset, or a volume that the network cannot take.
+      InputError: unknown class or preset, invalid settings, or an image the network cannot take.
     """
-    how = Settings(**settings)
+    options = Settings(**settings)
     if self.locator is not None:
-      how = dataclasses.replace(how, two_pass=True)
+      options = dataclasses.replace(options, two_pass=True)
     ids = self.table.select(classes, preset)
-    within = {self.table.index(part): self.table.index(whole)
-              for part, whole in how.within.items()}
-    # A part whose whole is not looked for can neither take voxels from it nor touch it.
-    within = {part: whole for part, whole in within.items() if {part, whole} <= set(ids)}
-    rank = fuse.ranks(within)
     names = {self.table.names[i]: i + 1 for i in ids}
-    boxes = self._boxes(volume, ids, how) if how.two_pass else None
-    image = self._normalised(volume, FAST if how.fast else 1.0)
-    shape = image.array.shape[:-1]
-    slabs = (full_volume_slabs(self.model, self.variables, image.array, ids) if how.partition else
-             self._window_slabs(image.array, ids, how, announce, boxes))
-    if how.priors:
-      slabs = with_priors(slabs, shape, self._locations(ids))
-    if how.fusion == "independent" or how.probabilities:
-      planes = ProbabilityStore(how.probabilities or None, ids, shape,
-                      {"classes": list(names), "affine": image.affine.tolist()})
-      slabs = planes.keep(slabs)
-    best, score = fuse.best_class(slabs, shape, ids, exclusive=how.fusion == "softmax", rank=rank,
-                                  threshold=how.threshold)
-    del image, slabs
-    means = fuse.confidence(best, score, how.threshold)
-    grid = canonical_geometry(volume.geometry).shape
-    canonical = to_native.label_map(best, score, grid, how.threshold)
-    for part in sorted(rank, key=rank.get, reverse=True):
-      postprocess.drop_detached(canonical, part + 1, within[part] + 1)
-    cleanings = {names[name]: postprocess.ComponentFilter(**fields)
-                 for name, fields in self.cleaning.items() if how.clean and name in names}
-    size = voxel_ml(volume.affine)
-    for value, cleaning in cleanings.items():
-      postprocess.clean(canonical, value, cleaning, size)
-    label = from_canonical(canonical, volume.geometry)
+    within = self._part_ids(ids, options.within)
+    rank = fuse.ranks(within)
 
-    def independent(name):
-      value = names[name]
-      found = to_native.mask(lambda rows: planes.rows(value - 1, rows), shape, grid, how.threshold)
-      if value in cleanings:
-        postprocess.clean(found, True, cleanings[value], size)
-      return from_canonical(found, volume.geometry).array
+    boxes = self._boxes(volume, ids, options) if options.two_pass else None
+    image = self.normalise(volume, FAST if options.fast else 1.0)
+    slabs = self._probabilities(image.array, ids, options, announce, boxes)
+    slabs, store = _stored(slabs, image, names, options)
+    best, score = fuse.best_class(slabs, image.array.shape[:-1], ids, rank=rank,
+                                  exclusive=options.fusion == "softmax",
+                                  threshold=options.threshold)
+    del image, slabs  # resampling needs the memory
+    confidence = fuse.confidence(best, score, options.threshold)
+    filters = self._component_filters(names) if options.clean else {}
+    label = native_label(best, score, volume.geometry, options.threshold, within, filters)
+    if options.fusion == "independent":
+      masks = stored_masks(store, names, volume.geometry, options.threshold, filters)
+    else:
+      masks = Masks(names, lambda name: label.array == names[name])
+    return Prediction(label, names, masks, {n: confidence.get(v) for n, v in names.items()})
 
-    def exclusive(name):
-      return label.array == names[name]
+  def normalise(self, volume: Volume, factor: float = 1.0) -> Volume:
+    """Prepares an image for the network.
 
-    mask = independent if how.fusion == "independent" else exclusive
-    return Prediction(label, names, Masks(names, mask),
-                      {name: means.get(value) for name, value in names.items()})
+    Args:
+      volume: as read from a file.
+      factor: multiple of the plan's spacing to resample to.
 
-  def _normalised(self, volume: Volume, factor: float) -> Volume:
-    """float32 [*shape, C] at a multiple of the plan's spacing, canonical axes."""
+    Returns:
+      float32 [*shape, C] on canonical axes.
+
+    Raises:
+      InputError: the number of axes or channels differs from that of the training images.
+    """
     if volume.ndim != len(self.plan.spacing):
-      raise InputError("image", f"has {volume.ndim} axes, the model was trained on "
-                       f"{len(self.plan.spacing)}", "use a model for such images")
+      raise InputError("image", f"has {volume.ndim} axes, the model expects "
+                       f"{len(self.plan.spacing)}",
+                       f"use a model trained on {volume.ndim}-D images")
     channels = volume.array.shape[-1] if volume.array.ndim > volume.ndim else 1
     if channels != self.plan.channels:
-      raise InputError("image", f"has {channels} channels, the model takes {self.plan.channels}",
+      raise InputError("image", f"has {channels} channels, the model expects {self.plan.channels}",
                        "convert the image")
     spacing = tuple(factor * s for s in self.plan.spacing)
     volume = resample.resample_image(to_canonical(volume), spacing)
     image = volume.array if volume.array.ndim > volume.ndim else volume.array[..., None]
     mean = image.mean(dtype=np.float64)
-    # In planes, so that no volume of float64 is made.
+    # Plane by plane, to avoid a float64 copy of the volume.
     squares = sum(np.square(plane - mean, dtype=np.float64).sum() for plane in image)
     sd = np.sqrt(squares / image.size)
     return Volume(self.plan.normalise(image, float(mean), float(sd)), volume.affine)
 
-  def _window_slabs(self, image, ids, how, announce, boxes=None) -> Iterator[sliding_window.Slab]:
-    functions = self.functions or sliding_window.window_functions(self.model)
-    window = self.plan.subvolume
-    if how.tta:
-      functions = mirrored(functions, self._mirror_axes(ids))
-    on_host = self.functions is not None or jax.default_backend() == "cpu"
-    batches = (1,) if on_host else (4, 1)
-    call = memory.prediction_bytes(self.model, window, image.shape[-1])
-    schedule = make_schedule(
-        image.shape[:-1], window, len(ids), step=how.step, window_batch=batches,
-        budget=how.memory_bytes, channels=image.shape[-1], at_once=functions.at_once,
-        call_bytes=call if on_host else 0, voxel_bytes=9 if how.fusion == "softmax" else 5)
-    progress = lambda windows: None
-    if announce is not None:
-      encode, decode = self._seconds(functions, how.tta, schedule.window_batch, image.shape[-1],
-                                     schedule.at_once)
-      progress = announce(schedule, schedule.seconds(encode, decode, len(ids)),
-                          schedule.seconds(encode, decode, len(ids), passes=1))
-    return sliding_window.probability_slabs(functions, self.variables, image, ids, window, schedule,
-                                     boxes=boxes, progress=progress)
+  def locate(self, volume: Volume, classes: Sequence[str], factor: float,
+             options: Settings) -> tuple[dict[str, sliding_window.Box], tuple[int, ...]]:
+    """Finds the box of each class at a coarse spacing.
 
-  def _boxes(self, volume, ids, how) -> dict[int, sliding_window.Box]:
-    """Where the classes are, from the locator's look, or one at `COARSE` times the spacing.
+    Voxels at half the threshold or more count as a sign of a class.
 
-    A voxel is taken for a sign of a class at half the threshold; the box grows by `MARGIN_MM`.
+    Args:
+      volume: as read from a file.
+      classes: names of the classes, all of this network's table.
+      factor: multiple of the plan's spacing to predict at.
+      options: settings of the prediction.
 
     Returns:
-      class → box on the grid of this network's plan.
+      Class → box, empty if it is absent, and the shape of the grid to which the boxes refer.
+    """
+    ids = self.table.select(classes)
+    image_DHWC = self.normalise(volume, factor).array
+    shape = image_DHWC.shape[:-1]
+    best, score = fuse.best_class(self._window_slabs(image_DHWC, ids, options, None), shape, ids)
+    best[score < options.threshold / 2] = 0
+    return {name: postprocess.main_box(best, class_id + 1)
+            for name, class_id in zip(classes, ids, strict=True)}, shape
+
+  def _part_ids(self, ids: Sequence[int], within: Mapping[str, str]) -> dict[int, int]:
+    """Part → whole as class ids, for the pairs of which both are requested.
+
+    Without its whole, a part can neither take voxels from it nor touch it.
+    """
+    pairs = {self.table.index(part): self.table.index(whole) for part, whole in within.items()}
+    return {part: whole for part, whole in pairs.items() if {part, whole} <= set(ids)}
+
+  def _component_filters(self, names: Mapping[str, int]) -> dict[int, postprocess.ComponentFilter]:
+    """Label value → tuned component filter, for the requested classes that have one."""
+    return {names[name]: postprocess.ComponentFilter(**fields)
+            for name, fields in self.cleaning.items() if name in names}
+
+  def _probabilities(self, image_DHWC, ids, options, announce, boxes
+                     ) -> Iterator[sliding_window.Slab]:
+    """Probabilities of all requested classes, weighted by priors if requested."""
+    if options.partition:
+      slabs = full_volume_slabs(self.model, self.variables, image_DHWC, ids)
+    else:
+      slabs = self._window_slabs(image_DHWC, ids, options, announce, boxes)
+    if options.priors:
+      slabs = with_priors(slabs, image_DHWC.shape[:-1], self._locations(ids))
+    return slabs
+
+  def _window_slabs(self, image_DHWC, ids, options, announce, boxes=None
+                    ) -> Iterator[sliding_window.Slab]:
+    functions = self.functions or sliding_window.window_functions(self.model)
+    window, channels = self.plan.subvolume, image_DHWC.shape[-1]
+    if options.tta:
+      functions = mirrored(functions, self._mirror_axes(ids))
+    on_host = self.functions is not None or jax.default_backend() == "cpu"
+    call_bytes = memory.prediction_bytes(self.model, window, channels) if on_host else 0
+    schedule = make_schedule(
+        image_DHWC.shape[:-1], window, len(ids), step=options.step,
+        window_batch=(1,) if on_host else (4, 1), budget=options.memory_bytes, channels=channels,
+        at_once=functions.at_once, call_bytes=call_bytes,
+        voxel_bytes=9 if options.fusion == "softmax" else 5)
+    progress = lambda _: None
+    if announce is not None:
+      encode, decode = self._call_seconds(functions, options.tta, schedule.window_batch, channels,
+                                          schedule.at_once)
+      progress = announce(schedule, schedule.seconds(encode, decode, len(ids)),
+                          schedule.seconds(encode, decode, len(ids), passes=1))
+    return sliding_window.probability_slabs(functions, self.variables, image_DHWC, ids, window,
+                                            schedule, boxes=boxes, progress=progress)
+
+  def _boxes(self, volume: Volume, ids: Sequence[int],
+             options: Settings) -> dict[int, sliding_window.Box]:
+    """Finds the boxes of classes, by the locator or by this network at `COARSE` times the spacing.
+
+    Returns:
+      class id → box with a margin of `MARGIN_MM`, on the grid of this network's prediction.
 
     Raises:
       InputError: the locator lacks a class.
     """
-    looks, factor, once = self, COARSE, dataclasses.replace(how, step=1.0)
-    if self.locator is not None:
-      looks, factor, once = self.locator, 1.0, dataclasses.replace(once, tta=False)
     names = [self.table.names[i] for i in ids]
-    for name in names:
-      if name not in looks.table.names:
-        raise InputError("locator", f"does not know the class {name!r}",
-                         f"name another; this one knows {', '.join(looks.table.names)}", usage=True)
-    seen = looks.table.select(names)
-    coarse = looks._normalised(volume, factor)
-    shape = coarse.array.shape[:-1]
-    best, score = fuse.best_class(looks._window_slabs(coarse.array, seen, once, None), shape, seen)
-    best[score < how.threshold / 2] = 0
-    grid = canonical_geometry(volume.geometry)
-    factor = FAST if how.fast else 1.0
-    fine = resample.resampled_geometry(grid, [factor * s for s in self.plan.spacing])
-    boxes = {}
-    for class_id, seen_id in zip(ids, seen, strict=True):
-      box = postprocess.main_box(best, seen_id + 1)
-      boxes[class_id] = tuple(
-          slice(max(0, int(b.start * n / m - MARGIN_MM / s)),
-                min(n, int(b.stop * n / m + MARGIN_MM / s) + 1)) if b.stop else slice(0, 0)
-          for b, n, m, s in zip(box, fine.shape, shape, fine.spacing, strict=True))
-    return boxes
+    coarse_options = dataclasses.replace(options, step=1.0)
+    if self.locator is None:
+      boxes, shape = self.locate(volume, names, COARSE, coarse_options)
+    else:
+      known = self.locator.table.names
+      for name in names:
+        if name not in known:
+          raise InputError("locator", f"has no class {name!r}",
+                           f"use another locator; the classes of this one: {', '.join(known)}",
+                           usage=True)
+      boxes, shape = self.locator.locate(volume, names, 1.0,
+                                         dataclasses.replace(coarse_options, tta=False))
+    factor = FAST if options.fast else 1.0
+    grid = resample.resampled_geometry(canonical_geometry(volume.geometry),
+                                       tuple(factor * s for s in self.plan.spacing))
+    return {class_id: _enlarged(boxes[name], shape, grid)
+            for class_id, name in zip(ids, names, strict=True)}
 
-  def _locations(self, ids) -> dict[int, np.ndarray]:
-    found = {i: np.asarray(self.priors[self.table.names[i]]["location"], np.float32)
-             for i in ids if self.table.names[i] in self.priors}
-    if not found:
-      raise InputError("priors", "are not in this checkpoint", "train anew, or predict without",
-                       usage=True)
-    return found
+  def _locations(self, ids: Sequence[int]) -> dict[int, np.ndarray]:
+    """Class id → location prior, see `fuse.with_priors`."""
+    locations = {i: np.asarray(self.priors[self.table.names[i]]["location"], np.float32)
+                 for i in ids if self.table.names[i] in self.priors}
+    if not locations:
+      raise InputError("priors", "are not in this checkpoint",
+                       "train again, or predict without priors", usage=True)
+    return locations
 
-  def _mirror_axes(self, ids) -> list[int]:
-    """Spatial axes that the training mirrored and no class of these has sides along."""
+  def _mirror_axes(self, ids: Sequence[int]) -> list[int]:
+    """Spatial axes that training mirrored and along which no requested class is lateral."""
     names = "DHW"[3 - self.model.ndim:]
-    sides = {axis for i in ids for axis in self.table.classes[i].no_mirror}
-    axes = [a for a, name in enumerate(names) if name in self.mirror and name not in sides]
+    lateral = {axis for i in ids for axis in self.table.classes[i].no_mirror}
+    axes = [a for a, name in enumerate(names) if name in self.mirror and name not in lateral]
     if not axes:
-      reason = ("the training mirrored no axis (augment.mirror is empty)" if not self.mirror else
-                "the training mirrored no axis but such along which these classes have sides")
-      raise InputError("tta", reason, "predict without it, or train with augment.mirror",
+      reason = ("training mirrored no axis (augment.mirror is empty)" if not self.mirror else
+                "training mirrored only axes along which these classes are lateral")
+      raise InputError("tta", reason, "predict without tta, or train with augment.mirror",
                        usage=True)
     return axes
 
-  def _seconds(self, functions, mirrors, batch, channels, size) -> tuple[float, float]:
-    """Of a call of `encode`, and of `decode` for each class; measured once."""
+  def _call_seconds(self, functions, mirrors, batch, channels, size) -> tuple[float, float]:
+    """Measures, once, the seconds per call of `encode`, and per class of `decode`."""
     key = mirrors, batch, channels, size
     if key in self._measured:
       return self._measured[key]
@@ -292,27 +285,27 @@ class Predictor:
     return self._measured[key]
 
 
-def load(workdir, checkpoint: str = "last", runtime: str = "jax", locator="") -> Predictor:
-  """The predictor of a training run or of a model bundle.
+def _stored(slabs: Iterator[sliding_window.Slab], image: Volume, names: Mapping[str, int],
+            options: Settings) -> tuple[Iterator[sliding_window.Slab], ProbabilityStore | None]:
+  """Adds a store to the slabs if their probabilities are requested or needed for masks."""
+  if options.fusion != "independent" and not options.probabilities:
+    return slabs, None
+  store = ProbabilityStore(options.probabilities or None, [value - 1 for value in names.values()],
+                           image.array.shape[:-1],
+                           {"classes": list(names), "affine": image.affine.tolist()})
+  return store.keep(slabs), store
+
+
+def _enlarged(box: sliding_window.Box, shape: Sequence[int],
+              grid: Geometry) -> sliding_window.Box:
+  """Transfers a box from a coarse grid to a finer one and adds `MARGIN_MM` on all sides.
 
   Args:
-    workdir: folder of the run, or the bundle; local or in a bucket.
-    checkpoint: `last`, `best` (on the held-out part of the training cases) or a step.
-    runtime: `jax`, or `onnx`: onnxruntime, with the graphs of a bundle that has them.
-    locator: run or bundle of the network that looks first, see `Predictor`; "" for none.
-
-  Raises:
-    InputError: no such run, bundle or checkpoint, or a damaged one.
+    box: on the coarse grid; empty slices at 0 stay empty.
+    shape: of the coarse grid.
+    grid: the finer grid over the same field of view.
   """
-  trained = read_model(workdir, checkpoint)
-  record = trained.record
-  model = build_model(record.config.model, record.config.conditioning, record.table.codes)
-  functions = None
-  if runtime == "onnx":
-    if not trained.graphs:
-      raise InputError(workdir, "holds no ONNX", "make a bundle with condseg-export --onnx")
-    functions = onnx_functions(trained.graphs, encoder_sees_class=model.encoder_sees_class)
-  return Predictor(model, trained.variables, record.table, record.plan,
-                   trained.facts["step"], record.training,
-                   record.config.augment.mirror, record.priors, record.cleaning,
-                   functions, load(locator) if locator else None)
+  return tuple(
+      slice(max(0, int(b.start * n / m - MARGIN_MM / s)),
+            min(n, int(b.stop * n / m + MARGIN_MM / s) + 1)) if b.stop else slice(0, 0)
+      for b, n, m, s in zip(box, grid.shape, shape, grid.spacing, strict=True))

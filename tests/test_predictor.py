@@ -1,4 +1,4 @@
-"""The library's front door: any grid in, the same grid out, the same anatomy whatever the axes."""
+"""Predictor: the result is on the grid of the image, and independent of its axis order."""
 
 import dataclasses
 import itertools
@@ -31,7 +31,7 @@ from condseg_jax.resample import resample_to
 
 
 def predictor(spacing=(2.0, 1.0, 1.0), window=(8, 16, 16), modality="mr"):
-  """A network as initialised: what is tested here does not depend on what it has learned."""
+  """An untrained network: the tests do not depend on training."""
   table = ClassTable.create(["liver", "spleen", "pancreas"], presets={"two": ["liver", "spleen"]})
   strides = ((2,) * len(window),)
   model = DenseUNet(codes=tuple(table.codes.tolist()), strides=strides, depth=(1, 1), channels=4,
@@ -55,7 +55,7 @@ def volume():
 
 
 def reoriented(volume, permutation, signs):
-  """The same anatomy stored along other axes: `geometry` is not involved."""
+  """The same anatomy stored along other axes, without using `geometry`."""
   change = np.column_stack([permutation, signs]).astype(float)
   array = orientations.apply_orientation(volume.array, change)
   affine = volume.affine @ orientations.inv_ornt_aff(change, volume.array.shape)
@@ -113,9 +113,9 @@ def test_units_of_mr_do_not_matter(network, volume):
   scaled = Volume(volume.array * 1000 + 77, volume.affine)
   a, b = network.predict(volume).label.array, network.predict(scaled).label.array
   assert np.mean(a == b) > 0.999
-  # A network with normalisation forgives a wrong divisor; its input does not.
+  # Normalisation layers hide a wrong scale; the input shows it.
   whole = resample_image(to_canonical(scaled), network.plan.spacing).array
-  np.testing.assert_allclose(network._normalised(scaled, 1.0).array[..., 0],
+  np.testing.assert_allclose(network.normalise(scaled).array[..., 0],
                              (whole - whole.mean()) / whole.std(), atol=1e-3)
 
 
@@ -129,7 +129,7 @@ def test_pictures():
 
 
 def test_a_volume_split_over_the_devices(network, volume):
-  """On any grid; a volume of the size of a window is segmented as its only window is."""
+  """On any grid; a volume of the size of a window gives the same result as that window."""
   assert network.predict(volume, partition=True).label.array.shape == volume.array.shape
   image = np.random.default_rng(4).normal(size=(16, 16, 8)).astype(np.float32)
   image = Volume(image, np.diag([-1.0, -1.0, 2.0, 1.0]))
@@ -141,7 +141,7 @@ def test_a_volume_split_over_the_devices(network, volume):
 
 
 def test_mirror_images_are_averaged_along_the_axes_that_have_no_sides(network, volume):
-  """By hand: the image mirrored, predicted, mirrored back; a window that is the whole volume."""
+  """By hand: image mirrored, predicted, mirrored back; the window is the whole volume."""
   image = np.random.default_rng(5).normal(size=(16, 16, 8)).astype(np.float32)
   image = Volume(image, np.diag([-1.0, -1.0, 2.0, 1.0]))  # axes L P S: canonical are S P L
   mirrors = dataclasses.replace(network, mirror=("D", "W"))
@@ -155,7 +155,7 @@ def test_mirror_images_are_averaged_along_the_axes_that_have_no_sides(network, v
                       np.flip(planes(network, np.flip(image.array, axes)), [3 - a for a in axes])
                       for axes in ((), (0,), (2,), (0, 2))], axis=0)
   found = planes(mirrors, image.array, tta=True)
-  np.testing.assert_allclose(found, expected, atol=2e-3)  # kept as float16
+  np.testing.assert_allclose(found, expected, atol=2e-3)  # stored as float16
   assert np.abs(found - planes(network, image.array)).max() > 0.01
   with pytest.raises(InputError, match="mirrored no axis"):
     network.predict(volume, tta=True)
@@ -186,7 +186,7 @@ def test_probabilities_of_all_classes_on_the_grid_of_the_plan(network, volume, t
 
 
 def test_a_coarse_look_first_changes_nothing_where_every_class_is_everywhere(network, volume):
-  """The network as initialised sees all classes all over; at a threshold above it sees none."""
+  """The untrained network finds all classes everywhere, and none above a high threshold."""
   plain, twice = (network.predict(volume, threshold=0.4, two_pass=p).label.array
                   for p in (False, True))
   assert np.count_nonzero(plain)
@@ -197,7 +197,7 @@ def test_a_coarse_look_first_changes_nothing_where_every_class_is_everywhere(net
 def test_a_coarse_look_says_where(network, volume, monkeypatch):
   """Signs of one class in one corner of the coarse volume: a box with a margin, in fine voxels."""
   class OneSign:
-    def __call__(self, image, ids, how, announce, boxes=None):
+    def __call__(self, image, ids, options, announce, boxes=None):
       plane = np.zeros((2, *image.shape[:-1]), np.float32)
       plane[0, 0, 3:5, -1] = 0.3
       yield sliding_window.Slab(ids, tuple(slice(0, n) for n in plane.shape[1:]), plane)
@@ -219,7 +219,7 @@ def test_a_coarse_look_says_where(network, volume, monkeypatch):
 
 
 def sees(level, spacing, names=("liver", "spleen")):
-  """A network for which every class is where an image is brighter than a level."""
+  """A network that finds every class where the image is brighter than a level."""
   plain = predictor(spacing, (8, 16, 16))
   halves = sliding_window.WindowFunctions(
       lambda variables, image, ids: image[..., 0],
@@ -229,9 +229,9 @@ def sees(level, spacing, names=("liver", "spleen")):
 
 
 def test_a_locator_says_where_to_look():
-  """Its grid and the order of its classes are its own; what lies far from what it saw is not."""
+  """The locator may have another grid and class order; nothing is found far from its boxes."""
   image = np.zeros((60, 50, 40), np.float32)
-  image[8:16, 8:16, 8:16] = 40.0  # what the locator sees, too
+  image[8:16, 8:16, 8:16] = 40.0  # also found by the locator
   image[44:52, 36:44, 28:36] = 20.0
   image = Volume(image, np.diag([-1.0, -1.0, 1.0, 1.0]))
   alone = sees(2.0, (1.0, 1.0, 1.0))
@@ -240,7 +240,7 @@ def test_a_locator_says_where_to_look():
   assert everything[46:50, 38:42, 30:34].all() and everything[10:14, 10:14, 10:14].all()
   np.testing.assert_array_equal(found[:30], everything[:30])
   assert not found[30:].any()
-  with pytest.raises(InputError, match="leave out .* locator"):
+  with pytest.raises(InputError, match="locator"):
     guided.predict(image, partition=True)
 
 
@@ -248,28 +248,28 @@ def test_a_locator_must_know_what_is_looked_for():
   lacks = dataclasses.replace(sees(2.0, (1.0, 1.0, 1.0)),
                               locator=sees(2.0, (2.0, 2.0, 2.0), ("spleen", "colon")))
   image = Volume(np.ones((20, 20, 20), np.float32), np.eye(4))
-  with pytest.raises(InputError, match="does not know the class 'liver'.*spleen, colon") as error:
+  with pytest.raises(InputError, match="has no class 'liver'.*spleen, colon") as error:
     lacks.predict(image)
   assert error.value.usage and "\n" not in str(error.value)
   assert not lacks.predict(image, ["spleen"]).label.array.any()
 
 
 def test_fast_is_coarser_and_comes_back_on_the_same_grid(network, volume):
-  plans = []
+  schedules = []
 
-  def note(plan, seconds, single):
-    plans.append(plan)
+  def note(schedule, seconds, single):
+    schedules.append(schedule)
     assert seconds == single > 0
     return lambda windows: None
 
   for fast in (False, True):
     label = network.predict(volume, fast=fast, announce=note).label
     assert label.array.shape == volume.array.shape
-  assert plans[1].windows < plans[0].windows
+  assert schedules[1].windows < schedules[0].windows
 
 
 def test_a_part_takes_its_voxels_from_the_whole(network, volume):
-  """Where the pancreas reaches the threshold it is one, whatever the liver says."""
+  """The pancreas wins wherever it reaches the threshold."""
   masks = network.predict(volume, fusion="independent", threshold=0.45).masks
   label = network.predict(volume, threshold=0.45, within={"pancreas": "liver"}).label.array
   part = label == 3
@@ -278,7 +278,7 @@ def test_a_part_takes_its_voxels_from_the_whole(network, volume):
   plain, alone = (network.predict(volume, ["pancreas"], threshold=0.45, within=w).label.array
                   for w in ({}, {"pancreas": "liver"}))
   assert plain.any()
-  np.testing.assert_array_equal(plain, alone)  # there is no liver that it could touch
+  np.testing.assert_array_equal(plain, alone)  # without a liver it cannot be detached
   with pytest.raises(InputError, match="kidney"):
     network.predict(volume, within={"kidney": "liver"})
 
@@ -299,7 +299,7 @@ def test_what_helped_held_out_cases_is_done_unless_refused(network, volume):
 
 def test_priors_move_classes_to_where_the_training_masks_show_them(network, volume):
   high = np.ones((8, 8, 8))
-  high[:4] = 1e-3  # of the lower half
+  high[:4] = 1e-3  # lower half
   known = dataclasses.replace(network, priors={"liver": {"frequency": 0.1,
                                                          "location": high.tolist()}})
   label = known.predict(volume, threshold=0.45, priors=True).label.array
@@ -310,21 +310,21 @@ def test_priors_move_classes_to_where_the_training_masks_show_them(network, volu
 
 @pytest.mark.parametrize("fusion", ["argmax", "softmax", "independent"])
 def test_label_maps_of_any_budget_are_those_of_everything_in_memory(network, volume, fusion):
-  """Written out: all classes in full, on the network's grid and on that of the image."""
+  """Compared with a reference that keeps all classes, on the network's and the native grid."""
   budgets = [network.predict(volume, fusion=fusion, threshold=0.3, memory_bytes=budget).label.array
              for budget in (None, 600_000, 0)]
   for label in budgets[1:]:
     np.testing.assert_array_equal(label, budgets[0])
 
-  image = network._normalised(volume, 1.0).array
-  plan = make_schedule(image.shape[:-1], network.plan.subvolume, 3)
+  image = network.normalise(volume).array
+  schedule = make_schedule(image.shape[:-1], network.plan.subvolume, 3)
   functions = sliding_window.window_functions(network.model)
   planes = sliding_window.class_probabilities(functions, network.variables, image, range(3),
-                                              network.plan.subvolume, plan)
+                                              network.plan.subvolume, schedule)
   if fusion == "softmax":
     odds = planes / (1 - planes)
     planes = odds / (1 + odds.sum(0))
-  if fusion == "independent":  # which are kept as float16
+  if fusion == "independent":  # stored as float16
     planes = planes.astype(np.float16).astype(np.float32)
   best, which = planes.max(0), planes.argmax(0)
   grid = to_canonical(volume).array.shape
@@ -332,7 +332,7 @@ def test_label_maps_of_any_budget_are_those_of_everything_in_memory(network, vol
   whole = resample_to(best, grid, 1)
   expected = np.where(whole >= 0.3, shares.argmax(0) + 1, 0)
   second, first = np.sort(shares, axis=0)[-2:]
-  clear = (first - second > 1e-5) & (np.abs(whole - 0.3) > 1e-5)  # where rounding does not decide
+  clear = (first - second > 1e-5) & (np.abs(whole - 0.3) > 1e-5)  # no near-ties
   found = to_canonical(Volume(budgets[0], volume.affine)).array
   assert clear.mean() > 0.8 and len(np.unique(found[clear])) > 1
   np.testing.assert_array_equal(found[clear], expected[clear])

@@ -91,8 +91,8 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
   from condseg_jax.analysis.run import analyse
   from condseg_jax.analysis.samples import read_samples
   from condseg_jax.datasets import discover
+  from condseg_jax.loading import load
   from condseg_jax.model_io.load import read_model
-  from condseg_jax.predictor import load
   from condseg_jax.system.cache import enable_compilation_cache
 
   enable_compilation_cache()

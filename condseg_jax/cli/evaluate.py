@@ -1,12 +1,12 @@
 """condseg-evaluate --workdir=RUN --data=DIR --out=DIR
 
-Scores a trained network on labelled cases: a raw dataset (on the files' own grid) or a prepared
-store. Each case is scored on the classes that it annotates.
+Scores a trained network on labelled cases of a raw dataset (on the grid of its files) or of a
+prepared store. Each case is scored on the classes it annotates.
 
   condseg-evaluate --workdir=runs/hippocampus --data=Task04_Hippocampus --out=scores
 
-Writes summary.json, cases.csv and pictures of the median and the worst case; with --report also
-report.html, a page with scores, slices, errors and a viewer, which opens without a network.
+Writes summary.json, cases.csv and overlays of the median and the worst case. --report adds
+report.html, a page with scores, slices, errors and a viewer that can be opened offline.
 """
 
 from pathlib import Path
@@ -18,7 +18,8 @@ from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
   return shell.run(__doc__, _define, _work, argv)
 
 
@@ -27,12 +28,12 @@ def _define(values: flags.FlagValues) -> None:
   shell.define_locator(values)
   flags.DEFINE_string("data", "", "Raw dataset or prepared store with labels.", flag_values=values)
   flags.DEFINE_string("out", "", "Folder for the results.", flag_values=values)
-  flags.DEFINE_string("split", "", "train, val or test; by default val where there is one, else "
-                      "test, else all cases.", flag_values=values)
+  flags.DEFINE_string("split", "", "train, val or test; by default val if present, else test, else "
+                      "all cases.", flag_values=values)
   flags.DEFINE_float("tolerance_mm", 2.0, "Tolerance of the surface Dice (pixels in 2-D).",
                      lower_bound=0.0, flag_values=values)
   flags.DEFINE_enum("fusion", "argmax", ("argmax", "softmax", "independent"),
-                    "How classes share voxels.", flag_values=values)
+                    "How the classes of a voxel are resolved.", flag_values=values)
   shell.define_report(values)
 
 
@@ -43,7 +44,7 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.evaluate.raw_cases import labelled_cases
   from condseg_jax.evaluate.run import evaluate
   from condseg_jax.evaluate.scores import summarise
-  from condseg_jax.predictor import load
+  from condseg_jax.loading import load
   from condseg_jax.report import figures
   from condseg_jax.report import tables
   from condseg_jax.report.page import collect
@@ -54,22 +55,22 @@ def _work(values: flags.FlagValues) -> int:
   cases, split = labelled_cases(values.data, values.split)
   if not any(name in predictor.table.names for case in cases for name in case.annotated):
     raise InputError(values.data, "annotates no class of this network",
-                     f"the network knows {', '.join(predictor.table.names)}")
+                     f"classes of the network: {', '.join(predictor.table.names)}")
   out = Path(values.out)
   out.mkdir(parents=True, exist_ok=True)
-  shown, seen = collect.watch(predictor, [case.id for case in cases], values.report_names)
+  page_cases, on_case = collect.watch(predictor, [case.id for case in cases], values.report_names)
   rows, failed = [], []
   for case in tqdm.tqdm(cases, desc=f"scoring {split}"):
     try:
       rows += evaluate(predictor, [case], tolerance_mm=values.tolerance_mm, fusion=values.fusion,
-                       seen=seen if values.report else None)
+                       on_case=on_case if values.report else None)
     except InputError as error:
       if len(cases) == 1 or error.usage:
         raise
-      failed.append(f"{case.id}: {error}")  # one bad case does not cost the scores of the others
+      failed.append(f"{case.id}: {error}")  # a bad case does not stop the others
   if not rows:
-    raise InputError(values.data, f"no case could be scored, the first: {failed[0]}",
-                     "see condseg-verify")
+    raise InputError(values.data, f"no case could be scored; first error: {failed[0]}",
+                     "check the dataset with condseg-verify")
   scored = {row.class_name for row in rows}
   names = [name for name in predictor.table.names if name in scored]
   summary = summarise(rows, names)
@@ -81,13 +82,13 @@ def _work(values: flags.FlagValues) -> int:
     volume, truth = next(case for case in cases if case.id == case_id).read()
     label = predictor.predict(volume, fusion=values.fusion).label
     figures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
-                             f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
+                            f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
   if values.report:
-    print(collect.write_report(out / "report.html", shown, predictor, summary,
+    print(collect.write_report(out / "report.html", page_cases, predictor, summary,
                                split=split))
   print(tables.format_table(summary))
   print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
-        f"cases of the split {split!r}\nresults: {out}")
+        f"cases of split {split!r}\nresults: {out}")
   for line in failed:
     print(f"failed: {line}", file=sys.stderr)
   return 1 if failed else 0

@@ -1,23 +1,28 @@
 """condseg-export --workdir=RUN --out=model.condseg [--onnx]
 
-Writes a trained network as one file: parameters, config, classes, plan and a model card, each with
-its SHA-256. It works offline wherever condseg_jax is installed, with any number of devices:
+Writes a trained network as one portable file: parameters, config, classes, plan and a model card,
+each with its SHA-256. It works offline on any machine with condseg_jax and any number of devices:
 
   condseg-export --workdir=runs/ct --checkpoint=best --out=ct.condseg
   condseg-predict --workdir=ct.condseg --input=scan.nii.gz --output=masks
 
-With --onnx it also holds encoder and decoder as ONNX, compared with JAX before anything is written.
+With --onnx it also contains encoder and decoder as ONNX, verified against JAX before writing.
 """
 
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
+if TYPE_CHECKING:  # imported late, so that --help is fast
+  from condseg_jax.model_io.bundle import Bundle
 
-def main(argv=None) -> int:
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
   return shell.run(__doc__, _define, _work, argv)
 
 
@@ -30,7 +35,7 @@ def _define(values: flags.FlagValues) -> None:
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir", "out")
   if not values.out.endswith(".condseg"):
-    raise InputError(f"--out={values.out}", "does not end in .condseg", "name it so", usage=True)
+    raise InputError(f"--out={values.out}", "must end in .condseg", "rename it", usage=True)
 
   from condseg_jax.model_io.bundle import write_bundle
   from condseg_jax.model_io.card import run_facts
@@ -50,8 +55,8 @@ def _work(values: flags.FlagValues) -> int:
   return 0
 
 
-def _graphs(bundle) -> tuple[bytes, bytes]:
-  """The network as ONNX, compared with JAX."""
+def _graphs(bundle: "Bundle") -> tuple[bytes, bytes]:
+  """Converts the network to ONNX and verifies it against JAX."""
   from condseg_jax.export import runtime
   from condseg_jax.models.build import build_model
 
@@ -63,7 +68,7 @@ def _graphs(bundle) -> tuple[bytes, bytes]:
   shape = record.plan.subvolume, record.plan.channels
   graphs = onnx_halves(model, bundle.params, *shape)
   difference = runtime.check(model, bundle.params, graphs, *shape)
-  print(f"ONNX and JAX differ by {difference:.1e} at most on random windows")
+  print(f"largest difference of ONNX and JAX on random windows: {difference:.1e}")
   return graphs
 
 

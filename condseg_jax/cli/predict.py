@@ -4,34 +4,53 @@ Segments images with a trained network: one label map per image, on the image's 
 
   condseg-predict --workdir=runs/ct --input=scan.nii.gz --output=masks --classes=liver,spleen
 
-With --fusion=independent one mask per class is written, which may overlap. Volumes, intensities and
-places of the structures are in STEM_statistics.json, what was done in run.json; with --report a
-page, report.html, shows all of it and opens without a network. The result of a DICOM series is
-written as DICOM-SEG, too (extra `dicom`); --dicom=seg,rtstruct adds outlines, --dicom= leaves both
-out. Unless it was asked for, one that cannot be made is left out with a warning.
+With --fusion=independent one mask per class is written; masks may overlap. Volumes, intensities and
+positions of the structures are in STEM_statistics.json, settings and outcome in run.json. --report
+adds report.html, a page with all results that can be opened offline. For a DICOM series the result
+is also written as DICOM-SEG (extra `dicom`); --dicom=seg,rtstruct adds contours, --dicom= disables
+both. A DICOM object that was not requested and cannot be made is skipped with a warning.
 
-An image that is plainly not of the kind that the network was trained on is refused. A batch goes on
-past a bad image and names it at the end. Several machines share a folder of images with
---num_parts=N and --part=0 … N-1, each with records of its own (run_PART.json); a run that was
-interrupted goes on with --continue, since the masks of an image are written last and whole.
+A DICOM folder with several series is segmented series by series, unless --series selects one. The
+results are named FOLDER_NUMBER_DESCRIPTION_HASH after SeriesNumber, SeriesDescription and a hash of
+the SeriesInstanceUID.
+
+An image that is clearly of another kind than the training images is refused. A batch continues
+after a bad image and lists it at the end. Several machines can share a folder of images with
+--num_parts=N and --part=0 … N-1, each with its own records (run_PART.json). --continue resumes an
+interrupted run: the masks of an image are written last and atomically.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from collections.abc import Mapping
 import functools
 import math
 from pathlib import Path
 import shutil
 import sys
+from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 
+if TYPE_CHECKING:  # imported late, so that --help is fast
+  from condseg_jax.cli.inputs import InputImage
+  from condseg_jax.geometry import Volume
+  from condseg_jax.infer.prediction import Prediction
+  from condseg_jax.infer.schedule import Schedule
+  from condseg_jax.predictor import Predictor
+  from condseg_jax.report.results import OutputOptions
+
 SETTINGS = ("fusion", "threshold", "step", "tta", "fast", "two_pass", "partition",
             "priors", "clean")
 
 
-def main(argv=None) -> int:
+def main(argv: list[str] | None = None) -> int:
+  """Runs the command and returns its exit code."""
   return shell.run(__doc__, _define, _work, argv)
 
 
@@ -43,181 +62,236 @@ def _define(values: flags.FlagValues) -> None:
   whole = functools.partial(flags.DEFINE_integer, flag_values=values)
   shell.define_model(values)
   shell.define_locator(values)
-  text("input", "", "An image, a folder of images, the folder of a DICOM series, or a text file "
-       "that names such, one a line.")
-  text("series", "", "SeriesInstanceUID, where a DICOM folder holds several.")
+  text("input", "", "An image, a folder of images, a folder of one or more DICOM series, or a text "
+       "file with one image or DICOM folder per line.")
+  text("series", "", "SeriesInstanceUID to select from a DICOM folder with several series; all are "
+       "segmented when empty.")
   text("output", "", "Folder for the results.")
-  several("classes", [], "Classes to look for; all when empty.")
+  several("classes", [], "Classes to segment; all when empty.")
   text("preset", "", "A named group of classes.")
   flags.DEFINE_enum("fusion", "argmax", ("argmax", "softmax", "independent"),
-                    "How classes share voxels.", flag_values=values)
-  several("within", [], "PART=WHOLE, as in tumour=liver: a part takes its voxels from the whole, "
-          "and pieces that do not touch it are removed.")
+                    "How the classes of a voxel are resolved.", flag_values=values)
+  several("within", [], "PART=WHOLE, e.g. tumour=liver: a part takes its voxels from the whole, "
+          "and components that do not touch it are removed.")
   number("threshold", 0.5, "Probability from which a voxel belongs to a class.", upper_bound=1.0)
-  flags.DEFINE_float("step", 0.5, "Distance of windows as a part of the window.", lower_bound=0.05,
-                     upper_bound=1.0, flag_values=values)
-  switch("tta", False, "Average over mirror images, along the axes that the training mirrored: "
-         "slower.")
-  switch("priors", False, "Weigh classes by where the training masks show them.")
-  switch("clean", True, "Remove pieces as was best for the cases held out in training.")
-  switch("fast", False, "At 1.25 times the spacing: quicker and coarser.")
-  switch("two_pass", False, "Find where every class is by a coarser look first: for volumes much "
-         "larger than what is looked for.")
-  switch("partition", False, "Each image in one pass instead of windows, split over all devices: "
-         "for accelerators that hold it only together.")
+  flags.DEFINE_float("step", 0.5, "Distance of neighbouring windows as a fraction of the window.",
+                     lower_bound=0.05, upper_bound=1.0, flag_values=values)
+  switch("tta", False, "Average over mirror images along the axes that training mirrored; slower.")
+  switch("priors", False, "Weight classes by their frequency in the training masks at each "
+         "position.")
+  switch("clean", True, "Filter connected components as tuned on held-out training cases.")
+  switch("fast", False, "Predict at 1.25 times the spacing: faster, less accurate.")
+  switch("two_pass", False, "Locate each class at a coarse spacing first: for volumes much larger "
+         "than the structures.")
+  switch("partition", False, "Predict each image in one pass instead of windows, split over all "
+         "devices: for accelerators that can only hold it together.")
   flags.DEFINE_enum("runtime", "jax", ("jax", "onnx"), "onnx: onnxruntime on the CPU, for a bundle "
                     "exported with --onnx.", flag_values=values)
-  number("memory", None, "Gigabytes that prediction may take beside the image as read; a quarter "
-         "of the machine's, at most 4, when not given.")
-  switch("force", False, "Go on with images that look implausible.")
-  whole("num_parts", 1, "Parts that the images are dealt to.", lower_bound=1)
-  whole("part", 0, "The part to work on.", lower_bound=0)
-  switch("continue", False, "Skip images whose results are there.")
-  several("dicom", ["seg"], "Written beside the masks of a DICOM series: seg, rtstruct.")
-  switch("separate", False, "A mask for each class in place of the label map.")
+  number("memory", None, "Memory budget of prediction in GB, besides the image as read; by default "
+         "a quarter of the machine's memory, at most 4.")
+  switch("force", False, "Segment images that look implausible, too.")
+  whole("num_parts", 1, "Number of parts into which the images are divided.", lower_bound=1)
+  whole("part", 0, "The part to process.", lower_bound=0)
+  switch("continue", False, "Skip images whose results exist.")
+  several("dicom", ["seg"], "DICOM objects to write for a DICOM series: seg, rtstruct.")
+  switch("separate", False, "Write one mask per class instead of the label map.")
   switch("probabilities", False, "Also write the probabilities of all classes, as zarr.")
-  switch("picture", True, "Write a picture of every result beside it.")
+  switch("picture", True, "Write an overlay of every result.")
   shell.define_report(values)
 
 
+class _Job(NamedTuple):
+  """The common arguments of all images."""
+
+  values: flags.FlagValues
+  output: Path
+  predictor: Predictor
+  classes: list[str]
+  settings: dict
+  options: OutputOptions
+
+
+class _Result(NamedTuple):
+  """One segmented image."""
+
+  volume: Volume
+  prediction: Prediction
+  measures: Mapping[str, Mapping]
+  findings: list[str]
+  files: list[Path]
+
+
 def _work(values: flags.FlagValues) -> int:
+  # Everything that needs no network is checked before it is loaded.
   shell.require(values, "workdir", "input", "output")
-  if values.partition and values.runtime != "jax":
-    raise InputError("--partition", "is done by JAX alone", "leave --runtime out", usage=True)
-  from condseg_jax.formats import files
-  from condseg_jax.predictor import load
+  settings = _settings(values)
+  output = Path(values.output)
+  from condseg_jax.cli import inputs
+  images = inputs.list_inputs(Path(values.input), values.series)
+  options = _output_options(values, images)
+  inputs.check_writable(output)
+
+  from condseg_jax.loading import load
   from condseg_jax.report import results
   from condseg_jax.report.page import collect
   from condseg_jax.system.cache import enable_compilation_cache
 
-  if values.part >= values.num_parts:
-    raise InputError(f"--part={values.part}", f"there are {values.num_parts} parts",
-                     f"0 to {values.num_parts - 1}", usage=True)
   enable_compilation_cache()
-  given = Path(values.input)
-  if given.name in ("", ".."):  # results are named after it
-    given = given.resolve()
-  found = files.list_images(given)
-  stems = [files.stem(path) for path in found]
-  shown_names = collect.case_names(stems, values.report_names)
-  images = list(zip(found, stems, shown_names, strict=True))[values.part::values.num_parts]
-  wanted = results.OutputOptions(values.separate or values.fusion == "independent", values.picture,
-                          _dicom_kinds(values, found), values["dicom"].present > 0, values.series)
   predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator)
   ids = predictor.table.select(values.classes, values.preset)
-  names = [predictor.table.names[i] for i in ids]
-  settings = _settings(values)
-  output = Path(values.output)
+  classes = [predictor.table.names[i] for i in ids]
+  stems = [image.stem for image in images]
+  results.check_names(output, stems, predictor, classes, options.separate)
   output.mkdir(parents=True, exist_ok=True)
-  asked = settings | ({"locator": values.locator} if values.locator else {})
-  results.check_names(output, stems, predictor, names, wanted.separate)
-  part = "" if values.num_parts == 1 else f"_{values.part}"  # others write at the same time
-  run = results.Run(output / f"run{part}.json", predictor, names, asked,
+  suffix = "" if values.num_parts == 1 else f"_{values.part}"  # other parts write at the same time
+  recorded = settings | ({"locator": values.locator} if values.locator else {})
+  run = results.Run(output / f"run{suffix}.json", predictor, classes, recorded,
                     same=values["continue"].value)
-  failed, shown = [], []
-  for number, (path, stem, shown_name) in enumerate(images, 1):
-    title = f"{number}/{len(images)} {stem}"
-    masks = results.mask_files(output, stem, predictor, names, wanted.separate)
-    if values["continue"].value and all(mask.exists() for mask in masks.values()):
-      print(f"{title}: is there", flush=True)
-      shown.append(collect.earlier_case(shown_name))
+  job = _Job(values, output, predictor, classes, settings, options)
+
+  names = collect.case_names(stems, values.report_names)
+  mine = list(zip(images, names, strict=True))[values.part::values.num_parts]
+  failures, cases = [], []
+  for number, (image, name) in enumerate(mine, 1):
+    title = f"{number}/{len(mine)} {image.stem}"
+    masks = results.mask_files(output, image.stem, predictor, classes, options.separate)
+    if values["continue"].value and all(path.exists() for path in masks.values()):
+      print(f"{title}: already done", flush=True)
+      cases.append(collect.earlier_case(name))
       continue
     try:
-      with run.case(stem) as case:
-        volume, findings = _read(path, predictor, values)
-        announce = functools.partial(_announce, title, settings.get("memory_bytes", math.inf))
-        if values.probabilities:
-          planes = output / f"{stem}_probabilities.zarr"
-          shutil.rmtree(planes, ignore_errors=True)  # of an earlier run, or of one cut off
-          settings["probabilities"] = str(planes)
-        try:
-          prediction = predictor.predict(
-              volume, names, announce=announce, **settings)
-        except InputError as error:
-          raise error if error.usage else InputError(path, error.reason, error.cure) from error
-        structures = results.structures(volume, prediction, wanted.separate)
-        case.files = results.write(output, stem, path, volume, prediction, predictor, wanted,
-                                   structures, findings)
-      print("  ".join(map(str, case.files)), flush=True)
+      with run.case(image.stem) as record:
+        result = _segment(job, image, title)
+        record.files = result.files
+      print("  ".join(map(str, result.files)), flush=True)
       if values.report:
-        collect.add(shown, collect.predicted_case(shown_name, volume, prediction, predictor,
-                                                  statistics=structures, warnings=findings))
+        collect.add(cases, collect.predicted_case(
+            name, result.volume, result.prediction, predictor, statistics=result.measures,
+            warnings=result.findings))
+      del result  # its memory is needed for the next image
     except (InputError, OSError, MemoryError) as error:
-      if isinstance(error, OSError):
-        error = InputError(path, error.strerror or str(error), "check permissions and free space")
-      elif isinstance(error, MemoryError):
-        error = InputError(path, "does not fit into memory", "cut or resample it, give a smaller "
-                           "--memory, or take a machine with more")
-      if len(images) == 1 or error.usage:
+      error = _as_input_error(error, image.path)
+      if len(mine) == 1 or error.usage:
         raise error from None
-      failed.append(error)  # one bad image does not stop the others
-      shown.append(collect.failed_case(shown_name, error, path, values.report_names))
+      failures.append(f"{image.stem}: {error}" if image.series else str(error))
+      cases.append(collect.failed_case(name, error, image.path, values.report_names))
   if values.report:
-    print(collect.write_report(output / f"report{part}.html", shown, predictor))
-  for error in failed:
-    print(f"failed: {error}", file=sys.stderr)
-  return 1 if failed else 0
+    print(collect.write_report(output / f"report{suffix}.html", cases, predictor))
+  for failure in failures:
+    print(f"failed: {failure}", file=sys.stderr)
+  return 1 if failures else 0
 
 
-def _settings(values) -> dict:
-  """Fields of `infer.settings.Settings`."""
+def _segment(job: _Job, image: InputImage, title: str) -> _Result:
+  """Segments one image and writes its results."""
+  from condseg_jax.report import results
+  volume, findings = _read(image, job.predictor, job.values)
+  settings, store = job.settings, job.output / f"{image.stem}_probabilities.zarr"
+  if job.values.probabilities:
+    shutil.rmtree(store, ignore_errors=True)  # of an earlier or an interrupted run
+    settings = settings | {"probabilities": str(store)}
+  announce = functools.partial(_announce, title, settings.get("memory_bytes", math.inf))
+  try:
+    prediction = job.predictor.predict(volume, job.classes, announce=announce, **settings)
+  except BaseException as error:
+    if job.values.probabilities:
+      shutil.rmtree(store, ignore_errors=True)  # incomplete
+    if isinstance(error, InputError) and not error.usage:
+      raise InputError(image.path, error.reason, error.cure) from error
+    raise
+  measures = results.structures(volume, prediction, job.options.separate)
+  written = results.write(job.output, image.stem, image.path, volume, prediction, job.predictor,
+                          job.options._replace(series=image.series), measures, findings)
+  return _Result(volume, prediction, measures, findings, written)
+
+
+def _as_input_error(error: InputError | OSError | MemoryError, path: Path) -> InputError:
+  """Names the image in errors of the system."""
+  if isinstance(error, OSError):
+    return InputError(path, error.strerror or str(error), "check permissions and free space")
+  if isinstance(error, MemoryError):
+    return InputError(path, "does not fit into memory", "crop or resample it, lower --memory, or "
+                      "use a machine with more memory")
+  return error
+
+
+# --- Checks of the flags and of the input, before the network is loaded.
+def _settings(values: flags.FlagValues) -> dict:
+  """Returns fields of `infer.settings.Settings`, checked."""
+  if values.partition and values.runtime != "jax":
+    raise InputError("--partition", f"is not available with --runtime={values.runtime}",
+                     "omit one of them", usage=True)
+  if values.part >= values.num_parts:
+    raise InputError(f"--part={values.part}", f"is out of range for {values.num_parts} parts",
+                     f"0 to {values.num_parts - 1}", usage=True)
   settings = {name: values[name].value for name in SETTINGS}
   for name in ("threshold", "memory", "step"):
-    if values[name].value is not None and not math.isfinite(values[name].value):
-      raise InputError(f"--{name}={values[name].value}", "is no finite number", "give one",
-                       usage=True)
+    value = values[name].value
+    if value is not None and not math.isfinite(value):
+      raise InputError(f"--{name}={value}", "is not a finite number", "see --help", usage=True)
   settings["within"] = dict(_pair(text) for text in values.within)
   if values.memory is not None:
     settings["memory_bytes"] = int(values.memory * 1e9)
+  from condseg_jax.infer.settings import Settings
+  Settings(**settings | {"two_pass": values.two_pass or bool(values.locator)})
   return settings
 
 
 def _pair(text: str) -> tuple[str, str]:
   part, equals, whole = text.partition("=")
   if not equals:
-    raise InputError(f"--within={text}", "is no PART=WHOLE", "as in --within=tumour=liver",
-                     usage=True)
+    raise InputError(f"--within={text}", "is not of the form PART=WHOLE",
+                     "e.g. --within=tumour=liver", usage=True)
   return part, whole
 
 
-def _dicom_kinds(values, images) -> list[str]:
-  """The DICOM objects to write; those of the default only where the extra is installed."""
+def _output_options(values: flags.FlagValues, images: list[InputImage]) -> OutputOptions:
+  """Returns what to write; DICOM objects by default only if the extra is installed."""
   from condseg_jax.formats import dicom_results
   from condseg_jax.formats.dicom_source import extra_installed
-  if values["dicom"].present or extra_installed():
-    dicom_results.check_kinds(values.dicom)
-    return values.dicom
-  if any(path.is_dir() for path in images):
-    print('no DICOM-SEG is written: pip install "condseg-jax[dicom]"', file=sys.stderr)
-  return []
+  from condseg_jax.report.results import OutputOptions
+  requested, kinds = values["dicom"].present > 0, values.dicom
+  if requested or extra_installed():
+    dicom_results.check_kinds(kinds)
+  else:
+    kinds = []
+    if any(image.path.is_dir() for image in images):
+      print('no DICOM-SEG is written: pip install "condseg-jax[dicom]"', file=sys.stderr)
+  return OutputOptions(values.separate or values.fusion == "independent", values.picture, kinds,
+                       requested)
 
 
-def _read(path: Path, predictor, values):
-  """An image and what there is to say of its plausibility."""
+# --- One image.
+def _read(image: InputImage, predictor: Predictor,
+          values: flags.FlagValues) -> tuple[Volume, list[str]]:
+  """Reads an image and checks its plausibility; returns it and the lines of the findings."""
   from condseg_jax.formats import files
   from condseg_jax.infer.image_check import check_image
   from condseg_jax.infer.image_check import enforce
-  volume = files.read_volume(path, values.series)
-  findings = enforce(path, check_image(volume, predictor.plan, predictor.training,
-                                       modality=files.modality(path, values.series)),
-                     force=values.force)
+  volume = files.read_volume(image.path, image.series)
+  modality = files.modality(image.path, image.series)
+  findings = enforce(image.path, check_image(volume, predictor.plan, predictor.training,
+                                             modality=modality),
+                     force=values.force, switch="--force")
   for finding in findings:
-    print(f"warning: {path}: {finding}", file=sys.stderr)
+    print(f"warning: {image.label}: {finding}", file=sys.stderr)
   return volume, findings
 
 
-def _announce(title: str, budget: float, plan, seconds: float, single: float):
-  """Says what is to come, and shows how far it is."""
+def _announce(title: str, budget: float, schedule: Schedule, seconds: float,
+              single: float) -> Callable[[int], None]:
+  """Prints the predicted work and returns the update function of a progress bar."""
   import tqdm
-  text = (f"{title}: {plan.windows} windows, about {seconds:.0f} s, {plan.bytes / 1e6:.0f} MB "
-          "beside program and image")
-  if plan.bytes > budget:
-    text += f" (more than the {budget / 1e6:.0f} MB asked for: there is no smaller way)"
-  if plan.passes > 1:
-    text += (f" in {plan.passes} passes of {plan.classes} classes; in a single one "
-             f"{plan.whole_bytes / 1e6:.0f} MB, {single:.0f} s (--memory)")
+  text = (f"{title}: {schedule.windows} windows, about {seconds:.0f} s, "
+          f"{schedule.bytes / 1e6:.0f} MB besides program and image")
+  if schedule.bytes > budget:
+    text += f" (above the budget of {budget / 1e6:.0f} MB, but the smallest possible)"
+  if schedule.passes > 1:
+    text += (f" in {schedule.passes} passes of {schedule.classes} classes; a single pass: "
+             f"{schedule.whole_bytes / 1e6:.0f} MB, {single:.0f} s (see --memory)")
   print(text, file=sys.stderr, flush=True)
-  return tqdm.tqdm(total=plan.windows * plan.passes, unit="window", leave=False, delay=1).update
+  bar = tqdm.tqdm(total=schedule.windows * schedule.passes, unit="window", leave=False, delay=1)
+  return bar.update
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ The stream is a pure function of (seed, place in the stream): a grain MapDataset
 per process and sliced. Resuming at step n is slicing; there is no iterator state to save.
 """
 
-from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 

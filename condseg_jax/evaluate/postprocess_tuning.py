@@ -21,7 +21,7 @@ Row = tuple[str, ComponentFilter, float]
 
 
 class Candidates:
-  """Dice of every candidate; `seen` goes to `evaluate.run.evaluate`.
+  """Dice of every candidate; `on_case` goes to `evaluate.run.evaluate`.
 
   Args:
     smallest_ml: class → the smallest true volume in the training set; pieces of less than half of
@@ -32,8 +32,8 @@ class Candidates:
     self._smallest = smallest_ml
     self.rows: list[Row] = []
 
-  def seen(self, case_id: str, volume: Volume, prediction: Prediction,
-           truth: Mapping[str, np.ndarray], scored) -> None:
+  def on_case(self, case_id: str, volume: Volume, prediction: Prediction,
+              truth: Mapping[str, np.ndarray], scored) -> None:
     size = voxel_ml(volume.affine)
     for name, mask in truth.items():
       if name not in prediction.masks:

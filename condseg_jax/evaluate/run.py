@@ -12,7 +12,7 @@ from condseg_jax.predictor import Predictor
 def evaluate(predictor: Predictor, cases: Iterable[LabelledCase], *,
              tolerance_mm: float | None = None, fast: bool = False,
              fusion: str = "argmax",
-             seen: Callable[..., None] | None = None) -> list[CaseScore]:
+             on_case: Callable[..., None] | None = None) -> list[CaseScore]:
   """One row per case and class.
 
   Classes that a case annotates and the network does not know have no row. All classes of the
@@ -24,7 +24,7 @@ def evaluate(predictor: Predictor, cases: Iterable[LabelledCase], *,
     tolerance_mm: of the surface Dice, needed unless `fast`.
     fast: overlap only.
     fusion: see `Predictor.predict`.
-    seen: called after each case with its id, image, prediction, truth and rows.
+    on_case: called after each case with its id, image, prediction, truth and rows.
   """
   rows = []
   for case in cases:
@@ -35,6 +35,6 @@ def evaluate(predictor: Predictor, cases: Iterable[LabelledCase], *,
                                            tolerance_mm, fast=fast))
               for name, mask in truth.items() if name in prediction.masks]
     rows += scored
-    if seen:
-      seen(case.id, volume, prediction, truth, scored)
+    if on_case:
+      on_case(case.id, volume, prediction, truth, scored)
   return rows

@@ -1,1 +1,1 @@
-"""A trained model as one file: the bundle, and within it ONNX for runtimes other than JAX."""
+"""ONNX export of trained networks, for runtimes other than JAX."""

@@ -1,8 +1,7 @@
-"""The network's layers as ONNX nodes, channels first: `x_BCDHW` (no D in 2-D).
+"""Implements the network's layers as ONNX nodes, channels first: `x_BCDHW` (no D in 2-D).
 
-They say in ONNX what `models.layers` and `models.conditioning` say in JAX, with the operations that
-ONNX has of its own: a convolution is one node whatever the platform does in JAX, pooling and
-upsampling are MaxPool and ConvTranspose.
+They correspond to `models.layers` and `models.conditioning`, expressed by native ONNX operators: a
+convolution is always a single node, pooling and upsampling are MaxPool and ConvTranspose.
 """
 
 from collections.abc import Mapping
@@ -14,25 +13,25 @@ import onnx
 from onnx import helper
 from onnx import numpy_helper
 
-OPSET = 20  # Gelu
-IR_VERSION = 9  # of the same age as the opset, for runtimes that are not new
+OPSET = 20  # the first with Gelu
+IR_VERSION = 9  # matches the opset, for older runtimes
 
 
 class Graph:
-  """A graph in the making: every method that adds a node returns the name of its output."""
+  """Builds a graph; methods that add a node return the name of its output."""
 
   def __init__(self):
     self._nodes, self._constants, self._scope = [], {}, []
 
   def add(self, op: str, *inputs: str, name: str = "", **attributes) -> str:
-    """Adds a node with one output, which is called `name` where one is given."""
+    """Adds a node with one output, called `name` if given."""
     name = name or f"{op}_{len(self._nodes)}"
     self._nodes.append(helper.make_node(op, list(inputs), [name], name=f"node_{name}",
                                         **attributes))
     return name
 
-  def constant(self, array, name: str = "") -> str:
-    """A constant; one that has no name of its own exists once for each value."""
+  def constant(self, array: np.typing.ArrayLike, name: str = "") -> str:
+    """Adds a constant; unnamed constants of equal value are shared."""
     array = np.ascontiguousarray(array)
     tensor = numpy_helper.from_array(array, name)
     key = name or (array.dtype.str, array.shape, array.tobytes())
@@ -42,11 +41,12 @@ class Graph:
     return self._constants[key].name
 
   def model(self, inputs: Mapping[str, tuple], outputs: Mapping[str, tuple]) -> bytes:
-    """The finished model, checked.
+    """Returns the checked and serialised model.
 
     Args:
-      inputs, outputs: name → (element type of `onnx.TensorProto`, shape); an axis of any length has
-        a name in place of a number.
+      inputs: name → (element type of `onnx.TensorProto`, shape); a dynamic axis has a name instead
+        of a length.
+      outputs: likewise.
     """
     ends = [[helper.make_tensor_value_info(name, kind, shape)
              for name, (kind, shape) in side.items()] for side in (inputs, outputs)]
@@ -59,7 +59,8 @@ class Graph:
 
 def convolve(graph: Graph, parts: Sequence[str], channels: Sequence[int], params: Mapping,
              path: str) -> str:
-  """`layers.Conv`: the sum of the parts' convolutions; a part for all classes is broadcast."""
+  """Adds `layers.Conv`: the sum of the parts' convolutions; a part shared by all classes is
+  broadcast."""
   kernel = np.asarray(params["kernel"])
   ndim = kernel.ndim - 2
   kernel = np.moveaxis(kernel, (-1, -2), (0, 1))  # [O, C, *window]
@@ -78,7 +79,7 @@ def convolve(graph: Graph, parts: Sequence[str], channels: Sequence[int], params
 
 def normalise(graph: Graph, x: str, kind: str, params: Mapping, path: str, ndim: int,
               shift: str = "") -> str:
-  """`layers.Norm`, and in the same pass a `shift` [B, C, 1, …] if there is one."""
+  """Adds `layers.Norm`, fused with a `shift` [B, C, 1, …] if given."""
   if kind == "none":
     return graph.add("Add", x, shift) if shift else x
   scale, bias = np.asarray(params["scale"]), np.asarray(params["bias"])
@@ -110,8 +111,11 @@ def normalise(graph: Graph, x: str, kind: str, params: Mapping, path: str, ndim:
 
 
 def condition(graph: Graph, vector: str, params: Mapping, shape: Sequence[int], path: str) -> str:
-  """`conditioning.constant_channels` of a vector [K, E]: [K, O, *shape], or [K, O, 1, …] where the
-  window is one voxel and the summand so the same everywhere."""
+  """Adds `conditioning.constant_channels` of a vector [K, E].
+
+  Returns:
+    The summand [K, O, *shape]; [K, O, 1, …] if the kernel is one voxel, so that it is constant.
+  """
   kernel = np.asarray(params["kernel"])
   window, (size, features) = kernel.shape[:-2], kernel.shape[-2:]
   ndim = len(window)
@@ -119,7 +123,7 @@ def condition(graph: Graph, vector: str, params: Mapping, shape: Sequence[int], 
   out = graph.add("MatMul", vector, graph.constant(kernel, f"{path}/kernel"))
   if set(window) == {1}:
     return graph.add("Reshape", out, graph.constant([-1, features, *window]))
-  done = []  # axes that have their full length, from the last
+  done = []  # lengths of the finished axes, from the last
   for axis in range(ndim - 1, -1, -1):
     taps = np.arange(window[axis]) - window[axis] // 2
     position = np.arange(shape[axis])[:, None] + taps
@@ -132,7 +136,7 @@ def condition(graph: Graph, vector: str, params: Mapping, shape: Sequence[int], 
 
 
 def activate(graph: Graph, x: str, name: str) -> str:
-  """`layers.ACTIVATIONS`."""
+  """Adds one of `layers.ACTIVATIONS`."""
   if name == "silu":
     return graph.add("Mul", x, graph.add("Sigmoid", x))
   op, settings = {"relu": ("Relu", {}), "leaky_relu": ("LeakyRelu", {"alpha": 0.01}),
@@ -141,12 +145,12 @@ def activate(graph: Graph, x: str, name: str) -> str:
 
 
 def max_pool(graph: Graph, x: str, strides: Sequence[int]) -> str:
-  """`layers.max_pool`."""
+  """Adds `layers.max_pool`."""
   return graph.add("MaxPool", x, kernel_shape=strides, strides=strides)
 
 
 def upsample(graph: Graph, x: str, params: Mapping, path: str) -> str:
-  """`layers.Upsample`."""
+  """Adds `layers.Upsample`."""
   kernel = np.moveaxis(np.asarray(params["kernel"]), -1, 1)  # [C, O, *strides]
   return graph.add("ConvTranspose", x, graph.constant(kernel, f"{path}/kernel"),
                    kernel_shape=kernel.shape[2:], strides=kernel.shape[2:])

@@ -1,14 +1,14 @@
-"""The two halves of a network as ONNX models.
+"""Converts the encoder and decoder of a network to ONNX models.
 
     encoder  image float32 [1, C, *window] (, class_id int32 [K])  →  x, skip_0, skip_1, …
     decoder  x, skip_0, skip_1, … (, class_id int32 [K])  →  probability float32 [K, *window]
 
-With `position` = `head` there are no skips, but a `summary` of the coarsest features. K is any
-number of classes. As in JAX, what sees no class is computed once for all of them: its batch axis
-has the length 1 until the first condition. The half that the class does not enter has no
-`class_id`; where it enters neither (`position` = `none`), the decoder's K is 1.
+With `position` = `head` there are no skips, but a `summary`, the pooled coarsest features. K is the
+number of classes. As in JAX, layers before the first condition are computed once for all classes:
+their batch axis has length 1. A model without class conditioning has no `class_id`; if neither has
+(`position` = `none`), the decoder's K is 1.
 
-It follows `models.dense_unet` line by line and computes in float32.
+The code follows `models.dense_unet` and computes in float32.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class Halves(NamedTuple):
 
 
 class _Value(NamedTuple):
-  """A value in a graph: name, channels, spatial shape, and its batch: 1 or K."""
+  """A tensor in a graph: name, channels, spatial shape, and batch size 1 or "K"."""
 
   name: str
   channels: int
@@ -41,7 +41,7 @@ class _Value(NamedTuple):
 
 
 def onnx_halves(model: DenseUNet, params: Mapping, window: Sequence[int], channels: int) -> Halves:
-  """A trained network as ONNX.
+  """Converts a trained network to ONNX.
 
   Args:
     model: the network.
@@ -50,16 +50,15 @@ def onnx_halves(model: DenseUNet, params: Mapping, window: Sequence[int], channe
     channels: of the image.
 
   Raises:
-    InputError: a condition, a block or a decoder that has no ONNX form here.
+    InputError: ONNX export does not support the conditioning, a block or the decoder.
   """
-  for kind in (model.encoder_block, model.decoder_block, model.decoder):
-    if kind not in ("dense", "unet"):
-      raise InputError("the network", f"its part {kind!r} has no ONNX form",
-                       "export without --onnx")
+  for name in (model.encoder_block, model.decoder_block, model.decoder):
+    if name not in ("dense", "unet"):
+      raise InputError("network", f"ONNX export does not support {name!r}", "export without ONNX")
   if (model.position == "decoders" or model.vector not in ("hash", "embedding")
       or (model.position != "none" and model.mechanism not in ("channel", "dynamic"))):
-    raise InputError("the network", f"{model.position}, {model.mechanism}, {model.vector}: this "
-                     "condition has no ONNX form", "export without --onnx")
+    raise InputError("network", "ONNX export does not support the conditioning "
+                     f"{model.position}, {model.mechanism}, {model.vector}", "export without ONNX")
   encoder, features = _encoder(model, params, tuple(window), channels)
   return Halves(encoder, _decoder(model, params, features))
 
@@ -100,8 +99,8 @@ def _decoder(model, params, features):
     while skips:
       x = net.merge(x, skips, vector)
     x = net.conv([x], "head", 1)
-  found = net.graph.add("Sigmoid", x.name)
-  net.graph.add("Squeeze", found, net.graph.constant(np.array([1])), name="probability")
+  probability = net.graph.add("Sigmoid", x.name)
+  net.graph.add("Squeeze", probability, net.graph.constant(np.array([1])), name="probability")
   return net.graph.model(inputs, {"probability": (TensorProto.FLOAT, [x.batch, *x.shape])})
 
 
@@ -110,12 +109,13 @@ def _described(value: _Value) -> tuple[str, tuple]:
 
 
 class _Network:
-  """The parts of `DenseUNet`, added to a graph."""
+  """Adds the modules of `DenseUNet` to a graph; methods return their output."""
 
   def __init__(self, model: DenseUNet, params: Mapping):
     self.graph, self._model, self._params = layers.Graph(), model, params
 
   def class_vector(self, inputs: dict) -> str:
+    """Adds the class vectors, and `class_id` to the inputs."""
     inputs["class_id"] = (TensorProto.INT32, ["K"])
     table = np.asarray(self._model.codes, np.float32)[:, None]
     if self._model.vector == "embedding":
@@ -131,15 +131,15 @@ class _Network:
     params = self._at(path)
     y = self.conv([x] if shared is None else [x, shared], f"{path}/conv",
                   params["conv"]["kernel"].shape[-1])
-    everywhere, summand = "", ""  # the condition where it is one number for each channel, or a map
+    shift, summand = "", ""  # the condition as one number per channel, or as a map
     if vector is not None:
       y = y._replace(batch="K")
       summand = layers.condition(self.graph, vector, params["condition"], x.shape,
                                  f"{path}/condition")
       if set(params["condition"]["kernel"].shape[:-2]) == {1}:
-        everywhere, summand = summand, ""
+        shift, summand = summand, ""
     name = layers.normalise(self.graph, y.name, self._model.norm, params.get("norm"),
-                            f"{path}/norm", len(x.shape), everywhere)
+                            f"{path}/norm", len(x.shape), shift)
     if summand:
       name = self.graph.add("Add", name, summand)
     return y._replace(name=layers.activate(self.graph, name, self._model.activation))
@@ -149,7 +149,7 @@ class _Network:
     for number in range(depth):
       y = self.layer(x, shared, vector, f"{path}/layer_{number}")
       if x.batch != y.batch:
-        x = self._for_every_class(x)
+        x = self._expand_classes(x)
       both = self.graph.add("Concat", x.name, y.name, axis=1)
       x = y._replace(name=both, channels=x.channels + y.channels)
     return self.layer(x, shared, vector, f"{path}/join")
@@ -159,7 +159,7 @@ class _Network:
     return x._replace(name=layers.max_pool(self.graph, x.name, strides), shape=shape)
 
   def merge(self, x: _Value, skips: list[_Value], vector: str | None) -> _Value:
-    """One decoder level; takes its skip off the list."""
+    """Adds one decoder level; removes its skip from the list."""
     skip = skips.pop()
     level = len(skips)
     params = self._at(f"up_{level}")
@@ -172,17 +172,17 @@ class _Network:
     return x._replace(name=self.graph.add("ReduceMean", x.name, axes, keepdims=1),
                       shape=(1,) * len(x.shape))
 
-  def dynamic_head(self, x: _Value, summary: _Value, vector: str) -> _Value:
-    """`models.conditioning.DynamicHead`; ω has the rows that it has there, transposed."""
+  def dynamic_head(self, x: _Value, pooled: _Value, vector: str) -> _Value:
+    """Adds `models.conditioning.DynamicHead`; its weights ω are transposed."""
     graph, params = self.graph, self._at("head")
-    length = params["weight_0"]["kernel"].shape[0] - summary.channels
-    flat = graph.add("Reshape", summary.name, graph.constant(np.array([1, summary.channels])))
+    length = params["weight_0"]["kernel"].shape[0] - pooled.channels
+    flat = graph.add("Reshape", pooled.name, graph.constant(np.array([1, pooled.channels])))
     size = graph.add("Concat", graph.add("Shape", "class_id"),
-                     graph.constant(np.array([summary.channels])), axis=0)
-    parts = [(graph.add("Expand", flat, size), summary.channels), (vector, length)]
+                     graph.constant(np.array([pooled.channels])), axis=0)
+    inputs = [(graph.add("Expand", flat, size), pooled.channels), (vector, length)]
     context = graph.add("Concat", *(
         graph.add("Mul", name, graph.constant(np.array(n**-0.5, np.float32)))
-        for name, n in parts), axis=1)
+        for name, n in inputs), axis=1)
     y = graph.add("Reshape", x.name, graph.constant(np.array([1, x.channels, -1])))
     layers_of_head = head_layers(x.channels)
     for i, (fan_in, features) in enumerate(layers_of_head):
@@ -200,13 +200,15 @@ class _Network:
     name = graph.add("Reshape", y, graph.constant(np.array([-1, 1, *x.shape])))
     return x._replace(name=name, channels=1, batch="K")
 
-  def _for_every_class(self, x: _Value) -> _Value:
+  def _expand_classes(self, x: _Value) -> _Value:
+    """Broadcasts a value that is shared by all classes to batch size K."""
     count = self.graph.add("Shape", "class_id")
     rest = self.graph.constant(np.array([x.channels, *x.shape]))
     target = self.graph.add("Concat", count, rest, axis=0)
     return x._replace(name=self.graph.add("Expand", x.name, target), batch="K")
 
   def _at(self, path: str) -> Mapping:
+    """Returns the parameters of a module."""
     params = self._params
     for key in path.split("/"):
       params = params[key]

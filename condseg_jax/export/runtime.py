@@ -1,8 +1,9 @@
-"""The network's halves in onnxruntime, with the interface that they have in JAX."""
+"""Runs the ONNX encoder and decoder in onnxruntime, with the same interface as in JAX."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import importlib
+import types
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,12 @@ from condseg_jax.infer import sliding_window
 from condseg_jax.infer.sliding_window import WindowFunctions
 from condseg_jax.models.dense_unet import DenseUNet
 
-TOLERANCE = 1e-4  # between the probabilities of the two runtimes
-CHUNK = 4  # classes decoded at once where the two are compared
+TOLERANCE = 1e-4  # largest allowed difference of probabilities between the runtimes
+CHUNK = 4  # classes decoded at once in the comparison
 
 
-def require(package: str):
-  """A package of the extra `onnx`.
+def require(package: str) -> types.ModuleType:
+  """Imports a package of the extra `onnx`.
 
   Raises:
     InputError: it is not installed.
@@ -31,14 +32,14 @@ def require(package: str):
 
 
 def onnx_functions(graphs: Sequence[bytes], *, encoder_sees_class: bool) -> WindowFunctions:
-  """Encoder and decoder for `infer.sliding_window`, on the CPU; `variables` are not looked at.
+  """Returns encoder and decoder on the CPU for `infer.sliding_window`; they ignore `variables`.
 
   Args:
-    graphs: of `network.onnx_halves`, or a bundle's.
-    encoder_sees_class: of the network.
+    graphs: encoder and decoder, from `network.onnx_halves` or a bundle.
+    encoder_sees_class: see `WindowFunctions`.
 
   Raises:
-    InputError: onnxruntime is not installed, or cannot read the graphs.
+    InputError: onnxruntime is not installed or cannot load the graphs.
   """
   encoder, decoder = map(_session, graphs)
   names = [feature.name for feature in encoder.get_outputs()]
@@ -56,13 +57,13 @@ def onnx_functions(graphs: Sequence[bytes], *, encoder_sees_class: bool) -> Wind
             for image in images_BCDHW]
 
   def decode(variables, features, class_id_K):
-    wanted = class_id_K if encoder_sees_class else class_id_K[class_id_K >= 0]
-    found = []
+    ids = class_id_K if encoder_sees_class else class_id_K[class_id_K >= 0]
+    windows = []
     for window in features:
-      prob_KDHW, = run(decoder, window, wanted)
-      # One plane for all classes, where the network knows of none.
-      found.append(np.broadcast_to(prob_KDHW, (len(wanted), *prob_KDHW.shape[1:])))
-    return np.stack(found, axis=1)
+      prob_KDHW, = run(decoder, window, ids)
+      # An unconditioned network returns a single plane for all classes.
+      windows.append(np.broadcast_to(prob_KDHW, (len(ids), *prob_KDHW.shape[1:])))
+    return np.stack(windows, axis=1)
 
   at_once = (1,) if encoder_sees_class else sliding_window.CLASSES_AT_ONCE
   return WindowFunctions(encode, decode, encoder_sees_class, at_once)
@@ -70,14 +71,16 @@ def onnx_functions(graphs: Sequence[bytes], *, encoder_sees_class: bool) -> Wind
 
 def largest_difference(model: DenseUNet, params: Mapping, functions: WindowFunctions,
                        window: Sequence[int], channels: int) -> float:
-  """The largest difference to the probabilities that JAX finds in float32, over all classes.
+  """Returns the largest difference from the probabilities of JAX in float32, over all classes.
 
-  Two windows are looked at: white noise, and noise that is smooth as images are.
+  Two windows are compared: white noise, and smoothed noise, which resembles images.
 
   Args:
-    model, params: the network.
-    functions: of `onnx_functions`.
-    window, channels: of its input.
+    model: the network.
+    params: its parameters.
+    functions: from `onnx_functions`.
+    window: spatial shape of the input.
+    channels: of the input.
   """
   noise = np.random.default_rng(0).normal(size=(*window, channels)).astype(np.float32)
   smooth = noise
@@ -88,36 +91,36 @@ def largest_difference(model: DenseUNet, params: Mapping, functions: WindowFunct
   differences = []
   for image in (noise[None], smooth[None]):
     with jax.default_matmul_precision("highest"):
-      wanted = _all_classes(plain, {"params": params}, image, count)
-    found = _all_classes(functions, None, image, count)
-    differences.append(np.max(np.abs(found - wanted)))
+      expected = _all_classes(plain, {"params": params}, image, count)
+    actual = _all_classes(functions, None, image, count)
+    differences.append(np.max(np.abs(actual - expected)))
   return float(np.max(differences))
 
 
 def _all_classes(functions: WindowFunctions, variables, image_BDHWC: np.ndarray,
                  count: int) -> np.ndarray:
-  """The probabilities of classes 0 to count - 1, a few at a time: float32 [count, B, *window]."""
-  chunk, features, found = min(CHUNK, count), None, []
+  """Computes the probabilities of classes 0 to count - 1: float32 [count, B, *window]."""
+  chunk, features, chunks = min(CHUNK, count), None, []
   for first in range(0, count, chunk):
     ids = np.minimum(np.arange(first, first + chunk, dtype=np.int32), count - 1)
     if features is None or functions.encoder_sees_class:
       features = functions.encode(variables, image_BDHWC, ids)
-    found.append(np.asarray(functions.decode(variables, features, ids)))
-  return np.concatenate(found)[:count]
+    chunks.append(np.asarray(functions.decode(variables, features, ids)))
+  return np.concatenate(chunks)[:count]
 
 
 def check(model: DenseUNet, params: Mapping, graphs: Sequence[bytes], window: Sequence[int],
           channels: int) -> float:
-  """Compares graphs with JAX and returns the largest difference.
+  """Compares graphs with JAX and returns the largest difference, see `largest_difference`.
 
   Raises:
-    InputError: it is more than `TOLERANCE`.
+    InputError: the difference exceeds `TOLERANCE`.
   """
   functions = onnx_functions(graphs, encoder_sees_class=model.encoder_sees_class)
   difference = largest_difference(model, params, functions, window, channels)
   if not difference <= TOLERANCE:
     raise InputError("ONNX", f"differs from JAX by {difference:.2g}, more than {TOLERANCE:g}",
-                     "export without --onnx")
+                     "export without ONNX")
   return difference
 
 
@@ -125,11 +128,11 @@ def _session(graph: bytes):
   onnxruntime = require("onnxruntime")
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # errors
-  # Threads that wait by spinning would take the processor from the other half and from numpy.
+  # Spinning threads would compete with the other session and with numpy.
   options.add_session_config_entry("session.intra_op.allow_spinning", "0")
   try:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-  except Exception as error:  # onnxruntime's own kinds, none of which has a public base
+  except Exception as error:  # the errors of onnxruntime have no public base class
     reason = " ".join(str(error).split())[:160]
     raise InputError("ONNX", f"cannot be read by onnxruntime {onnxruntime.__version__} ({reason})",
-                     "export anew, or leave --runtime out") from error
+                     "export again, or use the runtime jax") from error

@@ -34,6 +34,7 @@ from condseg_jax.geometry import Volume
 SERIES_ID, SERIES_NAME, MODALITY = "0020|000e", "0008|103e", "0008|0060"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 SLICE_SPACING, SLICE_THICKNESS = "0018|0088", "0018|0050"
+SERIES_NUMBER = "0020|0011"
 # SOP classes of objects other than images: directories (DICOMDIR), presentation states, reports,
 # segmentations, plans.
 NO_IMAGE = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{suffix}" for suffix in
@@ -60,6 +61,33 @@ class _Slice(NamedTuple):
     except ValueError:
       return ()
     return values if all(map(math.isfinite, values)) else ()
+
+
+class Series(NamedTuple):
+  """A series of a folder.
+
+  Attributes:
+    uid: SeriesInstanceUID; "" if the slices have none.
+    number: SeriesNumber; "" if the slices have none.
+    description: SeriesDescription; "" if the slices have none.
+  """
+
+  uid: str
+  number: str
+  description: str
+
+
+def list_series(folder: str | os.PathLike) -> list[Series]:
+  """Lists the series of a folder and its sub-folders, in the order of their files.
+
+  Raises:
+    InputError: the folder does not exist, or a slice is damaged.
+  """
+  first_slices: dict[str, _Slice] = {}
+  for one in _scanned(Path(folder)):
+    first_slices.setdefault(one.series, one)
+  return [Series(uid, one.tags.get(SERIES_NUMBER, "").strip(" \0"), one.name)
+          for uid, one in first_slices.items()]
 
 
 def read_series(folder: str | os.PathLike, series: str = "") -> Volume:
@@ -226,7 +254,8 @@ def _scanned_files(stamps: tuple[tuple[Path, int, int], ...]) -> list[_Slice]:
         raise InputError(path, f"is damaged, or of an unknown compression ({last_line(error)})",
                          AGAIN, kind="truncated") from error
       continue  # not DICOM, or not an image
-    wanted = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS, MODALITY)
+    wanted = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS, MODALITY,
+              SERIES_NUMBER)
     tags = {tag: reader.GetMetaData(tag).strip() for tag in wanted if reader.HasMetaDataKey(tag)}
     dtype = np.dtype(DTYPES.get(reader.GetPixelIDValue(), np.float32))
     slices.append(_Slice(path, _text(reader, SERIES_ID), _text(reader, SERIES_NAME),

@@ -1,10 +1,10 @@
-"""A whole volume in one pass, split along its first axis over devices, where one cannot hold it.
+"""Inference on a whole volume in one pass, split along its first axis over several devices.
 
-Every device holds a share of the slices and of all activations; before a convolution neighbours
-exchange the slices at their borders, and normalisation statistics are summed over the devices (see
-`models.halo`). The result is that of the undivided network, gradients included.
+Each device holds a share of the slices and of all activations. Before a convolution, neighbours
+exchange their border slices, and normalisation statistics are summed over the devices (see
+`models.halo`). The result equals that of the undivided network, gradients included.
 
-Temporary memory on each device by XLA's own account (`memory_analysis`, on CPU), for the network of
+Temporary memory per device as reported by XLA (`memory_analysis`, on CPU), for the network of
 `base.py` on 256×128×128 voxels and one class:
 
     devices            1        2        4        8
@@ -14,6 +14,7 @@ Temporary memory on each device by XLA's own account (`memory_analysis`, on CPU)
 
 from collections.abc import Callable
 from collections.abc import Iterator
+from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 
@@ -34,46 +35,47 @@ SPLIT = P(None, AXIS)
 
 
 def make_mesh(devices: Sequence[jax.Device]) -> Mesh:
-  """The devices in a row, each the neighbour of the next."""
+  """Returns a 1-D mesh in which consecutive devices are neighbours."""
   return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def partitioned_logits(model: DenseUNet, mesh: Mesh) -> Callable:
-  """`class_logits` of a network on volumes that are split over the devices of a mesh.
+def partitioned_logits(model: DenseUNet, mesh: Mesh) -> Callable[..., jax.Array]:
+  """Returns `class_logits` for volumes that are split over the devices of a mesh.
 
   Args:
-    model: the network, as trained: it has no partition.
-    mesh: of `make_mesh`.
+    model: the network as trained, without a partition.
+    mesh: from `make_mesh`.
 
   Returns:
     (variables, image_BDHWC, class_id_BN) → float32 [B, *shape, N]. D must be a multiple of the
-    number of devices times the network's stride; without D in 2-D, where H is split.
+    number of devices times the network's stride. In 2-D there is no D, and H is split.
   """
   logits = functools.partial(class_logits, model.clone(partition=AXIS))
   return jax.shard_map(logits, mesh=mesh, in_specs=(P(), SPLIT, P()), out_specs=SPLIT)
 
 
-def full_volume_slabs(model: DenseUNet, variables, image_DHWC: np.ndarray, class_ids: Sequence[int],
-                devices: Sequence[jax.Device] | None = None) -> Iterator[Slab]:
-  """Probability of every class at every voxel, from one pass over the whole volume.
+def full_volume_slabs(model: DenseUNet, variables: Mapping, image_DHWC: np.ndarray,
+                      class_ids: Sequence[int], devices: Sequence[jax.Device] | None = None
+                      ) -> Iterator[Slab]:
+  """Computes the probability of every class at every voxel in one pass over the whole volume.
 
-  The volume is encoded once, where the encoder sees no class, and decoded for one class after the
-  other. Normalisation sees the whole volume, not a window of the size that the network was trained
-  on: where the two differ much, windows are the safer choice.
+  The volume is encoded once, unless the encoder depends on the class, and decoded for one class at
+  a time. Normalisation layers see the whole volume instead of a window of the training size; where
+  the two differ much, sliding windows are the safer choice.
 
   Args:
-    model: the network, as trained.
+    model: the network as trained.
     variables: of the network.
-    image_DHWC: normalised image at the network's spacing; without D in 2-D. It is surrounded by its
-      own edge up to the next shape that the devices can share.
-    class_ids: the classes wanted.
-    devices: in whose memory the volume is split; all of this process when None.
+    image_DHWC: normalised image at the network's spacing; no D in 2-D. It is edge-padded to the
+      next shape that divides evenly over the devices.
+    class_ids: classes to decode.
+    devices: devices to split the volume over; all of this process when None.
 
   Yields:
-    The whole volume for each class.
+    One slab per class, each the whole volume.
 
   Raises:
-    InputError: a network that cannot be split.
+    InputError: the network cannot be split.
   """
   try:
     model.clone(partition=AXIS).check()
@@ -88,29 +90,30 @@ def full_volume_slabs(model: DenseUNet, variables, image_DHWC: np.ndarray, class
   image = jax.device_put(image, NamedSharding(mesh, SPLIT))
   variables = jax.device_put(variables, NamedSharding(mesh, P()))
 
-  encode, decode = _halves(model, devices)
+  encode, decode = _compiled_halves(model, devices)
   inside = tuple(slice(low, low + n)
                  for (low, _), n in zip(padding, image_DHWC.shape, strict=False))
-  everywhere = tuple(slice(0, n) for n in image_DHWC.shape[:-1])
+  whole_volume = tuple(slice(0, n) for n in image_DHWC.shape[:-1])
   features = None
   for class_id in class_ids:
     ids = np.array([class_id], np.int32)
     if features is None or model.encoder_sees_class:
       features = encode(variables, image, ids)
-    plane = np.array(decode(variables, features, ids))[0][inside]
-    yield Slab([class_id], everywhere, plane[None])
+    probability = np.array(decode(variables, features, ids))[0][inside]
+    yield Slab([class_id], whole_volume, probability[None])
 
 
 @functools.lru_cache(maxsize=8)
-def _halves(model: DenseUNet, devices: tuple[jax.Device, ...]) -> tuple[Callable, Callable]:
-  """The encoder and the decoder of a split volume, compiled once for each shape."""
-  mesh, inner = make_mesh(devices), model.clone(partition=AXIS)
+def _compiled_halves(model: DenseUNet,
+                     devices: tuple[jax.Device, ...]) -> tuple[Callable, Callable]:
+  """Returns encoder and decoder for a split volume, compiled once per shape."""
+  mesh, partitioned = make_mesh(devices), model.clone(partition=AXIS)
 
   def encode(variables, image, class_id_B):
-    return inner.apply(variables, image, class_id_B, method=inner.encode)
+    return partitioned.apply(variables, image, class_id_B, method=partitioned.encode)
 
   def decode(variables, features, class_id_B):
-    logits = inner.apply(variables, features, class_id_B, method=inner.decode)
+    logits = partitioned.apply(variables, features, class_id_B, method=partitioned.decode)
     return jax.nn.sigmoid(logits)
 
   return tuple(jax.jit(jax.shard_map(half, mesh=mesh, in_specs=(P(), SPLIT, P()), out_specs=SPLIT))

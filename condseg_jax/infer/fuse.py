@@ -1,5 +1,9 @@
-"""Per-class probabilities to the best class of every voxel, in memory that knows no classes."""
+"""Fuses per-class probabilities into the best class per voxel.
 
+Memory does not depend on the number of classes: slabs are consumed one at a time.
+"""
+
+from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -11,36 +15,36 @@ from condseg_jax.errors import InputError
 from condseg_jax.infer.sliding_window import Slab
 
 FUSIONS = ("argmax", "softmax", "independent")
-CERTAIN = 1 - 1e-6  # odds are taken of probabilities up to this
+CERTAIN = 1 - 1e-6  # probabilities are clipped here before odds are computed
 
 
 def label_dtype(class_ids: Sequence[int]) -> type:
-  """uint8, or uint16 where a label value passes 255."""
+  """Returns uint8, or uint16 if a label value exceeds 255."""
   return np.uint8 if max(class_ids) + 1 <= 255 else np.uint16
 
 
 def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[int], *,
                exclusive: bool = False, rank: Mapping[int, int] | None = None,
                threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
-  """The most probable class of every voxel, however improbable, and its probability.
+  """Finds the most probable class of every voxel, however improbable, and its probability.
 
   Of equal probabilities the class that came first wins.
 
   Args:
-    slabs: together every class at every voxel once.
-    shape: of the volume.
-    class_ids: all that come.
-    exclusive: make classes and background alternatives, not questions apart:
+    slabs: every class at every voxel exactly once.
+    shape: spatial shape of the volume.
+    class_ids: all classes in `slabs`.
+    exclusive: treat classes and background as mutually exclusive:
 
           q_k = o_k / (1 + Σ_j o_j),   o_k = p_k / (1 - p_k)
 
-      the softmax of the logits with a background logit of 0. It is the same class that is best.
-    rank: class → 1 or more: where it reaches the threshold it wins over all classes of lower rank,
-      as a tumour does over its liver.
-    threshold: for ranks only.
+      which is the softmax of the logits with a background logit of 0. The best class is the same.
+    rank: class → 1 or more. Where such a class reaches the threshold, it wins over all classes of
+      lower rank, e.g. a tumour over its liver.
+    threshold: probability threshold; used by ranks only.
 
   Returns:
-    Class id + 1 and probability float32, both [*shape].
+    Class id + 1 (see `label_dtype`) and probability (float32), both [*shape].
   """
   label = np.zeros(shape, label_dtype(class_ids))
   best = np.full(shape, -1.0, np.float32)
@@ -50,7 +54,7 @@ def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[
     for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
       if exclusive:
         sums[slab.box] += odds(plane)
-      if rank:  # an integer on top, which decides and is taken off again
+      if rank:  # the integer part encodes the rank; it is removed below
         plane = np.minimum(plane, 1)
         plane += rank.get(class_id, 0) * (plane >= threshold)
       better = plane > best[slab.box]
@@ -59,94 +63,98 @@ def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[
   if rank:
     best -= np.maximum(np.ceil(best) - 1, 0)
   if exclusive:
-    for row in range(len(best)):  # one by one: no second volume
+    for row in range(len(best)):  # row by row, to avoid a second volume
       best[row] = odds(best[row]) / (1 + sums[row])
   return label, best
 
 
 def confidence(best: np.ndarray, score: np.ndarray, threshold: float) -> dict[int, float]:
-  """The mean probability of every class that reaches the threshold somewhere, over those voxels.
+  """Computes the mean probability of each class over the voxels where it reaches the threshold.
 
   Args:
-    best, score: of `best_class`.
-    threshold: of the probability.
+    best: class id + 1 per voxel, from `best_class`.
+    score: its probability, from `best_class`.
+    threshold: probability threshold.
 
   Returns:
-    Label value → mean.
+    Label value → mean, for classes with at least one voxel.
   """
   sums, counts = np.zeros((2, int(best.max(initial=0)) + 1))
-  for labels, probability in zip(best, score, strict=True):  # row by row: no second volume
-    found = probability >= threshold
-    sums += np.bincount(labels[found], probability[found], minlength=len(sums))
-    counts += np.bincount(labels[found], minlength=len(sums))
+  for labels, probability in zip(best, score, strict=True):  # row by row, to save memory
+    inside = probability >= threshold
+    sums += np.bincount(labels[inside], probability[inside], minlength=len(sums))
+    counts += np.bincount(labels[inside], minlength=len(sums))
   return {int(value): float(sums[value] / counts[value]) for value in np.flatnonzero(counts)}
 
 
-def ranks(within: Mapping[int, int]) -> dict[int, int]:
-  """How deep every part lies in what it is part of: tumour within liver 1, necrosis within it 2.
+def ranks(within: Mapping[Hashable, Hashable]) -> dict[Hashable, int]:
+  """Computes the nesting depth of each part: tumour within liver 1, necrosis within it 2.
 
   Args:
-    within: class → the class that it is part of.
+    within: class (id or name) → the class that contains it.
 
   Raises:
-    InputError: a class that is, in the end, part of itself.
+    InputError: a class contains itself, directly or through others.
   """
-  found = {}
+  depths = {}
   for part in within:
     depth, whole = 0, part
     while whole in within:
       depth, whole = depth + 1, within[whole]
       if depth > len(within):
-        raise InputError("within", "says that a class is part of itself", "name each part once",
-                         usage=True)
-    found[part] = depth
-  return found
+        raise InputError("within", "a class is part of itself", "remove the cycle", usage=True)
+    depths[part] = depth
+  return depths
 
 
 def odds(probability: np.ndarray) -> np.ndarray:
-  """p / (1 - p), of certainty as of `CERTAIN`."""
+  """Returns p / (1 - p), with p clipped to [0, `CERTAIN`]."""
   p = np.clip(probability, 0, CERTAIN)
   return p / (1 - p)
 
 
 def check_fusion(name: str) -> None:
-  """Raises InputError for a fusion that does not exist."""
+  """Raises InputError for an unknown fusion."""
   if name not in FUSIONS:
-    raise InputError(f"fusion {name!r}", "is not known", f"one of {', '.join(FUSIONS)}", usage=True)
+    raise InputError(f"fusion {name!r}", "unknown fusion", f"one of {', '.join(FUSIONS)}",
+                     usage=True)
 
 
-# --- What the training masks say of a place, joined to what the network says of the image.
+# --- Location priors from the training masks, combined with the network's probabilities.
 def with_priors(slabs: Iterable[Slab], shape: Sequence[int],
                 location: Mapping[int, np.ndarray]) -> Iterator[Slab]:
-  """Bayes' rule for a network that was taught with classes at their average frequency.
+  """Applies Bayes' rule to a network that was trained with classes at their mean frequency.
 
       o'_k(x) = o_k(x) · π_k(x) / π̄_k,   o = p / (1 - p)
 
   where π_k(x) is the frequency of class k at x and π̄_k its mean over the field of view. Classes
-  without a location are left as they are.
+  without a location prior stay unchanged.
 
   Args:
-    slabs: changed.
-    shape: of the volume.
-    location: class → π_k / π̄_k in cells of the field of view (see `data.priors`), between whose
-      centres it is interpolated.
+    slabs: modified in place.
+    shape: spatial shape of the volume.
+    location: class → π_k / π̄_k on a coarse grid over the field of view (see `data.priors`);
+      interpolated linearly between cell centres.
+
+  Yields:
+    The slabs.
   """
   for slab in slabs:
     for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
       if class_id in location:
-        changed = odds(plane) * _at(location[class_id], slab.box, shape)
-        plane[...] = changed / (1 + changed)
+        posterior = odds(plane) * _interpolated(location[class_id], slab.box, shape)
+        plane[...] = posterior / (1 + posterior)
     yield slab
 
 
-def _at(cells: np.ndarray, box: Sequence[slice], shape: Sequence[int]) -> np.ndarray:
-  """Cells interpolated to the voxels of a box, float32."""
+def _interpolated(cells: np.ndarray, box: Sequence[slice], shape: Sequence[int]) -> np.ndarray:
+  """Interpolates coarse cells at the voxels of a box; float32 [*box shape]."""
   values = np.asarray(cells, np.float32)
-  for axis, (part, size) in enumerate(zip(box, shape, strict=True)):
-    place = (np.arange(part.start, part.stop) + 0.5) / size * cells.shape[axis] - 0.5
-    place = np.clip(place, 0, cells.shape[axis] - 1)
-    low = np.minimum(place.astype(np.intp), cells.shape[axis] - 2)
-    weight = (place - low).astype(np.float32)
+  for axis, (extent, size) in enumerate(zip(box, shape, strict=True)):
+    position = (np.arange(extent.start, extent.stop) + 0.5) / size * cells.shape[axis] - 0.5
+    position = np.clip(position, 0, cells.shape[axis] - 1)
+    low = np.minimum(position.astype(np.intp), cells.shape[axis] - 2)
+    weight = (position - low).astype(np.float32)
     weight = weight.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
     values = values.take(low, axis) * (1 - weight) + values.take(low + 1, axis) * weight
   return values

@@ -1,9 +1,12 @@
-"""Probabilities of all classes on disk: in memory they would be K times the volume."""
+"""Keeps the probabilities of all classes on disk, since in memory they would be K volumes."""
 
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
+import os
+import re
 import shutil
 import tempfile
 import weakref
@@ -12,41 +15,69 @@ from etils import epath
 import numpy as np
 
 from condseg_jax.data.store import create_array
+from condseg_jax.errors import InputError
 from condseg_jax.infer.sliding_window import Slab
 
 CHUNK = 32  # voxels along each axis, at most
 
 
 class ProbabilityStore:
-  """Probabilities [K, *shape] as float16 in zarr v3, written slab by slab and read row by row.
+  """Probabilities [K, *shape] as float16 in zarr v3, written slab by slab and read by rows.
 
   Args:
-    folder: that holds the array afterwards; when None a temporary one that goes with the object.
-    class_ids: in the order of the planes.
-    shape: of the volume.
-    attributes: kept with the array.
+    folder: of the array; a temporary folder that is removed with this object when None.
+    class_ids: in the order of the array's first axis.
+    shape: spatial shape of the volume.
+    attributes: metadata stored with the array.
+
+  Raises:
+    InputError: the array cannot be written.
   """
 
-  def __init__(self, folder: str | None, class_ids: Sequence[int], shape: Sequence[int],
-               attributes: Mapping | None = None):
+  def __init__(self, folder: str | os.PathLike | None, class_ids: Sequence[int],
+               shape: Sequence[int], attributes: Mapping | None = None):
+    self._temporary = folder is None
     if folder is None:
       folder = tempfile.mkdtemp(prefix="condseg-")
       weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+    self._folder = epath.Path(folder)
     self.class_ids, self.shape = tuple(class_ids), tuple(shape)
     chunk = (1, *(min(CHUNK, n) for n in self.shape))
-    self._array = create_array(epath.Path(folder), [len(self.class_ids), *self.shape], np.float16,
-                               chunk, attributes)
+    with self._write_errors():
+      self._array = create_array(self._folder, [len(self.class_ids), *self.shape], np.float16,
+                                 chunk, attributes)
 
   def keep(self, slabs: Iterable[Slab]) -> Iterator[Slab]:
-    """Keeps what slabs hold and passes them on, rounded as they are kept."""
+    """Stores slabs and passes them on, rounded to the stored precision.
+
+    Raises:
+      InputError: a slab cannot be written, e.g. because the disk is full.
+    """
     for slab in slabs:
       for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
         rounded = plane.astype(np.float16)
-        self._array[(self.class_ids.index(class_id), *slab.box)].write(rounded).result()
+        with self._write_errors():
+          self._array[(self.class_ids.index(class_id), *slab.box)].write(rounded).result()
         plane[...] = rounded
       yield slab
 
   def rows(self, class_id: int, rows: slice) -> np.ndarray:
-    """Some rows of a class, float32."""
-    found = self._array[self.class_ids.index(class_id), rows].read().result()
-    return np.asarray(found, np.float32)
+    """Reads some rows of a class, float32."""
+    block = self._array[self.class_ids.index(class_id), rows].read().result()
+    return np.asarray(block, np.float32)
+
+  @contextlib.contextmanager
+  def _write_errors(self) -> Iterator[None]:
+    """Turns the errors of TensorStore, which are ValueErrors, into an InputError."""
+    try:
+      yield
+    except (ValueError, OSError) as error:
+      other = "set TMPDIR to a larger disk" if self._temporary else "choose another folder"
+      raise InputError(self._folder, f"the probabilities cannot be written: {_cause(error)}",
+                       f"free space in {self._folder.parent}, or {other}") from error
+
+
+def _cause(error: Exception) -> str:
+  """Returns the operating system's message in a TensorStore error, else its first line."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  return os.strerror(int(code[1])) if code else str(error).splitlines()[0].split(" [")[0]

@@ -1,7 +1,8 @@
 """Class probabilities of a volume by sliding window: encode once, decode once per class.
 
-Windows come in layers along one axis, and the sums of overlapping windows exist for the slab of one
-layer alone: what is finished leaves as a `Slab`, and nobody has to hold all classes of all voxels.
+Windows are processed in layers along one axis. Sums of overlapping windows are kept for one layer
+only, and finished parts are yielded as `Slab`s, so that all classes of all voxels are never in
+memory at once.
 """
 
 from collections.abc import Callable
@@ -18,27 +19,26 @@ import numpy as np
 
 from condseg_jax.infer.schedule import gaussian_weights
 from condseg_jax.infer.schedule import layers
+from condseg_jax.infer.schedule import pad_to_window
 from condseg_jax.infer.schedule import Schedule
-from condseg_jax.infer.schedule import surround
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.system.allocator import lean_memory
 
-CLASSES_AT_ONCE = (16, 4)  # per call of `decode`, whose output holds so many windows
+CLASSES_AT_ONCE = (16, 4)  # classes per call of `decode`, see `WindowFunctions.at_once`
 
-
-Box = tuple[slice, ...]  # with start and stop
+Box = tuple[slice, ...]  # slices with start and stop
 
 
 class WindowFunctions(NamedTuple):
-  """The network on a batch of windows, compiled once for each shape.
+  """Encoder and decoder for a batch of windows, compiled once per shape.
 
   Attributes:
-    encode: (variables, image_BDHWC, class_id_K) → features, with a leading axis K where the
-      encoder sees the class.
-    decode: (variables, features, class_id_K) → probability float32 [K, B, *window]. Ids below 0
-      fill up a call; nothing is computed for them, and their windows mean nothing.
-    encoder_sees_class: whether features belong to classes, so that other classes need others.
-    at_once: how many ids a call may have, most first.
+    encode: (variables, image_BDHWC, class_id_K) → features, with a leading axis K if the encoder
+      sees the class.
+    decode: (variables, features, class_id_K) → probability float32 [K, B, *window]. Negative ids
+      pad a call; nothing is computed for them, and their output is undefined.
+    encoder_sees_class: whether features depend on the class, so that each class is encoded anew.
+    at_once: possible numbers of ids per call, in descending order.
   """
 
   encode: Callable
@@ -48,13 +48,13 @@ class WindowFunctions(NamedTuple):
 
 
 class Slab(NamedTuple):
-  """Finished probabilities of some classes in some part of a volume.
+  """Final probabilities of some classes in one box of a volume.
 
   Attributes:
-    class_ids: of the planes.
-    box: where they lie in the volume.
-    planes: float32 [K, *shape of the box], to be read before the next slab is asked for. A reader
-      may change them.
+    class_ids: one id per entry of `planes`.
+    box: position in the volume.
+    planes: float32 [K, *box shape]; may be modified by the consumer, and is only valid until the
+      next slab is requested.
   """
 
   class_ids: Sequence[int]
@@ -64,8 +64,8 @@ class Slab(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def window_functions(model: DenseUNet) -> WindowFunctions:
-  """The two halves of a network for prediction; the same network gives the same functions."""
-  # A CPU is fastest with one class after the other, in its caches; accelerators want them at once.
+  """Returns encoder and decoder of a network for prediction, cached per network."""
+  # A CPU is fastest with one class at a time, in its caches; accelerators run several in parallel.
   lanes = 1 if jax.default_backend() == "cpu" else 8
 
   def encode(variables, image, class_id_K):
@@ -87,10 +87,10 @@ def window_functions(model: DenseUNet) -> WindowFunctions:
     ids = ids.reshape(groups, lanes)
     several = jax.vmap(one, in_axes=(None, 0))
     shape = jax.eval_shape(several, features, ids[0]).shape
-    # As many turns as there are ids: one program for a full call and for the rest.
-    turns = (jnp.sum(class_id_K >= 0) + lanes - 1) // lanes
+    # Groups of padding are skipped, so that full and partial calls share one program.
+    used = (jnp.sum(class_id_K >= 0) + lanes - 1) // lanes
     planes = jax.lax.fori_loop(
-        0, turns, lambda i, out: out.at[i].set(several(features, jnp.maximum(ids[i], 0))),
+        0, used, lambda i, out: out.at[i].set(several(features, jnp.maximum(ids[i], 0))),
         jnp.zeros((groups, *shape), jnp.float32))
     return planes.reshape(groups * lanes, *shape[1:])[:size]
 
@@ -98,32 +98,32 @@ def window_functions(model: DenseUNet) -> WindowFunctions:
   return WindowFunctions(jax.jit(encode), jax.jit(decode), model.encoder_sees_class, at_once)
 
 
-def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndarray,
-                      class_ids: Sequence[int], window: Sequence[int], schedule: Schedule, *,
-                      boxes: Mapping[int, Box] | None = None,
-                      progress: Callable[[int], None] = lambda windows: None) -> Iterator[Slab]:
-  """Probabilities of every class at every voxel, slab by slab.
+def probability_slabs(functions: WindowFunctions, variables: Mapping | None,
+                      image_DHWC: np.ndarray, class_ids: Sequence[int], window: Sequence[int],
+                      schedule: Schedule, *, boxes: Mapping[int, Box] | None = None,
+                      progress: Callable[[int], None] = lambda _: None) -> Iterator[Slab]:
+  """Computes the probability of every class at every voxel, slab by slab.
 
-  Windows have one fixed shape and come in batches of one fixed size, so that every volume uses the
-  same compiled program. Each is encoded once in a pass; its classes are decoded one after the
-  other. Where windows overlap, their probabilities are averaged with Gaussian weights.
+  Windows have a fixed shape and come in batches of a fixed size, so that all volumes share one
+  compiled program. Each window is encoded once per pass, and its classes are decoded in groups.
+  Where windows overlap, their probabilities are averaged with Gaussian weights.
 
   Args:
-    functions: of `window_functions`.
+    functions: from `window_functions`.
     variables: of the network.
-    image_DHWC: normalised image at the network's spacing; without D in 2-D. A volume smaller than
-      the window is surrounded by its own edge, as in training.
-    class_ids: the classes wanted.
+    image_DHWC: normalised image at the network's spacing; no D in 2-D. A volume smaller than the
+      window is edge-padded, as in training.
+    class_ids: classes to decode.
     window: shape of a window.
-    schedule: of `make_schedule`, for these classes and this volume.
-    boxes: class → where to look for it, if that is known; its probability is 0 elsewhere, and
-      windows that touch no box of a class are not computed for it.
-    progress: told the number of windows done since it was told last.
+    schedule: from `make_schedule`, for these classes and this volume.
+    boxes: class → the box to which it is restricted; its probability is 0 elsewhere, and windows
+      outside of the box are not computed for it. No restriction when None.
+    progress: called with the number of windows finished since the last call.
 
   Yields:
-    `Slab`s. All parts of the volume come for the first classes, then for the next.
+    Slabs: the whole volume for the first classes, then for the next.
   """
-  padding = surround(image_DHWC.shape[:-1], window)
+  padding = pad_to_window(image_DHWC.shape[:-1], window)
   image = np.pad(image_DHWC, (*padding, (0, 0)), mode="edge") if any(map(any, padding)) else (
       image_DHWC)
   if boxes is not None:
@@ -137,13 +137,14 @@ def probability_slabs(functions: WindowFunctions, variables, image_DHWC: np.ndar
 
 def _slabs(functions, variables, image, shape, padding, class_ids, window, schedule, boxes,
            progress):
+  """Yields the slabs of all passes, with the padding removed."""
   sums = _slab_arrays(image.shape[:-1], window, schedule)
   for first in range(0, len(class_ids), schedule.classes):
     ids = class_ids[first:first + schedule.classes]
-    wanted = None if boxes is None else [boxes[class_id] for class_id in ids]
-    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, wanted, sums,
-                                 progress):
-      # Back to the volume without what surrounds it.
+    pass_boxes = None if boxes is None else [boxes[class_id] for class_id in ids]
+    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, pass_boxes,
+                                 sums, progress):
+      # From the padded volume back to the original.
       start = [max(0, s.start - low) for s, (low, _) in zip(box, padding, strict=True)]
       stop = [min(n, s.stop - low)
               for s, (low, _), n in zip(box, padding, shape, strict=True)]
@@ -154,30 +155,33 @@ def _slabs(functions, variables, image, shape, padding, class_ids, window, sched
       yield Slab(ids, tuple(map(slice, start, stop)), planes[(slice(None), *inside)])
 
 
-def class_probabilities(*arguments, **more) -> np.ndarray:
-  """All of `probability_slabs` in one array, float32 [K, *shape], of K times the volume."""
-  class_ids, shape = arguments[3], arguments[2].shape[:-1]
+def class_probabilities(functions: WindowFunctions, variables: Mapping | None,
+                        image_DHWC: np.ndarray, class_ids: Sequence[int], window: Sequence[int],
+                        schedule: Schedule, **options) -> np.ndarray:
+  """Collects `probability_slabs` in one array, float32 [K, *shape], of K times the volume."""
+  shape = image_DHWC.shape[:-1]
   planes = np.empty((len(class_ids), *shape), np.float32)
   place = {class_id: k for k, class_id in enumerate(class_ids)}
-  for slab in probability_slabs(*arguments, **more):
+  for slab in probability_slabs(functions, variables, image_DHWC, class_ids, window, schedule,
+                                **options):
     for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
       planes[(place[class_id], *slab.box)] = plane
   return planes
 
 
 def _slab_arrays(shape, window, schedule) -> tuple[np.ndarray, ...]:
-  """Sums of scores, of weights, and a product: made once, for memory that comes and goes is never
-  quite given back."""
+  """Allocates sums of scores and of weights, and a work array, once: memory that is allocated
+  repeatedly is not fully returned to the system."""
   slab = tuple(window[a] if a == schedule.axis else n for a, n in enumerate(shape))
   return (np.empty((schedule.classes, *slab), np.float32), np.empty(slab, np.float32),
           np.empty(window, np.float32))
 
 
 def _one_pass(functions, variables, image, ids, window, schedule, boxes, sums, progress):
-  """The boxes and planes of some classes."""
+  """Yields the boxes and probabilities of some classes, in the padded volume."""
   axis, shape = schedule.axis, image.shape[:-1]
   weights = gaussian_weights(window)
-  total, norm, piece = sums
+  total, norm, product = sums
   total = total[:len(ids)]
   total[:] = norm[:] = 0
 
@@ -193,7 +197,7 @@ def _one_pass(functions, variables, image, ids, window, schedule, boxes, sums, p
                                        layer, progress):
       for b, start in enumerate(starts):
         for k, score in zip(ks, scores, strict=False):
-          total[(k, *place(start))] += np.multiply(weights, score[b], out=piece)
+          total[(k, *place(start))] += np.multiply(weights, score[b], out=product)
     first = layer[0][axis]
     rows = window[axis] if following is None else following[0][axis] - first
     done = _along(axis, 0, rows)
@@ -204,7 +208,7 @@ def _one_pass(functions, variables, image, ids, window, schedule, boxes, sums, p
       if boxes is not None:
         _clear_outside(plane[done], box, boxes[k])
     yield box, total[(slice(None), *done)]
-    for plane in (*total, norm):  # the overlap with the next layer moves up
+    for plane in (*total, norm):  # shifts the overlap with the next layer to the front
       plane[_along(axis, 0, window[axis] - rows)] = plane[_along(axis, rows, window[axis])]
       plane[_along(axis, window[axis] - rows, window[axis])] = 0
 
@@ -214,7 +218,7 @@ def _along(axis: int, first: int, last: int) -> tuple[slice, ...]:
 
 
 def _clear_outside(plane: np.ndarray, place: Box, box: Box) -> None:
-  """Sets to 0 what of a plane, which lies at a place of the volume, lies outside of a box."""
+  """Zeroes the voxels of a plane outside of a box; `place` is the plane's box in the volume."""
   inside = tuple(slice(max(b.start - p.start, 0), max(b.stop - p.start, 0))
                  for b, p in zip(box, place, strict=True))
   kept = plane[inside].copy()
@@ -223,8 +227,8 @@ def _clear_outside(plane: np.ndarray, place: Box, box: Box) -> None:
 
 
 def _decoded(functions, variables, image, ids, window, schedule, boxes, layer, progress):
-  """Probabilities of batches of windows; the device works on one while the last is read."""
-  waiting, size = None, schedule.at_once
+  """Yields probabilities of batches of windows; the device computes one while the last is read."""
+  pending, size = None, schedule.at_once
   for first in range(0, len(layer), schedule.window_batch):
     starts = layer[first:first + schedule.window_batch]
     needed = [k for k in range(len(ids))
@@ -233,19 +237,19 @@ def _decoded(functions, variables, image, ids, window, schedule, boxes, layer, p
     for b, start in enumerate(starts):
       batch[b] = image[tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))]
     features = None
-    for part in range(0, len(needed), size):
-      ks = needed[part:part + size]
+    for group in range(0, len(needed), size):
+      ks = needed[group:group + size]
       padded = np.full(size, -1, np.int32)
       padded[:len(ks)] = [ids[k] for k in ks]
       if features is None or functions.encoder_sees_class:
         features = functions.encode(variables, batch, padded)
       scores = functions.decode(variables, features, padded)
-      if waiting is not None:
-        yield *waiting[:2], np.asarray(waiting[2])
-      waiting = starts, ks, scores
+      if pending is not None:
+        yield *pending[:2], np.asarray(pending[2])
+      pending = starts, ks, scores
     progress(len(starts))
-  if waiting is not None:
-    yield *waiting[:2], np.asarray(waiting[2])
+  if pending is not None:
+    yield *pending[:2], np.asarray(pending[2])
 
 
 def _meets(start: Sequence[int], window: Sequence[int], box: Box) -> bool:
@@ -253,13 +257,13 @@ def _meets(start: Sequence[int], window: Sequence[int], box: Box) -> bool:
              for s, w, b in zip(start, window, box, strict=True))
 
 
-# --- Mirroring at prediction: the mean over a window and its reflections.
+# --- Test-time augmentation: the mean over a window and its mirror images.
 def mirrored(functions: WindowFunctions, axes: Sequence[int]) -> WindowFunctions:
-  """Functions that take 2^n times as long for n axes.
+  """Returns functions that average over mirror images; n axes take 2^n times as long.
 
   Args:
     functions: of the network.
-    axes: spatial ones, along which the training mirrored, too.
+    axes: spatial axes to mirror; training should have mirrored them, too.
   """
   subsets = [subset for n in range(len(axes) + 1) for subset in itertools.combinations(axes, n)]
 

@@ -34,7 +34,8 @@ NETWORKS: dict[str, Callable[[Model, Conditioning, tuple[float, ...]], Network]]
     "dense_unet": dense_unet}
 
 
-def build_model(model: Model, conditioning: Conditioning, codes: Sequence[float] | np.ndarray) -> Network:
+def build_model(model: Model, conditioning: Conditioning,
+                codes: Sequence[float] | np.ndarray) -> Network:
   """The network of a config.
 
   Args:

@@ -1,4 +1,4 @@
-"""Pictures of one case: the prediction beside the truth."""
+"""Overlays of one case: prediction and truth drawn over the image, side by side."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -21,14 +21,17 @@ from condseg_jax.system.atomic import replacing
 _PAPER, _INK, _FAINT = "#14161a", "#f2f2f0", "#a7abb3"
 _GREY, _HATCH, _FILL = "#8b9099", "#e8e9ec", 0.38
 _PANEL_INCHES, _GAP = 4.2, 0.15
+_ROW_INCHES = 0.4  # least height of a row: its title has two lines
+_CHARACTER_INCHES = 0.09  # mean width of a character at 10 points
+_MARK_INCHES = 0.6  # least side of a panel with letters at both ends
 
 
 class View(NamedTuple):
-  """One plane through a canonical volume (axes towards S, P, L) as a reader expects it."""
+  """One plane through a canonical volume (axes towards S, P, L) in radiological orientation."""
   name: str
-  axis: int  # the array axis that the plane is perpendicular to
-  top_down: bool  # whether the first remaining axis already runs down the page
-  letters: tuple[str, str, str, str]  # left, right, top, bottom
+  axis: int  # array axis perpendicular to the plane
+  top_down: bool  # whether the first remaining axis runs down the page without flipping
+  letters: tuple[str, str, str, str]  # at the left, right, top, bottom
 
 
 VIEWS = (View("axial", 0, True, ("R", "L", "A", "P")),
@@ -37,7 +40,7 @@ VIEWS = (View("axial", 0, True, ("R", "L", "A", "P")),
 
 
 class _Panel(NamedTuple):
-  """What one picture shows: plain 2-D arrays, the way up they are drawn."""
+  """The contents of one panel: 2-D arrays in display orientation."""
   image: np.ndarray  # (H, W, 3), 0 to 1
   labels: np.ndarray  # (H, W)
   spacing: tuple[float, float]
@@ -51,13 +54,13 @@ class _Panel(NamedTuple):
 
 
 def pick_median_and_worst(rows: Iterable[CaseScore]) -> tuple[str, str]:
-  """Ids of the cases with the median and with the lowest mean Dice over their classes.
+  """Returns the ids of the cases with the median and the lowest mean Dice over their classes.
 
-  Of an even number of cases the lower one of the middle pair is the median; ties go by id, so
+  Of an even number of cases the lower of the middle pair is the median. Ties are broken by id, so
   that the choice does not depend on the order of the rows.
 
   Raises:
-    ValueError: if no case has a Dice.
+    ValueError: no case has a Dice.
   """
   dices: dict[str, list[float]] = {}
   for row in rows:
@@ -65,7 +68,7 @@ def pick_median_and_worst(rows: Iterable[CaseScore]) -> tuple[str, str]:
   means = {case: nan_mean(values) for case, values in dices.items()}
   ranking = sorted((mean, case) for case, mean in means.items() if not np.isnan(mean))
   if not ranking:
-    raise ValueError("no case has a Dice, so there is neither a median nor a worst one")
+    raise ValueError("no case has a Dice score")
   return ranking[(len(ranking) - 1) // 2][1], ranking[0][1]
 
 
@@ -73,11 +76,11 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
                    truth: np.ndarray | None, class_names: Sequence[str],
                    colors: Sequence[Sequence[int]], spacing: Sequence[float], title: str = "", *,
                    window: tuple[float, float] | None = None) -> None:
-  """Draw prediction and truth over the image and save the picture.
+  """Draws prediction and truth over the image and saves the figure.
 
-  A volume is shown in an axial, a coronal and a sagittal slice (rows), prediction left and truth
-  right; an image as image, prediction and truth. Without a truth the bare image is beside the
-  prediction. Unlabelled voxels of the truth are grey, hatched.
+  A volume is shown as an axial, a coronal and a sagittal slice (rows), with prediction and truth as
+  columns; a 2-D image as image, prediction and truth. Without a truth, the plain image is shown
+  beside the prediction. Unlabelled voxels of the truth are hatched in grey.
 
   Args:
     path: file to write (.png, .pdf, .svg).
@@ -87,13 +90,17 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
     class_names: name per class index.
     colors: red, green, blue per class index, 0 to 255.
     spacing: mm per spatial axis.
-    title: one line above the pictures.
-    window: intensities drawn black and white; by default the 1st and 99.5th percentile.
+    title: one line above the panels.
+    window: intensities shown as black and white; 1st and 99.5th percentile when None.
+
+  Raises:
+    ValueError: the grids of image, prediction and truth differ.
+    InputError: the file cannot be written.
   """
   ndim = prediction.ndim
   grids = {prediction.shape, image.shape[:ndim], *(() if truth is None else (truth.shape,))}
   if len(grids) > 1:
-    raise ValueError(f"image, prediction and truth do not show the same grid: {sorted(grids)}")
+    raise ValueError(f"image, prediction and truth are not on the same grid: {sorted(grids)}")
   rgb = ndim == 2 and image.shape[2:] == (3,)
   if image.ndim > ndim and not rgb:
     image = image[..., 0]
@@ -107,27 +114,27 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
     indices = telling_indices(prediction, prediction if truth is None else truth)
     panels, names = _volume_panels(image, list(columns.values()), indices, spacing, window)
   else:
-    shown = displayable(image, window)
-    panels = [[_Panel(shown, labels, tuple(spacing)) for labels in columns.values()]]
+    image = displayable(image, window)
+    panels = [[_Panel(image, labels, tuple(spacing)) for labels in columns.values()]]
     names = ("",)
   headings = tuple(columns)
   palette = np.concatenate([np.zeros((1, 3)), np.asarray(colors, np.float64) / 255])
-  import matplotlib  # heavy, and needed by the figures alone
+  import matplotlib  # slow to import
 
-  # Contours take the colour of their hatching from here alone, some of it when they are saved.
+  # The hatching of contours can only be coloured here; it is evaluated when they are saved.
   with matplotlib.rc_context({"hatch.color": _HATCH, "hatch.linewidth": 0.8}):
     _save(path, _draw(panels, headings, names, class_names, palette, title))
 
 
 def robust_window(image: np.ndarray) -> tuple[float, float]:
-  """Intensities to draw black and white, whatever a few extreme voxels hold."""
+  """Returns the intensities to show as black and white, robust against outliers."""
   sample = image.ravel()[::max(1, image.size // 1_000_000)].astype(np.float32)
   sample = sample[np.isfinite(sample)]
   return tuple(np.percentile(sample, [1, 99.5])) if sample.size else (0.0, 1.0)
 
 
 def displayable(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-  """A 2-D picture as red, green, blue between 0 and 1."""
+  """Converts a 2-D image to RGB between 0 and 1, (H, W, 3)."""
   lo, hi = window
   image = np.nan_to_num(image.astype(np.float32), posinf=hi, neginf=lo, nan=lo)
   image = np.clip((image - lo) / max(hi - lo, 1e-12), 0, 1)
@@ -135,23 +142,24 @@ def displayable(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
 
 
 def _volume_panels(image, columns, indices, spacing, window):
-  """One row per axis through its most telling slice, one panel per label map in `columns`."""
+  """Makes one row of panels per view, one panel per label map in `columns`, and row titles."""
   panels, names = [], []
   for view in VIEWS:
     index, n = indices[view.axis], image.shape[view.axis]
     plane = tuple(s for axis, s in enumerate(spacing) if axis != view.axis)
     image_2d, *labels_2d = (np.take(array, index, axis=view.axis)[::1 if view.top_down else -1]
                             for array in (image, *columns))
-    shown = displayable(image_2d, window)
-    panels.append([_Panel(shown, labels, plane, view.letters) for labels in labels_2d])
-    names.append(f"{view.name}  {index + 1} / {n}")
+    rgb = displayable(image_2d, window)
+    panels.append([_Panel(rgb, labels, plane, view.letters) for labels in labels_2d])
+    names.append(f"{view.name}\n{index + 1} / {n}")
   return panels, names
 
 
 def telling_indices(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, ...]:
-  """Per axis the slice that cuts the structures of the truth (else the prediction) largest.
+  """Returns, per axis, the slice with the largest cross-sections of the structures.
 
-  Every class counts relative to its own largest cut, or a liver would hide every pancreas.
+  Structures of the truth count, or of the prediction if the truth is empty. Each class is weighted
+  relative to its own largest cross-section, so that a liver does not outweigh a pancreas.
   """
   for labels in (np.where(truth == UNLABELLED, 0, truth), prediction):
     profiles = [np.zeros(n) for n in truth.shape]
@@ -167,54 +175,56 @@ def telling_indices(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, ...
 
 
 def _draw(panels, headings, names, class_names, palette, title):
-  """Lay the panels out in inches, so that every millimetre is as long in every panel."""
+  """Lays the panels out in inches, with the same scale in mm for all of them."""
   from matplotlib.figure import Figure
 
   heights_mm = [row[0].extent[2] for row in panels]
   width_mm = max(panel.extent[1] for row in panels for panel in row)
   scale = min(_PANEL_INCHES / width_mm, 2 * _PANEL_INCHES / max(heights_mm))
-  left = 0.45 if any(names) else _GAP
+  name_characters = max(len(line) for name in names for line in name.split("\n"))
+  left = _GAP + (name_characters * _CHARACTER_INCHES + _GAP if name_characters else 0)
   width = left + len(headings) * (width_mm * scale + _GAP)
-  shown = sorted({int(value) for row in panels for panel in row for value in
-                  np.unique(panel.labels)} - {0})
-  longest = max((len(_label(value, class_names)) for value in shown), default=0)
-  per_line = max(1, int((width - left) / (0.75 + 0.09 * longest)))
-  footer = _GAP + 0.27 * -(-len(shown) // per_line)
+  values = sorted({int(value) for row in panels for panel in row for value in
+                   np.unique(panel.labels)} - {0})
+  longest = max((len(_label(value, class_names)) for value in values), default=0)
+  per_line = max(1, int((width - left) / (0.75 + _CHARACTER_INCHES * longest)))
+  footer = _GAP + 0.27 * -(-len(values) // per_line)
   header = 0.85 if title else 0.42
-  height = header + sum(mm * scale + _GAP for mm in heights_mm) + footer
+  row_heights = [max(mm * scale, _ROW_INCHES if any(names) else 0) for mm in heights_mm]
+  height = header + sum(row_heights) + _GAP * len(row_heights) + footer
   figure = Figure(figsize=(width, height), facecolor=_PAPER)
   if title:
     figure.text(left / width, 1 - 0.17 / height, title, color=_INK, weight="bold",
                 va="top", size=min(13, 110 * (width - left) / len(title)))
   y = height - header
-  for row, name, height_mm in zip(panels, names, heights_mm, strict=True):
-    y -= height_mm * scale
+  for row, name, height_mm, row_height in zip(panels, names, heights_mm, row_heights, strict=True):
+    y -= row_height
+    panel_height = height_mm * scale
     for column, panel in enumerate(row):
-      own = panel.extent[1]
-      x = left + column * (width_mm * scale + _GAP) + (width_mm - own) * scale / 2
-      axes = figure.add_axes((x / width, y / height, own * scale / width,
-                              height_mm * scale / height))
+      panel_width = panel.extent[1] * scale
+      x = left + column * (width_mm * scale + _GAP) + (width_mm * scale - panel_width) / 2
+      axes = figure.add_axes((x / width, (y + (row_height - panel_height) / 2) / height,
+                              panel_width / width, panel_height / height))
       _draw_panel(axes, panel, palette)
-    figure.text(left / 2 / width, (y + height_mm * scale / 2) / height, name, color=_FAINT, size=10,
-                rotation=90, ha="center", va="center")
+      _draw_letters(axes, panel.letters, panel_width, panel_height)
+    figure.text((left - _GAP) / width, (y + row_height / 2) / height, name, color=_FAINT, size=10,
+                ha="right", va="center")
     y -= _GAP
   for column, heading in enumerate(headings):
     x = left + column * (width_mm * scale + _GAP) + width_mm * scale / 2
     figure.text(x / width, (height - header + 0.09) / height, heading, color=_INK, size=11,
                 ha="center")
-  _draw_legend(figure, shown, class_names, palette, per_line)
+  _draw_legend(figure, values, class_names, palette, per_line)
   return figure
 
 
 def _draw_panel(axes, panel: _Panel, palette: np.ndarray) -> None:
-  from matplotlib import patheffects
-
-  drawn = panel.labels > 0
-  # Under colours a picture in grey: its own colours would mix with those of the classes.
-  image = panel.image @ np.array([0.299, 0.587, 0.114]) if drawn.any() else panel.image
+  # Labels are drawn over a grey image: its own colours would mix with those of the classes.
+  labelled = (panel.labels > 0).any()
+  image = panel.image @ np.array([0.299, 0.587, 0.114]) if labelled else panel.image
   axes.imshow(image, extent=panel.extent, cmap="gray", vmin=0, vmax=1, interpolation="bilinear",
               aspect="auto")
-  # One voxel of background around the labels closes the contours at the border of the image.
+  # A margin of background closes the contours at the border of the image.
   labels = np.pad(panel.labels, 1)
   (h, w), (dy, dx) = labels.shape, panel.spacing
   grid = ((np.arange(w) - 0.5) * dx, (np.arange(h) - 0.5) * dy)
@@ -229,15 +239,22 @@ def _draw_panel(axes, panel: _Panel, palette: np.ndarray) -> None:
       axes.contour(*grid, mask, [0.5], colors=[color], linewidths=1.4)
   axes.set(xlim=panel.extent[:2], ylim=panel.extent[2:])
   axes.axis("off")
+
+
+def _draw_letters(axes, letters: Sequence[str], width: float, height: float) -> None:
+  """Marks the sides of a panel of a size in inches; pairs that would overlap are left out."""
+  from matplotlib import patheffects
+
   outline = [patheffects.withStroke(linewidth=2, foreground="black")]
-  places = ((0.02, 0.5, "left", "center"), (0.98, 0.5, "right", "center"),
-            (0.5, 0.98, "center", "top"), (0.5, 0.02, "center", "bottom"))
-  for letter, (x, y, ha, va) in zip(panel.letters, places, strict=False):
-    axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, color=_INK, size=10,
-              path_effects=outline)
+  places = ((0.02, 0.5, "left", "center", width), (0.98, 0.5, "right", "center", width),
+            (0.5, 0.98, "center", "top", height), (0.5, 0.02, "center", "bottom", height))
+  for letter, (x, y, ha, va, side) in zip(letters, places, strict=False):
+    if side >= _MARK_INCHES:
+      axes.text(x, y, letter, transform=axes.transAxes, ha=ha, va=va, color=_INK, size=10,
+                path_effects=outline)
 
 
-def _draw_legend(figure, shown, class_names, palette, per_line) -> None:
+def _draw_legend(figure, values, class_names, palette, per_line) -> None:
   from matplotlib.patches import Patch
 
   handles = [
@@ -245,7 +262,7 @@ def _draw_legend(figure, shown, class_names, palette, per_line) -> None:
       if value == UNLABELLED else
       Patch(facecolor=(*palette[value], 0.6), edgecolor=palette[value],
             label=_label(value, class_names))
-      for value in shown]
+      for value in values]
   if handles:
     figure.legend(handles=handles, loc="lower center", ncols=min(per_line, len(handles)),
                   frameon=False, labelcolor=_INK, fontsize=10, borderaxespad=0.4)
@@ -260,22 +277,26 @@ def _save(path: str | os.PathLike, figure) -> None:
     figure.savefig(temporary, dpi=150, facecolor=_PAPER)
 
 
-# --- Pictures of a prediction, in canonical axes whatever the grid of the file.
+# --- Overlays of a prediction, on canonical axes whatever the grid of the file.
 ABDOMEN_HU = (-160.0, 240.0)
 
 
-def draw_prediction(path, volume: Volume, label: Volume, table: ClassTable, title: str,
-                    truth: Mapping[str, np.ndarray] | None = None, *, modality: str) -> None:
-  """Draws a label map over its image, and the truth beside it where there is one.
+def draw_prediction(path: str | os.PathLike, volume: Volume, label: Volume, table: ClassTable,
+                    title: str, truth: Mapping[str, np.ndarray] | None = None, *,
+                    modality: str) -> None:
+  """Draws a label map over its image, with the truth beside it if there is one.
 
   Args:
-    path: picture to write.
+    path: file to write.
     volume: the image.
     label: label map on the same grid.
-    table: names and colours.
-    title: above the picture.
+    table: names and colours of the classes.
+    title: one line above the panels.
     truth: annotated class → three-valued mask on the same grid.
-    modality: of the plan; CT is drawn in the window in which radiologists read an abdomen.
+    modality: of the plan; CT is shown in the abdominal soft-tissue window.
+
+  Raises:
+    InputError: the file cannot be written.
   """
   drawn_truth = None
   known = {name: mask for name, mask in (truth or {}).items() if name in table.names}
@@ -288,5 +309,5 @@ def draw_prediction(path, volume: Volume, label: Volume, table: ClassTable, titl
 
 
 def truth_map(truth: Mapping[str, np.ndarray], table: ClassTable) -> np.ndarray:
-  """The three-valued masks of some classes as one label map, see `classes.label_map`."""
+  """Combines three-valued masks of classes into one label map, see `classes.label_map`."""
   return label_map(np.stack(list(truth.values())), [table.index(name) for name in truth])

@@ -1,4 +1,4 @@
-"""Tables as Markdown and as LaTeX."""
+"""Formats numbers and tables as Markdown and LaTeX."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,14 +10,14 @@ _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#
 
 
 class Table(NamedTuple):
-  """A table of texts.
+  """A table of strings.
 
   Attributes:
-    title: in a few words.
-    note: what has to be said beside it.
-    header: of the columns.
-    rows: as long as the header each.
-    names: how many columns, from the left, hold names.
+    title: short heading.
+    note: text below the table.
+    header: column headings.
+    rows: cells, one per heading.
+    names: number of leading columns with names, which are left-aligned.
   """
 
   title: str
@@ -28,7 +28,7 @@ class Table(NamedTuple):
 
 
 def markdown(tables: Sequence[Table], title: str, preface: str) -> str:
-  """A page of tables."""
+  """Renders tables as a Markdown page."""
   parts = [f"# {title}", preface]
   for table in tables:
     rule = ["---"] * table.names + ["---:"] * (len(table.header) - table.names)
@@ -39,7 +39,7 @@ def markdown(tables: Sequence[Table], title: str, preface: str) -> str:
 
 
 def latex(tables: Sequence[Table], title: str, preface: str) -> str:
-  """The tables as `tabular`s that need no package; title, preface and notes are comments."""
+  """Renders tables as `tabular`s without extra packages; other texts become comments."""
   parts = [_comment(f"{title}. {preface}")]
   for table in tables:
     columns = "l" * table.names + "r" * (len(table.header) - table.names)
@@ -51,21 +51,21 @@ def latex(tables: Sequence[Table], title: str, preface: str) -> str:
 
 
 def escape(text: str) -> str:
-  """A text that LaTeX prints as it is."""
+  """Escapes the special characters of LaTeX."""
   return "".join(_TEX.get(character, character) for character in text)
 
 
 def signed(value: float, digits: int = 3) -> str:
-  """A difference, with a true minus."""
+  """Formats a difference with its sign, using a typographic minus."""
   if value != value:
     return NO_VALUE
   text = f"{value:+.{digits}f}"
   return text.replace("-", "−")
 
 
-def number(value: float, digits: int = 3) -> str:
-  """With a true minus, and none before a zero."""
-  if value != value:
+def number(value: float | None, digits: int = 3) -> str:
+  """Formats a number with a typographic minus, none before a zero; `NO_VALUE` for None and nan."""
+  if value is None or value != value:
     return NO_VALUE
   return f"{round(value, digits) + 0.0:.{digits}f}".replace("-", "−")
 

@@ -1,4 +1,4 @@
-"""What is written of one segmented image: masks, picture, statistics, DICOM objects."""
+"""Writes the results of segmented images: masks, overlay, statistics, DICOM objects, run.json."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -28,92 +28,91 @@ log = logging.getLogger("condseg_jax")
 
 
 class OutputOptions(NamedTuple):
-  """What to write.
+  """What to write for an image.
 
   Attributes:
-    separate: a mask per class, as they may overlap, instead of one label map.
+    separate: one mask per class, as they may overlap, instead of one label map.
     picture: an overlay.
-    dicom: kinds of DICOM objects (see `formats.dicom_results`), for DICOM series.
-    dicom_must: whether they were asked for; otherwise one that cannot be made is left out.
-    series: SeriesInstanceUID, where a DICOM folder holds several.
+    dicom: kinds of DICOM objects for DICOM series (see `formats.dicom_results`).
+    dicom_required: whether a DICOM object that cannot be made is an error instead of a warning.
+    series: SeriesInstanceUID, if the DICOM folder holds several.
   """
 
   separate: bool = False
   picture: bool = True
   dicom: Sequence[str] = ()
-  dicom_must: bool = True
+  dicom_required: bool = True
   series: str = ""
 
 
 def mask_files(folder: Path, stem: str, predictor: Predictor, names: Sequence[str],
                separate: bool) -> dict[str, Path]:
-  """Class → file of its mask, or "" → file of the label map. Where they are, an image is done."""
+  """Returns class → file of its mask, or "" → file of the label map.
+
+  These files are written last: an image is done once they exist.
+  """
   suffix = ".png" if predictor.model.ndim == 2 else ".nii.gz"
   if not separate:
     return {"": folder / f"{stem}{suffix}"}
-  return {name: folder / f"{stem}_{re.sub(r'[^A-Za-z0-9._-]+', '_', name)}{suffix}"
-          for name in names}
+  return {name: folder / f"{stem}_{safe_name(name)}{suffix}" for name in names}
+
+
+def safe_name(text: str) -> str:
+  """Replaces the characters of a name that are not safe in file names."""
+  return re.sub(r"[^A-Za-z0-9._-]+", "_", text)
 
 
 def check_names(folder: Path, stems: Sequence[str], predictor: Predictor, names: Sequence[str],
                 separate: bool) -> None:
-  """Raises InputError where two results of a batch would be one file."""
-  places: dict[Path, str] = {}
+  """Raises InputError if two results of a batch would have the same file name."""
+  owners: dict[Path, str] = {}
   for stem in stems:
     for name, path in mask_files(folder, stem, predictor, names, separate).items():
-      told = f"{name or 'the label map'} of {stem}"
-      if places.setdefault(path, told) != told:
-        raise InputError(path, f"would hold both {places[path]} and {told}",
-                         "name the images otherwise, or predict them into folders of their own",
-                         usage=True)
+      owner = f"{name or 'the label map'} of {stem}"
+      if owners.setdefault(path, owner) != owner:
+        raise InputError(path, f"is the file name of both {owners[path]} and {owner}",
+                         "rename the images, or use separate output folders", usage=True)
 
 
 def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Prediction,
-          predictor: Predictor, wanted: OutputOptions, found: Mapping[str, Mapping],
+          predictor: Predictor, options: OutputOptions, measures: Mapping[str, Mapping],
           findings: Sequence[str] = ()) -> list[Path]:
-  """Writes the results of one image; each file appears whole, the masks last.
+  """Writes the results of one image; each file appears atomically, the masks last.
 
   Args:
-    folder: to write to.
-    stem: of the names of the files.
-    source: of the image.
+    folder: output folder.
+    stem: beginning of the file names.
+    source: file or DICOM folder of the image.
     volume: the image.
-    prediction: of `predictor`.
-    wanted: what to write.
-    found: of `structures`.
-    findings: of its plausibility, for the statistics.
+    prediction: its segmentation.
+    predictor: the network that made it.
+    options: what to write.
+    measures: from `structures`.
+    findings: lines about the plausibility of the image, for the statistics.
 
   Returns:
-    The files.
+    The files, masks first.
 
   Raises:
-    InputError: a mask would take the place of the image.
+    InputError: a mask would overwrite the image, or a file cannot be written.
   """
-  masks = mask_files(folder, stem, predictor, tuple(prediction.names), wanted.separate)
-  if any(path.resolve() == source.resolve() for path in masks.values()):
-    raise InputError(folder, "is the folder of the images", "choose another --output", usage=True)
+  masks = mask_files(folder, stem, predictor, tuple(prediction.names), options.separate)
+  for path in masks.values():
+    if path.resolve() == source.resolve():
+      raise InputError(path, "the result would overwrite the input image",
+                       "choose another output folder", usage=True)
   colors = dict(zip(predictor.table.names, predictor.table.colors, strict=True))
   path = folder / f"{stem}_statistics.json"
-  statistics.write_statistics(path, volume, found, findings)
+  statistics.write_statistics(path, volume, measures, findings)
   written = [path]
-  if wanted.picture:
+  if options.picture:
     from condseg_jax.report.figures import draw_prediction
     path = folder / f"{stem}_overlay.png"
     draw_prediction(path, volume, prediction.label, predictor.table, stem,
                     modality=predictor.plan.modality)
     written.append(path)
-  if wanted.dicom and source.is_dir():
-    label, names = prediction.label, prediction.names
-    if wanted.separate:
-      label = Volume(np.stack(list(prediction.masks.values()), -1), volume.affine)
-      names = {name: channel for channel, name in enumerate(prediction.masks, 1)}
-    try:
-      written += write_dicom(folder, stem, wanted.dicom, label, names, source, wanted.series,
-                             colors=colors, model=f"step {predictor.step}")
-    except InputError as error:
-      if wanted.dicom_must:
-        raise
-      log.warning("no DICOM object is written (--dicom= asks for none): %s", error)
+  if options.dicom and source.is_dir():
+    written += _write_dicom(folder, stem, source, prediction, predictor, options, colors)
   for name, path in masks.items():
     if name:
       files.write_label(path, prediction.masks[name], volume.affine, {name: 1}, colors)
@@ -122,8 +121,32 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
   return [*masks.values(), *written]
 
 
+def _write_dicom(folder, stem, source, prediction, predictor, options, colors) -> list[Path]:
+  label, names = prediction.label, prediction.names
+  if options.separate:
+    label = Volume(np.stack(list(prediction.masks.values()), -1), label.affine)
+    names = {name: channel for channel, name in enumerate(prediction.masks, 1)}
+  try:
+    return write_dicom(folder, stem, options.dicom, label, names, source, options.series,
+                       colors=colors, model=f"step {predictor.step}")
+  except InputError as error:
+    if options.dicom_required:
+      raise
+    log.warning("no DICOM object is written: %s", error)
+    return []
+
+
 def structures(volume: Volume, prediction: Prediction, separate: bool) -> dict[str, Mapping]:
-  """Class → `report.statistics` of its structure."""
+  """Measures the segmented structures.
+
+  Args:
+    volume: the image.
+    prediction: its segmentation.
+    separate: measure the masks, which may overlap, instead of the label map.
+
+  Returns:
+    Class → see `statistics.structure_statistics`.
+  """
   if not separate:
     return statistics.label_statistics(volume, prediction.label.array, prediction.names,
                                        prediction.confidence)
@@ -131,24 +154,24 @@ def structures(volume: Volume, prediction: Prediction, separate: bool) -> dict[s
           for name, mask in prediction.masks.items()}
 
 
-class Case:
-  """What a case has come to; `files` is filled in by whoever writes them."""
+class CaseRecord:
+  """The files written for one image; set within `Run.case`."""
 
   files: Sequence[Path] = ()
 
 
 class Run:
-  """run.json: what was asked for, with what, and what became of every image.
+  """run.json: settings, versions and devices of a run, and the outcome of each image.
 
   Args:
-    path: of the file; entries of an earlier run on other images stay.
+    path: file to write; the entries of an earlier run on other images are kept.
     predictor: the network.
-    classes: looked for.
+    classes: requested classes.
     settings: of the prediction.
-    same: whether an earlier run must have asked for the same.
+    same: whether to require that an earlier run used the same network, classes and settings.
 
   Raises:
-    InputError: it has not.
+    InputError: an earlier run differs.
   """
 
   def __init__(self, path: Path, predictor: Predictor, classes: Sequence[str], settings: Mapping,
@@ -159,17 +182,17 @@ class Run:
       cases = dict(earlier["cases"])
     except (OSError, ValueError, KeyError, TypeError):
       earlier, cases = {}, {}
-    asked = {"step": predictor.step, "classes": list(classes), "settings": dict(settings)}
-    for key, value in asked.items():
+    request = {"step": predictor.step, "classes": list(classes), "settings": dict(settings)}
+    for key, value in request.items():
       if same and earlier and earlier.get(key) != value:
-        raise InputError(path, f"was begun with another {key}: {earlier.get(key)}, not {value}",
-                         "choose another --output, or leave --continue out", usage=True)
-    self._run = {**asked, "versions": versions(), "devices": devices(), "cases": cases}
+        raise InputError(path, f"the earlier run used {key} {earlier.get(key)}, this one {value}",
+                         "choose another output folder, or do not continue", usage=True)
+    self._run = {**request, "versions": versions(), "devices": devices(), "cases": cases}
 
   @contextlib.contextmanager
-  def case(self, name: str) -> Iterator[Case]:
-    """Notes one image when it is done, or why it failed."""
-    case, start = Case(), time.perf_counter()
+  def case(self, name: str) -> Iterator[CaseRecord]:
+    """Records the outcome of one image: its files, or the reason of its failure."""
+    case, start = CaseRecord(), time.perf_counter()
     entry = {"status": "failed"}
     try:
       yield case

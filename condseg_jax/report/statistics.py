@@ -1,7 +1,7 @@
-"""What was found in a case, in numbers: volume, intensity, place, confidence of every structure.
+"""Measures the structures of a case: volume, intensity, position, confidence.
 
-A structure that reaches the edge of the image has the volume that the image shows of it, and says
-that it does: what lies beyond is unknown, not zero.
+The volume of a structure that reaches the edge of the image is that of its visible part; such a
+structure is marked, since its true volume is unknown.
 """
 
 from collections.abc import Iterable
@@ -14,23 +14,26 @@ from condseg_jax.geometry import Volume
 from condseg_jax.geometry import voxel_ml
 from condseg_jax.report.tables import write_summary
 
-DIGITS = 6  # significant, in the file
+DIGITS = 6  # significant digits in the file
 
 
 def label_statistics(image: Volume, label: np.ndarray, names: Mapping[str, int],
                      confidence: Mapping[str, float | None] | None = None) -> dict[str, dict]:
-  """Every structure of a label map; see `structure_statistics` for what is said of each.
+  """Measures every structure of a label map, see `structure_statistics`.
 
-  The image is read once, slice by slice, however many classes there are.
+  The image is read once, slice by slice, whatever the number of classes.
 
   Args:
-    image: spatial axes, and channels if any, whose mean is the intensity then.
-    label: integers on the same grid; values that are not named count for nothing.
+    image: the image; the intensity of a voxel is the mean of its channels.
+    label: integers on the same grid; values not in `names` are ignored.
     names: class → value.
-    confidence: class → mean probability of its voxels, where it is known.
+    confidence: class → mean probability of its voxels, if known.
+
+  Returns:
+    Class → its statistics.
   """
   sums = _Sums(max([0, *names.values()]) + 1, image.ndim)
-  order = np.argsort(label.strides)[::-1]  # as it lies in memory, so that slices are read in a row
+  order = np.argsort(label.strides)[::-1]  # memory order, so that slices are contiguous
 
   def ordered(array):
     return array.transpose([*order, *range(image.ndim, array.ndim)])
@@ -56,31 +59,30 @@ def label_statistics(image: Volume, label: np.ndarray, names: Mapping[str, int],
 
 def structure_statistics(image: Volume, mask: np.ndarray,
                          confidence: float | None = None) -> dict:
-  """One structure.
+  """Measures one structure.
 
   Args:
-    image: as in `label_statistics`.
+    image: see `label_statistics`.
     mask: bool, on the same grid.
     confidence: mean probability of its voxels.
 
   Returns:
-    For JSON: `volume_ml`, from the affine, so that a shear counts (`area_px` in 2-D); `voxels`;
-    `mean` and `sd` of the intensity inside and `centroid_mm` in RAS+ (`centroid_px` in 2-D), all
-    three None where there is no voxel; `touches_border`, whether a voxel lies at the edge of the
-    image; `confidence` as it was given.
+    Values for JSON: `volume_ml` from the affine, shear included (`area_px` in 2-D); `voxels`;
+    `mean` and `sd` of the intensity and `centroid_mm` in RAS+ (`centroid_px` in 2-D), None for an
+    empty mask; `touches_border`, whether a voxel lies at the edge of the image; `confidence`.
   """
   return label_statistics(image, mask.view(np.uint8), {"": 1}, {"": confidence})[""]
 
 
 def write_statistics(path: str | os.PathLike, image: Volume, structures: Mapping[str, Mapping],
                      findings: Iterable[str] = ()) -> None:
-  """Writes the statistics of a case; the file appears whole or not at all.
+  """Writes the statistics of a case atomically as JSON.
 
   Args:
-    path: of the JSON file.
-    image: the case.
+    path: file to write.
+    image: the image.
     structures: class → `structure_statistics`.
-    findings: what was found of its plausibility.
+    findings: lines about the plausibility of the image, from `image_check.enforce`.
   """
   write_summary(path, {
       "shape": list(image.geometry.shape), "spacing": [_rounded(s) for s in image.spacing],
@@ -91,8 +93,11 @@ def write_statistics(path: str | os.PathLike, image: Volume, structures: Mapping
 
 
 class _Sums:
-  """Counts, means and squared deviations per label value, joined part by part (Chan et al., 1979):
-  sums of squares would lose their digits where the mean is far from 0."""
+  """Accumulates counts, means and squared deviations per label value.
+
+  Partial results are merged after Chan et al. (1979): plain sums of squares would lose precision
+  if the mean is far from 0.
+  """
 
   def __init__(self, size: int, ndim: int):
     self.size = size

@@ -1,4 +1,4 @@
-"""Scores as files (summary.json, cases.csv) and as a table for the terminal."""
+"""Writes scores as files (summary.json, cases.csv) and as a table for the terminal."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -9,19 +9,19 @@ import math
 import os
 
 from condseg_jax.evaluate.scores import CaseScore
+from condseg_jax.report.markup import NO_VALUE
+from condseg_jax.report.markup import number
 from condseg_jax.system.atomic import write_text
-
-NO_VALUE = "–"
 
 
 def write_summary(path: str | os.PathLike, summary: Mapping) -> None:
-  """Write a summary as JSON. A nan (no value) becomes null, never 0."""
+  """Writes a summary as JSON; nan becomes null."""
   text = json.dumps(_without_nan(summary), indent=2, ensure_ascii=False, allow_nan=False)
   write_text(path, text + "\n")
 
 
 def write_cases(path: str | os.PathLike, rows: Iterable[CaseScore]) -> None:
-  """Write one line per case and class as CSV. A nan (no value) becomes an empty cell."""
+  """Writes one line per case and class as CSV; nan becomes an empty cell."""
   rows = list(rows)
   keys = list(dict.fromkeys(key for row in rows for key in row.metrics))
   text = io.StringIO()
@@ -35,11 +35,11 @@ def write_cases(path: str | os.PathLike, rows: Iterable[CaseScore]) -> None:
 
 
 def format_table(summary: Mapping, *, distance_unit: str = "") -> str:
-  """The summary as aligned plain text: one line per class, then the mean over classes.
+  """Formats a summary as aligned plain text: one line per class, then the mean over classes.
 
   Args:
-    summary: what `scores.summarise` returns, or the content of summary.json.
-    distance_unit: unit of HD95; by default mm for volumes and px for images.
+    summary: from `scores.summarise`, or the content of summary.json.
+    distance_unit: unit of HD95; mm for volumes and px for 2-D images when empty.
   """
   images = summary["size_unit"] == "px"
   distance_unit = distance_unit or ("px" if images else "mm")
@@ -64,29 +64,31 @@ def format_table(summary: Mapping, *, distance_unit: str = "") -> str:
 
 
 def remarks(entry: Mapping, unit: str) -> Iterable[str]:
-  """What the means leave out; a table that hid it would flatter."""
+  """Lists what the means of a class leave out, which would otherwise flatter the result.
+
+  Args:
+    entry: of one class in a summary.
+    unit: of sizes, "ml" or "px".
+  """
   if entry["absent"]:
     volume = number(entry[f"false_positive_{unit}"]["mean"], 2)
     yield f"absent in {entry['absent']} case(s), {volume} {unit} predicted there on average"
   if entry["hd95"]["undefined"]:
-    yield f"HD95 without a value in {entry['hd95']['undefined']} case(s)"
+    yield f"HD95 undefined in {entry['hd95']['undefined']} case(s)"
   if not entry["dice"]["n"]:
-    yield "nothing to score, left out of the mean"
+    yield "no case to score, excluded from the mean"
 
 
 def interval(statistic: Mapping) -> str:
+  """Formats a mean with its 95 % confidence interval."""
   if not statistic["n"]:
     return NO_VALUE
   lo, hi = statistic["ci95"]
   return f"{statistic['mean']:.3f} [{lo:.3f}, {hi:.3f}]"
 
 
-def number(value: float | None, digits: int = 3) -> str:
-  return NO_VALUE if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
 def _aligned(cells: list[str], widths: list[int]) -> str:
-  """Names and the Dice column (whose mean line has no interval) left, single numbers right."""
+  """Pads cells: names and Dice (whose mean has no interval) to the left, numbers to the right."""
   padded = [cell.ljust(width) if column < 2 else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(cells, widths, strict=True))]
   return "  ".join(padded).rstrip()

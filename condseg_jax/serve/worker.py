@@ -21,7 +21,7 @@ import numpy as np
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
 from condseg_jax.infer.fuse import FUSIONS
-from condseg_jax.predictor import load
+from condseg_jax.loading import load
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.handler import work
 from condseg_jax.serve.request import Limits

@@ -17,8 +17,8 @@ from condseg_jax.evaluate.run import evaluate
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import sliding_window
+from condseg_jax.loading import load
 from condseg_jax.metrics import METRICS
-from condseg_jax.predictor import load
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.figures import truth_map
 
@@ -51,15 +51,15 @@ def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
 
   Returns:
     For JSON: `cases`, `classes`, `groups`, `axes`; the fast metrics (rounded, None without a
-    value), `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where a case
-    does not annotate a class; `confusion`: group → see `confusion`.
+    value), `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where a
+    case does not annotate a class; `confusion`: group → see `confusion`.
   """
   groups = list(groups) or [""] * len(cases)
   group_of = dict(zip((case.id for case in cases), groups, strict=True))
   classes = [n for n in predictor.table.names if any(n in case.annotated for case in cases)]
   confusions, axes = {}, 0
 
-  def seen(case_id, volume, prediction, truth, _):
+  def on_case(case_id, volume, prediction, truth, _):
     nonlocal axes
     axes = volume.ndim
     counts = confusion(prediction.masks, truth, classes)
@@ -70,7 +70,7 @@ def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
       shown = Volume(truth_map(known, predictor.table), volume.affine)
       keep(*(to_canonical(v) for v in (volume, shown, prediction.label)))
 
-  rows = evaluate(predictor, cases, fast=True, fusion=fusion, seen=seen)
+  rows = evaluate(predictor, cases, fast=True, fusion=fusion, on_case=on_case)
   found = {(row.case, row.class_name): row.metrics for row in rows}
 
   def values(key, rounded):

@@ -182,7 +182,8 @@ def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float
   variables = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
   predictor = Predictor(model, variables, record.table, record.plan, step)
   trials = Candidates(smallest_ml([case for d in held_out for case in d.cases]))
-  rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True, seen=trials.seen)
+  rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True,
+                  on_case=trials.on_case)
   rows = [CaseScore(*row) for row in cluster.gather([dataclasses.astuple(row) for row in rows])]
   tried = cluster.gather([(name, dataclasses.astuple(c), dice) for name, c, dice in trials.rows])
   chosen = choose([(name, ComponentFilter(*c), dice) for name, c, dice in tried])

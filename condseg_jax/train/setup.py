@@ -99,8 +99,9 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   if recorded is None:
     table = class_table(training, stores, data)
     config = begin(config, training, table)
+    intensities = [np.asarray(case.intensities) for d in pooled for case in d.cases]
     plan = Plan.pooled(training[0].store.modality, training[0].store.spacing,
-                       config.data.subvolume, [np.asarray(c.intensities) for d in pooled for c in d.cases])
+                       config.data.subvolume, intensities)
   else:
     table, plan = recorded.table, recorded.plan
     config = resume(config, recorded.config)

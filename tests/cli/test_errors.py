@@ -53,6 +53,34 @@ def test_wrong_usage(says, run, tmp_path):
   assert "data.rot: unknown setting (did you mean data.root?)" in line
 
 
+@pytest.mark.parametrize("flags, reason", [
+    (["--fusion=vote"], "argmax|softmax|independent"),
+    (["--threshold=2"], "threshold"),
+    (["--threshold=nan"], "--threshold=nan: is not a finite number"),
+    (["--step=nan"], "--step=nan: is not a finite number"),
+    (["--memory=inf"], "--memory=inf: is not a finite number"),
+    (["--within=tumour"], "--within=tumour: is not of the form PART=WHOLE"),
+    (["--within=tumour=liver,liver=tumour"], "within: a class is part of itself"),
+    (["--partition", "--tta"], "partition: uses no windows"),
+    (["--partition", "--two_pass"], "partition: uses no windows"),
+    (["--partition", "--locator=elsewhere"], "partition: uses no windows"),
+    (["--partition", "--runtime=onnx"], "--partition: is not available with --runtime=onnx"),
+    (["--num_parts=2", "--part=2"], "--part=2: is out of range"),
+    (["--dicom=pdf"], "pdf")])
+def test_wrong_usage_is_noticed_before_a_network_is_loaded(says, tmp_path, flags, reason):
+  path = image(tmp_path / "a.nii.gz")
+  assert reason in prediction(says, 2, tmp_path / "norun", path, tmp_path / "out", *flags)
+
+
+def test_input_and_output_are_looked_at_before_a_network_is_loaded(says, tmp_path):
+  path, norun = image(tmp_path / "a.nii.gz"), tmp_path / "norun"
+  assert "none.nii.gz: does not exist" in prediction(says, 1, norun, tmp_path / "none.nii.gz",
+                                                     tmp_path / "out")
+  assert "a.nii.gz: is not a folder" in prediction(says, 1, norun, path, path / "out")
+  assert "no checkpoint" in prediction(says, 1, norun, path, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
 def test_a_locator_that_is_no_run(says, run, tmp_path):
   path, no_run = image(tmp_path / "image.nii.gz"), tmp_path / "no_run"
   assert "no_run" in prediction(says, 1, run, path, tmp_path / "out", f"--locator={no_run}")
@@ -136,7 +164,7 @@ def test_one_bad_case_does_not_stop_the_others(run, tmp_path, capsys):
 def test_input_is_never_overwritten(says, run, tmp_path):
   path = image(tmp_path / "a.nii.gz")
   before = path.read_bytes()
-  assert "folder of the images" in prediction(says, 2, run, path, tmp_path)
+  assert "would overwrite the input image" in prediction(says, 2, run, path, tmp_path)
   assert path.read_bytes() == before
 
 

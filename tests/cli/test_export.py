@@ -1,4 +1,4 @@
-"""condseg-export, and its bundle in the place of a run."""
+"""condseg-export, and its bundle used instead of a run."""
 
 import hashlib
 import json
@@ -53,7 +53,7 @@ def test_evaluation(root, run, bundle, tmp_path):
 
 
 def test_a_bundle_can_be_exported_again(run, bundle, tmp_path, capsys):
-  """ONNX is added, and stays; what was known of the model stays."""
+  """ONNX is added and kept, as are the facts about the model."""
   plain, full = tmp_path / "plain.condseg", tmp_path / "full.condseg"
   assert export.main(["e", f"--workdir={run}", f"--out={plain}"]) == 0
   assert hashlib.sha256(plain.read_bytes()).hexdigest() in capsys.readouterr().out
@@ -85,7 +85,7 @@ def test_bad_input_of_prediction(root, run, bundle, tmp_path, capsys, monkeypatc
     return fails(capsys, predict, code, f"--workdir={workdir}", f"--input={image}",
                  f"--output={tmp_path / 'out'}", *more)
 
-  assert "holds no ONNX" in line(1, run, "--runtime=onnx")
+  assert "contains no ONNX graphs" in line(1, run, "--runtime=onnx")
   assert "--partition" in line(2, bundle, "--runtime=onnx", "--partition")
   assert "cannot be read" in line(1, tmp_path / "no.condseg")
   assert "no model bundle" in line(1, root / "test" / "dataset.json")

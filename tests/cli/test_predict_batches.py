@@ -1,8 +1,9 @@
-"""condseg-predict on many images: in parts, in a budget, and on from where it was cut off."""
+"""condseg-predict on many images: parts, memory budgets, and interrupted runs."""
 
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from condseg_jax.report import results as written
 
 @pytest.fixture(scope="module")
 def images(root):
-  """Five volumes of five shapes."""
+  """Five volumes of different shapes."""
   folder = root / "images"
   folder.mkdir()
   rng = np.random.default_rng(0)
@@ -40,7 +41,7 @@ def segment(run, images, output, *more):
 
 
 def results(folder):
-  # A hidden file is one that is being written.
+  # Hidden files are being written.
   return {path.name: path.read_bytes() for path in folder.glob("[!.]*.nii.gz")}
 
 
@@ -94,7 +95,7 @@ def test_a_folder_without_a_name_gives_results_with_one(run, images, tmp_path, m
 
 def test_two_results_of_one_name_are_refused_before_anything_is_done(run, tmp_path):
   network = condseg_jax.load(run)
-  with pytest.raises(InputError, match="would hold both box of scan_ball and ball_box of scan"):
+  with pytest.raises(InputError, match="file name of both box of scan_ball and ball_box of scan"):
     written.check_names(tmp_path, ["scan_ball", "scan"], network, ["box", "ball_box"], True)
   written.check_names(tmp_path, ["scan_ball", "scan"], network, ["box", "ball_box"], False)
   path, = written.mask_files(tmp_path, "scan", network, ["edema/necrosis"], True).values()
@@ -102,9 +103,9 @@ def test_two_results_of_one_name_are_refused_before_anything_is_done(run, tmp_pa
 
 
 @pytest.mark.parametrize("flag", ["--threshold=nan", "--memory=inf", "--memory=nan"])
-def test_numbers_that_are_none_are_wrong_usage(flag, run, images, tmp_path, capsys):
+def test_numbers_that_are_not_finite_are_wrong_usage(flag, run, images, tmp_path, capsys):
   assert segment(run, images, tmp_path, flag) == 2
-  assert "is no finite number" in capsys.readouterr().err
+  assert "is not a finite number" in capsys.readouterr().err
 
 
 def test_a_batch_goes_on_past_an_image_that_memory_does_not_hold(run, images, tmp_path, capsys,
@@ -132,24 +133,25 @@ def test_a_budget_of_nothing_changes_no_voxel_and_says_what_it_costs(run, images
   assert segment(run, images, tmp_path, "--memory=0") == 0
   assert results(tmp_path) == expected
   said = capsys.readouterr().err
-  assert "in 2 passes of 1 classes; in a single one" in said and "no smaller way" in said
+  assert "in 2 passes of 1 classes; a single pass: " in said and "the smallest possible" in said
 
 
 def test_continue_makes_what_is_missing_and_nothing_else(run, images, tmp_path, capsys, expected):
-  for name in ("scan_1.nii.gz", "scan_3.nii.gz"):  # as of a run whose run.json is gone
+  for name in ("scan_1.nii.gz", "scan_3.nii.gz"):  # as if run.json was lost
     (tmp_path / name).write_bytes(b"as it was")
   assert segment(run, images, tmp_path, "--continue") == 0
   found = results(tmp_path)
   assert found.pop("scan_1.nii.gz") == found.pop("scan_3.nii.gz") == b"as it was"
   assert found == {name: expected[name] for name in found} and len(found) == 3
-  assert capsys.readouterr().out.count("is there") == 2
+  assert capsys.readouterr().out.count("already done") == 2
 
 
 def test_continue_refuses_to_mix_what_was_asked_for(run, images, tmp_path, capsys):
   only = images / "scan_0.nii.gz"
   assert segment(run, only, tmp_path, "--classes=ball") == 0
   assert segment(run, only, tmp_path, "--continue") == 2
-  assert "was begun with another classes: ['ball']" in capsys.readouterr().err
+  reason = "the earlier run used classes ['ball'], this one ['ball', 'box']"
+  assert reason in capsys.readouterr().err
   assert segment(run, only, tmp_path, "--continue", "--classes=ball", "--fast") == 2
   assert segment(run, only, tmp_path, "--continue", "--classes=ball", "--report") == 0
   assert "earlier run" in (tmp_path / "report.html").read_text()
@@ -180,7 +182,7 @@ def test_separate_masks_are_those_of_the_label_map(run, images, tmp_path, expect
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_whole_files_and_goes_on(run, images, tmp_path, expected):
-  """Killed when the first label map is there, in the middle of the others."""
+  """Killed after the first label map was written."""
   arguments = [f"--workdir={run}", f"--input={images}", f"--output={tmp_path}", "--nopicture",
                "--threshold=0.3"]
   command = [sys.executable, "-m", "condseg_jax.cli.predict", *arguments]
@@ -233,8 +235,32 @@ def test_a_list_of_images(run, images, tmp_path, capsys, expected):
     assert reason in capsys.readouterr().err
 
 
+def test_a_full_disk_costs_only_the_images_whose_probabilities_do_not_fit(
+    run, images, tmp_path, capsys):
+  """Files are limited to 9 kB, which only probabilities of the larger images exceed."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (9000, hard))
+  try:
+    assert segment(run, images, tmp_path, "--probabilities") == 1
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  done = results(tmp_path)
+  assert 0 < len(done) < 5
+  # Complete results are kept, incomplete probabilities are removed.
+  stems = {name.removesuffix(".nii.gz") for name in done}
+  assert {path.name for path in tmp_path.glob("*.zarr")} == {f"{s}_probabilities.zarr"
+                                                             for s in stems}
+  failures = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+  assert len(failures) == 5 - len(done)
+  assert all(".nii.gz: the probabilities cannot be written: File too large (free space in "
+             f"{tmp_path}, or choose another folder)" in line for line in failures)
+  assert segment(run, images, tmp_path, "--probabilities", "--continue") == 0
+  assert len(list(tmp_path.glob("*.zarr"))) == len(results(tmp_path)) == 5
+  assert done.items() < results(tmp_path).items()
+
+
 def test_a_full_disk_leaves_no_half_written_mask(run, images, tmp_path, monkeypatch, capsys):
-  """The space ends while the first mask is written, and is there again for the next images."""
+  """The disk is full while the first mask is written, and has space again for the next images."""
   write, calls = files.write_label, []
 
   def full(path, *arguments):

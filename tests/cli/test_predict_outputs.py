@@ -1,6 +1,7 @@
-"""What condseg-predict writes beside the masks, and what it refuses to look at."""
+"""What condseg-predict writes besides the masks, and which images it refuses."""
 
 import dataclasses
+import hashlib
 import json
 import logging
 
@@ -25,7 +26,7 @@ from support.dicom_files import write_series
 from support.tiny import AFFINE
 from support.tiny import case
 
-ANY = "--threshold=0"  # a network of two steps is sure of nothing
+ANY = "--threshold=0"  # after two training steps all probabilities are low
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def names_in(folder):
 
 @pytest.fixture
 def known(run, monkeypatch):
-  """A network that sees a ball where the image is bright and a box where it is brighter."""
+  """A network that finds a ball where the image is bright and a box where it is brighter."""
   levels = (0.0, 0.5)
   halves = WindowFunctions(lambda variables, image, ids: image[..., 0],
                            lambda variables, image, ids: np.stack(
@@ -92,6 +93,37 @@ def test_what_is_written_by_default_and_on_request(run, series, tmp_path):
   assert names_in(tmp_path / "d") == {"volume.nii.gz", "volume_statistics.json"}
 
 
+def test_a_folder_of_several_series_is_a_batch(run, tmp_path, capsys):
+  """Each series is segmented as with --series; a bad one is reported and does not stop others."""
+  study, affine = tmp_path / "study", AFFINE[:, [2, 1, 0, 3]]
+  uids = {"1.2.840.1": ("3", "AX T1/fs"), "1.2.840.2": ("3", "AX T1/fs"), "1.2.840.3": ("", "")}
+  for place, (uid, (number, description)) in enumerate(uids.items()):
+    voxels = case(np.random.default_rng(place))[0].transpose(2, 1, 0)
+    tags = {k: {"0020|0011": number, "0008|103e": description} for k in range(8)}
+    write_series(study, voxels, affine, uid=uid, tags=tags,
+                 order=[10 * k + place for k in range(8)])
+  assert start(run, study, tmp_path / "all", ANY) == 0
+  stems = [f"study_{name}{hashlib.sha256(uid.encode()).hexdigest()[:8]}" for uid, name in zip(
+      uids, ("3_AX_T1_fs_", "3_AX_T1_fs_", ""), strict=True)]
+  assert names_in(tmp_path / "all") == {f"{stem}{end}" for stem in stems for end in (
+      ".nii.gz", "_seg.dcm", "_statistics.json")}
+  assert set(json.loads((tmp_path / "all" / "run.json").read_text())["cases"]) == set(stems)
+  for uid, stem in zip(uids, stems, strict=True):
+    assert start(run, study, tmp_path / uid, ANY, f"--series={uid}") == 0
+    alone, together = (read_nifti(path) for path in (tmp_path / uid / "study.nii.gz",
+                                                     tmp_path / "all" / f"{stem}.nii.gz"))
+    np.testing.assert_array_equal(together.array, alone.array)
+    segmentation = pydicom.dcmread(tmp_path / "all" / f"{stem}_seg.dcm")
+    assert segmentation.ReferencedSeriesSequence[0].SeriesInstanceUID == uid
+
+  next(path for path in study.iterdir() if path.name == "slice_041.dcm").unlink()
+  capsys.readouterr()
+  assert start(run, study, tmp_path / "bad", ANY) == 1
+  assert {f"{stems[0]}.nii.gz", f"{stems[2]}.nii.gz"} < names_in(tmp_path / "bad")
+  failures = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+  assert len(failures) == 1 and failures[0].startswith(f"failed: {stems[1]}: ")
+
+
 def test_overlapping_masks_go_into_one_segmentation(run, known, series, tmp_path):
   assert start(run, series, tmp_path / "out", "--fusion=independent", "--noclean") == 0
   assert names_in(tmp_path / "out") == {"scan_ball.nii.gz", "scan_box.nii.gz", "scan_seg.dcm",
@@ -128,7 +160,7 @@ def test_without_the_extra(run, series, tmp_path, monkeypatch, capsys):
   assert "needs pydicom and highdicom" in capsys.readouterr().err
 
 
-# --- the gate -----------------------------------------------------------------------------------
+# --- image check --------------------------------------------------------------------------------
 def test_the_checkpoint_knows_its_training_set(run):
   training = condseg_jax.load(run).training
   assert training["native_spacing"] == {key: [2.0, 1.0, 1.0] for key in ("min", "median", "max")}
@@ -149,7 +181,7 @@ def test_another_kind_of_image_is_refused_unless_forced(run, tmp_path, capsys):
   write_nifti(tmp_path / "mr.nii.gz", Volume((image - image.min()).astype(np.int16), AFFINE))
   assert start(run, tmp_path / "mr.nii.gz", tmp_path / "out") == 1
   error = capsys.readouterr().err
-  assert "mr.nii.gz: no value is negative" in error and "--force goes on" in error
+  assert "mr.nii.gz: no value is negative" in error and "override with --force" in error
   assert not (tmp_path / "out" / "mr.nii.gz").exists()
   assert start(run, tmp_path / "mr.nii.gz", tmp_path / "out", "--force") == 0
   assert "warning: " in capsys.readouterr().err
@@ -170,4 +202,4 @@ def test_a_series_says_what_made_it(run, tmp_path, capsys):
   write_series(tmp_path / "mr", voxels, AFFINE[:, [2, 1, 0, 3]],
                tags={k: {"0008|0060": "MR"} for k in range(8)})
   assert start(run, tmp_path / "mr", tmp_path / "out") == 1
-  assert "is of the modality MR" in capsys.readouterr().err
+  assert "has modality MR" in capsys.readouterr().err

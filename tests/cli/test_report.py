@@ -1,4 +1,4 @@
-"""--report: one page of a run of predict or evaluate, which names nobody unless asked."""
+"""--report: the page of a prediction or evaluation, without names unless requested."""
 
 import csv
 from pathlib import Path
@@ -35,7 +35,7 @@ def untrained(window, modality):
 
 @pytest.fixture
 def network(monkeypatch):
-  """What is written does not depend on what a network has learned."""
+  """Replaces the trained network by an untrained one."""
   def use(window=(8, 16, 16), modality="mr"):
     found = untrained(window, modality)
     monkeypatch.setattr("condseg_jax.predictor.load", lambda *_, **__: found)
@@ -58,7 +58,7 @@ def run(command, *arguments):
 
 
 def readable(page: Path) -> str:
-  """A page without its data and pictures."""
+  """A page without embedded data and images."""
   return re.sub(r"[A-Za-z0-9+/=]{200,}", "", page.read_text(encoding="utf-8"))
 
 
@@ -73,7 +73,7 @@ def test_predict_names_nobody(network, tmp_path, capsys, monkeypatch):
   text = readable(out / "report.html")
   for word in ("doe", "jane", "roe", "broken", "tom.", "ward_7b", str(tmp_path), str(Path.home())):
     assert word not in text, word
-  # The key is the order of the run, that of the files.
+  # Cases are numbered in the order of the files.
   failed = sorted(p.name for p in folder.iterdir()).index("broken_tom.nii.gz") + 1
   article = text[text.index(f'id="case-{failed}"'):]
   assert article.index("Failed: ") < article.index("</article>")

@@ -17,7 +17,7 @@ def trial(found, truth, smallest=0.004):
   trials = Candidates({"liver": smallest})
   volume = Volume(np.zeros(found.shape, np.float32), np.eye(4))  # voxels of 0.001 ml
   prediction = types.SimpleNamespace(masks={"liver": found.astype(bool)})
-  trials.seen("a", volume, prediction, {"liver": truth.astype(np.uint8), "spleen": truth}, [])
+  trials.on_case("a", volume, prediction, {"liver": truth.astype(np.uint8), "spleen": truth}, [])
   return {cleaning: dice for _, cleaning, dice in trials.rows}
 
 

@@ -1,4 +1,4 @@
-"""ONNX computes what JAX does, for every network there is, with operations of its own."""
+"""ONNX gives the same results as JAX for all supported networks, with native operators."""
 
 import collections
 import sys
@@ -36,7 +36,7 @@ def probabilities(functions, variables, image_BDHWC, ids):
 
 
 def assert_same(model, params, window=WINDOW, channels=1, tolerance=1e-5, batch=2):
-  """For a batch of windows, and for one, several and doubled classes."""
+  """For a batch of windows, and for one, several and repeated classes."""
   functions = functions_of(model, params, window, channels)
   image = np.random.default_rng(2).normal(size=(batch, *window, channels)).astype(np.float32)
   apply, classes = jax.jit(model.apply), [np.full(batch, k, np.int32) for k in range(len(CODES))]
@@ -90,12 +90,12 @@ def test_pictures(position):
                                       {"mechanism": "film"}])
 def test_networks_without_an_onnx_form_are_refused(settings):
   model, params = network(**settings)
-  with pytest.raises(InputError, match="no ONNX form"):
+  with pytest.raises(InputError, match="ONNX export does not support"):
     onnx_halves(model, params, WINDOW, 1)
 
 
 def test_flat_windows():
-  """Air: where nothing varies, normalisation divides by almost nothing."""
+  """Air: without variation, normalisation divides by almost 0."""
   model, params = network()
   found, plain = functions_of(model, params), window_functions(model)
   for value in (0, -3.7, 1e4):
@@ -112,7 +112,7 @@ def test_half_precision_is_exported_in_full():
 
 
 def test_operations():
-  """One 3-D convolution for each of the network's, whatever JAX does on this platform."""
+  """One 3-D convolution for each of the network's, however JAX lowers it on this platform."""
   model, params = network()
   encoder, decoder = (onnx.load_from_string(graph) for graph in
                       onnx_halves(model, params, WINDOW, 1))
@@ -138,7 +138,7 @@ def test_the_graph_is_the_same_each_time():
 
 
 def test_a_difference_is_found():
-  """In one class of five, and where it is not a number."""
+  """In one class of five, and for nan."""
   model, params = network(vector="embedding")
   assert runtime.check(model, params, onnx_halves(model, params, WINDOW, 1), WINDOW, 1) < 1e-5
   for value in (10.0, np.nan):
@@ -151,7 +151,7 @@ def test_a_difference_is_found():
 
 @pytest.mark.parametrize("position", ["decoder", "encoder"])
 def test_a_volume(position):
-  """The same label map, and the same probabilities before it, of a volume of several windows."""
+  """The same probabilities and label map for a volume of several windows."""
   table = ClassTable.create(["liver", "spleen", "pancreas"])
   model, params = network(position=position, codes=tuple(table.codes.tolist()))
   plan = Plan("mr", (2.0, 1.0, 1.0), WINDOW)

@@ -1,4 +1,4 @@
-"""A volume split over devices gives what the undivided one gives, and takes less of each."""
+"""A volume split over devices gives the same result as undivided, with less memory on each."""
 
 import functools
 
@@ -18,7 +18,7 @@ CODES = (0.7, -0.5, 0.1)
 
 
 def network(ndim, **settings):
-  """A network, and its variables away from their symmetric start."""
+  """A network whose variables are moved away from their symmetric initialisation."""
   model = DenseUNet(codes=CODES, strides=((2,) * ndim,), depth=(1, 1), channels=4, growth=4,
                     **settings)
   image, ids = jnp.zeros((1, *model.stride, 1)), jnp.zeros(1, jnp.int32)
@@ -26,7 +26,7 @@ def network(ndim, **settings):
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.5, s.shape), s.dtype),
                         shapes["params"])
-  # Batch moments that can be: means 0 and squares 1.
+  # Plausible batch moments: means 0 and squares 1.
   moments = jax.tree.map(lambda s: jnp.zeros(s.shape).at[1].set(1.0), shapes.get("statistics", {}))
   return model, variables(params, moments)
 
@@ -44,7 +44,7 @@ def two_devices():
     (2, "group", "decoder", "batch_norm"), (2, "group", "input", "channel_gate"),
     (2, "group", "decoder", "spatial_gate"), (2, "group", "decoder", "spade")])
 def test_value_and_gradient_are_those_of_the_undivided_network(ndim, norm, position, mechanism):
-  """Wherever the class enters, at the borders of the volume as where it is cut."""
+  """For every conditioning position, at the borders of the volume and at the cuts."""
   model, weights = network(ndim, norm=norm, position=position, mechanism=mechanism)
   rng = np.random.default_rng(1)
   image = jnp.asarray(rng.normal(size=(1, 8, *(4,) * (ndim - 1), 1)), jnp.float32)
@@ -66,7 +66,7 @@ def test_value_and_gradient_are_those_of_the_undivided_network(ndim, norm, posit
 
 @pytest.mark.parametrize("position", ["decoder", "input", "head"])
 def test_probabilities_of_a_volume_that_is_no_multiple(position):
-  """It is surrounded by its own edge and cut out again; classes come in the order asked for."""
+  """It is edge-padded and cropped again; classes are in the requested order."""
   model, weights = network(3, position=position,
                              mechanism="dynamic" if position == "head" else "channel")
   image = np.random.default_rng(2).normal(size=(6, 4, 5, 1)).astype(np.float32)
@@ -82,7 +82,7 @@ def test_probabilities_of_a_volume_that_is_no_multiple(position):
 
 
 def test_two_devices_need_half_the_memory_each():
-  """By XLA's own account of the compiled gradient, nothing of which is run."""
+  """As reported by XLA for the compiled gradient, which is not run."""
   model, weights = network(2)
   temporary = []
   for devices in (jax.devices()[:1], jax.devices()[:2]):

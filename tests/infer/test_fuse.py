@@ -1,4 +1,4 @@
-"""Many probabilities, the best class of every voxel."""
+"""Fusion of class probabilities to the best class of every voxel."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from condseg_jax.infer.sliding_window import Slab
 
 
 def slabs(planes, class_ids):
-  """Whole planes, each cut in two along its axis, class after class."""
+  """Slabs of one class each, with every plane cut in two along its axis."""
   middle = planes.shape[1] // 2
   for k, class_id in enumerate(class_ids):
     for rows in (slice(0, middle), slice(middle, planes.shape[1])):
@@ -53,7 +53,7 @@ def test_certain_classes_share_a_voxel_without_overflow():
 
 
 def test_a_part_wins_where_it_reaches_the_threshold_and_only_there():
-  """Columns: liver surely and tumour perhaps; tumour just below; both certain; tumour alone."""
+  """Columns: liver certain, tumour likely; tumour just below; both certain; only tumour."""
   planes = np.array([[0.9, 0.9, 1.0, 0.1], [0.5, 0.49, 1.0, 0.8]], np.float32)
   for order in ((0, 1), (1, 0)):
     label, score = best_class(slabs(planes[list(order)], order), (4,), order, rank={1: 1})

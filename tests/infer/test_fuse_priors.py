@@ -1,4 +1,4 @@
-"""Priors: what the masks say of a place, and Bayes' rule."""
+"""Location priors from the training masks, and Bayes' rule."""
 
 import types
 
@@ -25,7 +25,7 @@ def test_frequency_and_location_of_the_cases_that_annotate_the_class():
   location = np.array(found["liver"]["location"])
   assert location.shape == (priors.GRID,) * 3
   assert location.mean() == pytest.approx(1, abs=1e-3)
-  # Both lie in the cell (0, 4, 4), whatever their size; far away the class is rare, not excluded.
+  # Both lie in cell (0, 4, 4), whatever their size; far away the class is rare, not excluded.
   assert np.unravel_index(location.argmax(), location.shape) == (0, 4, 4)
   assert location[7, 0, 0] == pytest.approx(priors.DOUBT, abs=1e-3)
 
@@ -44,8 +44,8 @@ def test_bayes_rule_slab_by_slab():
            Slab([7, 9], (slice(4, 6), slice(0, 5)), planes[:, 4:].copy())]
   for slab in with_priors(slabs, (6, 5), {7: cells}):
     found[(slice(None), *slab.box)] = slab.planes
-  np.testing.assert_array_equal(found[1], planes[1])  # of the other nothing is known
-  # By hand: cells have their centres at 1/6, 1/2, 5/6 and 1/4, 3/4 of the axes.
+  np.testing.assert_array_equal(found[1], planes[1])  # the other has no prior
+  # By hand: the centres of the cells are at 1/6, 1/2, 5/6 and 1/4, 3/4 of the axes.
   rows = [np.interp((np.arange(6) + 0.5) / 6, [1 / 6, 1 / 2, 5 / 6], column)
           for column in cells.T.astype(float)]
   ratio = [np.interp((np.arange(5) + 0.5) / 5, [1 / 4, 3 / 4], pair)

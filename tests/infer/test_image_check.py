@@ -1,4 +1,4 @@
-"""The gate before a model: cases of the trained kind pass in silence, others are named."""
+"""Image check: images of the trained kind have no findings, others are flagged or refused."""
 
 import dataclasses
 
@@ -18,11 +18,11 @@ from condseg_jax.plan import Plan
 CT = Plan("ct", (2.0, 1.0, 1.0), (16, 32, 32), low=-60.0, high=220.0, mean=80.0, sd=50.0)
 MR = Plan("mr", (2.0, 1.0, 1.0), (16, 32, 32))
 RGB = Plan("rgb", (1.0, 1.0), (32, 32))
-# Along D H W, as a fingerprint says it.
+# Along D H W, as in a fingerprint.
 TRAINED = {"native_spacing": {"min": [1.5, 0.7, 0.7], "max": [3.0, 1.2, 1.2]},
            "native_field": {"min": [60, 40, 40], "max": [90, 60, 60]},
            "oblique_degrees": {"max": [5.0]}, "intensity": {"p0.5": -60.0}}
-# Index → RAS+ of axes that point to the right, the back and the top.
+# Index → RAS+ for axes towards right, posterior and superior.
 AFFINE = np.array([[1.0, 0, 0, -20], [0, -1.0, 0, 30], [0, 0, 2.0, -10], [0, 0, 0, 1]])
 SHAPE = (48, 50, 36)
 
@@ -49,7 +49,7 @@ def scaled(volume, factors):
   return Volume(volume.array, affine)
 
 
-# --- the trained kind ---------------------------------------------------------------------------
+# --- images of the trained kind -----------------------------------------------------------------
 @pytest.mark.parametrize("training", [TRAINED, None, {}], ids=["recorded", "none", "empty"])
 def test_the_trained_kind_passes_in_silence(training):
   assert kinds(ct(), training=training) == []
@@ -70,7 +70,7 @@ def test_any_axes_will_do():
   assert kinds(scaled(turned, (3.0, 1.0, 1.0))) != []
 
 
-# --- what is refused ----------------------------------------------------------------------------
+# --- refusals -----------------------------------------------------------------------------------
 def test_what_cannot_be_computed_is_refused_whatever_is_forced():
   nan = ct().array.astype(np.float32)
   nan[1, 2, 3] = np.nan
@@ -121,7 +121,7 @@ def test_one_slice():
   assert kinds(ct((48, 50, 1)), training=None) == [(REFUSE, "thin")]
 
 
-# --- by how much --------------------------------------------------------------------------------
+# --- ranges -------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("factor", "coarser", "finer"), [
     (0.9, None, None), (1.9, None, None), (2.1, FLAG, None), (7.9, FLAG, None),
     (8.1, REFUSE, FLAG), (1000, REFUSE, FLAG)])
@@ -163,18 +163,18 @@ def test_outliers_that_would_squash_an_mr_image():
 
 
 def test_a_ct_without_its_rescale_intercept_is_refused(real_data):
-  """1024 too high, with a handful of voxels that undershoot: they must not let it pass."""
+  """Shifted by 1024; a few voxels that undershoot must not let it pass."""
   image = files.read_volume(real_data / "ct_sample" / "ct.nii.gz")
   shifted = Volume(image.array.astype(np.int32) + 1024, image.affine)
   assert (shifted.array < 0).any()
   assert (REFUSE, "modality") in kinds(shifted, CT)
 
 
-# --- what becomes of it -------------------------------------------------------------------------
+# --- errors and warnings ------------------------------------------------------------------------
 def test_a_refusal_is_an_error_unless_forced():
   findings = check_image(scaled(mr(), (3.0, 1.0, 1.0)), CT, TRAINED)
   assert [f.severity for f in findings] == [REFUSE, FLAG, FLAG]
-  with pytest.raises(InputError, match="no value is negative.*; --force goes on") as caught:
+  with pytest.raises(InputError, match="no value is negative.*, or override with force") as caught:
     enforce("a.nii", findings)
   assert caught.value.kind == "modality" and not caught.value.usage
   lines = enforce("a.nii", findings, force=True)
@@ -184,7 +184,7 @@ def test_a_refusal_is_an_error_unless_forced():
 
 # --- real images --------------------------------------------------------------------------------
 def hippocampus(real_data):
-  """Volumes, and what a training on some others would know of them."""
+  """Volumes, and the plan and record of a training on others of the same dataset."""
   raw = read_msd(real_data / "hippocampus")
   volumes = [files.read_volume(case.image) for case in raw.cases[::4]]
   fields = [np.multiply(v.geometry.shape, v.spacing)[[2, 1, 0]] for v in volumes[1::2]]
@@ -212,9 +212,9 @@ def test_real_ct_passes_and_real_mr_is_refused(real_data):
               "native_field": {"min": [200, 300, 300], "max": [600, 500, 500]},
               "oblique_degrees": {"max": [0.0]}}
   assert kinds(files.read_volume(root / "ct.nii.gz"), plan, None) == []
-  # Pixels of 3 mm, where the largest trained ones have 1 mm.
+  # Pixels of 3 mm, while the largest trained ones are 1 mm.
   assert kinds(files.read_volume(root / "ct.nii.gz"), plan, training) == [(FLAG, "spacing")] * 2
-  # Twenty slices of 2 mm are a fifth of what was trained on: worth a word, no refusal.
+  # Twenty slices of 2 mm are a fifth of the trained field: flagged, not refused.
   assert kinds(files.read_volume(root / "ct_dicom"), plan, training) == [(FLAG, "field")]
   for volume in hippocampus(real_data)[0]:
     assert kinds(volume, plan, training)[0] == (REFUSE, "modality")

@@ -1,4 +1,4 @@
-"""Pieces of structures: the largest, the large enough, those that touch what they are part of."""
+"""Connected components: the largest, those above a volume, those that touch their whole."""
 
 from hypothesis import given
 from hypothesis import settings
@@ -19,7 +19,7 @@ def picture(text):
 def test_the_largest_piece_is_kept_and_other_classes_are_left_alone():
   label = picture("1100020 1001020 0000000 0001110 0111111")
   clean(label, 1, ComponentFilter(largest=True), 1.0)
-  # The upper left piece hangs together by edges only: 2-D neighbours are eight.
+  # The upper left component is connected by corners only: 2-D pixels have eight neighbours.
   np.testing.assert_array_equal(label, picture("0000020 0000020 0000000 0001110 0111111"))
 
 
@@ -39,7 +39,7 @@ def test_a_class_that_is_absent_or_too_small_as_a_whole():
 def test_a_tumour_that_touches_no_liver_goes():
   label = picture("1112000 1120002 1110022 0000000")
   drop_detached(label, 2, 1)
-  # The piece at the left touches; its second voxel hangs on to it. That at the right does not.
+  # The component at the left touches, its second voxel indirectly. That at the right does not.
   np.testing.assert_array_equal(label, picture("1112000 1120000 1110000 0000000"))
 
 
@@ -50,7 +50,7 @@ def test_a_tumour_at_the_edge_of_the_image_may_touch_across_nothing():
 
 
 def test_the_box_of_what_matters():
-  """Pieces of 10, 2 and 1 voxels: the second is a fifth of the first, the third a tenth."""
+  """Components of 10, 2 and 1 voxels: the second is a fifth of the first, the third a tenth."""
   label = picture("0000000001 1110000000 1110000000 1110002200 1000000000 0000000010 0000000010")
   label[label == 2] = 1
   assert main_box(label, 1, part=0.15) == (slice(1, 7), slice(0, 9))

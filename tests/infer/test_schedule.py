@@ -1,4 +1,4 @@
-"""Windows cover every voxel, evenly, and their weights never vanish."""
+"""Windows cover every voxel evenly, and their weights are positive."""
 
 import itertools
 
@@ -11,7 +11,7 @@ import pytest
 from condseg_jax.infer.schedule import axis_starts
 from condseg_jax.infer.schedule import gaussian_weights
 from condseg_jax.infer.schedule import layers
-from condseg_jax.infer.schedule import surround
+from condseg_jax.infer.schedule import pad_to_window
 
 
 @settings(deadline=None, max_examples=50)
@@ -44,10 +44,10 @@ def test_neighbours_are_at_most_a_step_apart():
   assert starts[0] == 0 and starts[-1] == 80 and max(np.diff(starts)) <= 10
 
 
-def test_a_smaller_volume_is_refused_or_surrounded():
+def test_a_smaller_volume_is_refused_or_padded():
   with pytest.raises(ValueError, match="shorter than its window"):
     layers((7, 16), (8, 16))
-  assert surround((7, 20, 3), (8, 16, 8)) == [(0, 1), (0, 0), (2, 3)]
+  assert pad_to_window((7, 20, 3), (8, 16, 8)) == [(0, 1), (0, 0), (2, 3)]
 
 
 def test_weights_are_a_symmetric_gaussian():

@@ -1,4 +1,4 @@
-"""Encode once, decode per class; the sliding window is what it says, whatever the schedule."""
+"""Encode once, decode per class; the result does not depend on the schedule."""
 
 import functools
 import itertools
@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from condseg_jax.infer import schedule
+from condseg_jax.infer.schedule import axis_starts
+from condseg_jax.infer.schedule import default_budget
+from condseg_jax.infer.schedule import gaussian_weights
 from condseg_jax.infer.schedule import make_schedule
 from condseg_jax.infer.sliding_window import class_probabilities
 from condseg_jax.infer.sliding_window import CLASSES_AT_ONCE
@@ -38,7 +40,7 @@ def noise(seed, *shape):
 
 
 def test_classes_at_once_as_on_an_accelerator(decoder_network, monkeypatch):
-  """Eight lanes in a turn, the last of them part empty: the same as one after the other."""
+  """Eight classes in parallel, the last group padded: the same as one at a time."""
   model, variables = decoder_network
   one = window_functions(model)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -52,20 +54,20 @@ def test_classes_at_once_as_on_an_accelerator(decoder_network, monkeypatch):
 
 
 def probabilities(functions, variables, image, ids, **settings):
-  plan = make_schedule(image.shape[:-1], WINDOW, len(ids), **settings)
-  return class_probabilities(functions, variables, image, ids, WINDOW, plan)
+  schedule = make_schedule(image.shape[:-1], WINDOW, len(ids), **settings)
+  return class_probabilities(functions, variables, image, ids, WINDOW, schedule)
 
 
 def everything_kept(model, variables, image, ids):
-  """The sliding window with all that it needs in memory, one window and class after the other."""
+  """Reference sliding window with everything in memory, one window and class at a time."""
   shape = image.shape[:-1]
   missing = [max(0, w - n) for n, w in zip(shape, WINDOW, strict=True)]
   padding = [(m // 2, m - m // 2) for m in missing]
   padded = np.pad(image, (*padding, (0, 0)), mode="edge")
   apply = jax.jit(model.apply)
-  weights = schedule.gaussian_weights(WINDOW).astype(np.float64)
+  weights = gaussian_weights(WINDOW).astype(np.float64)
   total, norm = np.zeros((len(ids), *padded.shape[:-1])), np.zeros(padded.shape[:-1])
-  starts = (schedule.axis_starts(n, w) for n, w in zip(padded.shape[:-1], WINDOW, strict=True))
+  starts = (axis_starts(n, w) for n, w in zip(padded.shape[:-1], WINDOW, strict=True))
   for start in itertools.product(*starts):
     box = tuple(slice(s, s + w) for s, w in zip(start, WINDOW, strict=True))
     norm[box] += weights
@@ -77,7 +79,7 @@ def everything_kept(model, variables, image, ids):
 
 
 def counting(functions):
-  """The functions, and how often each was called."""
+  """The functions, with a count of their calls."""
   calls = {"encode": 0, "decode": 0}
 
   def count(name):
@@ -111,7 +113,7 @@ def test_one_window_equals_the_full_pass(position):
 
 
 # Of a volume of 9 × 20 × 11 with windows of 4 × 8 × 8 the slab is thinnest along H: per class
-# 9 × 8 × 11 float32, 3.2 kB, beside image, result, weights and the outputs of two calls.
+# 9 × 8 × 11 float32, 3.2 kB, besides image, result, weights and the outputs of two calls.
 SLAB = 4 * 9 * 8 * 11
 
 
@@ -127,12 +129,12 @@ def test_every_way_to_save_memory_equals_keeping_everything(decoder_network, bud
   model, variables = decoder_network
   image, ids = noise(2, 9, 20, 11), list(range(len(CODES)))
   functions = window_functions(model)
-  plan = make_schedule(image.shape[:-1], WINDOW, len(ids), budget=budget,
+  schedule = make_schedule(image.shape[:-1], WINDOW, len(ids), budget=budget,
                        at_once=functions.at_once)
-  assert (plan.axis, plan.classes, plan.at_once) == (1, per_pass, at_once)
-  assert plan.bytes == fixed(at_once) + per_pass * SLAB
-  assert plan.whole_bytes == fixed(16) + len(ids) * SLAB
-  found = class_probabilities(functions, variables, image, ids, WINDOW, plan)
+  assert (schedule.axis, schedule.classes, schedule.at_once) == (1, per_pass, at_once)
+  assert schedule.bytes == fixed(at_once) + per_pass * SLAB
+  assert schedule.whole_bytes == fixed(16) + len(ids) * SLAB
+  found = class_probabilities(functions, variables, image, ids, WINDOW, schedule)
   np.testing.assert_allclose(found, everything_kept(model, variables, image, ids), atol=1e-6)
 
 
@@ -145,51 +147,51 @@ def test_the_batch_of_windows_does_not_matter(decoder_network):
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (2, 8, 5), (3, 30, 8), (13, 9, 5), (1, 1, 40)])
 def test_any_shape_along_any_axis(decoder_network, shape):
-  """A volume smaller than the window is surrounded by its own edge."""
+  """A volume smaller than the window is edge-padded."""
   model, variables = decoder_network
   image, ids = noise(3, *shape), [5, 1]
   expected = everything_kept(model, variables, image, ids)
-  plan = make_schedule(shape, WINDOW, len(ids))
+  schedule = make_schedule(shape, WINDOW, len(ids))
   for axis in range(3):
     found = class_probabilities(window_functions(model), variables, image, ids, WINDOW,
-                                plan._replace(axis=axis))
+                                schedule._replace(axis=axis))
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_slabs_cover_every_class_and_voxel_once(decoder_network):
   model, variables = decoder_network
   image, ids = noise(4, 6, 21, 9), [3, 1, 2]
-  plan = make_schedule((6, 21, 9), WINDOW, 3)._replace(axis=1, classes=2)
-  seen, told = np.zeros((4, 6, 21, 9), int), []
-  for slab in probability_slabs(window_functions(model), variables, image, ids, WINDOW, plan,
-                                progress=told.append):
+  schedule = make_schedule((6, 21, 9), WINDOW, 3)._replace(axis=1, classes=2)
+  seen, finished = np.zeros((4, 6, 21, 9), int), []
+  for slab in probability_slabs(window_functions(model), variables, image, ids, WINDOW, schedule,
+                                progress=finished.append):
     assert slab.planes.shape == (len(slab.class_ids), *(s.stop - s.start for s in slab.box))
     assert len(slab.class_ids) <= 2 and slab.planes.shape[2] <= WINDOW[1]
     for class_id in slab.class_ids:
       seen[(class_id, *slab.box)] += 1
   assert (seen[1:] == 1).all() and not seen[0].any()
-  assert sum(told) == 2 * plan.windows  # two passes
+  assert sum(finished) == 2 * schedule.windows  # two passes
 
 
 def test_fewer_windows_per_call_are_the_last_way_before_passes():
   make = functools.partial(make_schedule, (9, 20, 11), WINDOW, 19, at_once=(16, 4),
                            window_batch=(4, 1))
   for at_once, batch in ((16, 4), (4, 4), (4, 1)):
-    plan = make(budget=fixed(at_once, batch) + at_once * SLAB)
-    assert (plan.at_once, plan.window_batch) == (at_once, batch)
+    schedule = make(budget=fixed(at_once, batch) + at_once * SLAB)
+    assert (schedule.at_once, schedule.window_batch) == (at_once, batch)
   assert make(budget=0).window_batch == 1
 
 
 def test_in_a_box_nothing_changes_and_outside_nothing_is_found(decoder_network):
-  """Windows that touch no box are not even encoded."""
+  """Windows outside of all boxes are not encoded."""
   model, variables = decoder_network
   image, ids = noise(6, 9, 20, 11), [4, 2]
   functions, calls = counting(window_functions(model))
-  plan = make_schedule((9, 20, 11), WINDOW, 2)
-  plain = class_probabilities(functions, variables, image, ids, WINDOW, plan)
+  schedule = make_schedule((9, 20, 11), WINDOW, 2)
+  plain = class_probabilities(functions, variables, image, ids, WINDOW, schedule)
   everything = dict(calls)
   boxes = {4: (slice(1, 3), slice(2, 9), slice(0, 4)), 2: (slice(8, 9), slice(0, 1), slice(9, 11))}
-  found = class_probabilities(functions, variables, image, ids, WINDOW, plan, boxes=boxes)
+  found = class_probabilities(functions, variables, image, ids, WINDOW, schedule, boxes=boxes)
   for k, class_id in enumerate(ids):
     inside = np.zeros(plain.shape[1:], bool)
     inside[boxes[class_id]] = True
@@ -197,7 +199,7 @@ def test_in_a_box_nothing_changes_and_outside_nothing_is_found(decoder_network):
   assert 0 < calls["encode"] - everything["encode"] < everything["encode"]
   empty = {class_id: (slice(0, 0),) * 3 for class_id in ids}
   calls.update(encode=0)
-  found = class_probabilities(functions, variables, image, ids, WINDOW, plan, boxes=empty)
+  found = class_probabilities(functions, variables, image, ids, WINDOW, schedule, boxes=empty)
   assert not found.any() and calls["encode"] == 0
 
 
@@ -216,13 +218,13 @@ def test_volumes_of_any_shape_share_one_program(decoder_network):
 
 
 def test_predicted_time_counts_encoding_for_each_pass():
-  plan = make_schedule((9, 20, 11), WINDOW, 19, at_once=(4,), budget=fixed(4, 4) + 7 * SLAB,
+  schedule = make_schedule((9, 20, 11), WINDOW, 19, at_once=(4,), budget=fixed(4, 4) + 7 * SLAB,
                        window_batch=(4,))
   windows = 4 * 4 * 2
-  assert plan.windows == windows and plan.passes == 3
-  assert plan.seconds(2.0, 0.5, 19) == windows / 4 * (3 * 2.0 + 19 * 0.5)
-  assert plan.seconds(2.0, 0.5, 19, passes=1) == windows / 4 * (2.0 + 19 * 0.5)
+  assert schedule.windows == windows and schedule.passes == 3
+  assert schedule.seconds(2.0, 0.5, 19) == windows / 4 * (3 * 2.0 + 19 * 0.5)
+  assert schedule.seconds(2.0, 0.5, 19, passes=1) == windows / 4 * (2.0 + 19 * 0.5)
 
 
 def test_the_default_budget_is_a_part_of_the_machine_s_memory():
-  assert 1 << 20 < schedule.default_budget() <= 4 << 30
+  assert 1 << 20 < default_budget() <= 4 << 30

@@ -1,4 +1,4 @@
-"""Back to the grid of the image, against the whole interpolated volumes at once."""
+"""Resampling to the native grid, compared with interpolating whole volumes."""
 
 from hypothesis import given
 from hypothesis import settings
@@ -11,7 +11,7 @@ from condseg_jax.resample import resample_to
 
 
 def literally(label, score, shape, threshold, classes):
-  """The equation of the module, every class in full; and where rounding does not decide."""
+  """The equation of the module for whole volumes, and where the result is not a near-tie."""
   shares = np.stack([resample_to(np.where(label == k + 1, score, 0), shape, 1)
                      for k in range(classes)])
   sums = resample_to(score, shape, 1)
@@ -46,7 +46,7 @@ def test_an_equal_grid_is_left_as_it_is():
 
 @pytest.mark.parametrize("factor", [2, 3])
 def test_a_half_space_keeps_its_face(factor):
-  """p falls from 1 to 0 between centres 3 and 4: the interpolated face lies where p is 1/2."""
+  """p falls from 1 to 0 between centres 3 and 4: the interpolated face lies at p = 1/2."""
   score = np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32)[:, None] * np.ones((1, 2), np.float32)
   found = to_native.label_map(np.ones(score.shape, np.uint8), score, (8 * factor, 2), 0.5)
   centres = (np.arange(8 * factor) + 0.5) / factor - 0.5

@@ -1,4 +1,6 @@
-"""Pictures of a case: the right way up, true proportions, the chosen slices and cases."""
+"""Overlays: orientation, proportions, and the choice of slices and cases."""
+
+import itertools
 
 import numpy as np
 from PIL import Image
@@ -18,7 +20,7 @@ def scored(case, *dices):
 
 
 def capture(monkeypatch):
-  """The figure that is saved, instead of a file."""
+  """Collects the figures instead of saving them."""
   saved = []
   monkeypatch.setattr(figures, "_save", lambda path, figure: saved.append(figure))
   return saved
@@ -106,6 +108,24 @@ def test_millimetres_are_as_long_in_every_panel(monkeypatch, tmp_path):
   np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-6)
   boxes = [axes.get_position() for axes in figure.axes]
   assert all(0 <= b.x0 and b.x1 <= 1 and 0 <= b.y0 and b.y1 <= 1 for b in boxes)
+
+
+@pytest.mark.parametrize("shape", [(5, 64, 64), (64, 5, 64), (64, 64, 1)])
+def test_texts_of_thin_volumes_do_not_overlap(monkeypatch, tmp_path, shape):
+  """Row titles, headings, and the letters in panels that may be a few pixels high or wide."""
+  saved = capture(monkeypatch)
+  truth = np.zeros(shape, np.uint8)
+  figures.overlay_figure(tmp_path / "x.png", truth.astype(np.float32), truth, truth, NAMES, COLORS,
+                         (5.0, 5.0, 5.0), "a case")
+  (figure,) = saved
+  texts = [*figure.texts, *(text for axes in figure.axes for text in axes.texts)]
+  boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+  assert {f"axial\n{shape[0] // 2 + 1} / {shape[0]}", "truth"} <= {name for name, _ in boxes}
+  for (a, box), (b, other) in itertools.combinations(boxes, 2):
+    assert not box.overlaps(other), (a, b)
+  width, height = figure.bbox.size
+  assert all(0 <= box.x0 and box.x1 <= width and 0 <= box.y0 and box.y1 <= height
+             for _, box in boxes)
 
 
 def test_prediction_is_left_and_truth_right(tmp_path):

@@ -1,4 +1,4 @@
-"""Statistics of a case: what numpy says of each mask, whatever the grid."""
+"""Statistics of a case, compared with numpy for each mask and grid."""
 
 import json
 
@@ -24,7 +24,7 @@ def label_map():
   label[2:5, 3:6, 2:7] = 1
   label[0, 1:4, 4] = 2
   label[3, 3, 4] = 5
-  label[6, 7, 8] = 3  # a class that was not asked for
+  label[6, 7, 8] = 3  # a class that was not requested
   return label
 
 

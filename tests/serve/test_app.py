@@ -98,7 +98,7 @@ def test_a_form_and_parameters(service, predictor, volume, tmp_path):
 def test_an_implausible_volume_is_refused_and_can_be_forced(service):
   air = nifti(np.zeros_like(voxels()))
   line = told(service.post("/predict", content=air), 422)
-  assert "force=1 goes on" in line["cure"]
+  assert "override with force=1" in line["cure"]
   answer = service.post("/predict?force=1&output=statistics", content=air)
   assert answer.status_code == 200 and answer.json()["findings"]
 
@@ -262,5 +262,5 @@ def test_not_ready(predictor):
 
 def test_a_series_of_another_modality_is_refused_as_by_the_command(service):
   line = told(service.post("/predict", content=series(modality="PT")), 422)
-  assert "is of the modality PT, the model was trained on MR" in line["reason"]
+  assert "has modality PT, the model was trained on MR" in line["reason"]
   assert service.post("/predict?force=1", content=series(modality="PT")).status_code == 200

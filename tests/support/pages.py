@@ -1,4 +1,4 @@
-"""What the tests of the page share: small cases, and the page as a parser sees it."""
+"""Helpers for tests of the page: small cases, and an HTML parser."""
 
 from html.parser import HTMLParser
 

@@ -1,7 +1,7 @@
-"""python -m condseg_jax.report.page [FILE]: gets the viewer of the page, once.
+"""python -m condseg_jax.report.page [FILE]: installs the viewer of the report page, once.
 
-By npm, into the user's cache folder; or from FILE, the package as npm packs it, where there is no
-network.
+It is downloaded by npm into the user's cache folder, or copied from FILE, the package as made by
+`npm pack`, on a machine without network access.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""One case of the page as plain data: drawn at once, so that no array has to be kept."""
+"""One case of the report page, rendered at once, so that no arrays have to be kept."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -17,23 +17,23 @@ from condseg_jax.report import figures
 from condseg_jax.report.page import scan as scans
 from condseg_jax.report.page import slices
 
-# Structure → measure ("volume_ml", "dice", …) → its value; None and nan mean that it has none.
+# Structure → measure ("volume_ml", "dice", …) → value; None and nan if undefined.
 Measures = Mapping[str, Mapping[str, float | bool | str | None]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """What the page says of one case.
+  """One case of the page.
 
   Attributes:
-    name: as it is to be shown.
-    measures: of the structures looked for.
+    name: displayed name.
+    measures: of the requested structures.
     facts: one line about the image.
-    slices: drawings, see `slices.draw_slices`.
-    scan: for the viewer; None for pictures.
-    unseen: why there is no scan, where a reader would expect one.
-    warnings: lines for the reader.
-    failure: why there is nothing of the above; empty when all went well.
+    slices: from `slices.draw_slices`.
+    scan: data for the viewer; None for 2-D images.
+    no_scan: why a volume has no scan; displayed.
+    warnings: displayed lines.
+    failure: why the case has no result; empty on success.
   """
 
   name: str
@@ -41,13 +41,13 @@ class Case:
   facts: str = ""
   slices: tuple[str, ...] = ()
   scan: scans.Scan | None = None
-  unseen: str = ""
+  no_scan: str = ""
   warnings: tuple[str, ...] = ()
   failure: str = ""
 
   @property
   def dice(self) -> float:
-    """Mean Dice over the structures that have one; nan where none has."""
+    """Mean Dice over the structures that have one; nan if none has."""
     return nan_mean(float(m["dice"]) for m in self.measures.values() if m.get("dice") is not None)
 
 
@@ -55,26 +55,26 @@ def draw_case(name: str, volume: Volume, label: Volume, table: ClassTable, measu
               modality: str, truth: Mapping[str, np.ndarray] | None = None,
               masks: Mapping[str, np.ndarray] | None = None,
               warnings: Sequence[str] = ()) -> Case:
-  """Draws a case.
+  """Renders a case.
 
   Args:
-    name: as it is to be shown.
+    name: displayed name.
     volume: the image.
-    label: label map on its grid, id + 1 of the class.
-    table: names and colours.
-    measures: of the structures looked for, all of them classes of the table.
+    label: label map on its grid, class id + 1.
+    table: names and colours of the classes.
+    measures: of the requested structures, all of them classes of the table.
     modality: of the plan, "ct", "mr" or "rgb".
     truth: annotated class → three-valued mask on the same grid.
-    masks: class → bool mask, where they say more than the label map, as for structures that
-      overlap; used for the errors.
-    warnings: lines for the reader.
+    masks: class → bool mask for the error map, if they may overlap; taken from the label map when
+      None.
+    warnings: displayed lines.
   """
   layers = {"prediction": label.array}
   known = {c: mask for c, mask in (truth or {}).items() if c in table.names}
   if known:
     layers["truth"] = figures.truth_map(known, table)
-    found = masks or {c: label.array == table.index(c) + 1 for c in known}
-    layers["errors"] = error_map(found, known)
+    predicted = masks or {c: label.array == table.index(c) + 1 for c in known}
+    layers["errors"] = error_map(predicted, known)
   image = to_canonical(volume)
   if modality == "ct":
     window = figures.ABDOMEN_HU
@@ -84,54 +84,61 @@ def draw_case(name: str, volume: Volume, label: Volume, table: ClassTable, measu
     window = tuple(map(float, figures.robust_window(image.array)))
   canonical = {key: to_canonical(Volume(array, volume.affine)).array
                for key, array in layers.items()}
-  scan, indices, unseen = None, (), ""
+  scan, indices, no_scan = None, (), ""
   if volume.ndim == 3:
     indices = figures.telling_indices(canonical["prediction"],
                                       canonical.get("truth", canonical["prediction"]))
     focus = (image.affine @ np.append(indices, 1.0))[:3]
     ids = {c: table.index(c) for c in measures}
     scan = scans.encode_scan(volume, layers, ids, window, focus)
-    unseen = "" if scan else "too many structures for the viewer"
+    no_scan = "" if scan else "too many structures for the viewer"
   drawn = slices.draw_slices(image.array, canonical, table.names, image.spacing, window, indices)
-  return Case(name, measures, grid_facts(volume), drawn, scan, unseen, tuple(warnings))
+  return Case(name, measures, grid_facts(volume), drawn, scan, no_scan, tuple(warnings))
 
 
-def error_map(found: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Where prediction and truth differ, uint8: slices.EXTRA, MISSED, and MIXED where both are true.
+def error_map(predicted: Mapping[str, np.ndarray],
+              truth: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Maps the differences of prediction and truth.
 
   Args:
-    found: class → bool mask; a class that is not there counts as empty.
-    truth: annotated class → three-valued mask. Where it is unlabelled, and of classes that nobody
-      annotated, nothing is known and nothing is an error.
+    predicted: class → bool mask; a missing class counts as empty.
+    truth: annotated class → three-valued mask. Unlabelled voxels and classes that are not annotated
+      are never errors.
+
+  Returns:
+    uint8: `slices.EXTRA`, `slices.MISSED`, and `slices.MIXED` where both apply.
   """
   errors = np.zeros(next(iter(truth.values())).shape, np.uint8)
-  for name, mask in truth.items():
-    predicted = found.get(name)
-    if predicted is None:
-      predicted = np.zeros(mask.shape, bool)
-    errors |= (predicted & (mask == NEGATIVE)).astype(np.uint8) * np.uint8(slices.EXTRA)
-    errors |= (~predicted & (mask == POSITIVE)).astype(np.uint8) * np.uint8(slices.MISSED)
+  for name, true in truth.items():
+    mask = predicted.get(name)
+    if mask is None:
+      mask = np.zeros(true.shape, bool)
+    errors |= (mask & (true == NEGATIVE)).astype(np.uint8) * np.uint8(slices.EXTRA)
+    errors |= (~mask & (true == POSITIVE)).astype(np.uint8) * np.uint8(slices.MISSED)
   return errors
 
 
 def structure_sizes(label: Volume, values: Mapping[str, int]) -> dict[str, dict[str, float]]:
-  """Class → {"volume_ml": …} (in 2-D {"area_px": …}), counted in a label map.
+  """Measures the size of each class in a label map.
 
   Args:
     label: label map.
     values: class → its value in the map.
+
+  Returns:
+    Class → {"volume_ml": …}, in 2-D {"area_px": …}.
   """
   counts = np.zeros(1 + max(max(values.values(), default=0), int(label.array.max())), np.int64)
-  for plane in np.moveaxis(label.array, -1, 0):  # a count of the whole would be of 64-bit copies
-    part = np.bincount(plane.ravel())
-    counts[:len(part)] += part
+  for plane in np.moveaxis(label.array, -1, 0):  # bincount makes a 64-bit copy
+    plane_counts = np.bincount(plane.ravel())
+    counts[:len(plane_counts)] += plane_counts
   key = "volume_ml" if label.ndim == 3 else "area_px"
   return {name: {key: metrics.size(int(counts[value]), label.spacing)}
           for name, value in values.items()}
 
 
 def grid_facts(volume: Volume) -> str:
-  """Size and spacing of an image, in the axis order of its file."""
+  """Formats size and spacing of an image, in the axis order of its file."""
   shape = " × ".join(map(str, volume.geometry.shape))
   if volume.ndim == 2:
     return f"{shape} pixels"

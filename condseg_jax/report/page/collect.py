@@ -1,4 +1,4 @@
-"""The cases of a run as they come, under names that give nobody away, within what a page holds."""
+"""Collects the cases of a run for the report page, de-identified and within a size limit."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -24,29 +24,31 @@ from condseg_jax.report.page.case import Measures
 from condseg_jax.report.page.case import structure_sizes
 from condseg_jax.report.page.write import write_page
 
-BUDGET = 200_000_000  # bytes of scans in one page; browsers open that within seconds
-_FULL = "not in the viewer: the scans of other cases fill this page"
+BUDGET = 200_000_000  # bytes of scans in one page, which browsers open within seconds
+_FULL = "not in the viewer: the size limit of the page is reached"
 _SCORES = ("dice", "iou", "hd95", "surface_dice", "volume_ml", "truth_volume_ml", "area_px",
            "truth_area_px")
 
 
-def case_names(names: Sequence[str], shown: bool) -> list[str]:
-  """The names of cases on a page: the given ones if `shown`, else their numbers in the order given.
+def case_names(names: Sequence[str], show_names: bool) -> list[str]:
+  """Returns the displayed names of cases: the given ones if `show_names`, else their numbers.
 
-  Names of files are often names of patients, and a page is easily passed on.
+  File names often contain patient names, and a page is easily passed on.
   """
-  return list(names) if shown else [f"case {number}" for number in range(1, len(names) + 1)]
+  return list(names) if show_names else [f"case {number}" for number in range(1, len(names) + 1)]
 
 
 def predicted_case(name: str, volume: Volume, prediction: Prediction, predictor: Predictor, *,
                    statistics: Measures | None = None, warnings: Sequence[str] = ()) -> Case:
-  """A new image with what was found in it.
+  """Renders a segmented image.
 
   Args:
-    name: as it is to be shown.
-    volume, prediction, predictor: the image, and what found what.
-    statistics: structure → measures; sizes counted in the label map when None.
-    warnings: lines for the reader.
+    name: displayed name.
+    volume: the image.
+    prediction: its segmentation.
+    predictor: the network that made it.
+    statistics: structure → measures; sizes in the label map when None.
+    warnings: displayed lines.
   """
   if statistics is None:
     statistics = structure_sizes(prediction.label, prediction.names)
@@ -56,13 +58,15 @@ def predicted_case(name: str, volume: Volume, prediction: Prediction, predictor:
 
 def scored_case(name: str, volume: Volume, prediction: Prediction, predictor: Predictor,
                 truth: Mapping[str, np.ndarray], rows: Iterable[CaseScore]) -> Case:
-  """A labelled case with its scores.
+  """Renders a labelled case with its scores.
 
   Args:
-    name: as it is to be shown.
-    volume, prediction, predictor: the image, and what found what.
+    name: displayed name.
+    volume: the image.
+    prediction: its segmentation.
+    predictor: the network that made it.
     truth: annotated class → three-valued mask.
-    rows: the scores of this case.
+    rows: scores of this case.
   """
   scores = {row.class_name: {key: row.metrics[key] for key in _SCORES if key in row.metrics}
             for row in rows}
@@ -71,29 +75,37 @@ def scored_case(name: str, volume: Volume, prediction: Prediction, predictor: Pr
 
 
 def watch(predictor: Predictor, ids: Sequence[str],
-          shown: bool) -> tuple[list[Case], Callable[..., None]]:
-  """A list that fills as `evaluate` goes through cases, and the `seen` to give to it."""
-  names = dict(zip(ids, case_names(ids, shown), strict=True))
+          show_names: bool) -> tuple[list[Case], Callable[..., None]]:
+  """Collects the cases of an evaluation.
+
+  Args:
+    predictor: the network.
+    ids: of all cases.
+    show_names: display the ids instead of numbers.
+
+  Returns:
+    A list that fills during the evaluation, and the `on_case` callback for `evaluate`.
+  """
+  names = dict(zip(ids, case_names(ids, show_names), strict=True))
   cases = []
 
-  def seen(case_id, volume, prediction, truth, rows):
+  def on_case(case_id, volume, prediction, truth, rows):
     add(cases, scored_case(names[case_id], volume, prediction, predictor, truth, rows))
-  return cases, seen
+  return cases, on_case
 
 
 def earlier_case(name: str) -> Case:
-  """A case that was done before, by a run that went on here."""
-  return Case(name, failure="segmented in an earlier run, which this one went on from: it is not "
-              "looked at again")
+  """Returns a case that an earlier, continued run has segmented."""
+  return Case(name, failure="segmented in an earlier run, not shown here")
 
 
-def failed_case(name: str, error: InputError, path: str | os.PathLike, shown: bool) -> Case:
-  """A case without a result; unless `shown`, whatever names its file is taken out of the reason."""
-  return Case(name, failure=error.reason if shown else without_names(error.reason, path))
+def failed_case(name: str, error: InputError, path: str | os.PathLike, show_names: bool) -> Case:
+  """Returns a case without a result; file names are removed from the reason unless `show_names`."""
+  return Case(name, failure=error.reason if show_names else without_names(error.reason, path))
 
 
 def without_names(text: str, path: str | os.PathLike) -> str:
-  """A text with every mention of a file, or of the folder it lies in, replaced."""
+  """Replaces every mention of a file, its folder, or the slices of a DICOM folder in a text."""
   path = Path(path)
   folder = path.parent.absolute()
   slices = sorted((p.name for p in path.iterdir()), key=len, reverse=True) if path.is_dir() else ()
@@ -105,10 +117,15 @@ def without_names(text: str, path: str | os.PathLike) -> str:
 
 
 def add(cases: list[Case], case: Case, budget: int = BUDGET) -> None:
-  """Appends a case, and takes scans away until those of all cases are within a budget in bytes.
+  """Appends a case, and drops scans until those of all cases fit the budget.
 
-  Scored cases lose them from the middle of the ranking, so that the best and the worst keep theirs;
-  others from the end.
+  Of scored cases, those in the middle of the ranking lose their scan first, so that the best and
+  the worst keep theirs; otherwise the last.
+
+  Args:
+    cases: modified in place.
+    case: to append.
+    budget: in bytes.
   """
   cases.append(case)
   while sum(c.scan.size for c in cases if c.scan) > budget:
@@ -116,19 +133,25 @@ def add(cases: list[Case], case: Case, budget: int = BUDGET) -> None:
     scored = [i for i in holding if not math.isnan(cases[i].dice)]
     ranking = sorted(scored, key=lambda i: cases[i].dice) or [holding[-1]]
     chosen = ranking[len(ranking) // 2]
-    cases[chosen] = dataclasses.replace(cases[chosen], scan=None, unseen=_FULL)
+    cases[chosen] = dataclasses.replace(cases[chosen], scan=None, no_scan=_FULL)
 
 
 def write_report(path: str | os.PathLike, cases: Sequence[Case], predictor: Predictor,
                  summary: Mapping | None = None, *, split: str = "") -> str:
-  """Writes the page of a run and returns what to print about it.
+  """Writes the page of a run.
 
   Args:
     path: file to write.
-    cases: as they came.
-    predictor: what segmented them.
-    summary: of their scores, where they were scored.
-    split: that they are of.
+    cases: in the order of the run.
+    predictor: the network that segmented them.
+    summary: of their scores, from `scores.summarise`; None without scores.
+    split: of the dataset.
+
+  Returns:
+    A line to print about the page.
+
+  Raises:
+    InputError: the file cannot be written.
   """
   number = f"{len(cases)} case" + ("" if len(cases) == 1 else "s")
   facts = {"date": datetime.date.today().isoformat()}

@@ -3,7 +3,7 @@
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
   document.documentElement.classList.add("scripted");
 
-  // Tables: a heading sorts by its column, upwards and then downwards; no value comes last.
+  // Tables: a click on a heading sorts by its column, ascending, then descending; empty cells last.
   for (const table of all("table.sortable")) {
     all("thead th", table).forEach((heading, column) => {
       const button = document.createElement("button");
@@ -11,26 +11,26 @@
       heading.append(button);
       heading.classList.add("sorts");
       button.addEventListener("click", () => {
-        const up = heading.getAttribute("aria-sort") !== "ascending";
+        const ascending = heading.getAttribute("aria-sort") !== "ascending";
         all("thead th", table).forEach((other) => other.removeAttribute("aria-sort"));
-        heading.setAttribute("aria-sort", up ? "ascending" : "descending");
+        heading.setAttribute("aria-sort", ascending ? "ascending" : "descending");
         const value = (row) => row.cells[column].dataset.value;
         const compare = (a, b) => {
           const [x, y] = [value(a), value(b)];
           if (x === "" || y === "") return (x === "") - (y === "");
           const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
-          return up ? order : -order;
+          return ascending ? order : -order;
         };
         table.tBodies[0].append(...[...table.rows].slice(1).sort(compare));
       });
     });
   }
 
-  // Slices: which layer, which structures, how large.
+  // Slices: layer, structures and size.
   for (const input of all("input[name=show]")) {
     const show = () => { if (input.checked) document.body.dataset.show = input.value; };
     input.addEventListener("change", show);
-    show();  // a browser may remember the choice over a reload
+    show();  // browsers may restore the choice after a reload
   }
   const boxes = all("input[name=structure]");
   const apply = (box) => document.body.classList.toggle(`off-${box.value}`, !box.checked);
@@ -42,7 +42,7 @@
     button.addEventListener("click", () => button.parentElement.classList.toggle("large"));
   }
 
-  // The viewer: one for all cases, made when first asked for; its box moves to the case it shows.
+  // The viewer: one for all cases, created on first use and moved to the case it shows.
   const template = document.getElementById("viewer");
   if (!template) return;
   const data = (name) => document.getElementById(name).textContent;
@@ -55,7 +55,7 @@
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
     const script = document.createElement("script");
     script.textContent = await new Response(stream).text();
-    document.head.append(script);  // runs at once: its checksum is in the policy of this page
+    document.head.append(script);  // runs immediately: the page's policy lists its checksum
   }
 
   async function make() {
@@ -66,7 +66,7 @@
       sagittalNoseLeft: true, multiplanarShowRender: 1, showLegend: false, fontMinPx: 15,
       dragAndDropEnabled: false, loadingText: "", logLevel: "error",
     });
-    nv.onLocationChange = tell;
+    nv.onLocationChange = describe;
     await nv.attachToCanvas(box.querySelector("canvas"));
     control("layout").addEventListener("change", arrange);
     control("image").addEventListener("change", arrange);
@@ -83,28 +83,28 @@
     const text = button.textContent;
     button.disabled = true;
     button.textContent = "Opening …";
-    await new Promise((done) => setTimeout(done));  // what follows keeps the browser busy
+    await new Promise((done) => setTimeout(done));  // shows the text before the work starts
     try {
       if (!box) box = template.content.firstElementChild.cloneNode(true);
       close();
       article.querySelector(".place").append(box);
       await (making ??= make());
-      const about = JSON.parse(data(article.id.replace("case", "scan")));
+      const meta = JSON.parse(data(article.id.replace("case", "scan")));
       const labels = control("labels");
-      labels.replaceChildren(...about.labels.map((name) => new Option(name, name)));
-      labels.parentElement.hidden = about.labels.length < 2;
-      current = { article, about, id: article.id.replace("case", "scan") };
+      labels.replaceChildren(...meta.labels.map((name) => new Option(name, name)));
+      labels.parentElement.hidden = meta.labels.length < 2;
+      current = { article, meta, id: article.id.replace("case", "scan") };
       while (nv.volumes.length) nv.removeVolume(nv.volumes[nv.volumes.length - 1]);
       const opacity = control("image").checked ? 1 : 0;
       nv.addVolume(await read(`${current.id}-image`, { colormap: "gray", opacity }));
-      nv.scene.crosshairPos = nv.mm2frac(about.focus);
+      nv.scene.crosshairPos = nv.mm2frac(meta.focus);
       await overlay();
       nv.createOnLocationChange();
       button.textContent = text;
       button.hidden = true;
       article.dataset.viewer = "drawn";
     } catch (error) {
-      button.textContent = `The viewer cannot be shown here: ${error.message}`;
+      button.textContent = `The viewer failed to start: ${error.message}`;
       box.remove();
       box = making = current = undefined;
     }
@@ -133,16 +133,16 @@
     nv.updateGLVolume();
   }
 
-  // Colours of the labels; structures that are off are transparent.
+  // Colours of the labels; hidden structures are transparent.
   function palette() {
     const errors = control("labels").value === "errors";
-    const { about } = current;
+    const { meta } = current;
     const colours = errors ? [[230, 159, 0], [86, 180, 233], [224, 123, 184]]
-      : [...about.colours, [139, 144, 153]];
-    const names = errors ? ["predicted, not true", "true, not predicted", "another structure"]
-      : [...about.classes, "unlabelled"];
-    const on = (i) => errors || i >= about.ids.length
-      || !document.body.classList.contains(`off-${about.ids[i]}`);
+      : [...meta.colours, [139, 144, 153]];
+    const names = errors ? ["false positive", "false negative", "wrong structure"]
+      : [...meta.classes, "unlabelled"];
+    const on = (i) => errors || i >= meta.ids.length
+      || !document.body.classList.contains(`off-${meta.ids[i]}`);
     const channel = (k) => [0, ...colours.map((c) => c[k])];
     current.names = names;
     return {
@@ -160,16 +160,16 @@
     nv.setOpacity(1, control("opacity").value / 100);
   }
 
-  function tell(location) {
+  function describe(location) {
     if (!current) return;
     const [x, y, z] = location.mm;
     const side = (value, plus, minus) => `${Math.abs(value).toFixed(1)} ${value < 0 ? minus : plus}`;
     const [image, label] = location.values;
-    const found = label && label.value > 0 ? current.names[Math.round(label.value) - 1] : "";
+    const name = label && label.value > 0 ? current.names[Math.round(label.value) - 1] : "";
     box.querySelector(".where").textContent =
       `${side(x, "right", "left")} · ${side(y, "anterior", "posterior")} · `
       + `${side(z, "superior", "inferior")} (mm) · intensity ${Math.round(image.value)}`
-      + (found ? ` · ${found}` : "");
+      + (name ? ` · ${name}` : "");
   }
 
   async function go(button) {

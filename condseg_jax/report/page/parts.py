@@ -1,4 +1,4 @@
-"""The parts of the page in HTML. Every text that comes from outside is escaped here."""
+"""Renders the parts of the page as HTML. All external texts are escaped here."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -6,12 +6,13 @@ from html import escape
 import math
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.report import markup
 from condseg_jax.report import tables
 from condseg_jax.report.page import plots
 from condseg_jax.report.page import slices
 from condseg_jax.report.page.case import Case
 
-# Measure → heading, digits after the point. Others are shown under their own names.
+# Measure → heading, decimals. Other measures are shown under their own names.
 _HEADINGS = {
     "dice": ("Dice", 3), "iou": ("IoU", 3), "hd95": ("HD95, {mm}", 1),
     "surface_dice": ("surface Dice", 3), "volume_ml": ("volume, ml", 1),
@@ -20,20 +21,26 @@ _HEADINGS = {
     "sd": ("sd of intensity", 1), "touches_border": ("cut by the border", 0),
     "confidence": ("confidence", 2),
 }
-_UNTOLD = ("voxels",)
-_FEW, _MANY = 8, 24  # structures that are listed in a line, and in a table that is open
+_HIDDEN = ("voxels",)  # measures that are not shown
+_FEW, _MANY = 8, 24  # structures up to which the list and the table are open
 
 
 def swatch(table: ClassTable, name: str) -> str:
-  """A class: its colour and its name."""
+  """Renders a class as its colour and name."""
   return (f'<span class="label"><span class="swatch k{table.index(name)}"></span>{escape(name)}'
           "</span>")
 
 
-def cell(value, digits: int | None = None, after: str = "") -> str:
-  """A number (or yes, no, text) as a cell; what is None or nan has no value and sorts last."""
+def cell(value: float | bool | str | None, digits: int | None = None, after: str = "") -> str:
+  """Renders a table cell.
+
+  Args:
+    value: number, bool or text; None and nan have no value and are sorted last.
+    digits: decimals; 4 significant digits when None.
+    after: HTML to append to a number.
+  """
   if value is None or isinstance(value, float) and math.isnan(value):
-    return f'<td class="number" data-value="">{tables.NO_VALUE}</td>'
+    return f'<td class="number" data-value="">{markup.NO_VALUE}</td>'
   if isinstance(value, bool):
     style = "" if value else ' class="nothing"'
     return f'<td{style} data-value="{int(value)}">{"yes" if value else "no"}</td>'
@@ -45,13 +52,13 @@ def cell(value, digits: int | None = None, after: str = "") -> str:
 
 
 def table_of(head: Sequence[str], rows: Sequence[str], style: str, caption: str) -> str:
-  """A table that scrolls within itself.
+  """Renders a table that scrolls horizontally.
 
   Args:
-    head: heading cells, HTML.
-    rows: whole `tr` elements.
-    style: class of the table; "sortable" makes buttons of the headings.
-    caption: for those who hear the page, escaped here.
+    head: contents of the heading cells, HTML.
+    rows: `tr` elements.
+    style: CSS class; "sortable" turns the headings into buttons.
+    caption: for screen readers; escaped here.
   """
   headings = "".join(f'<th scope="col">{h}</th>' for h in head)
   return (f'<div class="scroll"><table class="{style}"><caption>{escape(caption)}</caption>'
@@ -59,37 +66,38 @@ def table_of(head: Sequence[str], rows: Sequence[str], style: str, caption: str)
 
 
 def measures_of(cases: Sequence[Case]) -> list[str]:
-  """The measures that some structure of some case has, known ones first.
+  """Returns the measures that any structure of any case has, those with a heading first.
 
-  Lists are left out, such as a centroid: the viewer shows where a structure is.
+  Lists such as a centroid are omitted: the viewer shows the position of a structure.
   """
-  given = [item for case in cases for values in case.measures.values() for item in values.items()]
-  lists = {key for key, value in given if isinstance(value, list | tuple | dict)}
-  found = {key for key, _ in given} - lists - set(_UNTOLD)
-  return [*(key for key in _HEADINGS if key in found), *sorted(found - set(_HEADINGS))]
+  items = [item for case in cases for values in case.measures.values() for item in values.items()]
+  lists = {key for key, value in items if isinstance(value, list | tuple | dict)}
+  keys = {key for key, _ in items} - lists - set(_HIDDEN)
+  return [*(key for key in _HEADINGS if key in keys), *sorted(keys - set(_HEADINGS))]
 
 
 def heading(key: str, flat: bool) -> str:
-  """The heading of a measure; distances of pictures are pixels."""
+  """Returns the heading of a measure; `flat`: 2-D images, whose distances are in pixels."""
   text, _ = _HEADINGS.get(key, (key.replace("_", " "), None))
   return text.format(mm="px" if flat else "mm")
 
 
 def digits(key: str) -> int | None:
+  """Returns the decimals of a measure; None if it has no fixed format."""
   return _HEADINGS.get(key, ("", None))[1]
 
 
 def is_flat(cases: Sequence[Case]) -> bool:
-  """Whether the cases are pictures."""
+  """Whether the cases are 2-D images."""
   return any("area_px" in values for case in cases for values in case.measures.values())
 
 
 def summary_table(summary: Mapping, cases: Sequence[Case], table: ClassTable,
                   links: Sequence[tuple[str, str]]) -> str:
-  """Scores per class over all cases, with their distributions.
+  """Renders the scores per class over all cases, with their distributions.
 
   Args:
-    summary: what `scores.summarise` returns.
+    summary: from `scores.summarise`.
     cases: for the distributions.
     table: for the colours.
     links: address and name of each case.
@@ -110,26 +118,26 @@ def summary_table(summary: Mapping, cases: Sequence[Case], table: ClassTable,
         + _plain(entry["hd95"]["mean"], 2) + _plain(entry["surface_dice"]["mean"])
         + f'<td class="number">{entry["dice"]["n"]}</td></tr>')
   rows.append(
-      f'<tr class="mean"><th scope="row">mean</th><td>{tables.number(summary["mean_dice"])}</td>'
+      f'<tr class="mean"><th scope="row">mean</th><td>{markup.number(summary["mean_dice"])}</td>'
       f"<td>{plots.box_plot([case.dice for case in cases], links, 'all', low)}</td>"
       + _plain(summary["mean_iou"]) + (_plain(summary["mean_pooled_iou"]) if flat else "")
       + f'<td></td><td></td><td class="number">{summary["n_cases"]}</td></tr>')
   notes = [f"{name}: {remark}" for name, entry in summary["classes"].items()
            for remark in tables.remarks(entry, summary["size_unit"])]
-  told = "".join(f"<li>{escape(note)}</li>" for note in notes)
+  items = "".join(f"<li>{escape(note)}</li>" for note in notes)
   return (table_of(head, rows, "scores", "Scores of each structure over all cases")
-          + (f'<ul class="remarks">{told}</ul>' if told else ""))
+          + (f'<ul class="remarks">{items}</ul>' if items else ""))
 
 
 def cases_table(cases: Sequence[Case], table: ClassTable, names: Sequence[str],
                 chips: Sequence[Sequence[str]]) -> str:
-  """One line per case: its Dice, or its sizes, per structure.
+  """Renders one row per case with the Dice, or the size, of each structure.
 
   Args:
-    cases: all of them.
+    cases: all cases.
     table: for the colours.
-    names: the structures.
-    chips: words that mark a case, such as "best".
+    names: of the structures.
+    chips: per case, words that mark it, such as "best".
   """
   scored = any("dice" in values for case in cases for values in case.measures.values())
   key = "dice" if scored else "area_px" if is_flat(cases) else "volume_ml"
@@ -147,31 +155,31 @@ def cases_table(cases: Sequence[Case], table: ClassTable, names: Sequence[str],
                         plots.bar(float(value), f"k{table.index(name)}") if has_bar else ""))
     words = [*marks, *(["failed"] if case.failure else []),
              *([_count(len(case.warnings), "warning")] if case.warnings else [])]
-    told = "".join(chip(word) for word in words)
+    remarks = "".join(chip(word) for word in words)
     rows.append(f'<tr><th scope="row" data-value="{number}"><a href="#case-{number}">'
-                f'{escape(case.name)}</a></th><td data-value="{len(words) or ""}">{told}</td>'
+                f'{escape(case.name)}</a></th><td data-value="{len(words) or ""}">{remarks}</td>'
                 f"{''.join(cells)}</tr>")
-  what = "Dice" if scored else heading(key, is_flat(cases))
-  return table_of(head, rows, "cases sortable", f"{what} of each structure in each case")
+  measure = "Dice" if scored else heading(key, is_flat(cases))
+  return table_of(head, rows, "cases sortable", f"{measure} of each structure in each case")
 
 
 def chip(word: str) -> str:
-  """A word that marks a case."""
+  """Renders a word that marks a case."""
   alarm = " alarm" if word == "failed" or "warning" in word else ""
   return f'<span class="chip{alarm}">{escape(word)}</span>'
 
 
 def case_article(number: int, case: Case, table: ClassTable, keys: Sequence[str], flat: bool,
                  marks: Sequence[str], viewer: bool) -> str:
-  """All about one case.
+  """Renders one case: slices, warnings, viewer button and structures.
 
   Args:
-    number: from 1.
+    number: of the case, from 1.
     case: the case.
     table: for the colours.
     keys: measures to show.
-    flat: pictures, whose lengths are pixels.
-    marks: words that mark it.
+    flat: 2-D images, whose lengths are in pixels.
+    marks: words that mark the case.
     viewer: whether the page has a viewer.
   """
   has_dice = not math.isnan(case.dice)
@@ -179,15 +187,15 @@ def case_article(number: int, case: Case, table: ClassTable, keys: Sequence[str]
   head = (f'<header><h3>{escape(case.name)}</h3>{score}{"".join(chip(word) for word in marks)}'
           f'<span class="facts">{escape(case.facts)}</span></header>')
   lines = [f"Failed: {case.failure}"] if case.failure else list(case.warnings)
-  told = "".join(f"<li>{escape(line)}</li>" for line in lines)
-  body = [head, f'<ul class="warnings">{told}</ul>' if told else ""]
+  items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+  body = [head, f'<ul class="warnings">{items}</ul>' if items else ""]
   if case.slices:
     body.append(f'<div class="slices">{"".join(case.slices)}</div>')
   if case.scan and viewer:
     body.append('<p class="js"><button type="button" class="open">Open in the viewer (3-D)</button>'
                 '</p><div class="place"></div>')
-  elif case.unseen and viewer:
-    body.append(f'<p class="facts">{escape(case.unseen)}</p>')
+  elif case.no_scan and viewer:
+    body.append(f'<p class="facts">{escape(case.no_scan)}</p>')
   if case.measures:
     body.append(_structures(case, table, keys, flat, viewer))
   return f'<article class="case" id="case-{number}">{"".join(body)}</article>'
@@ -198,24 +206,24 @@ def _structures(case, table, keys, flat, viewer) -> str:
   rows = []
   for name, values in case.measures.items():
     cells = "".join(cell(values.get(key), digits(key)) for key in keys)
-    show = ""
+    show_cell = ""
     if centres:
       mm = " ".join(f"{x:g}" for x in centres.get(name, ()))
       button = (f'<button type="button" class="go" data-mm="{mm}" aria-label="show '
                 f'{escape(name)}">show</button>')
-      show = f'<td class="js">{button if mm else ""}</td>'
-    rows.append(f'<tr><th scope="row">{swatch(table, name)}</th>{cells}{show}</tr>')
+      show_cell = f'<td class="js">{button if mm else ""}</td>'
+    rows.append(f'<tr><th scope="row">{swatch(table, name)}</th>{cells}{show_cell}</tr>')
   head = ["structure", *(escape(heading(key, flat)) for key in keys)]
-  whole = table_of(head + ([""] if centres else []), rows, "structures",
-                   f"Structures of {case.name}")
+  table_html = table_of(head + ([""] if centres else []), rows, "structures",
+                        f"Structures of {case.name}")
   if len(rows) <= _MANY:
-    return whole
-  return f"<details><summary>{len(rows)} structures</summary>{whole}</details>"
+    return table_html
+  return f"<details><summary>{len(rows)} structures</summary>{table_html}</details>"
 
 
 def toolbar(table: ClassTable, names: Sequence[str], scored: bool) -> str:
-  """What of the slices is shown: which layer, which structures."""
-  modes = [("prediction", "prediction" + (" (white: true outline)" if scored else ""))]
+  """Renders the controls of the slices: the layer and the structures to show."""
+  modes = [("prediction", "prediction" + (" (white: outline of the truth)" if scored else ""))]
   if scored:
     modes += [("truth", "truth"), ("errors", "errors")]
   modes.append(("image", "image only"))
@@ -235,8 +243,8 @@ def toolbar(table: ClassTable, names: Sequence[str], scored: bool) -> str:
 
 
 def _plain(value: float, places: int = 3) -> str:
-  return f'<td class="number">{tables.number(value, places)}</td>'
+  return f'<td class="number">{markup.number(value, places)}</td>'
 
 
-def _count(n: int, what: str) -> str:
-  return f"{n} {what}" + ("" if n == 1 else "s")
+def _count(n: int, noun: str) -> str:
+  return f"{n} {noun}" + ("" if n == 1 else "s")

@@ -1,4 +1,4 @@
-"""Distributions of scores as drawings (SVG) for a line of a table."""
+"""Plots distributions of scores as SVG for a table row."""
 
 from collections.abc import Iterable
 from collections.abc import Sequence
@@ -12,22 +12,22 @@ _MIDDLE = _HEIGHT / 2
 
 
 def lower_end(values: Iterable[float]) -> float:
-  """Where a scale that ends at 1 begins: at tenths, below all values; nan is left out."""
+  """Returns the start of a scale up to 1: a multiple of 0.1 below all values; nan is ignored."""
   known = [v for v in values if not math.isnan(v)]
   return min(max(0.0, math.floor(10 * min(known) - 0.2) / 10), 0.9) if known else 0.0
 
 
 def box_plot(values: Sequence[float], links: Sequence[tuple[str, str]], style: str,
              low: float) -> str:
-  """A box plot of scores, with a dot for every case that leads to it.
+  """Draws a box plot of scores, with a linked dot for every case.
 
   Box: quartiles and median. Whiskers: the farthest values within 1.5 box lengths of it (Tukey).
 
   Args:
-    values: at most 1; nan where a case has none.
+    values: at most 1; nan if a case has none.
     links: address and name of each case.
-    style: class of the colour.
-    low: where the scale begins; it ends at 1.
+    style: CSS class of the colour.
+    low: start of the scale, which ends at 1.
   """
   known = [(v, *link) for v, link in zip(values, links, strict=True) if not math.isnan(v)]
   lines = "".join(f"M{_x(tick, low):.1f} 2V{_HEIGHT - 2}" for tick in _ticks(low))
@@ -46,17 +46,17 @@ def box_plot(values: Sequence[float], links: Sequence[tuple[str, str]], style: s
         f'<rect class="box" x="{left:.1f}" y="7" width="{right - left:.1f}" height="18" rx="2"/>'
         f'<path class="median" d="M{middle:.1f} 7v18"/>')
   for place, (value, address, name) in enumerate(known):
-    # Spread over the height in an order that looks like none, so that equal values stay apart.
+    # Quasi-random vertical positions keep equal values apart.
     y = _MIDDLE + 6 * (2 * (place * 0.618034 % 1) - 1)
-    told = escape(f"{name}: {value:.3f}")
-    parts.append(f'<a href="{escape(address)}" aria-label="{told}"><circle r="2.6"'
-                 f' cx="{_x(value, low):.1f}" cy="{y:.1f}"><title>{told}</title></circle></a>')
+    tip = escape(f"{name}: {value:.3f}")
+    parts.append(f'<a href="{escape(address)}" aria-label="{tip}"><circle r="2.6"'
+                 f' cx="{_x(value, low):.1f}" cy="{y:.1f}"><title>{tip}</title></circle></a>')
   return (f'<svg class="boxplot {style}" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}"'
           f' height="{_HEIGHT}" role="group" aria-label="distribution">{"".join(parts)}</svg>')
 
 
 def axis(low: float) -> str:
-  """The scale above the box plots."""
+  """Draws the scale above the box plots."""
   marks = "".join(f'<text x="{_x(tick, low):.1f}" y="11" text-anchor="middle">{tick:g}</text>'
                   for tick in _ticks(low))
   return (f'<svg class="axis" viewBox="0 0 {_WIDTH} 14" width="{_WIDTH}" height="14" role="img"'
@@ -64,7 +64,7 @@ def axis(low: float) -> str:
 
 
 def bar(value: float, style: str) -> str:
-  """A score between 0 and 1 as a bar beside its number."""
+  """Draws a score between 0 and 1 as a bar."""
   if math.isnan(value):
     return ""
   return (f'<svg class="bar {style}" viewBox="0 0 40 4" width="40" height="4" aria-hidden="true">'

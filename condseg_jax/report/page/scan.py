@@ -1,4 +1,4 @@
-"""A volume and its label maps as the viewer reads them: NIfTI in base64, 8 bits, bounded size."""
+"""Encodes a volume and its label maps for the viewer: NIfTI in base64, 8 bits, limited size."""
 
 import base64
 from collections.abc import Mapping
@@ -16,22 +16,22 @@ from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 
 LIMIT = 256  # voxels along each axis
-MAX_CLASSES = 253  # of a case: the values of 8 bits less background and unlabelled
+MAX_CLASSES = 253  # of a case: 8-bit values without background and unlabelled
 _SLAB = 16  # rows resampled at a time
 _LABEL_INTENT = 1002
 
 
 @dataclasses.dataclass(frozen=True)
 class Scan:
-  """What the viewer shows of a case.
+  """The data of a case for the viewer.
 
   Attributes:
-    image: gzipped NIfTI in base64; uint8, with the slope and intercept that give intensities.
-    labels: "prediction", "truth", "errors" → the same; values 1 … n mean `classes`, n + 1
-      unlabelled.
+    image: gzipped NIfTI in base64; uint8 with slope and intercept to intensities.
+    labels: "prediction", "truth", "errors" → label map in the same form; values 1 … n are the
+      `classes`, n + 1 is unlabelled.
     classes: names of the classes.
-    centres: class → a voxel inside it, near its centre, as RAS+ world mm; of the prediction.
-    focus: where to look first, RAS+ world mm.
+    centres: class → position of a voxel of the prediction near its centre, RAS+ world mm.
+    focus: initial position of the crosshair, RAS+ world mm.
   """
 
   image: str
@@ -42,23 +42,27 @@ class Scan:
 
   @property
   def size(self) -> int:
-    """Bytes that it takes in a page."""
+    """Size in a page, in bytes."""
     return len(self.image) + sum(map(len, self.labels.values()))
 
 
 def encode_scan(volume: Volume, layers: Mapping[str, np.ndarray], ids: Mapping[str, int],
                 window: tuple[float, float], focus: Sequence[float], *,
                 limit: int = LIMIT) -> Scan | None:
-  """A case for the viewer, or None where it has more classes than 8 bits can tell apart.
+  """Encodes a case for the viewer.
 
   Args:
-    volume: 3-D; its first channel is shown.
-    layers: "prediction", and "truth" and "errors" where there are: maps on the volume's grid. Label
-      maps hold id + 1 and 255 for unlabelled.
+    volume: 3-D; only the first channel is used.
+    layers: "prediction" and optionally "truth" and "errors" → map on the volume's grid. Label maps
+      hold class id + 1, and 255 for unlabelled.
     ids: class → id, of the classes to show.
-    window: intensities that become 0 and 255.
-    focus: where to look first, RAS+ world mm.
-    limit: voxels along each axis; larger ones are resampled, labels by majority.
+    window: intensities mapped to 0 and 255.
+    focus: initial position of the crosshair, RAS+ world mm.
+    limit: largest number of voxels along each axis; larger volumes are resampled, labels by
+      majority.
+
+  Returns:
+    The encoded case; None if it has more than `MAX_CLASSES` classes.
   """
   if len(ids) > MAX_CLASSES:
     return None
@@ -82,16 +86,16 @@ def encode_scan(volume: Volume, layers: Mapping[str, np.ndarray], ids: Mapping[s
 
 
 def _windowed(image: np.ndarray, grid: Geometry, window: tuple[float, float]) -> np.ndarray:
-  """A 3-D image as uint8 on another grid, in the memory of the result and of a few rows."""
+  """Resamples a 3-D image to uint8 on another grid, a few rows at a time."""
   low, high = window
   out = np.empty(grid.shape, np.uint8, order="F")
   for start in range(0, grid.shape[0], _SLAB):
     rows = slice(start, min(start + _SLAB, grid.shape[0]))
-    part = image[resample.source_rows(image.shape, grid.shape, rows)]
-    part = np.nan_to_num(part.astype(np.float32), posinf=high, neginf=low, nan=low)
-    part = resample.resampled_rows(part, grid.shape, 1, rows, image.shape)
-    part = np.clip((part - np.float32(low)) / np.float32(max(high - low, 1e-12)), 0, 1)
-    out[rows] = np.rint(part * np.float32(255))
+    block = image[resample.source_rows(image.shape, grid.shape, rows)]
+    block = np.nan_to_num(block.astype(np.float32), posinf=high, neginf=low, nan=low)
+    block = resample.resampled_rows(block, grid.shape, 1, rows, image.shape)
+    block = np.clip((block - np.float32(low)) / np.float32(max(high - low, 1e-12)), 0, 1)
+    out[rows] = np.rint(block * np.float32(255))
   return out
 
 
@@ -107,6 +111,7 @@ def _nifti(array: np.ndarray, grid: Geometry, *, slope: float = 1.0, intercept: 
 
 def _centres(labels: np.ndarray, grid: Geometry,
              names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+  """Finds, for each class, the voxel nearest to its centroid, in RAS+ world mm."""
   centres = {}
   for value, box in enumerate(ndimage.find_objects(labels)[:len(names)], 1):
     if box is None:

@@ -1,4 +1,4 @@
-"""A case on the page: outlines that enclose their voxels, errors, sizes, data of bounded size."""
+"""A case of the page: outlines that enclose their voxels, errors, sizes, limited data."""
 
 import base64
 import gzip
@@ -39,7 +39,7 @@ def polygons(path: str) -> list[np.ndarray]:
 
 
 def inside(path: str, x: float, y: float) -> bool:
-  """Even-odd rule: how often a ray to the right meets the lines."""
+  """Even-odd rule: counts how often a ray to the right crosses the lines."""
   crossings = 0
   for line in polygons(path):
     for (x0, y0), (x1, y1) in zip(line, np.roll(line, -1, axis=0), strict=True):
@@ -53,7 +53,7 @@ def inside(path: str, x: float, y: float) -> bool:
 def test_outlines_enclose_the_pixels_of_the_mask(mask):
   path = slices.outline(mask)
   for (y, x), value in np.ndenumerate(mask):
-    # Just beside the centre, where no line of half pixels runs.
+    # Just beside the centre, off the half-pixel lines.
     assert inside(path, 2 * x + 1 + 1e-3, 2 * y + 1 + 2e-3) == value
 
 
@@ -76,7 +76,8 @@ def test_slices_are_the_way_up_that_their_letters_say():
         r'<text x="([\d.]+)" y="([\d.]+)"[^>]*>([A-Z])<', figure)}
     sx, sy = map(float, re.search(r'scale\(([\d.]+) ([\d.]+)\)', figure).groups())
     width, height = map(float, re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', figure).groups())
-    x, y = polygons(path)[0].mean(0) * (sx, sy)
+    offset = map(float, re.search(r'translate\(([\d.]+) ([\d.]+)\)', figure).groups())
+    x, y = polygons(path)[0].mean(0) * (sx, sy) + tuple(offset)
     for letter in set("SAR") & set(letters):
       lx, ly = letters[letter]
       assert abs(x - lx) < width / 3 or abs(y - ly) < height / 3
@@ -84,12 +85,21 @@ def test_slices_are_the_way_up_that_their_letters_say():
       assert (x - width / 2) * (lx - width / 2) >= 0 and (y - height / 2) * (ly - height / 2) >= 0
 
 
-def test_letters_of_thin_slices_do_not_collide():
+def test_slices_of_thin_volumes_have_one_size_and_room_for_their_letters():
   labels = np.zeros((2, 40, 40), np.uint8)
-  axial, coronal, _ = slices.draw_slices(labels.astype(float), {"prediction": labels}, [],
-                                         (1.0, 1.0, 1.0), (0, 1), (0, 0, 0))
-  assert re.findall(">([A-Z])</text>", axial) == ["R", "L", "A", "P"]
-  assert re.findall(">([A-Z])</text>", coronal) == ["R", "L"]
+  figures = slices.draw_slices(labels.astype(float), {"prediction": labels}, [],
+                               (1.0, 1.0, 1.0), (0, 1), (0, 0, 0))
+  assert len({re.search(r'viewBox="[^"]*" width="\d+" height="\d+"', f)[0] for f in figures}) == 1
+  for figure, letters in zip(figures, ("RLAP", "RLSI", "APSI"), strict=True):
+    assert "".join(re.findall(">([A-Z])</text>", figure)) == letters
+  assert 'translate(0 19)"><image width="40" height="2"' in figures[1], "centred"
+
+
+def test_letters_that_would_collide_are_left_out():
+  labels = np.zeros((400, 4, 4), np.uint8)
+  for figure in slices.draw_slices(labels.astype(float), {"prediction": labels}, [],
+                                   (1.0, 1.0, 1.0), (0, 1), (0, 0, 0)):
+    assert re.findall(">([A-Z])</text>", figure) in (["A", "P"], ["S", "I"])
 
 
 def test_a_millimetre_is_as_long_in_every_slice():
@@ -139,7 +149,7 @@ def test_scans_lie_where_the_image_lies(limit):
   theirs = np.array([[-0.5] * 3, np.array(shown.shape) - 0.5])
   np.testing.assert_allclose(nib.affines.apply_affine(shown.affine, theirs),
                              nib.affines.apply_affine(image.affine, corners), atol=1e-4)
-  if limit == 256:  # the intensities come back, to one of 255 steps
+  if limit == 256:  # intensities are restored to one of 255 steps
     expected = np.clip(image.array, *window)
     np.testing.assert_allclose(shown.get_fdata(), expected, atol=0.51 * 200 / 255)
     found = np.asarray(decoded(scan.labels["prediction"]).dataobj)
@@ -178,9 +188,9 @@ def test_reasons_of_failures_name_no_file(tmp_path):
   path = tmp_path / "ward" / "doe_jane.nii.gz"
   reason = f"in {path}: {path.parent} holds doe_jane.nii.gz beside doe_jane.json"
   error = InputError(path, reason, "cure")
-  hidden = collect.failed_case("case 1", error, path, shown=False).failure
+  hidden = collect.failed_case("case 1", error, path, show_names=False).failure
   assert "doe" not in hidden and "ward" not in hidden and "holds" in hidden
-  assert collect.failed_case("x", error, path, shown=True).failure == reason
+  assert collect.failed_case("x", error, path, show_names=True).failure == reason
 
 
 def test_a_page_holds_scans_within_its_budget():
@@ -188,7 +198,7 @@ def test_a_page_holds_scans_within_its_budget():
   for number in range(5):
     collect.add(cases, segmented(f"case {number}"), budget=int(3.5 * size))
   assert [bool(case.scan) for case in cases] == [True] * 3 + [False] * 2
-  assert not cases[0].unseen and "viewer" in cases[4].unseen
+  assert not cases[0].no_scan and "viewer" in cases[4].no_scan
 
 
 def test_best_and_worst_keep_their_scans():

@@ -1,7 +1,10 @@
-"""The page in a headless Chromium without a network: it draws, and asks nobody for anything.
+"""The page in a headless offline Chromium: it renders, and makes no requests.
 
 Every test ends with a look at what was asked for and at what the browser complained of.
 """
+
+import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -40,7 +43,7 @@ def window(tmp_path_factory):
 
 @pytest.fixture
 def page(window, tmp_path):
-  """Writes a page and opens it; in the end nothing may have been asked for but the page itself."""
+  """Writes a page and opens it; finally checks that only the page itself was requested."""
   path = tmp_path / "report.html"
   window.requests.clear()
   window.complaints.clear()
@@ -75,7 +78,7 @@ def choose(window, name, value):
 
 
 def share(pixels, colour, tolerance=60):
-  """Share of pixels about the hue of a colour: nearer to it, in proportion, than `tolerance`."""
+  """Share of pixels with the hue of a colour, within `tolerance` at full brightness."""
   pixels = pixels.astype(float)
   bright = pixels.max(-1) > 60
   scaled = 255 * pixels / np.maximum(pixels.max(-1, keepdims=True), 1)
@@ -84,13 +87,41 @@ def share(pixels, colour, tolerance=60):
 
 
 def until(window, condition):
-  """The canvas as soon as it is as expected; drawing may lag behind the commands."""
+  """Waits for the expected canvas; drawing may lag behind the commands."""
   for _ in range(100):
     pixels = window.picture(CANVAS)
     if condition(pixels):
       return pixels
     window.run("new Promise((done) => setTimeout(done, 100))")
   raise AssertionError("the canvas never looked as expected")
+
+
+def test_the_licences_are_those_of_the_package(bundle):
+  """Of NiiVue, and of the packages that its script contains."""
+  with tarfile.open(viewer.path()) as package:
+    facts = json.load(package.extractfile("package/package.json"))
+  licences = viewer.licenses()
+  assert facts["license"] == "BSD-2-Clause" and "BSD 2-Clause License" in licences
+  assert all(name in licences for name in (facts["name"], *facts["dependencies"]))
+
+
+@pytest.mark.parametrize("width", [1280, 800])
+def test_slices_lie_side_by_side_at_one_height(page, width):
+  image, label = np.zeros((2, 30, 60), np.float32), np.zeros((2, 30, 60), np.uint8)
+  label[1, 5:20, 5:30] = 1
+  affine = np.array([[0, 0, -1.0, 0], [0, -1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
+  found = Volume(label, affine)
+  thin = draw_case("thin", Volume(image, affine), found, TABLE,
+                   structure_sizes(found, {"ball": 1, "box": 2}), modality="mr")
+  window = page([segmented(), thin], width=width)
+  for number in (1, 2):
+    boxes = window.run(f"""[...document.querySelectorAll('#case-{number} svg[role=img]')]
+        .map((s) => s.getBoundingClientRect()).map((b) => [b.x, b.y, b.width, b.height])""")
+    x, y, widths, heights = np.array(boxes).T
+    gaps = np.diff(x) - widths[:2]
+    assert len(boxes) == 3 and (gaps > 0).all() and x[0] >= 0 and x[2] + widths[2] <= width
+    for values in (y, widths, heights, gaps):
+      np.testing.assert_allclose(values, values[0], atol=0.1)
 
 
 def test_the_viewer_draws_image_and_structures(page, bundle):
@@ -102,12 +133,12 @@ def test_the_viewer_draws_image_and_structures(page, bundle):
   assert share(pixels, (40, 80, 230), 110) > 0.001
   where = window.run("document.querySelector('.where').textContent")
   assert "superior" in where and "intensity" in where
-  # Structures that are off are off in the slices and in the viewer.
+  # Hidden structures are hidden in the slices and in the viewer.
   window.run("document.querySelector('[name=structure][value=\"0\"]').click()")
   until(window, lambda p: share(p, (230, 40, 40), 110) == 0)
   hidden = "getComputedStyle(document.querySelector('#case-1 .slice path.k0')).display"
   assert window.run(hidden) == "none"
-  # In 3-D without the image only the other structure is left on black.
+  # In 3-D without the image only the other structure remains on black.
   choose(window, "layout", "render")
   window.run("document.querySelector('.viewer [name=image]').click()")
   pixels = until(window, lambda p: 0.3 > (p.max(-1) > 40).mean() > 0.001)
@@ -180,7 +211,7 @@ def test_the_policy_stops_what_would_ask_the_network(page, window):
   assert stopped == ["connect-src", "img-src", "script-src-elem"]
   assert window.run("window.stolen === undefined")
   for number, url in list(window.requests.items()):
-    if "example" in url:  # a picture is noted before it is stopped
+    if "example" in url:  # an image request is recorded before it is blocked
       assert number in window.blocked
       del window.requests[number]
   assert len(window.complaints) >= 3

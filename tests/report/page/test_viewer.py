@@ -1,4 +1,4 @@
-"""The viewer's package: the right one or none."""
+"""The viewer's package: only the expected one is used."""
 
 import subprocess
 import sys
@@ -31,7 +31,7 @@ def test_another_package_is_refused_and_a_damaged_one_not_used(tmp_path):
 def test_without_npm_the_cure_is_named(monkeypatch, tmp_path):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   monkeypatch.setenv("PATH", str(tmp_path))
-  with pytest.raises(InputError, match="npm: is not installed .*as a file"):
+  with pytest.raises(InputError, match="npm: is not installed .*npm pack"):
     viewer.fetch()
   (tmp_path / "npm").write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no way out')\n")
   (tmp_path / "npm").chmod(0o755)

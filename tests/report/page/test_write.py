@@ -1,4 +1,4 @@
-"""The page as text: nothing from outside unescaped, no address, no path, the numbers given."""
+"""The page as text: external texts are escaped, no URL, no path, correct numbers."""
 
 import base64
 import getpass
@@ -37,7 +37,7 @@ def no_bundle(monkeypatch):
 
 @pytest.fixture
 def bundle(monkeypatch):
-  """A viewer's script that is only text."""
+  """A stub of the viewer's script."""
   monkeypatch.setattr(viewer, "code", lambda: CODE)
 
 
@@ -143,7 +143,7 @@ def test_numbers_of_an_evaluation_are_those_given(tmp_path):
   for name, shown in zip([*TABLE.names, "mean"], document.table("scores"), strict=True):
     mean = summary["mean_dice"] if name == "mean" else summary["classes"][name]["dice"]["mean"]
     assert shown[0][1] == name and shown[1][1].startswith(f"{mean:.3f}")
-  # Each box plot has a dot that names each case and leads to it.
+  # Each box plot has a linked dot for each case.
   links = [(a["href"], a["aria-label"]) for tag, a in document.elements
            if tag == "a" and "aria-label" in a]
   assert ("#case-2", f"case 2: {given['case 2', 'ball']:.3f}") in links and len(links) == 9
@@ -195,6 +195,20 @@ def test_a_viewer_in_the_page_holds_its_data(tmp_path, bundle):
   about = json.loads(data["scan-2"])
   assert about["classes"] == list(VALUES) and about["colours"] == [[230, 40, 40], [40, 80, 230]]
   assert about["focus"] == pytest.approx(case.scan.focus)
+
+
+def test_a_page_with_the_viewer_holds_its_licences(tmp_path, bundle):
+  def words(document):
+    return " ".join(" ".join(document.text).split())
+  document, _, _ = page(tmp_path, [segmented()])
+  for line in ("BSD 2-Clause License", "Copyright (c) 2021, Niivue", "MIT License",
+               'THIS SOFTWARE IS PROVIDED BY THE COPYRIGHT HOLDERS AND CONTRIBUTORS "AS IS"'):
+    assert line in words(document)
+
+
+def test_a_page_without_the_viewer_has_no_licences(tmp_path):
+  _, text, _ = page(tmp_path, [segmented()])
+  assert "License" not in text
 
 
 def test_a_failed_page_leaves_nothing(tmp_path, monkeypatch):
