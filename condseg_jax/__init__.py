@@ -5,7 +5,7 @@
     label = predictor.predict(condseg_jax.read("ct.nii.gz")).label
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["load", "read", "__version__"]
 

@@ -157,8 +157,23 @@ def test_the_table_shows_every_row(tmp_path):
   assert "| far | – | – |  | no GPU |" in text
 
 
-def test_the_readme_shows_all_rows_as_they_are():
-  assert table.markdown() in table.README.read_text(encoding="utf-8")
+def test_the_pages_show_the_rows_as_they_are():
+  assert table.markdown() in table.PAGE.read_text(encoding="utf-8")
+  assert table.summary() in table.README.read_text(encoding="utf-8")
+  assert len(table.SUMMARY) <= 6
+
+
+def test_the_tables_are_written_between_the_marks(tmp_path):
+  page, readme = tmp_path / "page.md", tmp_path / "readme.md"
+  for path in (page, readme):
+    path.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n", encoding="utf-8")
+  table.write_pages(page, readme)
+  for path, tables in ((page, table.markdown()), (readme, table.summary())):
+    assert path.read_text(encoding="utf-8") == (
+        f"before\n{table.BEGIN}\n\n{tables}\n{table.END}\nafter\n")
+  page.write_text("no marks", encoding="utf-8")
+  with pytest.raises(ValueError, match="lacks"):
+    table.write_pages(page, readme)
 
 
 def test_work_is_what_the_compiler_counts(monkeypatch):

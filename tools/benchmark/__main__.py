@@ -7,7 +7,8 @@ Times the package against a peer, alternating in one run (A B A B …), and writ
    "rows": [{"name", "ours", "peer", "ratio", "unit", …}]}
 
 The ratio is how far we are ahead: above 1 is ahead. The peer needs the `bench` extra; without it
-its figures stay empty. `table` prints benchmarks/*.json and puts them into the README. Suites:
+its figures stay empty. `table` prints benchmarks/*.json and writes the tables of
+benchmarks/README.md and README.md. Suites:
 """
 
 import argparse
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   arguments = parser.parse_args(argv)
   if arguments.suite == "table":
     print(table.markdown())
-    table.into_readme()
+    table.write_pages()
     return 0
   if not arguments.json or not Path(arguments.json).absolute().parent.is_dir():
     parser.error("--json=FILE is required, in an existing folder")
