@@ -1,4 +1,4 @@
-"""One process at a time: several may work on the studies of one folder."""
+"""Lock files: one process at a time."""
 
 from collections.abc import Iterator
 import contextlib

@@ -11,11 +11,11 @@ from condseg_jax.system import cache
 
 # Compiles one program twice over and tells what jax found in its cache.
 CHILD = """
-from condseg_jax.cache import keep_compiled
+from condseg_jax.system.cache import enable_compilation_cache
 import jax, jax.numpy as jnp
 found = []
 jax.monitoring.register_event_listener(lambda name, **_: found.append(name))
-keep_compiled()
+enable_compilation_cache()
 step = jax.jit(lambda x, y: jnp.tanh(x) @ y, donate_argnums=0)
 print(float(step(jnp.ones((8, 8)), jnp.ones((8, 8)))[0, 0]))
 print(sum(name.endswith("cache_hits") for name in found),
