@@ -6,7 +6,6 @@ import dataclasses
 import logging
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.classes import ClassTable
@@ -28,6 +27,7 @@ from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
 from condseg_jax.models.class_vector import with_texts
+from condseg_jax.models.initial import initial_variables
 from condseg_jax.predictor import Predictor
 from condseg_jax.train import cluster
 from condseg_jax.train import parallel
@@ -121,8 +121,7 @@ def train(config: Mapping, workdir, *, resume: str = "auto") -> str:
     log.info("%s", line)
 
   # --- state ----------------------------------------------------------------------------------
-  image = jnp.zeros((1, *plan.subvolume, plan.channels), jnp.float32)
-  variables = jax.jit(model.init)(jax.random.key(config["seed"]), image, jnp.zeros(1, jnp.int32))
+  variables = initial_variables(model, config["seed"], (*plan.subvolume, plan.channels))
   state = TrainState.create(variables, optimizer, ema=settings["ema_decay"] > 0)
   if last is not None:
     state = checkpoints.restore(last, state)
