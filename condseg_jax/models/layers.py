@@ -30,9 +30,9 @@ def convolve(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Ar
   """Convolves with stride 1 and zero padding to the same size.
 
   XLA's CPU backend runs a native 3-D convolution at about a third of the speed of the same sum
-  written as one 2-D convolution per depth tap, so the CPU gets the latter, or oneDNN where that
-  extra was built; accelerators keep the native operation. The platform is the default backend when
-  the function is traced.
+  written as one 2-D convolution per depth tap, so the CPU gets the latter, or oneDNN where it is
+  usable; accelerators keep the native operation. The platform is the default backend when the
+  function is traced.
 
   Args:
     x_BDHWC: input; without D in 2-D.

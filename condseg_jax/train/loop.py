@@ -6,7 +6,6 @@ import dataclasses
 import logging
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.classes import ClassTable
@@ -22,6 +21,7 @@ from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.losses import make_objective
+from condseg_jax.models.initial import initial_variables
 from condseg_jax.predictor import Predictor
 from condseg_jax.train import cluster
 from condseg_jax.train import parallel
@@ -92,8 +92,7 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
                                 settings.grad_accum_steps)
 
   # --- state ----------------------------------------------------------------------------------
-  image = jnp.zeros((1, *plan.subvolume, plan.channels), jnp.float32)
-  variables = jax.jit(model.init)(jax.random.key(config.seed), image, jnp.zeros(1, jnp.int32))
+  variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
   state = TrainState.create(variables, optimizer, ema=settings.ema_decay > 0)
   if last is not None:
     state = checkpoints.restore(last, state)

@@ -24,6 +24,7 @@ import tempfile
 import jax
 
 from condseg_jax.models.onednn import convolution as onednn
+from condseg_jax.system.large_pages import restart_with_large_pages
 from tools.benchmark import conv
 from tools.benchmark import cost
 from tools.benchmark import export
@@ -45,6 +46,7 @@ PICTURES = {"cost": cost.plot}  # suites with a plot next to the JSON file
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs a suite and returns the exit code."""
+  restart_with_large_pages(argv)  # as the commands do
   suites = (f"\n  {name:9}{sys.modules[suite.__module__].__doc__.splitlines()[0]}"
             for name, suite in SUITES.items())
   parser = argparse.ArgumentParser(prog="tools.benchmark", description=__doc__ + "".join(suites),

@@ -1,7 +1,7 @@
 """Start-up time of the commands: --help, the first step, the first prediction, cold and warm.
 
-Cold is with an empty compilation cache, warm with the cache of the cold run. Every measurement runs
-in a new process; the data is prepared beforehand.
+Cold is with an empty cache, without compiled programs and oneDNN handlers; warm is with the cache
+of the cold run. Every measurement runs in a new process; the data is prepared beforehand.
 """
 
 import json
@@ -11,6 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
+
+from condseg_jax.system import large_pages
 
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "experiments" / "configs" / "phantom.py"
@@ -102,7 +104,8 @@ def _first(watch: tuple[str, str, str], arguments: list[str], cache: Path) -> fl
 
 def _spawn(command: list[str], cache: Path | None) -> str:
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-  environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  for name in ("JAX_COMPILATION_CACHE_DIR", large_pages.TUNABLES, large_pages.GUARD):
+    environment.pop(name, None)
   if cache is not None:
     environment["XDG_CACHE_HOME"] = str(cache)
   done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
