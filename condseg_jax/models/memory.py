@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import math
+from typing import Any
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from condseg_jax.models.dense_unet import BLOCK_KINDS
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.dense_unet import kind_and_level
+from condseg_jax.models.network import Network
 
 # Peak of a step relative to the summed outputs of all modules, rounded up. XLA's memory analysis of
 # whole steps on CPU (1 and 4 classes, 1 and 2 accumulation steps, deep supervision, several
@@ -38,7 +40,7 @@ class Outputs(NamedTuple):
   inside: tuple[int, ...]
 
 
-def training_bytes(model: DenseUNet, subvolume: Sequence[int], channels: int, batch_size: int,
+def training_bytes(model: Network, subvolume: Sequence[int], channels: int, batch_size: int,
                    classes_per_image: int = 1, *, accumulate: int = 1,
                    platform: str | None = None) -> int:
   """Estimates the peak memory of a training step on one device, in bytes.
@@ -60,7 +62,7 @@ def training_bytes(model: DenseUNet, subvolume: Sequence[int], channels: int, ba
   blocks = [*once.inside, *(n * size for size in per_class.inside)]
   # With remat, one block at a time holds the outputs of its layers. On CPU, XLA drops the barriers
   # that delay recomputation until the gradient needs it, so nothing is saved.
-  recomputes = model.remat and platform != "cpu"
+  recomputes = getattr(model, "remat", False) and platform != "cpu"
   outputs = once.kept + n * per_class.kept + (max(blocks) if recomputes else sum(blocks))
   images = -(-batch_size // accumulate)
   units = math.prod(subvolume) / math.prod(model.stride) * images
@@ -70,7 +72,7 @@ def training_bytes(model: DenseUNet, subvolume: Sequence[int], channels: int, ba
   return int(PEAK[platform] * outputs * units) + fixed
 
 
-def prediction_bytes(model: DenseUNet, window: Sequence[int], channels: int,
+def prediction_bytes(model: Network, window: Sequence[int], channels: int,
                      window_batch: int = 1) -> int:
   """Estimates the memory of a batch of windows in `infer.sliding_window`, in bytes, without output.
 
@@ -89,19 +91,21 @@ def prediction_bytes(model: DenseUNet, window: Sequence[int], channels: int,
 
 
 @functools.lru_cache(maxsize=64)
-def _outputs(model: DenseUNet, channels: int) -> tuple[Mapping, Outputs, Outputs]:
+def _outputs(model: Network, channels: int) -> tuple[Mapping, Outputs, Outputs]:
   """Returns shapes of the variables, and the outputs of `encode` and `decode`.
 
   For an image of the shape of the stride, the smallest input: activations are proportional to the
   number of voxels.
   """
-  model = model.clone(remat=False)
+  if isinstance(model, DenseUNet):
+    model = model.clone(remat=False)
   image = jax.ShapeDtypeStruct((1, *model.stride, channels), jnp.float32)
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)
-  capture = dict(capture_intermediates=True, mutable=["intermediates"])
+  capture: dict[str, Any] = dict(capture_intermediates=True, mutable=["intermediates"])
   variables = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)
   applied = variables
-  if model.position == "decoders":  # a sample passes through one of the decoders
+  if isinstance(model, DenseUNet) and model.position == "decoders":
+    # A sample passes through one of the decoders.
     model = model.clone(position="none", from_level=None)
     applied = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)
   features, encoded = jax.eval_shape(
@@ -113,7 +117,7 @@ def _outputs(model: DenseUNet, channels: int) -> tuple[Mapping, Outputs, Outputs
 
 
 def _sizes(captured: Mapping) -> Outputs:
-  kept, inside = 0, []
+  kept, inside = 0, list[int]()
   for name, tree in captured.items():
     total, own = _bytes(tree), _bytes(tree.get("__call__", ()))
     kind, _ = kind_and_level(name) or ("", 0)

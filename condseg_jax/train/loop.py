@@ -21,9 +21,8 @@ from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.losses import make_objective
-from condseg_jax.models.initial import initial_variables
+from condseg_jax.models.network import initial_variables
 from condseg_jax.predictor import Predictor
-from condseg_jax.train import cluster
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.record import finished
@@ -181,10 +180,10 @@ def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float
   variables = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
   predictor = Predictor(model, variables, record.table, record.plan, step)
   trials = Candidates(smallest_ml([case for d in held_out for case in d.cases]))
-  rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True,
+  rows = evaluate(predictor, parallel.share(stored_cases(held_out)), fast=True,
                   on_case=trials.on_case)
-  rows = [CaseScore(*row) for row in cluster.gather([dataclasses.astuple(row) for row in rows])]
-  tried = cluster.gather([(name, dataclasses.astuple(c), dice) for name, c, dice in trials.rows])
+  rows = [CaseScore(*row) for row in parallel.gather([dataclasses.astuple(row) for row in rows])]
+  tried = parallel.gather([(name, dataclasses.astuple(c), dice) for name, c, dice in trials.rows])
   chosen = choose([(name, ComponentFilter(*c), dice) for name, c, dice in tried])
   summary = summarise(rows, record.table.names)
   scores = {name: c["dice"]["mean"] for name, c in summary["classes"].items() if c["dice"]["n"]}

@@ -15,7 +15,7 @@ from condseg_jax.models.blocks import Layer
 from condseg_jax.models.class_vector import ClassVector
 from condseg_jax.models.conditioning import Condition
 from condseg_jax.models.conditioning import ConditionedLayer
-from condseg_jax.models.constant_channels import constant_channels
+from condseg_jax.models.conditioning import constant_channels
 from condseg_jax.models.layers import convolve_native
 
 
