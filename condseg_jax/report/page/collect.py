@@ -68,7 +68,8 @@ def scored_case(name: str, volume: Volume, prediction: Prediction, predictor: Pr
     truth: annotated class → three-valued mask.
     rows: scores of this case.
   """
-  scores = {row.class_name: {key: row.metrics[key] for key in (*METRICS, *_SIZES) if key in row.metrics}
+  keys = (*METRICS, *_SIZES)
+  scores = {row.class_name: {key: row.metrics[key] for key in keys if key in row.metrics}
             for row in rows}
   return draw_case(name, volume, prediction.label, predictor.table, scores,
                    modality=predictor.plan.modality, truth=truth, masks=prediction.masks)
