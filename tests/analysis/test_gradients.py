@@ -81,8 +81,8 @@ def test_a_network_without_a_condition_has_the_same_gradient_for_the_same_mask()
   model, variables, image = network("none")
   mask = masks()[..., 0]
   images = {name: [(np.asarray(image[0]), mask)] for name in ("a", "b")}
-  rounds = gradients.rounds(gradients.class_gradient(model, 1.0), variables, images,
-                            {"a": 0, "b": 1}, 5)
+  gradient = gradients.class_gradient(model, losses.make_objective(Loss()))
+  rounds = gradients.rounds(gradient, variables, images, {"a": 0, "b": 1}, 5)
   sums = gradients.compare(rounds)
   for values in sums.cosine["a", "b"].values():
     assert values == [pytest.approx(1)]
@@ -114,8 +114,8 @@ def test_where_nothing_is_labelled_no_gradient_reaches_any_layer():
   nothing = np.full((8, 12), 255, np.uint8)
   images = {"a": [(np.asarray(image[0]), nothing)] * 2, "b": [(np.asarray(image[0]), nothing)] * 2}
   order = list(gradients.by_layer(variables["params"]))
-  sums = gradients.compare(gradients.rounds(gradients.class_gradient(model, 1.0), variables, images,
-                                            {"a": 0, "b": 1}, 2))
+  gradient = gradients.class_gradient(model, losses.make_objective(Loss()))
+  sums = gradients.compare(gradients.rounds(gradient, variables, images, {"a": 0, "b": 1}, 2))
   means, _ = gradient_measures(sums, order)
   assert means["gradient_norm"]["a"] == [0] * len(order)
   assert means["gradient_cosine"]["a|b"] == [None] * len(order)
