@@ -37,7 +37,7 @@ def test_the_answer_follows_the_accept_header(accept, output):
 
 
 @pytest.mark.parametrize("query, message", [
-    ({"class": "liver"}, "one of classes"), ({"classes": "heart"}, "known classes: liver"),
+    ({"class": "liver"}, "one of classes"), ({"classes": "heart"}, "choose from: liver"),
     ({"preset": "none"}, "presets: all"), ({"fusion": "mean"}, "one of argmax"),
     ({"threshold": "1.5"}, r"in \[0, 1\], got '1.5'"), ({"threshold": "nan"}, r"\[0, 1\]"),
     ({"threshold": ""}, r"\[0, 1\]"), ({"output": "dicom"}, "one of zip"),

@@ -16,7 +16,8 @@ def test_the_input_suite(tmp_path, monkeypatch):
     monkeypatch.setattr(reading, name, value)
   for name, value in {"STEPS": 2, "ROUNDS": 1, "READ_AHEAD": 1, "CT": (
       "phantom", {"data": {"subvolume": (8, 16, 16), "classes": (), "presets": {}}, "model": {
-          "channels": 4, "growth": 4, "depth": (1, 1), "strides": ((2, 2, 2),)}})}.items():
+          "channels": 4, "growth": 4, "layers_per_level": (1, 1),
+          "strides": ((2, 2, 2),)}})}.items():
     monkeypatch.setattr(feeding, name, value)
   monkeypatch.delenv("CONDSEG_TEST_DATA", raising=False)
   assert command.main(["input", f"--json={tmp_path / 'f.json'}", f"--data={tmp_path / 'd'}"]) == 0

@@ -20,7 +20,7 @@ from tools.benchmark import scale
 from tools.benchmark import step
 from tools.benchmark import table
 
-TINY = {"model": {"channels": 4, "growth": 4, "depth": (1, 1), "strides": ((2, 2, 2),)}}
+TINY = {"model": {"channels": 4, "growth": 4, "layers_per_level": (1, 1), "strides": ((2, 2, 2),)}}
 
 
 def run(suite, tmp_path):
