@@ -190,7 +190,8 @@ def match_grid(image_path: str | os.PathLike, image: Geometry, label_path: str |
   digit could otherwise give image and label different canonical axes.
 
   Args:
-    image_path, label_path: for error messages.
+    image_path: for error messages.
+    label_path: see `image_path`.
     image: grid of the image in file axis order.
     label: label map in file axis order.
 

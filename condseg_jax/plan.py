@@ -28,8 +28,10 @@ class Plan:
       0–255 to [-1, 1].
     spacing: target spacing in mm along D, H, W; in 2-D in pixels of the file along H, W.
     subvolume: shape of the network's input along the same axes.
-    low, high: pooled 0.5 and 99.5 foreground percentiles in HU (CT only).
-    mean, sd: mean and standard deviation of the pooled, clipped foreground in HU (CT only).
+    low: pooled 0.5 and 99.5 foreground percentiles in HU (CT only).
+    high: see `low`.
+    mean: mean and standard deviation of the pooled, clipped foreground in HU (CT only).
+    sd: see `mean`.
   """
 
   modality: str
@@ -96,7 +98,8 @@ class Plan:
 
     Args:
       image: a whole image or a part of it.
-      mean, sd: mean and standard deviation of the whole image at the target spacing (used for MR).
+      mean: mean and standard deviation of the whole image at the target spacing (used for MR).
+      sd: see `mean`.
     """
     image = np.asarray(image, np.float32)
     if self.modality == "ct":

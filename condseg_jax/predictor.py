@@ -38,7 +38,7 @@ from condseg_jax.infer.settings import FAST
 from condseg_jax.infer.settings import Settings
 from condseg_jax.infer.sliding_window import mirrored
 from condseg_jax.models import memory
-from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.network import Network
 from condseg_jax.plan import Plan
 
 MARGIN_MM = 10.0  # added around the box in which a coarse prediction finds a class
@@ -67,7 +67,7 @@ class Predictor:
       (coarse to fine in two stages, after Roth et al. 2018); None for none.
   """
 
-  model: DenseUNet
+  model: Network
   variables: Mapping
   table: ClassTable
   plan: Plan

@@ -2,8 +2,13 @@
 
 import ast
 from pathlib import Path
+import subprocess
+import sys
 
 import condseg_jax
+from condseg_jax.datasets import discover
+from support.tiny import overrides
+from support.tiny import write_datasets
 
 ROOT = Path(condseg_jax.__file__).parent
 
@@ -83,3 +88,42 @@ def test_the_front_door_is_lazy():
   tree = ast.parse((ROOT / "__init__.py").read_text(encoding="utf-8"))
   top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
   assert top == []
+
+
+def closure(name: str) -> set[str]:
+  """Modules that one imports, early or lazily, with all that these import, and their packages."""
+  graph = dict(modules())
+  found, waiting = set(), [name]
+  while waiting:
+    name = waiting.pop()
+    if name in graph and name not in found:
+      found.add(name)
+      waiting += [name.rpartition(".")[0], *imports(graph[name])]
+  return found
+
+
+def test_the_trainer_stands_on_little():
+  """What a reader of the step, and of the trainer, has to know at most; no importer of raw data."""
+  assert len(closure("train.step")) <= 14
+  trainer = closure("train.loop")
+  assert len(trainer) <= 65
+  rooms = {name.partition(".")[0] for name in trainer}
+  assert not {"cli", "datasets", "formats", "report", "export", "serve", "study"} & rooms
+
+
+def test_a_training_from_stores_loads_no_importer(tmp_path):
+  """`condseg-train` on prepared data, in a process of its own: what it has imported at the end."""
+  root = write_datasets(tmp_path / "raw")
+  stores = discover.open_stores(root / "train", cache=tmp_path / "stores", progress=False)
+  flags = overrides(root, **{"data.root": stores[0].root.parent, "train.steps": 1})
+  command = ["condseg-train", "--config=base", f"--workdir={tmp_path / 'run'}", *flags]
+  code = ("import sys; from condseg_jax.cli.train import main; code = main(sys.argv[1:]); "
+          "print(*(n for n in sys.modules if n.startswith('condseg_jax'))); sys.exit(code)")
+  done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True,
+                        encoding="utf-8", cwd=ROOT.parent)
+  assert done.returncode == 0, done.stderr
+  loaded = {name for name in done.stdout.splitlines()[-1].split()
+            if not name.startswith("condseg_jax.configs")}
+  assert "condseg_jax.train.step" in loaded and len(loaded) <= 70, sorted(loaded)
+  assert not any(name.startswith(("condseg_jax.datasets", "condseg_jax.formats"))
+                 for name in loaded)

@@ -1,4 +1,5 @@
 # Sourced by the other scripts: makes .venv from requirements.txt, once for each state of the pins.
+# A script with a cache folder of its own sets `cache` before.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -10,8 +11,15 @@ fi
 if ! cmp -s requirements.txt .venv/installed.txt; then
   echo "installing into .venv"
   "$PYTHON" -m venv .venv
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+  # Python writes the bytecode of what it imports; that of everything takes as long as the rest.
+  pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check install --no-compile)
+  "${pip[@]}" -r requirements.txt
+  if [ "$(uname -sm)" = "Linux x86_64" ]; then  # a failure is one line, and training slower
+    XDG_CACHE_HOME="${cache:-${XDG_CACHE_HOME:-}}" \
+      .venv/bin/python -m condseg_jax.models.onednn >/dev/null &
+  fi
+  "${pip[@]}" --no-deps --editable .
+  wait
   cp requirements.txt .venv/installed.txt
 fi
 # shellcheck disable=SC1091

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Three single-organ phantom datasets in, one network that segments all three organs out.
 # Everything it makes lies in quickstart/, or in the folder given as the first argument.
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 out="${1:-quickstart}"
-export XDG_CACHE_HOME="${XDG_CACHE_HOME:-$out/cache}"
+cache="${XDG_CACHE_HOME:-$out/cache}"
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+export XDG_CACHE_HOME="$cache"
 
 [ -f "$out/data/test/dataset.json" ] || condseg-prepare --format=phantom --out="$out/data"
 condseg-train --config=experiments/configs/phantom.py --config.data.root="$out/data/train" \

@@ -1,1 +1,1 @@
-"""What the condition does to a network: what its layers tell of the class, and their gradients."""
+"""Analysis of class conditioning: features of every layer, gradients and class vectors."""

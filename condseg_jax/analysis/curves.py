@@ -1,40 +1,50 @@
-"""Curves over the depth of the networks, one line for each."""
+"""Curves of the measures over the depth of the networks."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
 import math
 import os
 from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from condseg_jax.system.atomic import replacing
 
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
 INK, FAINT, RULE = "#1f2328", "#59636e", "#d1d9e0"
-# Okabe & Ito's colours, which the colour-blind tell apart too.
+# Okabe & Ito's colours, which are safe for colour-blind readers.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = "os^Dv*"
 
 
 class Line(NamedTuple):
-  """A line style and the measure it shows."""
+  """A measure and its line style.
+
+  Attributes:
+    measure: key of `measures` in analysis.json.
+    label: legend entry of the line style; none if empty.
+    dashed: whether the line is dashed.
+  """
 
   measure: str
-  said: str = ""
+  label: str = ""
   dashed: bool = False
 
 
 class Panel(NamedTuple):
-  """One of the plots of a figure.
+  """One plot of a figure.
 
   Attributes:
-    title: above it.
-    label: of its axis.
-    lines: what is drawn of each network: the mean over classes and runs, with a band from the
-      least of the runs to the most.
-    limits: of its axis; as the values need where it is None.
-    log: whether its axis is logarithmic.
-    guide: a value with a thin line, such as chance, and its name.
+    title: above the plot.
+    label: of the y axis.
+    lines: drawn for each network: the mean over classes and runs, with a band from the smallest
+      to the largest run.
+    limits: of the y axis; automatic if None.
+    log: whether the y axis is logarithmic.
+    guide: value and label of a thin horizontal line, such as chance level.
   """
 
   title: str
@@ -46,49 +56,54 @@ class Panel(NamedTuple):
 
 
 def panels(study: Mapping) -> dict[str, tuple[Panel, ...]]:
-  """File name → the panels of a figure."""
+  """Returns the panels of each figure by file name.
+
+  Args:
+    study: content of analysis.json.
+  """
   counts = {len(n["classes"]) for runs in study["networks"].values() for n in runs}
   chance = (1 / max(counts), "chance") if len(counts) == 1 else None
-  between = Line("gradient_cosine", "two classes, the same image")
+  between = Line("gradient_cosine", "two classes, same image")
   within = Line("gradient_agreement", "one class, two images", True)
-  at_start = [line._replace(measure=line.measure + "_init") for line in (between, within)]
+  at_init = [line._replace(measure=line.measure + "_init") for line in (between, within)]
   return {
       "class.png": (
-          Panel("Which class was asked for, read off the mean features of an image", "accuracy",
+          Panel("Linear probe for the requested class on pooled features", "accuracy",
                 (Line("class_probe"),), (0, 1.05), guide=chance),
-          Panel("Variance of the features that is due to the class", "share of variance",
+          Panel("Feature variance explained by the class", "share of variance",
                 (Line("class_share"),), (0, 1.05))),
       "masks.png": (
-          Panel("Mask of a class, read off each voxel's features", "Dice of the linear probe",
-                (Line("mask_dice", "asked for this class"),
-                 Line("mask_dice_other", "asked for another class", True)), (0, 1)),),
+          Panel("Linear probe for the mask of a class on voxel features", "Dice",
+                (Line("mask_dice", "this class requested"),
+                 Line("mask_dice_other", "another class requested", True)), (0, 1)),),
       "cka.png": (
-          Panel("Likeness of the features under two classes", "linear CKA",
+          Panel("Similarity of the features under two classes", "linear CKA",
                 (Line("cka"),), (0, 1.05)),),
       "gradient_norm.png": (
-          Panel("Gradient of a class's loss, trained", "norm", (Line("gradient_norm"),), log=True),
+          Panel("Gradient norm of the loss of a class, trained", "norm",
+                (Line("gradient_norm"),), log=True),
           Panel("at initialisation", "norm", (Line("gradient_norm_init"),), log=True)),
       "gradient_conflict.png": (
-          Panel("Do gradients point the same way? Trained", "cosine", (between, within),
+          Panel("Cosine between gradients, trained", "cosine", (between, within),
                 (-1, 1), guide=(0, "")),
-          Panel("at initialisation", "cosine", tuple(at_start), (-1, 1), guide=(0, ""))),
+          Panel("at initialisation", "cosine", tuple(at_init), (-1, 1), guide=(0, ""))),
   }
 
 
 def draw_curves(path: str | os.PathLike, study: Mapping, figure_panels: Sequence[Panel]) -> None:
-  """Draws panels one below the other, layers in network order from left to right.
+  """Draws panels below each other, with the layers in network order on the x axis.
 
   Args:
     path: picture to write.
-    study: what analysis.json holds.
+    study: content of analysis.json.
     figure_panels: of `panels`.
   """
-  from matplotlib.figure import Figure  # heavy, and needed by the figures alone
+  from matplotlib.figure import Figure  # slow to import, and only needed for figures
 
   networks = study["networks"]
   layers = [runs[0]["layers"] for runs in networks.values()]
-  order = union([[layer["name"] for layer in found] for found in layers])
-  parts = {layer["name"]: layer["part"] for found in layers for layer in found}
+  order = union([[layer["name"] for layer in of_network] for of_network in layers])
+  parts = {layer["name"]: layer["part"] for of_network in layers for layer in of_network}
   styles = max((panel.lines for panel in figure_panels), key=len)
   longest = max(map(len, order))
   heights = [0.62, *[2.5] * len(figure_panels), max(0.0, 0.066 * longest - 0.25)]
@@ -107,40 +122,44 @@ def draw_curves(path: str | os.PathLike, study: Mapping, figure_panels: Sequence
 
 
 def union(orders: Sequence[Sequence[str]]) -> list[str]:
-  """Several orders of layers as one: what is new goes behind what precedes it in its own."""
-  out: list[str] = []
+  """Merges lists of layers; a new layer is inserted after its predecessor in its own list."""
+  merged: list[str] = []
   for order in orders:
-    place = 0
+    position = 0
     for name in order:
-      if name in out:
-        place = out.index(name) + 1
+      if name in merged:
+        position = merged.index(name) + 1
       else:
-        out.insert(place, name)
-        place += 1
-  return out
+        merged.insert(position, name)
+        position += 1
+  return merged
 
 
 def mean_over_classes(table: Mapping[str, Sequence]) -> np.ndarray:
-  """A value for each layer; NaN where no class has one."""
+  """Averages the values of each layer over classes; NaN for layers without a value.
+
+  Args:
+    table: class → value or None for each layer.
+  """
   columns = np.array([[math.nan if v is None else v for v in values] for values in table.values()])
   known = ~np.isnan(columns)
   return np.where(known.any(0), np.where(known, columns, 0).sum(0) / np.maximum(known.sum(0), 1),
                   math.nan)
 
 
-def save(path: str | os.PathLike, figure) -> None:
-  """Writes a figure."""
+def save(path: str | os.PathLike, figure: "Figure") -> None:
+  """Writes a matplotlib figure atomically."""
   with replacing(path) as temporary:
     figure.savefig(temporary, dpi=150, facecolor="white")
 
 
 def color(number: int) -> str:
-  """Of a network."""
+  """Returns the colour of a network by its number."""
   return COLORS[number % len(COLORS)]
 
 
 def marker(number: int) -> str:
-  """Of a network; together with the colour it is another one for 36 of them."""
+  """Returns the marker of a network; with the colour it is unique for up to 36 networks."""
   return MARKERS[(number + number // len(COLORS)) % len(MARKERS)]
 
 
@@ -169,10 +188,10 @@ def _draw_panel(axes, panel: Panel, networks: Mapping, order: Sequence[str]) -> 
   if panel.limits:
     axes.set_ylim(*panel.limits)
   if panel.guide:
-    value, said = panel.guide
+    value, label = panel.guide
     axes.axhline(value, color=FAINT, linewidth=0.9, linestyle=":", zorder=2)
-    if said:
-      axes.text(len(order) - 0.55, value, said, color=FAINT, size=8, ha="right", va="bottom")
+    if label:
+      axes.text(len(order) - 0.55, value, label, color=FAINT, size=8, ha="right", va="bottom")
   axes.set_title(panel.title, loc="left", size=10, color=INK, pad=14)
   axes.set_ylabel(panel.label, size=9, color=INK)
   axes.set_xlim(-0.5, len(order) - 0.5)
@@ -184,7 +203,7 @@ def _draw_panel(axes, panel: Panel, networks: Mapping, order: Sequence[str]) -> 
 
 
 def _draw_parts(axes, parts: Sequence[str]) -> None:
-  """A line between encoder and decoder, and their names above the plot."""
+  """Draws a line between encoder and decoder, and their names above the plot."""
   first = next((i for i, part in enumerate(parts) if part == "decoder"), len(parts))
   axes.axvline(first - 0.5, color=FAINT, linewidth=1)
   for centre, name in (((first - 1) / 2, "encoder"), ((first + len(parts) - 1) / 2, "decoder")):
@@ -198,7 +217,7 @@ def _draw_legend(figure, names: Sequence[str], styles: Sequence[Line], height: f
   handles = [Line2D([], [], color=color(i), marker=marker(i), markersize=4, linewidth=1.8,
                     label=name) for i, name in enumerate(names)]
   handles += [Line2D([], [], color=FAINT, linestyle=(0, (3, 2)) if style.dashed else "-",
-                     linewidth=1.4, label=style.said) for style in styles if style.said]
+                     linewidth=1.4, label=style.label) for style in styles if style.label]
   figure.legend(handles=handles, loc="upper left", bbox_to_anchor=(0.0, 1 - 0.04 / height),
                 ncols=len(handles), frameon=False, fontsize=9, labelcolor=INK, handlelength=2.2,
                 columnspacing=1.4)

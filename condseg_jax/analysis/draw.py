@@ -1,4 +1,4 @@
-"""All that people read of an analysis, from what analysis.json holds."""
+"""Writes tables and figures of an analysis from the content of analysis.json."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +10,29 @@ from condseg_jax.analysis import grids
 
 
 def write(folder: Path, study: Mapping) -> list[Path]:
-  """Writes rows, summary and figures into a folder and returns the paths of the figures."""
+  """Writes analysis.csv, analysis.md and the figures, and returns the paths of the figures.
+
+  Args:
+    folder: existing folder to write to.
+    study: content of analysis.json.
+  """
   files.write_csv(folder, study)
   files.write_summary(folder, study)
   return draw(folder, study)
 
 
 def draw(folder: Path, study: Mapping) -> list[Path]:
-  """Draws the figures into a folder and returns their paths."""
+  """Draws the figures into a folder and returns their paths.
+
+  Args:
+    folder: existing folder to write to.
+    study: content of analysis.json.
+  """
   drawn = []
   for name, panels in curves.panels(study).items():
     curves.draw_curves(folder / name, study, panels)
     drawn.append(folder / name)
-  for name, (network, *_) in study["networks"].items():  # of several runs the first is shown
+  for name, (network, *_) in study["networks"].items():  # the first of several runs is shown
     file = re.sub(r"[^\w.-]+", "_", name)
     if network["maps"] is not None:
       grids.draw_maps(folder / f"features_{file}.png", network,

@@ -1,4 +1,4 @@
-"""The features of one image under each class, as pictures of a slice."""
+"""Scalar maps of the features of one image under each class, for figures of one slice."""
 
 import base64
 from collections.abc import Mapping
@@ -13,20 +13,21 @@ from condseg_jax.analysis import activations
 from condseg_jax.analysis.features import class_share
 from condseg_jax.analysis.samples import Sample
 from condseg_jax.classes import label_map
+from condseg_jax.classes import UNLABELLED
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.report.figures import telling_indices
 
-CLASSES = 4  # shown at most
+MAX_CLASSES = 4  # shown in a figure
 
 
 class LayerMap(NamedTuple):
   """A slice through the features of a layer.
 
   Attributes:
-    name: of the layer.
+    name: name of the layer.
     maps: class → [H, W], see `principal_maps`.
-    change: [H, W], standard deviation between the classes as a part of that of all features.
-    share: `class_share` of this image.
+    change: [H, W], standard deviation between the classes relative to that of all features.
+    share: `class_share` for this image.
   """
 
   name: str
@@ -36,13 +37,16 @@ class LayerMap(NamedTuple):
 
 
 def principal_maps(features_KSC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Features [K, *shape, C] as two kinds of scalar maps.
+  """Reduces features to two kinds of scalar maps.
+
+  Args:
+    features_KSC: features under K classes, [K, *shape, C].
 
   Returns:
-    (the projection on the direction in which the voxels of a class vary most, one direction for
-    all classes, [K, *shape]: the mean over space of every class is taken off, the sign makes what
-    is rare high; the change between classes [*shape], √(Σ_c Var_k f) / √(Σ_c Var f)). Zeros where
-    nothing varies.
+    The projection on the first principal component within classes [K, *shape], one component for
+    all classes, with the spatial mean of each class removed and signed so that the skewness is
+    positive; and the change between classes [*shape], √(Σ_c Var_k f) / √(Σ_c Var f). Zeros if the
+    features have no variance.
   """
   features = np.asarray(features_KSC, np.float64)
   flat = features.reshape(len(features), -1, features.shape[-1])
@@ -55,58 +59,60 @@ def principal_maps(features_KSC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   return projection.reshape(features.shape[:-1]), change
 
 
-def shown_layers(places: Sequence[activations.Place]) -> list[str]:
-  """The last layer of every block, and the head."""
-  last = {p.name.partition("/")[0]: p.name for p in places if "/" in p.name}
-  names = {*last.values(), *(p.name for p in places if p.name == "head")}
-  return [p.name for p in places if p.name in names]
+def shown_layers(layers: Sequence[activations.LayerInfo]) -> list[str]:
+  """Returns the names of the layers in a figure: the last layer of every block, and the head."""
+  last = {layer.name.partition("/")[0]: layer.name for layer in layers if "/" in layer.name}
+  names = {*last.values(), "head"}
+  return [layer.name for layer in layers if layer.name in names]
 
 
-def layer_maps(model: DenseUNet, variables, sample: Sample, names: Sequence[str],
+def layer_maps(model: DenseUNet, variables: Mapping, sample: Sample, names: Sequence[str],
                layers: Sequence[str]) -> tuple[list[LayerMap], np.ndarray, np.ndarray]:
-  """Slices through some layers under every class.
+  """Computes slices through some layers under every class, annotated classes first.
 
-  In 3-D the plane is axial, where the structures are cut largest.
+  In 3-D the slice is the axial one with the largest cross-section of the structures.
 
   Args:
     model: the network.
-    variables: of the network.
+    variables: variables of the network.
     sample: the image.
     names: classes in the order of their ids.
     layers: names of the layers.
 
   Returns:
-    (the maps, the slice of the image [H, W], that of the label map of the shown classes [H, W],
-    id + 1 where positive).
+    The maps, the slice of the image [H, W], and that of the label map of the shown classes [H, W],
+    id + 1 where positive.
   """
-  ids = (*sample.annotated, *(i for i in range(len(names)) if i not in sample.annotated))[:CLASSES]
-  order = [p.name for p in activations.places(model, sample.image.shape[-1])]
+  other = (i for i in range(len(names)) if i not in sample.annotated)
+  ids = (*sample.annotated, *other)[:MAX_CLASSES]
+  order = [layer.name for layer in activations.list_layers(model, sample.image.shape[-1])]
   compute = activations.compiled(model)
-  found: dict[str, list] = {name: [] for name in layers}
+  outputs_of: dict[str, list] = {name: [] for name in layers}
   for i in ids:
     outputs = compute(variables, sample.image[None], jnp.full(1, i, jnp.int32))
     for name, output in zip(order, outputs, strict=True):
-      if name in found:
-        found[name].append(jax.device_get(output)[0])
+      if name in outputs_of:
+        outputs_of[name].append(jax.device_get(output)[0])
   label = label_map(np.moveaxis(sample.masks[..., list(ids)], -1, 0), ids)
-  depth = telling_indices(np.where(label == 255, 0, label), label)[0] if label.ndim == 3 else None
+  depth = telling_indices(np.where(label == UNLABELLED, 0, label), label)[0] if (
+      label.ndim == 3) else None
 
   def cut(array):
-    """The slice at the same place of a level."""
+    """Returns the slice at the same position of a level."""
     return array if depth is None else array[depth * array.shape[0] // label.shape[0]]
 
-  out = []
-  for name, outputs in found.items():
+  maps = []
+  for name, outputs in outputs_of.items():
     features = np.stack(outputs)
     projections, change = principal_maps(features)
     share = class_share(features.reshape(len(ids), -1, features.shape[-1]))
-    out.append(LayerMap(name, {names[i]: cut(p) for i, p in zip(ids, projections, strict=True)},
-                        cut(change), share))
-  return out, cut(sample.image.mean(-1)), cut(label)
+    maps.append(LayerMap(name, {names[i]: cut(p) for i, p in zip(ids, projections, strict=True)},
+                         cut(change), share))
+  return maps, cut(sample.image.mean(-1)), cut(label)
 
 
 def pack(image: np.ndarray) -> dict:
-  """A picture for JSON: 256 steps between its ends, base64."""
+  """Encodes a picture for JSON: 256 steps between minimum and maximum, base64."""
   low, high = float(image.min()), float(image.max())
   steps = np.rint((image - low) * (255 / (high - low) if high > low else 0)).astype(np.uint8)
   return {"shape": list(image.shape), "low": low, "high": high,
@@ -114,6 +120,6 @@ def pack(image: np.ndarray) -> dict:
 
 
 def unpack(packed: Mapping) -> np.ndarray:
-  """What `pack` wrote, to half a step; float64 [H, W]."""
+  """Decodes a picture of `pack`, exact to half a step: float64 [H, W]."""
   steps = np.frombuffer(base64.b64decode(packed["data"]), np.uint8).reshape(packed["shape"])
   return packed["low"] + steps * ((packed["high"] - packed["low"]) / 255)

@@ -1,6 +1,10 @@
-"""Features of some voxels of many images under every class: what the measures are taken of."""
+"""Collects features of sampled voxels of many images under every class, the input of the measures.
+
+Also measures their similarity under two classes and the share of variance that the class explains.
+"""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,101 +18,104 @@ from condseg_jax.analysis.samples import Sample
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.models.dense_unet import DenseUNet
 
-VOXELS = 200_000  # for all images and classes together, in a layer
+VOXELS = 200_000  # per layer, for all images and classes together
 VOXELS_PER_IMAGE = 4096
+NO_VARIANCE = 1e-12  # relative to the mean square: less variance is rounding error
 
 
 class Features(NamedTuple):
-  """Of one layer.
+  """Features of one layer.
 
   Attributes:
-    place: the layer.
+    layer: the layer.
     voxels: float32 [K, N, V, C], the same V voxels of an image under each of the K classes.
-    pooled: float32 [K, N, C], means over space.
+    pooled: float32 [K, N, C], spatial means.
     mask: uint8 [N, V, K], three-valued masks at these voxels, reduced to the level.
   """
 
-  place: activations.Place
+  layer: activations.LayerInfo
   voxels: np.ndarray
   pooled: np.ndarray
   mask: np.ndarray
 
 
-def collect(model: DenseUNet, variables, samples: Sequence[Sample], classes: int,
-            seen: Callable[[], None] = lambda: None) -> list[Features]:
-  """The features of every layer, in network order.
+def collect(model: DenseUNet, variables: Mapping, samples: Sequence[Sample], classes: int,
+            on_progress: Callable[[], None] = lambda: None) -> list[Features]:
+  """Collects the features of every layer, in network order.
 
   Args:
     model: the network.
-    variables: of the network.
+    variables: variables of the network.
     samples: N images.
-    classes: K.
-    seen: called after each image and class.
+    classes: number of classes K.
+    on_progress: called after each image and class.
   """
-  places = activations.places(model, samples[0].image.shape[-1])
+  layers = activations.list_layers(model, samples[0].image.shape[-1])
   compute = activations.compiled(model)
-  most = min(VOXELS_PER_IMAGE, max(1, VOXELS // (classes * len(samples))))
-  out: list[Features] = []
+  count = min(VOXELS_PER_IMAGE, max(1, VOXELS // (classes * len(samples))))
+  collected: list[Features] = []
   for n, sample in enumerate(samples):
     chosen: dict[tuple[int, ...], tuple[np.ndarray, np.ndarray]] = {}
     for k in range(classes):
-      found = compute(variables, sample.image[None], jnp.full(1, k, jnp.int32))
-      for i, (place, layer) in enumerate(zip(places, jax.device_get(found), strict=True)):
-        shape, channels = layer.shape[1:-1], layer.shape[-1]
+      outputs = compute(variables, sample.image[None], jnp.full(1, k, jnp.int32))
+      for i, (layer, output) in enumerate(zip(layers, jax.device_get(outputs), strict=True)):
+        shape, channels = output.shape[1:-1], output.shape[-1]
         if shape not in chosen:
-          # The same voxels for every network.
-          chosen[shape] = choose_voxels(sample.masks, shape, most, seed=n)
+          # Seeded by the image, so every network is measured on the same voxels.
+          chosen[shape] = choose_voxels(sample.masks, shape, count, seed=n)
         index, mask = chosen[shape]
-        if len(out) == i:
+        if len(collected) == i:
           sizes = (classes, len(samples))
-          out.append(Features(place, np.empty((*sizes, len(index), channels), np.float32),
-                              np.empty((*sizes, channels), np.float32),
-                              np.empty((len(samples), *mask.shape), np.uint8)))
-        flat = layer.reshape(-1, channels)
-        out[i].voxels[k, n], out[i].pooled[k, n], out[i].mask[n] = flat[index], flat.mean(0), mask
-      seen()
-  return out
+          collected.append(Features(layer, np.empty((*sizes, len(index), channels), np.float32),
+                                    np.empty((*sizes, channels), np.float32),
+                                    np.empty((len(samples), *mask.shape), np.uint8)))
+        flat, features = output.reshape(-1, channels), collected[i]
+        features.voxels[k, n], features.pooled[k, n] = flat[index], flat.mean(0)
+        features.mask[n] = mask
+      on_progress()
+  return collected
 
 
-def choose_voxels(masks: np.ndarray, shape: Sequence[int], most: int,
+def choose_voxels(masks: np.ndarray, shape: Sequence[int], count: int,
                   seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """Some voxels of a level, drawn from those that some class labels.
+  """Draws random voxels of a level among those labelled for at least one class.
 
   Args:
     masks: three-valued, [*finest shape, K].
-    shape: of the level.
-    most: number of voxels, or that of the level where it has fewer.
-    seed: of the choice.
+    shape: spatial shape of the level.
+    count: number of voxels V, at most all voxels of the level.
+    seed: of the random choice.
 
   Returns:
-    (V flat indices, their masks [V, K]).
+    Flat indices [V], and the masks at these voxels [V, K].
   """
   strides = [n // m for n, m in zip(masks.shape, shape, strict=False)]
-  # Per class: one that is too thin for the level is unlabelled there.
+  # Reduced per class: a structure that is too thin for the level becomes unlabelled.
   reduced = np.asarray(losses.reduce_mask(jnp.asarray(masks)[None], strides))[0]
   reduced = reduced.reshape(-1, masks.shape[-1])
   labelled = np.flatnonzero((reduced != UNLABELLED).any(-1))
   if not len(labelled):
     labelled = np.arange(len(reduced))
-  count = min(most, len(reduced))
+  count = min(count, len(reduced))
   index = np.random.default_rng(seed).choice(labelled, count, replace=len(labelled) < count)
   return index, reduced[index]
 
 
-# --- How alike the features of one layer are under two classes.
-NOTHING = 1e-12  # of the mean square: less variance than that is rounding
-
-
+# --- similarity of the features of one layer under two classes ------------------------------------
 def linear_cka(x_VC: np.ndarray, y_VE: np.ndarray) -> float | None:
-  """Linear centred kernel alignment of two sets of features of the same voxels.
+  """Computes the linear centred kernel alignment of two sets of features of the same voxels.
 
       CKA = ‖Yᵀ X‖² / (‖Xᵀ X‖ ‖Yᵀ Y‖),   Frobenius norms, columns centred
 
-  Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019. 1 for the
-  same features up to rotation, shift and one scale; 0 for uncorrelated ones.
+  Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019. 1 for
+  features that are equal up to rotation, shift and isotropic scaling; 0 for uncorrelated features.
+
+  Args:
+    x_VC: features of V voxels.
+    y_VE: other features of the same voxels.
 
   Returns:
-    None where one of them does not vary.
+    None if one of the sets has no variance.
   """
   x, y = _centred(x_VC), _centred(y_VE)
   if x is None or y is None:
@@ -118,21 +125,21 @@ def linear_cka(x_VC: np.ndarray, y_VE: np.ndarray) -> float | None:
 
 
 def class_share(features_KVC: np.ndarray) -> float | None:
-  """The part of the features' variance that is due to the class asked for.
+  """Computes the share of the features' variance that is explained by the requested class.
 
       E_v Var_k f(v, k) / Var_{v,k} f(v, k),   summed over channels
 
-  0 where the class changes nothing, 1 where all voxels are alike under each class.
+  0 if the class changes nothing, 1 if all voxels are equal under each class.
 
   Args:
     features_KVC: features of the same V voxels under K classes.
 
   Returns:
-    None where nothing varies.
+    None if the features have no variance.
   """
   features = np.asarray(features_KVC, np.float64)
   total = features.var((0, 1)).sum()
-  if total <= NOTHING * np.square(features).mean((0, 1)).sum():
+  if total <= NO_VARIANCE * np.square(features).mean((0, 1)).sum():
     return None
   return float(features.var(0).mean(0).sum() / total)
 
@@ -140,6 +147,6 @@ def class_share(features_KVC: np.ndarray) -> float | None:
 def _centred(x: np.ndarray) -> np.ndarray | None:
   x = np.asarray(x, np.float64)
   centred = x - x.mean(0)
-  if np.square(centred).sum() <= NOTHING * np.square(x).sum():
+  if np.square(centred).sum() <= NO_VARIANCE * np.square(x).sum():
     return None
   return centred

@@ -1,4 +1,4 @@
-"""The measures of several networks as files: analysis.json, the same as rows, and a summary."""
+"""The measures of several networks as files: analysis.json, analysis.csv and a summary."""
 
 from collections.abc import Iterator
 from collections.abc import Mapping
@@ -21,16 +21,16 @@ COLUMNS = ("network", "run", "layer", "part", "level", "measure", "class", "valu
 
 
 def write_json(folder: Path, study: Mapping) -> None:
-  """Writes analysis.json; a value that is not there is null, and NaN an error."""
+  """Writes analysis.json: missing values are null, NaN is an error."""
   text = json.dumps(study, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
   write_text(folder / JSON, text + "\n")
 
 
 def read_json(folder: Path) -> dict:
-  """What `write_json` wrote.
+  """Reads analysis.json.
 
   Raises:
-    InputError: it is not there, or is something else.
+    InputError: the file is missing or damaged.
   """
   path = folder / JSON
   if not path.is_file():
@@ -44,18 +44,18 @@ def read_json(folder: Path) -> dict:
 
 
 def rows(study: Mapping) -> Iterator[tuple]:
-  """One row per network, run, measure, class and layer that has a value; see `COLUMNS`."""
-  for network, runs in study["networks"].items():
-    for run, found in enumerate(runs):
-      for measure, table in found["measures"].items():
+  """Yields a row of `COLUMNS` per network, run, measure, class and layer with a value."""
+  for name, runs in study["networks"].items():
+    for run, network in enumerate(runs):
+      for measure, table in network["measures"].items():
         for of, values in table.items():
-          for layer, value in zip(found["layers"], values, strict=True):
+          for layer, value in zip(network["layers"], values, strict=True):
             if value is not None:
-              yield network, run, layer["name"], layer["part"], layer["level"], measure, of, value
+              yield name, run, layer["name"], layer["part"], layer["level"], measure, of, value
 
 
 def write_csv(folder: Path, study: Mapping) -> None:
-  """Writes analysis.csv from the tree that analysis.json holds."""
+  """Writes analysis.csv: the rows of analysis.json."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
   writer.writerow(COLUMNS)
@@ -65,15 +65,15 @@ def write_csv(folder: Path, study: Mapping) -> None:
 
 
 def write_summary(folder: Path, study: Mapping) -> None:
-  """Writes analysis.md: a table of every measure in encoder and decoder of every network."""
+  """Writes analysis.md: every measure in the encoder and decoder of every network."""
   values: dict = {}
   for network, run, _, part, _, measure, _, value in rows(study):
     values.setdefault(measure, {}).setdefault((network, part), {}).setdefault(run, []).append(value)
   cells = [(network, part) for network in study["networks"] for part in ("encoder", "decoder")]
-  note = "Means over layers and classes; of several runs their mean [least, most]."
+  note = "Means over layers and classes; for several runs their mean [minimum, maximum]."
   table = Table("Measures", note, ["measure", *map(", ".join, cells)],
-                [[measure, *(_cell(found.get(cell)) for cell in cells)]
-                 for measure, found in values.items()])
+                [[measure, *(_cell(runs_of.get(cell)) for cell in cells)]
+                 for measure, runs_of in values.items()])
   write_text(folder / SUMMARY, markdown([table], "Analysis", ""))
 
 

@@ -1,4 +1,4 @@
-"""Labelled inputs to analyse a network on: one subvolume of each of some cases."""
+"""Labelled inputs to analyse a network on: one subvolume per case."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -18,9 +18,9 @@ class Sample(NamedTuple):
   """An input of the network.
 
   Attributes:
-    id: of the case.
+    id: case id.
     image: normalised, [*subvolume, C].
-    masks: three-valued, [*subvolume, K]; unlabelled where the case does not annotate the class.
+    masks: three-valued, [*subvolume, K]; unlabelled for classes that the case does not annotate.
     annotated: ids of the classes that the case annotates.
   """
 
@@ -32,63 +32,66 @@ class Sample(NamedTuple):
 
 def read_samples(stores: Sequence[Store], table: ClassTable, plan: Plan, count: int,
                  split: str = "") -> tuple[list[Sample], str]:
-  """Some cases, evenly spread over those of a split.
+  """Reads cases of a split, evenly spaced in each dataset.
 
-  Where some cases annotate all classes of the network, no others are taken; otherwise every dataset
-  gives its share.
+  If any dataset annotates all classes of the network, only such datasets are used; otherwise all
+  datasets contribute equally.
 
   Args:
-    stores: at the spacing of the plan.
+    stores: prepared at the spacing of the plan.
     table: classes of the network.
     plan: subvolume and normalisation.
-    count: of the cases, at most.
-    split: when empty `val` where there is a case of it, else `test`, else `train`.
+    count: maximum number of cases.
+    split: `train`, `val` or `test`; if empty, `val` if it has cases, else `test`, else `train`.
 
   Returns:
-    The samples, those of several datasets in turn, and the split they are of.
+    The samples, alternating between datasets, and their split.
 
   Raises:
-    InputError: no case of that split annotates a class of the network.
+    InputError: no case of the split annotates a class of the network.
   """
   present = {case.split for store in stores for case in store.cases}
-  taken = split or next((s for s in ("val", "test") if s in present), "train")
-  datasets = sampling.datasets(stores, taken)
+  split = split or next((s for s in ("val", "test") if s in present), "train")
+  datasets = sampling.datasets(stores, split)
   known = [len(set(d.annotated) & set(table.names)) for d in datasets]
   if not any(known):
     raise InputError(", ".join(str(s.root) for s in stores), "annotates no class of this network "
-                     f"in the split {taken!r}", f"the network knows {', '.join(table.names)}")
-  most = len(table) if len(table) in known else 1
-  datasets = [d for d, n in zip(datasets, known, strict=True) if n >= most]
-  turns = _in_turn([range(len(d.cases)) for d in datasets])[:count]
+                     f"in the split {split!r}", f"its classes are {', '.join(table.names)}")
+  required = len(table) if len(table) in known else 1
+  datasets = [d for d, n in zip(datasets, known, strict=True) if n >= required]
+  turns = _interleave([range(len(d.cases)) for d in datasets])[:count]
   shares = [sum(number == i for number, _ in turns) for i in range(len(datasets))]
-  spread = [_spread(d, share) for d, share in zip(datasets, shares, strict=True)]
-  chosen = [pair for _, pair in _in_turn(spread)]
-  return [_read(store, case, table, plan) for store, case in chosen], taken
+  spaced = [_evenly_spaced(d, share) for d, share in zip(datasets, shares, strict=True)]
+  chosen = [pair for _, pair in _interleave(spaced)]
+  return [_read(store, case, table, plan) for store, case in chosen], split
 
 
 def centred_start(length: int, size: int, centre: float) -> int:
-  """First index of a window of `size` around a centre, inside where the axis is long enough.
+  """Returns the first index of a window around a centre, shifted to lie inside the axis.
 
-  A window that is longer than the axis has the axis in its middle.
+  Args:
+    length: length of the axis.
+    size: size of the window; if larger than the axis, the axis is centred in the window.
+    centre: centre of the window.
   """
   if size >= length:
     return -((size - length) // 2)
   return int(np.clip(round(centre) - size // 2, 0, length - size))
 
 
-def _in_turn(lists: Sequence[Sequence]) -> list[tuple[int, object]]:
-  """(Number of the list, item): the first of every list, then the second, …"""
+def _interleave(lists: Sequence[Sequence]) -> list[tuple[int, object]]:
+  """Returns (index of the list, item): the first item of every list, then the second, …"""
   longest = max(map(len, lists), default=0)
   return [(i, items[n]) for n in range(longest) for i, items in enumerate(lists) if n < len(items)]
 
 
-def _spread(dataset: sampling.Dataset, count: int) -> list[tuple[Store, Case]]:
-  places = np.linspace(0, len(dataset.cases) - 1, count).round().astype(int)
-  return [(dataset.store, dataset.cases[i]) for i in places]
+def _evenly_spaced(dataset: sampling.Dataset, count: int) -> list[tuple[Store, Case]]:
+  indices = np.linspace(0, len(dataset.cases) - 1, count).round().astype(int)
+  return [(dataset.store, dataset.cases[i]) for i in indices]
 
 
 def _read(store: Store, case: Case, table: ClassTable, plan: Plan) -> Sample:
-  """The subvolume around the structures of a case, beyond its edge as in training."""
+  """Reads the subvolume around the structures of a case, padded at its border as in training."""
   names = [name for name in table.names if name in case.annotated]
   positions = [p for name in names for p in case.foreground[name]]
   centre = np.mean(positions, axis=0) if positions else np.array(case.shape) / 2

@@ -16,10 +16,12 @@ from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
+from condseg_jax.system.large_pages import restart_with_large_pages
 
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
+  restart_with_large_pages(argv)
   return shell.run(__doc__, _define, _work, argv)
 
 

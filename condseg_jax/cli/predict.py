@@ -36,6 +36,7 @@ from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
+from condseg_jax.system.large_pages import restart_with_large_pages
 
 if TYPE_CHECKING:  # imported late, so that --help is fast
   from condseg_jax.cli.inputs import InputImage
@@ -51,6 +52,7 @@ SETTINGS = ("fusion", "threshold", "step", "tta", "fast", "two_pass", "partition
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
+  restart_with_large_pages(argv)
   return shell.run(__doc__, _define, _work, argv)
 
 

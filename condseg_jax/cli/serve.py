@@ -1,15 +1,16 @@
 """condseg-serve --workdir=RUN [--host=127.0.0.1] [--port=8000]
 
-Serves a trained network over HTTP: a page for the browser at /, and for programs
+Serves a trained network over HTTP, with a web page at / and an interface for programs:
 
   curl --data-binary @scan.nii.gz -o result.zip "http://127.0.0.1:8000/predict?classes=liver"
   curl --data-binary @series.zip "http://127.0.0.1:8000/predict?output=statistics"
 
-A body is a NIfTI file or a zipped DICOM series, alone or in a form. Query: classes, preset, fusion,
-threshold, series, force=1, and output=zip, label or statistics. GET /classes, GET /health.
+The request body is a NIfTI file or a zipped DICOM series, raw or as the file of a form. Query
+parameters: classes, preset, fusion, threshold, series, force=1, and output=zip, label or
+statistics. Also GET /classes and GET /health.
 
-There are no users and no encryption: what can reach the address may use it, so keep it on this
-machine or behind a proxy that asks who is there. Nothing of a request is kept.
+There is no authentication and no encryption: serve only this machine, or put the service behind a
+proxy that provides both. No data of a request is kept.
 """
 
 import sys
@@ -18,24 +19,26 @@ from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
+from condseg_jax.system.large_pages import restart_with_large_pages
 
 
 def main(argv=None) -> int:
+  restart_with_large_pages(argv)
   return shell.run(__doc__, _define, _work, argv)
 
 
 def _define(values: flags.FlagValues) -> None:
   shell.define_model(values)
-  flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 is every one.",
+  flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all interfaces.",
                       flag_values=values)
-  flags.DEFINE_integer("port", 8000, "Port to listen on; a free one when 0.", lower_bound=0,
+  flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free port.", lower_bound=0,
                        upper_bound=65535, flag_values=values)
-  flags.DEFINE_integer("queue", 8, "Requests that may wait; later ones are told 429.",
-                       lower_bound=0, flag_values=values)
-  flags.DEFINE_integer("max_mb", 512, "Largest body, in MiB. A volume may have half a million "
-                       "voxels for each.", lower_bound=1, flag_values=values)
-  flags.DEFINE_float("timeout", 1800, "Seconds that one prediction may take.", lower_bound=0.1,
-                     flag_values=values)
+  flags.DEFINE_integer("queue", 8, "Maximum number of waiting requests; further ones get status "
+                       "429.", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("max_mb", 512, "Maximum size of a request body in MiB; a volume may have "
+                       "half a million voxels per MiB.", lower_bound=1, flag_values=values)
+  flags.DEFINE_float("timeout", 1800, "Maximum duration of a prediction in seconds.",
+                     lower_bound=0.1, flag_values=values)
 
 
 def _work(values: flags.FlagValues) -> int:
@@ -43,7 +46,7 @@ def _work(values: flags.FlagValues) -> int:
   try:
     from condseg_jax.serve.server import serve
   except ModuleNotFoundError as error:
-    raise InputError(f"the package {error.name}", "is not installed",
+    raise InputError(f"package {error.name}", "is not installed",
                      'pip install "condseg-jax[serve]"') from error
   from condseg_jax.serve.request import Limits
 

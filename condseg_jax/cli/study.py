@@ -21,11 +21,13 @@ from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
+from condseg_jax.system.large_pages import restart_with_large_pages
 
 PACKAGED = Path(__file__).parent.parent  # with configs/ and studies/
 
 
 def main(argv=None) -> int:
+  restart_with_large_pages(argv)
   return shell.run(__doc__, _define, _work, argv, positional="STUDY")
 
 

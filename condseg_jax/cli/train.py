@@ -14,9 +14,11 @@ from absl import flags
 from condseg_jax.cli import config_file
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
+from condseg_jax.system.large_pages import restart_with_large_pages
 
 
 def main(argv=None) -> int:
+  restart_with_large_pages(argv)
   return shell.run(__doc__, _define, _work, argv, has_config=True)
 
 
@@ -44,19 +46,19 @@ def _work(values: flags.FlagValues) -> int:
     raise InputError("--coordinator, --processes, --process_id", "have no effect alone",
                      "add --distributed", usage=True)
   from condseg_jax.system.cache import enable_compilation_cache
-  from condseg_jax.train import cluster
+  from condseg_jax.train import parallel
   from condseg_jax.train.loop import train
   from condseg_jax.train.setup import check_config
   from condseg_jax.train.setup import check_workdir
 
   enable_compilation_cache()
   if values.distributed:
-    cluster.join(*cluster_flags)
+    parallel.join(*cluster_flags)
   # What is wrong is reported before raw data is prepared, which may take hours.
   check_config(config)
   check_workdir(values.workdir, values.resume)
-  with cluster.first_process_first():
-    stores = _stores(config.data, progress=cluster.is_first())
+  with parallel.first_process_first():
+    stores = _stores(config.data, progress=parallel.is_first())
   train(config, stores, values.workdir, resume=values.resume)
   return 0
 

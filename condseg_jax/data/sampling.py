@@ -70,6 +70,7 @@ def include_classes(datasets: Sequence[Dataset], names: Sequence[str]) -> list[D
   """Only some classes of the datasets; those that annotate none of them are left out.
 
   Args:
+    datasets: any datasets.
     names: the classes to learn; all of them when empty.
   """
   names = [normal_name(name) for name in names]
@@ -84,6 +85,7 @@ def max_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
   """At most so many cases of a dataset; a smaller number takes some of those of a larger one.
 
   Args:
+    dataset: any dataset.
     count: 0 for all.
     seed: of the choice.
   """

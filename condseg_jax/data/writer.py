@@ -80,7 +80,8 @@ def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
       [rows, ..., channels] of `dtype`; it is left before the first mask is requested.
     masks: class and `Rows` of its three-valued mask, in the order of `facts.annotated`; each is
       written before the next is requested.
-    channels, dtype: of the image.
+    channels: of the image.
+    dtype: see `channels`.
     pool: executor for the slabs.
 
   Raises:

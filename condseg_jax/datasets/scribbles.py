@@ -41,7 +41,7 @@ class Scribbles:
       raise InputError("rate", f"must be in (0, 1], not {self.rate:g}",
                        "give the fraction of slices with scribbles", usage=True)
 
-  def apply(self, mask: np.ndarray, spacing: tuple[float, ...], name: str, *,
+  def apply(self, mask: np.ndarray, spacing: tuple[float, ...], name: str, *,  # noqa: ARG002
             in_place: bool = False) -> np.ndarray:
     """Returns the values of the mask on the strokes, unlabelled elsewhere.
 

@@ -32,8 +32,8 @@ class Candidates:
     self._smallest = smallest_ml
     self.rows: list[Row] = []
 
-  def on_case(self, case_id: str, volume: Volume, prediction: Prediction,
-              truth: Mapping[str, np.ndarray], scored) -> None:
+  def on_case(self, case_id: str, volume: Volume, prediction: Prediction,  # noqa: ARG002
+              truth: Mapping[str, np.ndarray], scored) -> None:  # noqa: ARG002
     size = voxel_ml(volume.affine)
     for name, mask in truth.items():
       if name not in prediction.masks:

@@ -1,12 +1,14 @@
 """Rows of scores (one case, one class) and their summary per class."""
 
+
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import math
 
-from condseg_jax.evaluate.intervals import bootstrap_ci
+import numpy as np
+
 from condseg_jax.metrics import METRICS
 
 # Keys of metrics.score_case that depend on the dimension, and the unit they are measured in.
@@ -104,3 +106,40 @@ def _size_unit(rows: list[CaseScore]) -> str:
   if len(units) > 1:
     raise ValueError("2-D and 3-D cases in one summary: their sizes have no common unit")
   return units.pop() if units else "ml"
+
+
+# Resamples drawn at a time hold at most this many numbers, so that memory does not grow with n.
+_CHUNK = 4_000_000
+
+
+def bootstrap_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000,
+                 level: float = 0.95) -> tuple[float, float]:
+  """Percentile bootstrap interval of the mean over cases (Efron & Tibshirani 1993, chapter 13).
+
+  The cases are drawn with replacement, so the interval speaks of other cases from the same
+  population and not of another training run.
+
+  Args:
+    values: one value per case; nan (a case left out) is ignored.
+    seed: seed of the draws; the order of the values has no influence.
+    resamples: number of bootstrap means.
+    level: probability mass of the interval, between 0 and 1.
+
+  Returns:
+    (lo, hi); (nan, nan) without a value, the value twice for a single one.
+  """
+  if not 0 < level < 1:
+    raise ValueError(f"a level lies between 0 and 1, got {level}")
+  known = np.asarray(values, np.float64).ravel()
+  known = np.sort(known[~np.isnan(known)])
+  if known.size == 0:
+    return float("nan"), float("nan")
+  if known[0] == known[-1]:
+    return float(known[0]), float(known[0])  # exactly, where a mean would round
+  rng, means = np.random.default_rng(seed), np.empty(resamples)
+  rows = max(1, _CHUNK // known.size)
+  for start in range(0, resamples, rows):
+    part = means[start:start + rows]
+    part[:] = known[rng.integers(known.size, size=(part.size, known.size))].mean(axis=1)
+  lo, hi = np.percentile(means, [50 * (1 - level), 50 * (1 + level)])
+  return float(lo), float(hi)

@@ -20,8 +20,8 @@ from onnx import TensorProto
 
 from condseg_jax.errors import InputError
 from condseg_jax.export import graph as layers
-from condseg_jax.models.conditioning import head_layers
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.heads import head_layers
 
 
 class Halves(NamedTuple):
@@ -173,7 +173,7 @@ class _Network:
                       shape=(1,) * len(x.shape))
 
   def dynamic_head(self, x: _Value, pooled: _Value, vector: str) -> _Value:
-    """Adds `models.conditioning.DynamicHead`; its weights ω are transposed."""
+    """Adds `models.heads.DynamicHead`; its weights ω are transposed."""
     graph, params = self.graph, self._at("head")
     length = params["weight_0"]["kernel"].shape[0] - pooled.channels
     flat = graph.add("Reshape", pooled.name, graph.constant(np.array([1, pooled.channels])))

@@ -51,12 +51,12 @@ def onnx_functions(graphs: Sequence[bytes], *, encoder_sees_class: bool) -> Wind
       inputs = {**inputs, "class_id": np.asarray(class_id_K, np.int32)}
     return session.run(None, inputs)
 
-  def encode(variables, image_BDHWC, class_id_K):
+  def encode(_variables, image_BDHWC, class_id_K):
     images_BCDHW = np.moveaxis(np.asarray(image_BDHWC, np.float32), -1, 1)
     return [dict(zip(names, run(encoder, {"image": image[None]}, class_id_K), strict=True))
             for image in images_BCDHW]
 
-  def decode(variables, features, class_id_K):
+  def decode(_variables, features, class_id_K):
     ids = class_id_K if encoder_sees_class else class_id_K[class_id_K >= 0]
     windows = []
     for window in features:

@@ -35,7 +35,10 @@ def write_results(folder: str | os.PathLike, stem: str, kinds: Sequence[str], vo
     folder: output folder.
     stem: of the file names.
     kinds: a subset of `KINDS`.
-    volume, names, colors, model: see `dicom_seg.write_dicom_seg`.
+    volume: see `dicom_seg.write_dicom_seg`.
+    names: see `dicom_seg.write_dicom_seg`.
+    colors: see `dicom_seg.write_dicom_seg`.
+    model: see `dicom_seg.write_dicom_seg`.
     source: the folder of the DICOM series.
     series: its SeriesInstanceUID, if the folder contains several series.
 

@@ -104,7 +104,8 @@ def read_source(folder: str | os.PathLike, series: str = "") -> Source:
   """Reads the headers and the grid of a series, without voxels.
 
   Args:
-    folder, series: see `dicom.read_series`.
+    folder: see `dicom.read_series`.
+    series: see `dicom.read_series`.
 
   Raises:
     InputError: as `dicom.read_series_header`; the extra is missing; a slice has no identifier.

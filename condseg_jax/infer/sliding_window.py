@@ -21,7 +21,7 @@ from condseg_jax.infer.schedule import gaussian_weights
 from condseg_jax.infer.schedule import layers
 from condseg_jax.infer.schedule import pad_to_window
 from condseg_jax.infer.schedule import Schedule
-from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.network import Network
 from condseg_jax.system.allocator import lean_memory
 
 CLASSES_AT_ONCE = (16, 4)  # classes per call of `decode`, see `WindowFunctions.at_once`
@@ -63,7 +63,7 @@ class Slab(NamedTuple):
 
 
 @functools.lru_cache(maxsize=8)
-def window_functions(model: DenseUNet) -> WindowFunctions:
+def window_functions(model: Network) -> WindowFunctions:
   """Returns encoder and decoder of a network for prediction, cached per network."""
   # A CPU is fastest with one class at a time, in its caches; accelerators run several in parallel.
   lanes = 1 if jax.default_backend() == "cpu" else 8
@@ -76,7 +76,7 @@ def window_functions(model: DenseUNet) -> WindowFunctions:
 
   def decode(variables, features, class_id_K):
     def one(features, class_id):
-      ids = jnp.full(features.x.shape[-model.ndim - 2:-model.ndim - 1], class_id)
+      ids = jnp.full(jax.tree.leaves(features)[0].shape[:1], class_id)
       return jax.nn.sigmoid(model.apply(variables, features, ids, method=model.decode))
 
     if model.encoder_sees_class:

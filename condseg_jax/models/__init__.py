@@ -1,1 +1,1 @@
-"""The dense U-Net and what it is built of: layers, conditioning, the network."""
+"""The dense U-Net and its building blocks: layers, class conditioning, heads, decoders."""

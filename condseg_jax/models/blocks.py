@@ -1,4 +1,4 @@
-"""Blocks of the network: layers that may be told the class, connected in one of three ways."""
+"""Blocks of the network: conditioned layers with dense, residual or plain connections."""
 
 import dataclasses
 
@@ -14,15 +14,15 @@ from condseg_jax.models.conditioning import MECHANISMS
 
 @dataclasses.dataclass(frozen=True)
 class BlockConfig:
-  """What all layers of a network have in common.
+  """Settings shared by all layers of a network.
 
   Attributes:
     norm: a name in `layers.NORMS`.
     activation: a name in `layers.ACTIVATIONS`.
-    dtype: of the computation.
-    mechanism: a name in `conditioning.MECHANISMS`, for layers that are told the class.
-    classes: number of classes.
-    partition: see `halo`.
+    dtype: computation dtype.
+    mechanism: a name in `conditioning.MECHANISMS`, used by conditioned layers.
+    classes: number of classes K.
+    partition: mesh axis that the first spatial axis is split along (see `halo`), or None.
     batch_axes: mapped axes that a batch is spread over.
   """
 
@@ -40,15 +40,15 @@ class Layer(nn.Module):
 
   Attributes:
     features: output channels.
-    window: of the convolution.
-    style: of the network.
-    reads_shared: whether the convolution reads the skip; the condition may in any case.
-    activates: whether the activation is done here.
+    kernel_size: of the convolution, per spatial axis.
+    style: settings of the network.
+    reads_shared: whether the convolution reads the skip; the condition always may.
+    activates: whether to apply the activation.
     dilation: of the convolution.
   """
 
   features: int
-  window: tuple[int, ...]
+  kernel_size: tuple[int, ...]
   style: BlockConfig
   reads_shared: bool = True
   activates: bool = True
@@ -57,18 +57,26 @@ class Layer(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None,
                condition: Condition | None = None) -> jax.Array:
+    """Returns [B, *shape, features].
+
+    Args:
+      x: input, [B, *shape, C].
+      shared: skip, [B, *shape, S], the same for all classes.
+      condition: class of each sample; None for an unconditioned layer.
+    """
     style = self.style
-    told = None if condition is None else MECHANISMS[style.mechanism]
-    norm = style.norm if told is None or told.norm is None else told.norm
-    beside = condition.vector_BE.shape[-1] if told and style.mechanism == "channel" else 0
+    mechanism = None if condition is None else MECHANISMS[style.mechanism]
+    norm = style.norm if mechanism is None else mechanism.norm or style.norm
+    condition_size = condition.vector_BE.shape[-1] if mechanism and mechanism.concatenates else 0
     skip = shared if self.reads_shared else None
-    y = layers.Conv(self.features, self.window, beside, use_bias=norm == "none", dtype=style.dtype,
-                    partition=style.partition, dilation=self.dilation, name="conv")(x, skip)
-    y = layers.Norm(norm, style.dtype, style.partition, affine=told is None or told.affine,
-                    name="norm")(y)
-    if told is not None:
+    y = layers.Conv(self.features, self.kernel_size, condition_size, use_bias=norm == "none",
+                    dtype=style.dtype, partition=style.partition, dilation=self.dilation,
+                    name="conv")(x, skip)
+    y = layers.Norm(norm, style.dtype, style.partition,
+                    affine=mechanism is None or mechanism.affine, name="norm")(y)
+    if mechanism is not None:
       channels = x.shape[-1] + (0 if skip is None else skip.shape[-1])
-      y = ConditionedLayer(style.mechanism, style.classes, self.window, style.partition,
+      y = ConditionedLayer(style.mechanism, style.classes, self.kernel_size, style.partition,
                            style.batch_axes, self.dilation,
                            name="condition")(y, condition, channels, shared)
     return layers.ACTIVATIONS[style.activation](y) if self.activates else y
@@ -79,10 +87,10 @@ class Block(nn.Module):
 
   Attributes:
     depth: number of layers.
-    growth: channels of a layer of a dense block; the others have no use for it.
+    growth: channels of each layer of a dense block; unused by the other blocks.
     features: output channels.
     ndim: 2 or 3.
-    style: of the network.
+    style: settings of the network.
     dilation: of the convolutions.
   """
 
@@ -95,9 +103,9 @@ class Block(nn.Module):
 
 
 class DenseBlock(Block):
-  """Every layer sees the input and all earlier layers (Huang et al., CVPR 2017).
+  """Every layer reads the input and all earlier layers (Huang et al., CVPR 2017).
 
-  `depth` layers of `growth` channels are joined into `features` by one of a window of 1.
+  A final layer of kernel size 1 joins the `depth` layers of `growth` channels into `features`.
   """
 
   @nn.compact
@@ -111,13 +119,13 @@ class DenseBlock(Block):
 
 
 class ResidualBlock(Block):
-  """Units of two layers whose sum with their input is activated (He et al., CVPR 2016).
+  """Residual units of two layers (He et al., CVPR 2016).
 
       y = a(F(x) + W x)
 
-  F ends with normalisation and condition. Where the input has as many channels as the output, W is
-  the identity, else a projection, normalised (their option B); it reads the skip and no class. Of
-  an odd `depth` the last unit has one layer.
+  F ends with normalisation and condition. W is the identity if the input has as many channels as
+  the output, else a normalised projection (their option B), which reads the skip and is never
+  conditioned. With an odd `depth` the last unit has one layer.
   """
 
   @nn.compact
@@ -137,9 +145,9 @@ class ResidualBlock(Block):
 
 
 class PlainBlock(Block):
-  """`depth` layers in a row (Simonyan & Zisserman, ICLR 2015; U-Net, Ronneberger et al., 2015).
+  """`depth` layers in sequence (Simonyan & Zisserman, ICLR 2015; U-Net, Ronneberger et al., 2015).
 
-  The first of them reads the skip.
+  Only the first layer reads the skip.
   """
 
   @nn.compact

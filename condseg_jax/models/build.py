@@ -39,7 +39,8 @@ def build_model(model: Model, conditioning: Conditioning,
   """The network of a config.
 
   Args:
-    model, conditioning: parts of the config.
+    model: parts of the config.
+    conditioning: see `model`.
     codes: class codes in the order of the ids.
 
   Raises:

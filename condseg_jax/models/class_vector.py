@@ -1,7 +1,8 @@
-"""Class ids to the vectors that stand for the classes."""
+"""Class vectors: maps class ids to the vectors that represent the classes."""
 
 import json
 import math
+import os
 
 from etils import epath
 from flax import linen as nn
@@ -21,13 +22,13 @@ class ClassVector(nn.Module):
       hash       v = [hash(c)], the fixed code of the class table (Dmitriev & Kaufman, CVPR 2019)
       one_hot    v = e_c
       embedding  v = E_c, a learned row for each class
-      text       v = W t_c / |t_c| with a fixed vector t_c, the embedding of a text about the class,
-                 and a learned W (after Liu et al., CLIP-Driven Universal Model, ICCV 2023)
+      text       v = W t_c / |t_c| with a learned W and a fixed text embedding t_c of the class
+                 (after Liu et al., CLIP-Driven Universal Model, ICCV 2023)
 
   Attributes:
-    vector: one of these.
-    codes: the class codes in the order of the ids, each in [-1, 1].
-    size: length E of a vector that is learned.
+    vector: a name in `VECTORS`.
+    codes: class codes in the order of the ids, each in [-1, 1].
+    size: length E of a learned vector.
     texts: for `text`, t_c in the order of the ids.
   """
 
@@ -38,7 +39,11 @@ class ClassVector(nn.Module):
 
   @nn.compact
   def __call__(self, class_id_B: jax.Array) -> jax.Array:
-    """int [B] → float32 [B, E]: codes differ by as little as 1/128, which bfloat16 would blur."""
+    """Returns float32 [B, E]: in bfloat16, codes as close as 1/128 would be rounded together.
+
+    Args:
+      class_id_B: int class ids.
+    """
     if self.vector == "hash":
       return jnp.asarray(self.codes, jnp.float32)[class_id_B][:, None]
     if self.vector == "one_hot":
@@ -48,25 +53,25 @@ class ClassVector(nn.Module):
                          jnp.float32)
       return table[class_id_B]
     rows = [[x / math.hypot(*row) for x in row] for row in self.texts]
-    # Of unit vectors, so that the elements of v have the variance 1, as those of an embedding.
+    # Of unit vectors, so that the elements of v have variance 1, as those of an embedding.
     return nn.Dense(self.size, use_bias=False, kernel_init=nn.initializers.normal(1.0),
                     precision=jax.lax.Precision.HIGHEST, name="projection")(
                         jnp.asarray(rows, jnp.float32)[class_id_B])
 
 
-# --- Vectors of texts about the classes, made elsewhere and read from a file.
-def read_texts(path, table: ClassTable) -> list[list[float]]:
-  """One vector for each class of the table, in the order of the ids.
+# --- text embeddings, computed by any text encoder and read from a file ---------------------------
+def read_texts(path: str | os.PathLike, table: ClassTable) -> list[list[float]]:
+  """Reads one text embedding per class of the table, in the order of the ids.
 
   Args:
-    path: JSON, {"liver": [0.1, -0.3, …], …}: of any text encoder; vectors of one length. Names that
-      are no class are passed over.
+    path: JSON, {"liver": [0.1, -0.3, …], …}, vectors of equal length. Names that are not in the
+      table are ignored.
     table: the classes.
 
   Raises:
-    InputError: no or damaged file, a class without vector, vectors that are none.
+    InputError: the file is missing or damaged, or a vector is missing or invalid.
   """
-  cure = 'write {"CLASS": [numbers], …}, vectors of one length, for every class'
+  cure = 'write {"CLASS": [numbers], …} with vectors of equal length for all classes'
   if not str(path):
     raise InputError("conditioning.text_vectors", "is not set",
                      "name a file with a vector for each class", usage=True)
@@ -75,15 +80,15 @@ def read_texts(path, table: ClassTable) -> list[list[float]]:
     vectors = {normal_name(name): [float(x) for x in row] for name, row in tree.items()}
   except (OSError, ValueError, TypeError, AttributeError) as error:
     raise InputError(path, f"cannot be read ({error})", cure) from error
-  found = []
+  texts = []
   for name in table.names:
-    row = vectors.get(name)
-    if row is None:
+    vector = vectors.get(name)
+    if vector is None:
       raise InputError(path, f"has no vector for the class {name!r}", cure)
-    if not row or not any(row) or not all(map(math.isfinite, row)):
+    if not vector or not any(vector) or not all(map(math.isfinite, vector)):
       raise InputError(path, f"the vector of {name!r} is empty, zero or not finite", cure)
-    if found and len(row) != len(found[0]):
-      raise InputError(path, f"the vector of {name!r} has {len(row)} numbers, that of "
-                       f"{table.names[0]!r} {len(found[0])}", cure)
-    found.append(row)
-  return found
+    if texts and len(vector) != len(texts[0]):
+      raise InputError(path, f"the vector of {name!r} has {len(vector)} numbers, that of "
+                       f"{table.names[0]!r} has {len(texts[0])}", cure)
+    texts.append(vector)
+  return texts

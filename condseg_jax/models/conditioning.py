@@ -1,40 +1,41 @@
-"""How the network is told which class to find: one function for each mechanism.
+"""Class conditioning: one function for each mechanism.
 
-A condition has three parts, chosen apart: the vector that stands for the class (`class_vector`),
-the position where it enters (`POSITIONS`, see `dense_unet`), and the mechanism by which it acts
-there. A mechanism takes the normalised features y of a layer and its `LayerContext`, and returns
-features of the same shape; its parameters lie beside those of the layer. To add one, write a
-function and name it in `MECHANISMS`.
+A condition has three independent parts: the vector that represents the class (`class_vector`), the
+position where it enters the network (`POSITIONS`, see `dense_unet`), and the mechanism by which it
+acts there. A mechanism takes the normalised features y of a layer and its `LayerContext`, and
+returns features of the same shape; its parameters belong to the layer. To add a mechanism, write a
+function and list it in `MECHANISMS`. The mechanisms of the head are modules, see `heads`.
 
-What acts before a normalisation would be erased by it: every mechanism acts after it, and before
-the activation.
+A normalisation would erase a condition applied before it, so every mechanism acts between the
+normalisation and the activation.
 """
 
+
 from collections.abc import Callable
-import itertools
 import math
 from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from condseg_jax.models import halo
 from condseg_jax.models import layers
-from condseg_jax.models.constant_channels import constant_channels
 
 POSITIONS = ("none", "input", "encoder", "decoder", "head", "decoders")
 LAYERS = ("input", "encoder", "decoder")  # positions at layers of the network
 
-# Class codes lie close to one another, and an accelerator's default would round them.
+# Class codes are close together; the default precision of an accelerator would round them.
 EXACT = jax.lax.Precision.HIGHEST
 
 
 class Condition(NamedTuple):
-  """The class that is asked of each sample.
+  """The class requested of each sample.
 
   Attributes:
-    vector_BE: float32, of `ClassVector`.
-    class_id_B: int.
+    vector_BE: float32 class vectors, see `ClassVector`.
+    class_id_B: int class ids.
   """
 
   vector_BE: jax.Array
@@ -42,24 +43,24 @@ class Condition(NamedTuple):
 
 
 class LayerContext(NamedTuple):
-  """What a mechanism knows of its layer.
+  """The layer that a mechanism acts on.
 
   Attributes:
-    vector_BE, class_id_B: of the classes, see `Condition`.
-    classes: their number K.
-    window: of the layer's convolution.
-    channels: that it reads.
-    shared: the skip it reads, [B, *shape, S]; None where there is none.
-    partition: mesh axis that the first spatial axis is split along, if it is (see `halo`).
-    batch_axes: names of the mapped axes that a batch is spread over.
-    module: whose parameters the mechanism's are; `linear` makes them too.
+    vector_BE, class_id_B: see `Condition`.
+    classes: number of classes K.
+    kernel_size: of the layer's convolution, per spatial axis.
+    channels: input channels of the layer's convolution.
+    shared: skip that the layer reads, [B, *shape, S], or None.
+    partition: mesh axis that the first spatial axis is split along (see `halo`), or None.
+    batch_axes: mapped axes that a batch is spread over.
+    module: the module that owns the parameters of the mechanism.
     dilation: of the layer's convolution.
   """
 
   vector_BE: jax.Array
   class_id_B: jax.Array
   classes: int
-  window: tuple[int, ...]
+  kernel_size: tuple[int, ...]
   channels: int
   shared: jax.Array | None
   partition: str | None
@@ -69,63 +70,70 @@ class LayerContext(NamedTuple):
 
 
 def linear(name: str, x: jax.Array, features: int, scale: float = 1.0) -> jax.Array:
-  """W x in full float32, with a learned W of that name: for standard normal x, of that scale."""
+  """Returns W x in full float32 with a learned W.
+
+  Args:
+    name: of the parameter module.
+    x: [B, E].
+    features: output features.
+    scale: initial standard deviation of the output for standard normal x.
+  """
   init = nn.initializers.normal(scale / math.sqrt(x.shape[-1]))
   return nn.Dense(features, use_bias=False, kernel_init=init, precision=EXACT, name=name)(x)
 
 
 def broadcast_spatial(a_BC: jax.Array, y: jax.Array) -> jax.Array:
-  """One number for each sample and channel, to be broadcast over the space of y."""
+  """Inserts axes of length 1 so that [B, C] broadcasts over the spatial axes of y."""
   return jnp.expand_dims(a_BC, tuple(range(1, y.ndim - 1)))
 
 
-# --- at a layer: (y float32 [B, *shape, C], site) → the same shape ---------------------------
-def channel(y: jax.Array, site: LayerContext) -> jax.Array:
-  """Constant channels beside the layer's input (Dmitriev & Kaufman, CVPR 2019).
+# --- mechanisms at a layer: (y float32 [B, *shape, C], context) → same shape -------------------
+def channel(y: jax.Array, context: LayerContext) -> jax.Array:
+  """Constant channels concatenated to the layer's input (Dmitriev & Kaufman, CVPR 2019).
 
       y + conv(v ⊙ O),   O all ones on the layer's grid
 
-  Without normalisation that is the concatenation of the paper, φ(c) = O ⊙ hash(c), to the bit of
-  rounding; with one, the summand comes after it.
+  Without normalisation this equals the concatenation of the paper, φ(c) = O ⊙ hash(c), up to
+  rounding; with normalisation, the term is added after it.
   """
-  size = site.vector_BE.shape[-1]
-  fan_in = math.prod(site.window) * (site.channels + size)
-  kernel = site.module.param("kernel", nn.initializers.truncated_normal(math.sqrt(2.0 / fan_in)),
-                             (*site.window, size, y.shape[-1]), jnp.float32)
-  return y + constant_channels(site.vector_BE, kernel, y.shape[1:-1], site.partition,
-                               site.dilation)
+  size = context.vector_BE.shape[-1]
+  fan_in = math.prod(context.kernel_size) * (context.channels + size)
+  init = nn.initializers.truncated_normal(math.sqrt(2.0 / fan_in))
+  kernel = context.module.param("kernel", init, (*context.kernel_size, size, y.shape[-1]),
+                                jnp.float32)
+  return y + constant_channels(context.vector_BE, kernel, y.shape[1:-1], context.partition,
+                               context.dilation)
 
 
-def film(y: jax.Array, site: LayerContext) -> jax.Array:
+def film(y: jax.Array, context: LayerContext) -> jax.Array:
   """Feature-wise linear modulation (Perez et al., AAAI 2018): (1 + γ) y + β, γ = W v, β = U v."""
-  gamma = linear("gamma", site.vector_BE, y.shape[-1], 0.5)
-  beta = linear("beta", site.vector_BE, y.shape[-1], 0.5)
+  gamma = linear("gamma", context.vector_BE, y.shape[-1], 0.5)
+  beta = linear("beta", context.vector_BE, y.shape[-1], 0.5)
   return (1 + broadcast_spatial(gamma, y)) * y + broadcast_spatial(beta, y)
 
 
-def batch_norm(y: jax.Array, site: LayerContext) -> jax.Array:
+def batch_norm(y: jax.Array, context: LayerContext) -> jax.Array:
   """Conditional batch normalisation (de Vries et al., NeurIPS 2017).
 
       (1 + γ) (y - μ) / √(σ² + 1e-6) + β,   γ = W v, β = U v
 
-  with μ and σ² of the batch, over all its devices. Every class has the same weight in them, however
-  many samples ask for it. This is the one place where samples of a batch meet. In training, that is
-  where `statistics` may be changed, their running means are kept (9/10 of the old, 1/10 of the
-  new); otherwise these are used.
+  with μ and σ² of the batch over all devices, every class weighted equally whatever its number of
+  samples. No other layer mixes the samples of a batch. In training (`statistics` mutable) running
+  means of the moments are updated with momentum 0.9; otherwise the running means are used.
   """
-  module, features = site.module, y.shape[-1]
-  zeros = lambda: jnp.zeros((2, features), jnp.float32)
-  running = module.variable("statistics", "moments", lambda: zeros().at[1].set(1.0))
+  module, features = context.module, y.shape[-1]
+  initial = lambda: jnp.zeros((2, features), jnp.float32).at[1].set(1.0)  # mean 0, square 1
+  running = module.variable("statistics", "moments", initial)
   moments = running.value
   if module.is_mutable_collection("statistics"):
     space = tuple(range(1, y.ndim - 1))
-    asked = jax.nn.one_hot(site.class_id_B, site.classes, dtype=jnp.float32)  # [B, K]
+    one_hot_BK = jax.nn.one_hot(context.class_id_B, context.classes, dtype=jnp.float32)
     sums = jnp.stack([y.mean(space), (y * y).mean(space)])  # [2, B, C]
-    sums, counts = jnp.einsum("bk,mbc->mkc", asked, sums), asked.sum(0)
-    if site.partition is not None:
-      sums = jax.lax.pmean(sums, site.partition)
-    if site.batch_axes and not module.is_initializing():
-      sums, counts = jax.lax.psum((sums, counts), site.batch_axes)
+    sums, counts = jnp.einsum("bk,mbc->mkc", one_hot_BK, sums), one_hot_BK.sum(0)
+    if context.partition is not None:
+      sums = jax.lax.pmean(sums, context.partition)
+    if context.batch_axes and not module.is_initializing():
+      sums, counts = jax.lax.psum((sums, counts), context.batch_axes)
     means = sums / jnp.maximum(counts, 1.0)[None, :, None]
     moments = means.sum(1) / jnp.maximum((counts > 0).sum().astype(jnp.float32), 1.0)
     if not module.is_initializing():
@@ -133,52 +141,60 @@ def batch_norm(y: jax.Array, site: LayerContext) -> jax.Array:
   mean, square = moments
   factor = jax.lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-6)
   y = (y - broadcast_spatial(mean[None], y)) * broadcast_spatial(factor[None], y)
-  return film(y, site)
+  return film(y, context)
 
 
-def channel_gate(y: jax.Array, site: LayerContext) -> jax.Array:
-  """2 σ(W v) y, one gate for each channel: squeeze and excitation (Hu et al., CVPR 2018) by the
-  class in place of the image. Half open, a gate leaves y as it is."""
-  return 2 * jax.nn.sigmoid(broadcast_spatial(linear("gate", site.vector_BE, y.shape[-1]), y)) * y
+def channel_gate(y: jax.Array, context: LayerContext) -> jax.Array:
+  """Squeeze and excitation (Hu et al., CVPR 2018) by the class instead of the image: 2 σ(W v) y.
+
+  One gate per channel; a gate of 1/2 leaves y unchanged.
+  """
+  gate_BC = jax.nn.sigmoid(linear("gate", context.vector_BE, y.shape[-1]))
+  return 2 * broadcast_spatial(gate_BC, y) * y
 
 
-def spatial_gate(y: jax.Array, site: LayerContext) -> jax.Array:
-  """2 σ(ψᵀ relu(W y + U v)) y, one gate for each voxel: additive attention (Oktay et al., Attention
-  U-Net, MIDL 2018) with the class for a gating signal."""
+def spatial_gate(y: jax.Array, context: LayerContext) -> jax.Array:
+  """Additive attention (Oktay et al., Attention U-Net, MIDL 2018): 2 σ(ψᵀ relu(W y + U v)) y.
+
+  One gate per voxel, with the class as the gating signal.
+  """
   hidden = convolve_1("features", y, y.shape[-1])
-  hidden = jax.nn.relu(hidden + broadcast_spatial(linear("gate", site.vector_BE, y.shape[-1]), y))
+  gate = broadcast_spatial(linear("gate", context.vector_BE, y.shape[-1]), y)
+  hidden = jax.nn.relu(hidden + gate)
   return 2 * jax.nn.sigmoid(convolve_1("psi", hidden, 1)) * y
 
 
-def spade(y: jax.Array, site: LayerContext) -> jax.Array:
+def spade(y: jax.Array, context: LayerContext) -> jax.Array:
   """Spatial modulation by the skip (after Park et al., SPADE, CVPR 2019).
 
       (1 + γ_x) y_x + β_x,   γ = W (s ⊙ U v), β = W' (s ⊙ U v)
 
-  In SPADE γ and β come from a map of classes; here the skip s, weighted channel by channel for the
-  class, takes its place: from a constant map of the class this would be FiLM.
+  SPADE computes γ and β from a segmentation map; here they come from the skip s, whose channels
+  are weighted by the class. A spatially constant map of the class would be equivalent to FiLM.
   """
-  skip = site.shared.astype(jnp.float32)
-  told = skip * broadcast_spatial(linear("class", site.vector_BE, skip.shape[-1]), skip)
-  return (1 + convolve_1("gamma", told, y.shape[-1], 0.5)) * y + convolve_1(
-      "beta", told, y.shape[-1], 0.5)
+  skip = context.shared.astype(jnp.float32)
+  weighted = skip * broadcast_spatial(linear("class", context.vector_BE, skip.shape[-1]), skip)
+  gamma = convolve_1("gamma", weighted, y.shape[-1], 0.5)
+  return (1 + gamma) * y + convolve_1("beta", weighted, y.shape[-1], 0.5)
 
 
 def convolve_1(name: str, x: jax.Array, features: int, scale: float = 2 ** 0.5) -> jax.Array:
-  """W x at every voxel."""
+  """Returns W x at every voxel, with a learned W: a convolution of kernel size 1."""
   conv = layers.Conv(features, (1,) * (x.ndim - 2), scale=scale, name=name)
   return conv(x)
 
 
 class Mechanism(NamedTuple):
-  """A way for the class to act.
+  """A conditioning mechanism.
 
   Attributes:
-    apply: the function; None for those of the head, which are modules.
-    positions: where it makes sense.
-    norm: normalisation before it in place of the network's.
-    affine: whether that has a scale and a bias of its own, for all classes.
+    apply: the function; None for the mechanisms of the head, which are modules.
+    positions: positions that it supports.
+    norm: normalisation that replaces the network's before the mechanism; None keeps it.
+    affine: whether that normalisation has a learned scale and bias, shared by all classes.
     needs_norm: whether the network must have a normalisation.
+    concatenates: whether it represents channels concatenated to the layer's input, which then count
+      towards the fan-in of the convolution.
   """
 
   apply: Callable[[jax.Array, LayerContext], jax.Array] | None
@@ -186,12 +202,13 @@ class Mechanism(NamedTuple):
   norm: str | None = None
   affine: bool = True
   needs_norm: bool = False
+  concatenates: bool = False
 
 
 MECHANISMS = {
-    "channel": Mechanism(channel),
+    "channel": Mechanism(channel, concatenates=True),
     "film": Mechanism(film),
-    # Conditional normalisation (Dumoulin et al., ICLR 2017): FiLM in place of scale and bias.
+    # Conditional normalisation (Dumoulin et al., ICLR 2017): FiLM instead of scale and bias.
     "norm": Mechanism(film, affine=False, needs_norm=True),
     "batch_norm": Mechanism(batch_norm, norm="none"),
     "channel_gate": Mechanism(channel_gate),
@@ -207,12 +224,12 @@ class ConditionedLayer(nn.Module):
 
   Attributes:
     mechanism: a name in `MECHANISMS`.
-    classes, window, partition, batch_axes, dilation: see `LayerContext`.
+    classes, kernel_size, partition, batch_axes, dilation: see `LayerContext`.
   """
 
   mechanism: str
   classes: int
-  window: tuple[int, ...]
+  kernel_size: tuple[int, ...]
   partition: str | None = None
   batch_axes: tuple[str, ...] = ()
   dilation: int = 1
@@ -220,79 +237,52 @@ class ConditionedLayer(nn.Module):
   @nn.compact
   def __call__(self, y: jax.Array, condition: Condition, channels: int,
                shared: jax.Array | None) -> jax.Array:
-    site = LayerContext(*condition, self.classes, self.window, channels, shared, self.partition,
-                self.batch_axes, self, self.dilation)
-    return MECHANISMS[self.mechanism].apply(y.astype(jnp.float32), site).astype(y.dtype)
-
-
-# --- at the head: everything before it is shared by all classes ------------------------------
-HEAD_WIDTH = 8  # hidden channels of a dynamic head, as in DoDNet
-
-
-def head_layers(channels: int) -> list[tuple[int, int]]:
-  """Input and output channels of the three layers of a dynamic head."""
-  return list(itertools.pairwise((channels, HEAD_WIDTH, HEAD_WIDTH, 1)))
-
-
-class DynamicHead(nn.Module):
-  """A head whose weights the class and the image write (DoDNet, Zhang et al., CVPR 2021).
-
-      logits = ω₃ * a(ω₂ * a(ω₁ * x)),   ω = φ([s / √|s|, v / √|v|])
-
-  with 1×1×1 convolutions *, an activation a, the mean s of the coarsest features, the vector v of
-  the class and a linear φ. All that precedes it sees no class and is shared. The biases of ω begin
-  at zero.
-
-  Attributes:
-    activation: a.
-  """
-
-  activation: Callable[[jax.Array], jax.Array]
-
-  @nn.compact
-  def __call__(self, x: jax.Array, summary: jax.Array, vector_BE: jax.Array) -> jax.Array:
-    """float32 logits [B, *shape].
+    """Applies the mechanism in float32 and returns the dtype of y.
 
     Args:
-      x: features at the resolution of the image, [B, *shape, C].
-      summary: means over space of the coarsest features, [B, *1s, S].
-      vector_BE: of the classes.
+      y: normalised features of the layer, [B, *shape, C].
+      condition: class of each sample.
+      channels: input channels of the layer's convolution.
+      shared: skip that the layer reads, or None.
     """
-    # Image and class count alike, whatever the lengths of their vectors.
-    parts = (summary.reshape(len(vector_BE), -1), vector_BE)
-    context = jnp.concatenate([p / math.sqrt(p.shape[-1]) for p in parts], axis=-1)
-    x = x.astype(jnp.float32)
-    layers = head_layers(x.shape[-1])
-    for i, (fan_in, features) in enumerate(layers):
-      init = nn.initializers.truncated_normal(math.sqrt(2.0 / fan_in))
-      weight = nn.Dense(fan_in * features, use_bias=False, kernel_init=init, precision=EXACT,
-                        name=f"weight_{i}")(context)
-      bias = nn.Dense(features, kernel_init=nn.initializers.zeros, precision=EXACT,
-                      name=f"bias_{i}")(context)
-      x = jnp.einsum("b...c,bco->b...o", x, weight.reshape(-1, fan_in, features))
-      x = x + jnp.broadcast_to(bias.reshape(-1, *(1,) * (x.ndim - 2), features), x.shape)
-      if i < len(layers) - 1:
-        x = self.activation(x)
-    return x[..., 0]
+    context = LayerContext(*condition, self.classes, self.kernel_size, channels, shared,
+                           self.partition, self.batch_axes, self, self.dilation)
+    return MECHANISMS[self.mechanism].apply(y.astype(jnp.float32), context).astype(y.dtype)
 
 
-class OutputChannels(nn.Module):
-  """One output channel for each class and no condition (Ulrich et al., MultiTalent, MICCAI 2023).
+def constant_channels(vector_BE: jax.Array, kernel: jax.Array, shape: tuple[int, ...],
+                      partition: str | None = None, dilation: int = 1) -> jax.Array:
+  """Convolves spatially constant channels, zero-padded, without materialising them.
 
-      logits_c = w_c · x + b_c
+  conv(v ⊙ 1)(x) = Σ_t [x + t inside] Σ_e v_e k(t, e): a bias per class in the interior, less at the
+  border, where part of the kernel lies outside the image. The indicator factorises over the axes,
+  so the sum is taken axis by axis. Exact, gradients included. The products use full float32: the
+  default precision of an accelerator would round the class codes.
 
-  Attributes:
-    classes: their number K.
+  Args:
+    vector_BE: values of the channels for each sample.
+    kernel: [*kernel_size, E, O], the slice of the kernel for these channels.
+    shape: spatial shape of the layer; with a partition, of this device's shard.
+    partition: mesh axis that the first spatial axis is split along (see `halo`), or None.
+    dilation: of the convolution.
+
+  Returns:
+    float32 [B, *shape, O].
   """
-
-  classes: int
-
-  @nn.compact
-  def __call__(self, x: jax.Array, class_id_B: jax.Array) -> jax.Array:
-    """float32 logits [B, *shape] of the channel of each sample's class, from x [B, *shape, C]."""
-    init = nn.initializers.truncated_normal(math.sqrt(2.0 / x.shape[-1]))
-    kernel = self.param("kernel", init, (self.classes, x.shape[-1]), jnp.float32)
-    bias = self.param("bias", nn.initializers.zeros, (self.classes,), jnp.float32)
-    logits = jnp.einsum("b...c,bc->b...", x.astype(jnp.float32), kernel[class_id_B])
-    return logits + jnp.broadcast_to(bias[class_id_B].reshape(-1, *(1,) * (x.ndim - 2)),
-                                     logits.shape)
+  exact = jax.lax.Precision.HIGHEST
+  out = jnp.tensordot(vector_BE, kernel, axes=((1,), (kernel.ndim - 2,)),
+                      precision=exact)  # [B, *kernel_size, O]
+  # From the last axis to the first, so that no product needs a transpose.
+  for axis in range(len(shape), 0, -1):
+    size, taps = shape[axis - 1], kernel.shape[axis - 1]
+    where, length = halo.positions(size, partition if axis == 1 else None)
+    tap = dilation * (np.arange(taps, dtype=np.int32) - taps // 2)
+    position = where[:, None] + tap[None, :]
+    inside = jnp.asarray((position >= 0) & (position < length), jnp.float32)
+    before, after = out.shape[:axis], out.shape[axis + 1:]
+    out = out.reshape(math.prod(before), taps, -1)
+    # Batched over the leading axes: a single product would need a transpose.
+    inside = jnp.broadcast_to(inside, (len(out), size, taps))
+    out = jnp.matmul(inside, out, precision=exact)
+    out = out.reshape(*before, size, *after)
+  return out

@@ -1,27 +1,31 @@
-"""Decoders that are told no class: one for each class, and those of FCN and DeepLab.
+"""Unconditioned decoders: those of FCN and DeepLab, and separate decoders for each class.
 
-The latter go from the levels of an encoder to features for the head. In the papers it is scores of
-the classes that are upsampled and summed. Here these are features, as many as the finest level has,
-of which the head makes scores: a head with one output channel for each class is linear and computes
-the same, where there are no more classes than features.
+The decoders of FCN and DeepLab map the levels of an encoder to features for the head. The papers
+upsample and sum class scores; here these are features, as many as the finest level has, from which
+the head computes the scores. A head with one output channel per class is linear, so the result is
+the same as long as there are no more classes than features.
 """
 
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from condseg_jax.models import halo
 from condseg_jax.models import layers
 from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.blocks import Layer
 
+DECODERS = ("unet", "fcn", "deeplab")  # the decoder of the U-Net is in `dense_unet`
+
 
 class LinearUpsample(nn.Module):
-  """[B, *coarse, C] → [B, *shape, C] by linear interpolation between the centres of voxels."""
+  """Linear interpolation between voxel centres: [B, *coarse, C] → [B, *shape, C]."""
 
   shape: tuple[int, ...]
 
@@ -35,12 +39,13 @@ class FCN(nn.Module):
 
       y = up(s_1 + up(s_2 + up(s_3))),   s_l = W_l x_l + b_l
 
-  With five poolings by 2 the levels are those of the paper, at an 8th, 16th and 32nd of the
-  resolution. Linear interpolation takes the place of a transposed convolution that begins as such.
+  With five poolings by 2 these are the levels of the paper, at 1/8, 1/16 and 1/32 of the
+  resolution. Linear interpolation replaces the transposed convolutions that the paper initialises
+  to it.
 
   Attributes:
     features: output channels.
-    style: of the network.
+    style: settings of the network.
   """
 
   features: int
@@ -48,7 +53,11 @@ class FCN(nn.Module):
 
   @nn.compact
   def __call__(self, levels: Sequence[jax.Array]) -> jax.Array:
-    """Outputs of the encoder, [B, *shape of the level, C], finest first → [B, *shape, features]."""
+    """Returns [B, *shape, features].
+
+    Args:
+      levels: outputs of the encoder, [B, *shape of the level, C], finest first.
+    """
     y = None
     for level in range(len(levels) - 1, max(len(levels) - 4, -1), -1):
       score = layers.Conv(self.features, (1,) * (levels[0].ndim - 2), use_bias=True,
@@ -60,14 +69,14 @@ class FCN(nn.Module):
 class DeepLab(nn.Module):
   """DeepLabv3 (Chen et al., 2017): atrous spatial pyramid pooling of the coarsest level.
 
-  Side by side a layer of a window of 1, dilated ones of 3, one for each rate, and the mean over the
-  image; joined and upsampled linearly. What is farther than the border gives nothing, so that rates
-  should be smaller than the level.
+  Concatenates a layer of kernel size 1, one dilated layer of kernel size 3 per rate, and the mean
+  over the image; joins and upsamples them linearly. Rates should be smaller than the level: taps
+  beyond the border contribute nothing.
 
   Attributes:
     features: output channels.
     rates: dilations of the pyramid, in voxels of the coarsest level.
-    style: of the network.
+    style: settings of the network.
   """
 
   features: int
@@ -76,44 +85,73 @@ class DeepLab(nn.Module):
 
   @nn.compact
   def __call__(self, levels: Sequence[jax.Array]) -> jax.Array:
-    """Outputs of the encoder, [B, *shape of the level, C], finest first → [B, *shape, features]."""
+    """Returns [B, *shape, features].
+
+    Args:
+      levels: outputs of the encoder, [B, *shape of the level, C], finest first.
+    """
     x, style = levels[-1], self.style
-    width, point, window = x.shape[-1], (1,) * (x.ndim - 2), (3,) * (x.ndim - 2)
-    parts = [Layer(width, point, style, name="point")(x)]
-    parts += [Layer(width, window, style, dilation=rate, name=f"rate_{rate}")(x)
-              for rate in self.rates]
-    # A normalisation would erase what is one number for each channel.
-    mean = Layer(width, point, dataclasses.replace(style, norm="none"), name="mean")(
+    width, ones, threes = x.shape[-1], (1,) * (x.ndim - 2), (3,) * (x.ndim - 2)
+    branches = [Layer(width, ones, style, name="point")(x)]
+    branches += [Layer(width, threes, style, dilation=rate, name=f"rate_{rate}")(x)
+                 for rate in self.rates]
+    # Not normalised: that would erase a spatially constant value.
+    mean = Layer(width, ones, dataclasses.replace(style, norm="none"), name="mean")(
         halo.mean(x.astype(jnp.float32), None))
-    parts.append(jnp.broadcast_to(mean, parts[0].shape))
-    y = Layer(self.features, point, style, name="join")(jnp.concatenate(parts, axis=-1))
+    branches.append(jnp.broadcast_to(mean, branches[0].shape))
+    y = Layer(self.features, ones, style, name="join")(jnp.concatenate(branches, axis=-1))
     return LinearUpsample(levels[0].shape[1:-1], name="up")(y)
 
 
 class PerClass(nn.Module):
-  """Parameters of a function for each class, and the function with those of each sample's class.
+  """A function with separate parameters for each class.
 
-  Features are a tree of arrays with a batch axis.
+  The parameter `each` stacks the parameters of all classes along its first axis; every sample is
+  computed with those of its class.
 
   Attributes:
-    begin: (key, features of one sample) → parameters.
-    run: (parameters, features of one sample) → arrays with a batch axis of 1.
-    classes: number of classes.
+    init_fn: (key, features of one sample) → parameters.
+    apply_fn: (parameters, features of one sample) → arrays. Both have a batch axis of length 1.
+    classes: number of classes K.
   """
 
-  begin: Callable
-  run: Callable
+  init_fn: Callable
+  apply_fn: Callable
   classes: int
 
   @nn.compact
-  def __call__(self, features, class_id_B: jax.Array):
-    alone = jax.tree.map(lambda x: x[:1], features)
-    stacked = self.param("each", lambda key: jax.vmap(lambda k: self.begin(k, alone))(
+  def __call__(self, features: Any, class_id_B: jax.Array) -> Any:
+    """Returns the arrays of `apply_fn` for every sample, with a batch axis.
+
+    Args:
+      features: tree of arrays with a batch axis.
+      class_id_B: int class ids.
+    """
+    first = jax.tree.map(lambda x: x[:1], features)
+    params_K = self.param("each", lambda key: jax.vmap(lambda k: self.init_fn(k, first))(
         jax.random.split(key, self.classes)))
-    mine = jax.tree.map(lambda p: p[class_id_B], stacked)
-    one = lambda params, x: jax.tree.map(
-        lambda y: y[0], self.run(params, jax.tree.map(lambda a: a[None], x)))
-    return jax.vmap(one)(mine, features)
+    params_B = jax.tree.map(lambda p: p[class_id_B], params_K)
+
+    def apply_one(params, x):
+      outputs = self.apply_fn(params, jax.tree.map(lambda a: a[None], x))
+      return jax.tree.map(lambda y: y[0], outputs)
+
+    return jax.vmap(apply_one)(params_B, features)
 
 
-DECODERS = ("unet", "fcn", "deeplab")  # that of the U-Net is in `dense_unet`
+def decoder_per_class(network: nn.Module, classes: int) -> PerClass:
+  """Makes a decoder with separate parameters per class from that of an unconditioned network.
+
+  Args:
+    network: an unbound `DenseUNet` without condition.
+    classes: number of classes K.
+  """
+  class_id_B = np.zeros(1, np.int32)  # ignored by the network
+
+  def init(key, features):
+    return network.init(key, features, class_id_B, method=network.decode_levels)["params"]
+
+  def apply(params, features):
+    return network.apply({"params": params}, features, class_id_B, method=network.decode_levels)
+
+  return PerClass(init, apply, classes)

@@ -1,8 +1,8 @@
-"""What a device needs of its neighbours where one volume is split over several.
+"""Halo exchange between devices that each hold a shard of one volume.
 
-The first spatial axis (D, in 2-D H) is cut into equal shares along a mesh axis, the *partition*;
-the functions here run inside `jax.shard_map` over it. Without a partition (None) they are the plain
-operations, so that the network's code is one.
+The first spatial axis (D, in 2-D H) is split into equal shards along a mesh axis, the *partition*;
+these functions run inside `jax.shard_map` over it. Without a partition (None) they are the plain
+operations, so the network has a single implementation.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,23 @@ import numpy as np
 
 
 def with_neighbours(x_BDHWC: jax.Array, width: int, partition: str) -> jax.Array:
-  """A share between the adjoining slices of its neighbours; zeros beyond the volume's border.
+  """Extends a shard by adjacent slices of its neighbours; by zeros at the border of the volume.
 
   Args:
-    x_BDHWC: the share of this device; without D in 2-D.
-    width: slices of each neighbour; a share must hold as many.
+    x_BDHWC: shard of this device; without D in 2-D.
+    width: number of slices from each neighbour.
     partition: mesh axis that the first spatial axis is split along.
 
   Returns:
     [B, width + D + width, H, W, C]
+
+  Raises:
+    ValueError: a shard has fewer than `width` slices.
   """
   if x_BDHWC.shape[1] < width:
-    raise ValueError(f"a share of {x_BDHWC.shape[1]} slices cannot lend {width} to its neighbours")
+    raise ValueError(f"a shard of {x_BDHWC.shape[1]} slices is smaller than the halo of {width}")
   last = lax.axis_size(partition) - 1
-  # A device that nobody sends to receives zeros: the padding at the border.
+  # `ppermute` gives zeros to devices without a sender: the zero padding at the border.
   before = lax.ppermute(x_BDHWC[:, -width:], partition, [(i, i + 1) for i in range(last)])
   after = lax.ppermute(x_BDHWC[:, :width], partition, [(i + 1, i) for i in range(last)])
   return jnp.concatenate([before, x_BDHWC, after], axis=1)
@@ -35,11 +38,12 @@ def with_neighbours(x_BDHWC: jax.Array, width: int, partition: str) -> jax.Array
 
 def convolve(plain: Callable, x_BDHWC: jax.Array, kernel: jax.Array,
              partition: str | None) -> jax.Array:
-  """A zero-padded convolution of the whole volume, for this device's share.
+  """Returns this device's shard of a zero-padded convolution of the whole volume.
 
   Args:
     plain: (x, kernel) → convolution of the same size.
-    x_BDHWC, kernel: its arguments.
+    x_BDHWC: shard of this device; without D in 2-D.
+    kernel: [*kernel_size, C, O].
     partition: see `with_neighbours`.
   """
   width = kernel.shape[0] // 2
@@ -49,7 +53,12 @@ def convolve(plain: Callable, x_BDHWC: jax.Array, kernel: jax.Array,
 
 
 def positions(size: int, partition: str | None) -> tuple[jax.Array | np.ndarray, int]:
-  """Where a share of `size` slices lies: int32 [size], and the length of the whole volume."""
+  """Returns the positions of a shard's slices in the volume, int32 [size], and the volume's length.
+
+  Args:
+    size: slices of the shard.
+    partition: see `with_neighbours`.
+  """
   here = np.arange(size, dtype=np.int32)
   if partition is None:
     return here, size
@@ -57,6 +66,6 @@ def positions(size: int, partition: str | None) -> tuple[jax.Array | np.ndarray,
 
 
 def mean(x_BDHWC: jax.Array, partition: str | None) -> jax.Array:
-  """Mean over the space of the whole volume, [B, *1s, C]."""
+  """Returns the spatial mean of the whole volume, [B, *1s, C]."""
   here = x_BDHWC.mean(tuple(range(1, x_BDHWC.ndim - 1)), keepdims=True)
   return here if partition is None else lax.pmean(here, partition)

@@ -1,7 +1,7 @@
-"""Layers of the network, each one implementation for 2-D and 3-D.
+"""Layers of the network, each with one implementation for 2-D and 3-D.
 
-Arrays are channels-last: `x_BDHWC` (no D in 2-D). How a convolution is carried out on the platform
-at hand is decided here and nowhere else.
+Arrays are channels-last: `x_BDHWC` (no D in 2-D). The lowering of a convolution for the platform is
+chosen here and nowhere else.
 """
 
 from collections.abc import Sequence
@@ -27,18 +27,17 @@ NORMS = ("group", "instance", "none")
 
 
 def convolve(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-  """Convolution with stride 1 and zero padding to the same size.
+  """Convolves with stride 1 and zero padding to the same size.
 
   XLA's CPU backend runs a native 3-D convolution at about a third of the speed of the same sum
-  written as one 2-D convolution per depth tap, so the CPU gets the latter, or oneDNN where that
-  extra was built; accelerators keep the native operation. The platform is the default backend when
-  the function is traced.
+  written as one 2-D convolution per depth tap, so the CPU gets the latter, or oneDNN where it is
+  usable; accelerators keep the native operation. The platform is the default backend when the
+  function is traced.
 
   Args:
     x_BDHWC: input; without D in 2-D.
-    kernel: [*window, C, O], odd window sizes.
-    dilation: distance between the voxels that neighbouring taps meet; without oneDNN where it is
-      not 1.
+    kernel: [*kernel_size, C, O], odd sizes.
+    dilation: spacing of the kernel taps in voxels; other values than 1 bypass oneDNN.
 
   Returns:
     [B, D, H, W, O] in the dtype of `x`.
@@ -51,7 +50,7 @@ def convolve(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Ar
 
 
 def convolve_native(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-  """`convolve` as the one operation of XLA."""
+  """Implements `convolve` as XLA's native convolution."""
   axes = "DHW"[5 - kernel.ndim:]
   names = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
   return lax.conv_general_dilated(x, kernel, (1,) * len(axes), "SAME", dimension_numbers=names,
@@ -59,7 +58,7 @@ def convolve_native(x: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.A
 
 
 def convolve_by_depth_tap(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Array:
-  """`convolve` in 3-D as a sum of 2-D convolutions, one for each depth tap of the kernel."""
+  """Implements `convolve` in 3-D as a sum of 2-D convolutions, one per depth tap of the kernel."""
   b, d, h, w, c = x_BDHWC.shape
   taps = kernel.shape[0]
   if taps == 1:
@@ -73,14 +72,16 @@ def convolve_by_depth_tap(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int =
 
 
 def max_pool(x_BDHWC: jax.Array, strides: Sequence[int]) -> jax.Array:
-  """Maximum over non-overlapping blocks of the shape `strides`.
+  """Takes the maximum over non-overlapping blocks of the shape `strides`.
 
-  Written as a choice between neighbours, one axis after the other. The gradient of a windowed
-  reduction is slow on CPU, and that of `max` looks for the place where the input equals the
-  maximum: where the compiler computes the two with different rounding there is none, and it divides
-  0 by 0. A choice is made once and its gradient follows it.
+  Written as a selection between neighbours, axis by axis. The gradient of a windowed reduction is
+  slow on CPU, and that of `max` compares the input with the maximum: if the compiler rounds the two
+  differently, no element is equal and the gradient is 0/0. A selection is made once and its
+  gradient follows it.
 
-  The spatial shape must be a multiple of the strides.
+  Args:
+    x_BDHWC: input; without D in 2-D. Its spatial shape must be a multiple of the strides.
+    strides: block size per spatial axis.
   """
   for axis, stride in enumerate(strides, start=1):
     if stride == 1:
@@ -94,18 +95,24 @@ def max_pool(x_BDHWC: jax.Array, strides: Sequence[int]) -> jax.Array:
 
 
 class Norm(nn.Module):
-  """Normalisation that never looks beyond one sample: `group`, `instance` or `none`.
+  """Normalisation within a sample.
 
       y = (x - mean) / sqrt(var + 1e-6) · scale + bias,   var = E[x²] - E[x]²
 
-  over the voxels and channels of a group. Groups have eight channels where that divides their
-  number (Wu & He, "Group Normalization", ECCV 2018); instance normalisation is the group of one
-  channel. Statistics are float32, and of the whole volume where it is split along a `partition`
-  (see `halo`). Where it is not `affine`, scale is 1 and bias 0.
+  over the voxels and channels of a group. Groups have gcd(8, C) channels (Wu & He, "Group
+  Normalization", ECCV 2018); instance normalisation has groups of one channel. Statistics are
+  computed in float32.
 
-  Sums are taken per channel, and per group only over these few numbers; then y = a x + b with one
-  a and b for each channel is a single pass, which the compiler joins to the condition and the
-  activation. Written with the groups as an axis of the volume, the same takes two passes more.
+  Moments are taken per channel, and per group only over these few numbers; then y = a x + b with
+  one a and b per channel is a single pass, which the compiler fuses with the condition and the
+  activation. With the groups as an axis of the volume, two more passes would be needed.
+
+  Attributes:
+    kind: `group`, `instance` or `none`.
+    dtype: of the output.
+    partition: mesh axis that the first spatial axis is split along (see `halo`): statistics are
+      then those of the whole volume.
+    affine: whether scale and bias are learned; otherwise they are 1 and 0.
   """
 
   kind: str
@@ -133,32 +140,34 @@ class Norm(nn.Module):
     mean, square = jnp.repeat(moments, size, axis=-1)
     factor = scale[None] * lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + 1e-6)
     offset = bias[None] - mean * factor
-    # Without the barrier the gradient's sums over space, and these over the batch, would become two
-    # passes over the volume instead of one.
+    # Without the barrier the compiler splits the gradient's sums over space and over the batch into
+    # two passes over the volume.
     factor, offset = lax.optimization_barrier((factor, offset))
     y = x * jnp.expand_dims(factor, space) + jnp.expand_dims(offset, space)
     return y.astype(self.dtype)
 
 
 class Conv(nn.Module):
-  """Convolution of several inputs as if they were concatenated along the channels.
+  """Convolution of two inputs as if they were concatenated along the channels.
 
-  conv([x, s]) = conv(x) + conv(s), each with its part of the kernel. The inputs that every class
-  shares (a skip) are given apart: their summand does not depend on the class, so that under a vmap
-  over classes it is computed once and never copied.
+  conv([x, s]) = conv(x) + conv(s), each with its slice of the kernel. The input that all classes
+  share (a skip) is passed separately: its term does not depend on the class, so a vmap over classes
+  computes it once and never copies it.
 
   Attributes:
     features: output channels.
-    window: kernel size per axis.
-    condition_size: channels of the class condition that the concatenation also holds (see
-      `constant_channels`); they only enter the fan-in here.
-    partition: mesh axis that the first spatial axis is split along, if it is (see `halo`).
-    scale: of the output at the start, for an input of squares 1.
-    dilation: see `convolve`; only without a partition.
+    kernel_size: per spatial axis.
+    condition_size: channels of the class condition in the same concatenation (see
+      `constant_channels`), which only count in the fan-in here.
+    use_bias: whether to add a learned bias.
+    dtype: computation dtype.
+    partition: mesh axis that the first spatial axis is split along (see `halo`), or None.
+    scale: initial root mean square of the output for an input of mean square 1.
+    dilation: see `convolve`; must be 1 with a partition.
   """
 
   features: int
-  window: Sequence[int]
+  kernel_size: Sequence[int]
   condition_size: int = 0
   use_bias: bool = False
   dtype: jnp.dtype = jnp.float32
@@ -168,20 +177,21 @@ class Conv(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None) -> jax.Array:
-    parts = [x] if shared is None else [x, shared]
-    channels = sum(part.shape[-1] for part in parts)
-    # After He et al. 2015, with the fan-in of the whole concatenation and a truncated normal, whose
-    # standard deviation is 0.88 of the value given.
-    fan_in = math.prod(self.window) * (channels + self.condition_size)
+    """Returns [B, *shape, features] from x [B, *shape, C] and shared [B, *shape, S]."""
+    inputs = [x] if shared is None else [x, shared]
+    channels = sum(array.shape[-1] for array in inputs)
+    # He et al. 2015, with the fan-in of the whole concatenation and a truncated normal, whose
+    # standard deviation is 0.88 times the value given.
+    fan_in = math.prod(self.kernel_size) * (channels + self.condition_size)
     init = nn.initializers.truncated_normal(self.scale / math.sqrt(fan_in))
-    kernel = self.param("kernel", init, (*self.window, channels, self.features), jnp.float32)
+    kernel = self.param("kernel", init, (*self.kernel_size, channels, self.features), jnp.float32)
     kernel = kernel.astype(self.dtype)
     plain = convolve if self.dilation == 1 else functools.partial(convolve, dilation=self.dilation)
     first = 0
     out = 0
-    for part in parts:
-      last = first + part.shape[-1]
-      out = out + halo.convolve(plain, part.astype(self.dtype), kernel[..., first:last, :],
+    for array in inputs:
+      last = first + array.shape[-1]
+      out = out + halo.convolve(plain, array.astype(self.dtype), kernel[..., first:last, :],
                                 self.partition)
       first = last
     if self.use_bias:
@@ -193,8 +203,13 @@ class Conv(nn.Module):
 class Upsample(nn.Module):
   """Transposed convolution with kernel = stride, as a matrix product and a depth-to-space.
 
-  With kernel equal to stride no two outputs overlap, so that is exactly what a transposed
-  convolution does, and it avoids a slow operation on every platform.
+  With kernel equal to stride the outputs do not overlap, so this is exact, and it avoids an
+  operation that is slow on every platform.
+
+  Attributes:
+    features: output channels.
+    strides: upsampling factor per spatial axis.
+    dtype: computation dtype.
   """
 
   features: int
@@ -209,7 +224,7 @@ class Upsample(nn.Module):
     shape = (channels, *self.strides, self.features)
     kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
     b, *spatial = x.shape[:-1]
-    # The matrix product, as the convolution of one voxel that it is.
+    # The matrix product, as a convolution of kernel size 1.
     y = convolve(x.astype(self.dtype), kernel.reshape(*(1,) * n, channels, -1))
     y = y.reshape(b, *spatial, *self.strides, self.features)
     order = [0, *(axis for i in range(n) for axis in (1 + i, 1 + n + i)), 1 + 2 * n]

@@ -1,11 +1,14 @@
 """What every network keeps to, and the logits of several classes from one pass of what they share.
 """
 
+
 from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 from typing import Protocol
 
 import jax
+import jax.numpy as jnp
 
 CLASSES = "classes"  # the mapped axis of the classes decoded of an image
 
@@ -47,6 +50,8 @@ class Network(Protocol):
   def apply(self, variables, *args, **kwargs) -> Any: ...
 
   def clone(self, **changes: Any) -> "Network": ...
+
+  def __hash__(self) -> int: ...
 
 
 def class_logits(model: Network, variables, image_BDHWC: jax.Array,
@@ -99,7 +104,26 @@ def _every_class(model, variables, image, class_id_BN, mutable):
     return apply(changed, features, class_id_B, method=model.decode_levels)
 
   # Statistics are sums over the classes: the same for all of them.
-  lanes = dict(out_axes=(-1, None), axis_name=CLASSES)
+  lanes: dict[str, Any] = dict(out_axes=(-1, None), axis_name=CLASSES)
   if model.encoder_sees_class:
     return jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, **lanes)(class_id_BN)
   return jax.vmap(decode, in_axes=(None, 1), **lanes)(encode(None), class_id_BN)
+
+
+def initial_variables(model: Network, seed: int, shape: Sequence[int]) -> dict:
+  """Returns what `model.init` returns, compiled in a fifth of the time on CPU.
+
+  LLVM spends 25 of 30 seconds on optimising code that runs once; without these passes every bit of
+  the parameters is the same.
+
+  Args:
+    model: the network.
+    seed: of the parameters.
+    shape: of an image, [*space, C].
+  """
+  options = None
+  if jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations"):
+    options = {"xla_backend_optimization_level": 1}
+  image = jnp.zeros((1, *shape), jnp.float32)
+  draw = jax.jit(model.init, compiler_options=options)
+  return draw(jax.random.key(seed), image, jnp.zeros(1, jnp.int32))

@@ -1,1 +1,1 @@
-"""The network as a service over HTTP: a web process that never predicts, a worker that does."""
+"""HTTP service: a web process that receives requests and a worker process that predicts."""

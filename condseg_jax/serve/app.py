@@ -1,14 +1,16 @@
 """The routes of the service.
 
-    POST /predict   a volume in, an answer out; see `order.PARAMETERS` and `order.OUTPUTS`
+    POST /predict   a volume in the body, a prediction in the response; see `request.PARAMETERS`
+                    and `request.OUTPUTS`
     GET  /classes   names, values and colours of the classes, and presets
-    GET  /health    200 when ready, else 503; places and how many are taken
-    GET  /          a page to upload and look
+    GET  /health    200 if ready, else 503; number of places, of running and of waiting requests
+    GET  /          a web page to upload volumes and view the result
 """
 
 import asyncio
 from collections.abc import Awaitable
 from collections.abc import Callable
+from collections.abc import Mapping
 import json
 import logging
 from pathlib import Path
@@ -22,21 +24,24 @@ from starlette.responses import FileResponse
 from starlette.responses import Response
 from starlette.routing import Route
 
-from condseg_jax.serve.queue import closing
+from condseg_jax.serve.queue import closing_error
+from condseg_jax.serve.queue import loading_error
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import ANSWER
 from condseg_jax.serve.request import BODY
+from condseg_jax.serve.request import disk_error
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
-from condseg_jax.serve.request import no_disk
 from condseg_jax.serve.request import read_request
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
 
-BLOCK = 1 << 18
+BLOCK = 1 << 18  # bytes of a response that are sent at once
+WEB = Path(__file__).parent / "web"
+# Path → file in `WEB` and media type.
 PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"),
         **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in ("page", "viewer", "zip")}}
-# Nothing from elsewhere, and nothing kept: images are of patients.
+# No third-party content and no caching: the images are of patients.
 HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; "
            "frame-ancestors 'none'", "Cache-Control": "no-store",
            "X-Content-Type-Options": "nosniff"}
@@ -44,71 +49,82 @@ LOG = logging.getLogger("condseg_jax")
 
 
 def build_app(queue: Queue, limits: Limits, folder: Path) -> Starlette:
-  """The application.
+  """Builds the application.
 
   Args:
-    queue: in which requests wait for the device.
-    limits: of bodies.
-    folder: for the folders of requests.
+    queue: runs the requests.
+    limits: of requests.
+    folder: folder in which each request gets a temporary folder.
   """
   routes = [Route("/predict", Predict(queue, limits, folder), methods=["POST"]),
             Route("/classes", _classes(queue)), Route("/health", _health(queue)),
-            *(Route(path, _file(*told)) for path, told in PAGE.items())]
+            *(Route(path, _page_file(*file)) for path, file in PAGE.items())]
   return Starlette(routes=routes, exception_handlers={
-      HttpError: _refuse, HTTPException: _no_route, Exception: _fail})
+      HttpError: lambda _request, error: _error_response(error),
+      HTTPException: lambda _request, error: _routing_error(error),
+      Exception: lambda _request, _error: _internal_error()})
 
 
 class Predict:
-  """POST /predict, as an application of its own, since it ends when its answer is sent."""
+  """POST /predict as a separate ASGI application, which controls the transfer of its response.
+
+  Args:
+    queue: runs the requests.
+    limits: of requests.
+    folder: folder in which each request gets a temporary folder.
+  """
 
   def __init__(self, queue: Queue, limits: Limits, folder: Path):
     self._queue, self._limits, self._folder = queue, limits, folder
 
-  async def __call__(self, scope, receive: Callable, send: Callable) -> None:
+  async def __call__(self, scope: Mapping, receive: Callable, send: Callable) -> None:
+    """Handles one request, see the ASGI specification."""
     request = Request(scope)
     incoming = Incoming(receive, request.headers, self._limits)
     start = time.monotonic()
     try:
       with self._queue.place():
         accept = request.headers.get("accept", "*/*")
-        order = read_request(request.query_params.multi_items(), accept,
-                             self._queue.device.table, self._queue.device.fusions)
+        wanted = read_request(request.query_params.multi_items(), accept,
+                              self._queue.device.table, self._queue.device.fusions)
         with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as name:
           folder = Path(name)
           size = await incoming.save(folder / BODY)
-          outcome = await _unless_gone(receive, self._queue.predict(folder, order))
+          outcome = await _while_connected(receive, self._queue.predict(folder, wanted))
           if outcome["status"] != 200:
             raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
-          await self._send(send, folder / ANSWER, outcome)
-          LOG.info("predict: %d bytes, %s, %.1f s", size, order.output, time.monotonic() - start)
+          await self._send_answer(send, folder / ANSWER, outcome)
+          LOG.info("predict: %d bytes, %s, %.1f s", size, wanted.output, time.monotonic() - start)
     except Disconnected:
-      LOG.info("predict: the sender has gone after %.1f s", time.monotonic() - start)
-    except asyncio.CancelledError:  # the server has waited long enough for its end
-      response = _refuse(request, closing())
+      LOG.info("predict: client disconnected after %.1f s", time.monotonic() - start)
+    except asyncio.CancelledError:  # by the server, at the end of its graceful shutdown
+      response = _error_response(closing_error())
       response.headers["Connection"] = "close"
       await response(scope, receive, send)
     except OSError as error:
-      LOG.exception("a request could not be written")
-      await self._refuse(scope, _refuse(request, no_disk(error)), incoming, send)
-    except HttpError as refusal:
-      LOG.info("predict: %d", refusal.status)  # its words may be those of a patient's file
-      await self._refuse(scope, _refuse(request, refusal), incoming, send)
+      LOG.exception("a request could not be written to disk")
+      await self._send_error(scope, disk_error(error), incoming, send)
+    except HttpError as error:
+      LOG.info("predict: %d", error.status)  # the text may quote file names of a patient
+      await self._send_error(scope, error, incoming, send)
 
-  async def _refuse(self, scope, response: Response, incoming: Incoming, send: Callable) -> None:
-    """Sends a refusal, and ends it when the rest of the body has come, or when that takes long."""
-    async def lingering(message: dict) -> None:
+  async def _send_error(self, scope: Mapping, error: HttpError, incoming: Incoming,
+                        send: Callable) -> None:
+    """Sends an error, and drains the rest of the body before the response ends."""
+    async def send_and_drain(message: dict) -> None:
       if message["type"] == "http.response.body" and not incoming.ended:
         await send({**message, "more_body": True})
         await incoming.drain()
         message = {"type": "http.response.body", "body": b""}
       await send(message)
 
+    response = _error_response(error)
     if not incoming.ended:
       response.headers["Connection"] = "close"
-    await response(scope, incoming.drain, lingering)
+    await response(scope, incoming.drain, send_and_drain)
 
-  async def _send(self, send: Callable, path: Path, outcome: dict) -> None:
-    """Sends a file, unless its receiver takes too long."""
+  async def _send_answer(self, send: Callable, path: Path, outcome: dict) -> None:
+    """Sends a file; gives up if the client receives it too slowly."""
     size = path.stat().st_size
     headers = {**HEADERS, "Content-Type": outcome["media"], "Content-Length": str(size)}
     if outcome["name"]:
@@ -121,21 +137,21 @@ class Predict:
           while block := stream.read(BLOCK):
             await send({"type": "http.response.body", "body": block, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
-    except (TimeoutError, asyncio.CancelledError):  # the server closes what is incomplete
-      LOG.info("predict: the receiver is too slow")
+    except (TimeoutError, asyncio.CancelledError):  # the server closes an incomplete response
+      LOG.info("predict: client receives too slowly")
 
 
-async def _unless_gone(receive: Callable, work: Awaitable):
-  """The result of some work, which is given up when the sender disconnects.
+async def _while_connected(receive: Callable, work: Awaitable):
+  """Returns the result of some work, which is cancelled if the client disconnects.
 
   Raises:
-    Disconnected: it did.
+    Disconnected: the client has disconnected.
   """
-  async def gone():
+  async def disconnect():
     while (await receive())["type"] != "http.disconnect":
       pass
 
-  tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+  tasks = [asyncio.ensure_future(work), asyncio.ensure_future(disconnect())]
   try:
     await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     if not tasks[0].done():
@@ -148,18 +164,19 @@ async def _unless_gone(receive: Callable, work: Awaitable):
 
 
 def _classes(queue: Queue) -> Callable:
-  async def classes(request: Request) -> Response:
+  async def classes(_request: Request) -> Response:
     table = queue.device.table
     if table is None:
-      raise HttpError(503, "service", "is still loading its network", "try again", retry_after=5)
-    told = [{"name": c.name, "value": i + 1, "color": list(c.color)}
-            for i, c in enumerate(table.classes)]
-    return _json(200, {"classes": told, "presets": {k: list(v) for k, v in table.presets.items()}})
+      raise loading_error()
+    entries = [{"name": c.name, "value": i + 1, "color": list(c.color)}
+               for i, c in enumerate(table.classes)]
+    presets = {name: list(members) for name, members in table.presets.items()}
+    return _json(200, {"classes": entries, "presets": presets})
   return classes
 
 
 def _health(queue: Queue) -> Callable:
-  async def health(request: Request) -> Response:
+  async def health(_request: Request) -> Response:
     ready = queue.device.ready
     return _json(200 if ready else 503, {
         "live": True, "ready": ready, "running": int(queue.running),
@@ -167,32 +184,30 @@ def _health(queue: Queue) -> Callable:
   return health
 
 
-def _file(name: str, media: str) -> Callable:
-  path = Path(__file__).parent / "web" / name
-
-  async def file(request: Request) -> Response:
-    return FileResponse(path, media_type=media, headers=HEADERS)
+def _page_file(name: str, media: str) -> Callable:
+  async def file(_request: Request) -> Response:
+    return FileResponse(WEB / name, media_type=media, headers=HEADERS)
   return file
 
 
-def _refuse(request: Request, refusal: HttpError) -> Response:
-  response = _json(refusal.status, refusal.to_json())
-  if refusal.retry_after is not None:
-    response.headers["Retry-After"] = str(refusal.retry_after)
+def _error_response(error: HttpError) -> Response:
+  response = _json(error.status, error.to_json())
+  if error.retry_after is not None:
+    response.headers["Retry-After"] = str(error.retry_after)
   return response
 
 
-def _no_route(request: Request, error: HTTPException) -> Response:
+def _routing_error(error: HTTPException) -> Response:
   response = _json(error.status_code, {
       "error": "address", "reason": error.detail.lower(),
-      "cure": "POST /predict, GET /, /classes or /health"})
+      "cure": "use POST /predict, or GET /, /classes or /health"})
   response.headers.update(error.headers or {})
   return response
 
 
-def _fail(request: Request, error: Exception) -> Response:
-  return _json(500, {"error": "service", "reason": "failed", "cure": "its log says why"})
+def _internal_error() -> Response:
+  return _json(500, {"error": "service", "reason": "internal error", "cure": "see the service log"})
 
 
-def _json(status: int, told: dict) -> Response:
-  return Response(json.dumps(told) + "\n", status, HEADERS, "application/json")
+def _json(status: int, content: dict) -> Response:
+  return Response(json.dumps(content) + "\n", status, HEADERS, "application/json")

@@ -1,4 +1,4 @@
-"""A zip of a DICOM series onto the disk, under names of our own, after a look at every member."""
+"""Unpacks a zip archive of a DICOM series after checking every member."""
 
 import errno
 from pathlib import Path
@@ -11,31 +11,32 @@ from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import MAX_NAME
 from condseg_jax.serve.request import MEMBER
 
-SIGNATURE = b"PK\x03\x04"
-# What begins every entry of a zip's directory.
-ENTRY = b"PK\x01\x02"
-BLOCK = 1 << 20
-AGAIN = "zip the folder of the series again, its files alone"
+SIGNATURE = b"PK\x03\x04"  # of a zip archive
+EMPTY_SIGNATURE = b"PK\x05\x06"  # of a zip archive without members
+ENTRY_SIGNATURE = b"PK\x01\x02"  # of every entry of the central directory
+BLOCK = 1 << 20  # bytes
+ZIP_AGAIN = "zip the folder of the series again, files only"
 
 
 def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
-  """Unpacks a zip.
+  """Unpacks a zip archive.
 
-  Folders inside and what systems add (hidden files, __MACOSX) are left out. The names in the zip
-  are told, never used: member i becomes the file `MEMBER` i.
+  Subfolders and files added by operating systems (hidden files, __MACOSX) are skipped. Names in the
+  archive are never used as paths: member i becomes the file `MEMBER` i.
 
   Args:
-    archive: the zip.
-    folder: a new folder for its files.
+    archive: the zip archive.
+    folder: folder to create for its files.
     limits: of members and bytes.
 
   Returns:
-    The members' names, in the order of their numbers.
+    The original names of the members.
 
   Raises:
-    HttpError: damaged, encrypted or too large; members that are links, zips, or point outside.
+    HttpError: the archive is damaged, encrypted or too large, or a member is a link, a zip archive
+      or has an unsafe path.
   """
-  if _count_entries(archive) > limits.members:  # before a directory of millions is built
+  if _count_entries(archive) > limits.members:  # before `zipfile` reads a directory of millions
     raise _too_many(limits)
   try:
     with zipfile.ZipFile(archive) as opened:
@@ -46,48 +47,50 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
         _check(member)
       size = sum(member.file_size for member in members)
       if size > limits.unpacked:
-        raise HttpError(413, "body", f"unpacks to {size} bytes, more than {limits.unpacked}",
-                      "send one series alone")
-      wanted = [m for m in members if not _added_by_system(m.filename)]
-      if not wanted:
-        raise HttpError(422, "body", "is a zip without files", AGAIN)
+        raise HttpError(413, "body", f"unpacks to {size} bytes; the limit is {limits.unpacked}",
+                        "send a single series")
+      files = [m for m in members if not _added_by_system(m.filename)]
+      if not files:
+        raise HttpError(422, "body", "is a zip archive without files", ZIP_AGAIN)
       folder.mkdir()
-      for number, member in enumerate(wanted):
+      for number, member in enumerate(files):
         _write(opened, member, folder / MEMBER.format(number))
   except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError,
           OverflowError) as error:
-    raise HttpError(422, "body", "is a damaged or unusual zip", AGAIN) from error
+    raise _damaged() from error
   except OSError as error:
-    if error.errno != errno.EINVAL:  # the disk's; this one is of an offset before the beginning
+    if error.errno != errno.EINVAL:  # EINVAL: a negative offset in the archive; else the disk
       raise
-    raise HttpError(422, "body", "is a damaged or unusual zip", AGAIN) from error
-  return [member.filename for member in wanted]
+    raise _damaged() from error
+  return [member.filename for member in files]
 
 
 def _count_entries(archive: Path) -> int:
-  """At least as many as the zip has members, at the price of one look at its bytes."""
+  """Returns an upper bound for the number of members, from one pass over the bytes."""
   count, tail = 0, b""
   with archive.open("rb") as stream:
     while block := stream.read(BLOCK):
       block = tail + block
-      count += block.count(ENTRY)
-      tail = block[-(len(ENTRY) - 1):]
+      count += block.count(ENTRY_SIGNATURE)
+      tail = block[-(len(ENTRY_SIGNATURE) - 1):]
   return count
 
 
 def _check(member: zipfile.ZipInfo) -> None:
+  """Raises HttpError for a member that is unsafe or cannot be unpacked."""
   name = member.orig_filename
   parts = name.replace("\\", "/").split("/")
-  told = repr(name[-MAX_NAME:])
+  quoted = repr(name[-MAX_NAME:])
   if parts[0] == "" or ".." in parts or ":" in parts[0] or "\0" in name:
-    raise HttpError(422, "body", f"is a zip whose member {told} points outside of it", AGAIN)
+    raise HttpError(422, "body", f"zip member {quoted} has an unsafe path", ZIP_AGAIN)
   kind = stat.S_IFMT(member.external_attr >> 16)
   if kind not in (0, stat.S_IFREG):
-    raise HttpError(422, "body", f"is a zip whose member {told} is a link or device", AGAIN)
+    raise HttpError(422, "body", f"zip member {quoted} is a link or device", ZIP_AGAIN)
   if member.flag_bits & 1:
-    raise HttpError(422, "body", "is an encrypted zip", "send it without a password")
+    raise HttpError(422, "body", "is an encrypted zip archive", "send it without a password")
   if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-    raise HttpError(422, "body", f"is a zip of the unusual method {member.compress_type}", AGAIN)
+    raise HttpError(422, "body", "is a zip archive with the unsupported compression method "
+                    f"{member.compress_type}", ZIP_AGAIN)
 
 
 def _added_by_system(name: str) -> bool:
@@ -96,17 +99,21 @@ def _added_by_system(name: str) -> bool:
 
 
 def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:
-  """Unpacks a member; its stream ends at the size that the directory says, or raises."""
+  """Unpacks a member; `zipfile` raises if it is larger than its directory entry says."""
   with opened.open(member) as stream, path.open("xb") as file:
     block = stream.read(BLOCK)
     if block.startswith(SIGNATURE):
-      raise HttpError(422, "body", f"is a zip with another in it, {member.filename[-MAX_NAME:]!r}",
-                    AGAIN)
+      raise HttpError(422, "body", f"zip member {member.filename[-MAX_NAME:]!r} is a zip archive",
+                      ZIP_AGAIN)
     while block:
       file.write(block)
       block = stream.read(BLOCK)
 
 
+def _damaged() -> HttpError:
+  return HttpError(422, "body", "is a damaged or unsupported zip archive", ZIP_AGAIN)
+
+
 def _too_many(limits: Limits) -> HttpError:
-  return HttpError(413, "body", f"is a zip of more than {limits.members} files",
-                 "send one series alone")
+  return HttpError(413, "body", f"is a zip archive of more than {limits.members} files",
+                   "send a single series")

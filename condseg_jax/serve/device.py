@@ -1,4 +1,7 @@
-"""The web process's side of the worker: starts it, orders, stops what is not wanted any more."""
+"""The worker process as seen from the web process: starts it, sends requests, cancels them.
+
+Requests and events are lines of JSON on the standard streams of the worker, see `worker`.
+"""
 
 import asyncio
 from collections.abc import Sequence
@@ -14,32 +17,39 @@ from condseg_jax.errors import InputError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import PredictRequest
 
-STOP_SECONDS = 10.0  # that a worker has to come to the next window
-MAX_LINE = 1 << 24
+STOP_SECONDS = 10.0  # for a cancelled worker to reach the next window
+MAX_LINE = 1 << 24  # bytes of an event
+SMALLER = "send a smaller volume or request fewer classes"
+CONVERT = "convert the image again, e.g. with dcm2niix"
 
 
 def worker_command(workdir: str, checkpoint: str) -> tuple[str, ...]:
-  """What starts the worker of a run."""
-  # -P: a file that lies in the folder it was started from is no module.
+  """Returns the command that starts the worker.
+
+  Args:
+    workdir: folder of the training run, or a bundle.
+    checkpoint: `last`, `best` or a step.
+  """
+  # -P: files in the current folder are not importable.
   return sys.executable, "-P", "-m", "condseg_jax.serve.worker", str(workdir), checkpoint
 
 
 class Device:
-  """The one worker, which is started again when it ends.
+  """The only worker. It can be started again after it has exited.
 
   Args:
     command: starts the worker, see `worker_command`.
-    limits: of orders.
+    limits: of requests.
 
   Attributes:
-    table: the classes of its network; None before it was ready for the first time.
-    fusions: the ways in which its classes can share voxels.
-    ready: whether it takes orders.
+    table: classes of the network; None until the worker has been ready once.
+    fusions: supported values of `fusion`.
+    ready: whether the worker accepts requests.
   """
 
   def __init__(self, command: Sequence[str], limits: Limits):
     self._command, self._limits = command, limits
-    self._phase = ""  # of the order: reading, predicting
+    self._phase = ""  # of the current request: reading, predicting
     self._process: asyncio.subprocess.Process | None = None
     self.table: ClassTable | None = None
     self.fusions: tuple[str, ...] = ()
@@ -53,63 +63,64 @@ class Device:
     """
     self._process = await asyncio.create_subprocess_exec(
         *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
-        limit=MAX_LINE, start_new_session=True)  # signals of the terminal are not for it
-    told = await self._event()
-    if told.get("event") == "failed":
+        limit=MAX_LINE, start_new_session=True)  # shields it from the signals of the terminal
+    event = await self._event()
+    if event.get("event") == "failed":
       await self._process.wait()
-      raise InputError(told["subject"], told["reason"], told["cure"], usage=told["usage"])
-    if told.get("event") != "ready":
+      raise InputError(event["subject"], event["reason"], event["cure"], usage=event["usage"])
+    if event.get("event") != "ready":
       code = await self._process.wait()
-      raise InputError("worker", f"ended with code {code} while the network was loaded",
-                       "the lines above say why")
-    self.table, self.fusions = ClassTable.from_json(told["table"]), tuple(told["fusions"])
+      raise InputError("worker", f"exited with code {code} while loading the network",
+                       "see the log lines above")
+    self.table, self.fusions = ClassTable.from_json(event["table"]), tuple(event["fusions"])
     self.ready = True
 
-  async def run(self, folder: Path, order: PredictRequest, unwanted: asyncio.Event) -> dict | None:
-    """Has an order carried out.
+  async def run(self, folder: Path, request: PredictRequest,
+                cancelled: asyncio.Event) -> dict | None:
+    """Runs a request.
 
     Args:
-      folder: holds the body; the answer is written there.
-      order: what is asked for.
-      unwanted: stops it when set.
+      folder: folder of the request with its body; the answer is written there.
+      request: the requested prediction.
+      cancelled: stops the prediction when set.
 
     Returns:
-      The outcome of `job.work`; also of status 0 if it was stopped, 422 or 504 if it took too long,
-      422 or 503 if the worker ended over it. What goes wrong while a body is read is the body's
-      fault. None if the worker had ended before it took the order. When this returns the worker
-      does not touch the folder any more.
+      The outcome of `handler.handle`, or status 0 if cancelled, 422 or 504 after a timeout, 422 or
+      503 if the worker exited; failures while a body is read are attributed to the body (422). None
+      if the worker had exited before it received the request. On return, the worker no longer
+      accesses the folder.
     """
     self._phase = ""
-    line = {"folder": str(folder), "order": dataclasses.asdict(order),
+    line = {"folder": str(folder), "request": dataclasses.asdict(request),
             "limits": dataclasses.asdict(self._limits)}
     with contextlib.suppress(ConnectionError):
       self._process.stdin.write(json.dumps(line).encode() + b"\n")
       await self._process.stdin.drain()
-    done = asyncio.ensure_future(self._outcome())
-    stopper = asyncio.ensure_future(unwanted.wait())
+    outcome = asyncio.ensure_future(self._outcome())
+    cancellation = asyncio.ensure_future(cancelled.wait())
     try:
-      await asyncio.wait({done, stopper}, timeout=self._limits.job_seconds,
+      await asyncio.wait({outcome, cancellation}, timeout=self._limits.job_seconds,
                          return_when=asyncio.FIRST_COMPLETED)
-      if done.done():
-        return done.result()
+      if outcome.done():
+        return outcome.result()
       self._signal(signal.SIGUSR1)
-      await asyncio.wait({done}, timeout=STOP_SECONDS)
-      if not done.done():
+      await asyncio.wait({outcome}, timeout=STOP_SECONDS)
+      if not outcome.done():
         self.kill()
-        await done
-      return {"status": 0} if unwanted.is_set() else self._too_long()
+        await outcome
+      return {"status": 0} if cancelled.is_set() else self._timed_out()
     finally:
-      for task in (done, stopper):
+      for task in (outcome, cancellation):
         task.cancel()
 
   def kill(self) -> None:
-    """Ends the worker at once."""
+    """Kills the worker."""
     self._signal(signal.SIGKILL)
 
   async def close(self) -> None:
-    """Ends the worker, which has nothing to do."""
+    """Ends the idle worker and waits for it."""
     if self._process is not None:
-      if not self.ready:  # loading, or dead
+      if not self.ready:  # loading or dead
         self.kill()
       self.ready = False
       self._process.stdin.close()
@@ -120,27 +131,25 @@ class Device:
         await self._process.wait()
 
   def pid(self) -> int:
-    """Of the worker."""
+    """Returns the process id of the worker."""
     return self._process.pid
 
   async def _outcome(self) -> dict | None:
-    while told := await self._event():
-      if told["event"] == "done":
-        return {key: value for key, value in told.items() if key != "event"}
-      self._phase = told["event"]
+    while event := await self._event():
+      if event["event"] == "done":
+        return {key: value for key, value in event.items() if key != "event"}
+      self._phase = event["event"]
     self.ready = False
     await self._process.wait()
     if not self._phase:
       return None
     if self._phase == "reading":
-      return {"status": 422, "error": "body", "reason": "makes its reader crash",
-              "cure": "convert it again, e.g. with dcm2niix"}
-    return {"status": 503, "error": "service", "reason": "the prediction ended before its time, "
-            "most likely for want of memory", "cure": "send a smaller volume, or ask for fewer "
-            "classes"}
+      return {"status": 422, "error": "body", "reason": "crashed the reader", "cure": CONVERT}
+    return {"status": 503, "error": "service", "reason": "the worker exited during the prediction, "
+            "probably out of memory", "cure": SMALLER}
 
   async def _event(self) -> dict:
-    """The next event; {} when the worker has ended."""
+    """Returns the next event, or {} if the worker has exited."""
     line = await self._process.stdout.readline()
     return json.loads(line) if line.endswith(b"\n") else {}
 
@@ -148,10 +157,10 @@ class Device:
     with contextlib.suppress(ProcessLookupError):
       self._process.send_signal(number)
 
-  def _too_long(self) -> dict:
-    told = f"{self._limits.job_seconds:g} seconds"
+  def _timed_out(self) -> dict:
+    limit = f"{self._limits.job_seconds:g} seconds"
     if self._phase == "predicting":
-      return {"status": 504, "error": "service", "reason": f"the prediction takes longer than "
-              f"{told}", "cure": "send a smaller volume, or ask for fewer classes"}
-    return {"status": 422, "error": "body", "reason": f"takes longer than {told} to read",
-            "cure": "convert it again, e.g. with dcm2niix"}
+      return {"status": 504, "error": "service",
+              "reason": f"the prediction took longer than {limit}", "cure": SMALLER}
+    return {"status": 422, "error": "body", "reason": f"took longer than {limit} to read",
+            "cure": CONVERT}

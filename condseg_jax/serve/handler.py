@@ -1,7 +1,8 @@
-"""One order in the worker: read the body, predict, write the answer."""
+"""Handles one request in the worker: reads the body, predicts, writes the answer."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import json
 import logging
 from pathlib import Path
@@ -12,107 +13,113 @@ import zipfile
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
+from condseg_jax.geometry import Volume
 from condseg_jax.infer.image_check import check_image
 from condseg_jax.infer.image_check import enforce
 from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.results import structures
 from condseg_jax.serve import preview
+from condseg_jax.serve.payload import read_body
 from condseg_jax.serve.request import ANSWER
+from condseg_jax.serve.request import disk_error
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
-from condseg_jax.serve.request import no_disk
 from condseg_jax.serve.request import OUTPUTS
-from condseg_jax.serve.request import refused
-from condseg_jax.serve.upload import read_body
+from condseg_jax.serve.request import to_http_error
 
 LABEL = "label.nii.gz"
-# Name under which an answer is saved.
+# Output → file name suggested to the client.
 NAMES = {"zip": "segmentation.zip", "label": LABEL, "statistics": "statistics.json", "page": ""}
 
 LOG = logging.getLogger("condseg_jax")
 
 
-def work(predictor: Predictor, folder: Path, order: Mapping, limits: Limits,
-         phase: Callable[[str], None]) -> dict:
-  """Carries out an order.
+def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
+           on_phase: Callable[[str], None]) -> dict:
+  """Handles a request.
 
   Args:
     predictor: the network.
-    folder: holds the body; the file `ANSWER` is written there.
-    order: of `PredictRequest`.
+    folder: folder of the request with its body; the file `ANSWER` is written there.
+    request: fields of `PredictRequest`.
     limits: of size.
-    phase: is told `reading` and, when the body has been read, `predicting`: what fails before is
-      the body's fault.
+    on_phase: called with `reading` and, once the body has been read, `predicting`. Failures in the
+      first phase are attributed to the body.
 
   Returns:
-    `status`; with 200 `media` and `name` of the answer, else its line.
+    `status`; with 200 also `media` and `name` of the answer, otherwise its JSON line.
   """
   start = time.monotonic()
-  phase("reading")
+  on_phase("reading")
   try:
-    volume, modality = _read(predictor, folder, order, limits)
-    phase("predicting")
+    volume, modality = _read(predictor, folder, request, limits)
+    on_phase("predicting")
     try:
       findings = check_image(volume, predictor.plan, predictor.training, modality=modality)
-      findings = enforce("body", findings, force=order["force"], switch="force=1")
-      prediction = predictor.predict(volume, order["classes"], order["preset"],
-                                     fusion=order["fusion"], threshold=order["threshold"])
+      findings = enforce("body", findings, force=request["force"], switch="force=1")
+      prediction = predictor.predict(volume, request["classes"], request["preset"],
+                                     fusion=request["fusion"], threshold=request["threshold"])
     except InputError as error:
-      raise refused(error, 422, folder) from error
+      raise to_http_error(error, 422, folder) from error
     except MemoryError as error:
-      raise HttpError(413, "body", "is a volume that does not fit into memory",
-                    "cut or resample it, or ask for fewer classes") from error
-    told = _told(predictor, volume, prediction, order, time.monotonic() - start, findings)
+      raise HttpError(413, "body", "is too large for the memory of the service",
+                      "crop or resample the volume, or request fewer classes") from error
+    statistics = _statistics(predictor, volume, prediction, request, time.monotonic() - start,
+                             findings)
     try:
-      media = _write(folder, predictor, volume, prediction, order, told)
-    except InputError as error:  # says that a file cannot be written
-      raise no_disk(error.__cause__) from error
+      media = _write(folder, predictor, volume, prediction, request, statistics)
+    except InputError as error:  # a file cannot be written
+      raise disk_error(error.__cause__) from error
   except OSError as error:
-    LOG.exception("a file could not be written")
-    refusal = no_disk(error)
-    return {"status": refusal.status, **refusal.to_json()}
-  except HttpError as refusal:
-    return {"status": refusal.status, **refusal.to_json()}
+    LOG.exception("a file of a request could not be written")
+    return _failure(disk_error(error))
+  except HttpError as error:
+    return _failure(error)
   except Exception:
     LOG.exception("a prediction failed")
-    return {"status": 500, "error": "service", "reason": "the prediction failed",
-            "cure": "its log says why"}
-  return {"status": 200, "media": media, "name": NAMES[order["output"]]}
+    return _failure(HttpError(500, "service", "the prediction failed", "see the service log"))
+  return {"status": 200, "media": media, "name": NAMES[request["output"]]}
 
 
-def _read(predictor, folder, order, limits):
-  """What `read_body` returns; whatever a reader stumbles over is the body's fault."""
+def _failure(error: HttpError) -> dict:
+  return {"status": error.status, **error.to_json()}
+
+
+def _read(predictor: Predictor, folder: Path, request: Mapping,
+          limits: Limits) -> tuple[Volume, str]:
+  """Calls `read_body`; an unexpected failure of a reader is attributed to the body."""
   try:
-    return read_body(folder, order["series"], predictor.plan, limits)
+    return read_body(folder, request["series"], predictor.plan, limits)
   except HttpError:
     raise
   except MemoryError as error:
-    raise HttpError(413, "body", "does not fit into memory",
-                    "cut or resample the volume") from error
+    raise HttpError(413, "body", "is too large for the memory of the service",
+                    "crop or resample the volume") from error
   except OSError as error:
-    raise no_disk(error) from error
+    raise disk_error(error) from error
   except Exception as error:
-    LOG.exception("a body that no reader expected")
+    LOG.exception("a reader failed unexpectedly")
     raise HttpError(422, "body", "cannot be read",
-                    "convert it again, e.g. with dcm2niix") from error
+                    "convert the image again, e.g. with dcm2niix") from error
 
 
-def _told(predictor: Predictor, volume, prediction: Prediction, order: Mapping,
-          seconds: float, findings) -> dict:
-  found = structures(volume, prediction, order["fusion"] == "independent")
-  classes = {name: {"value": prediction.names[name], **entry} for name, entry in found.items()}
+def _statistics(predictor: Predictor, volume: Volume, prediction: Prediction, request: Mapping,
+                seconds: float, findings: Sequence[str]) -> dict:
+  """Returns the content of statistics.json."""
+  entries = structures(volume, prediction, request["fusion"] == "independent")
+  classes = {name: {"value": prediction.names[name], **entry} for name, entry in entries.items()}
   return {"classes": classes, "findings": findings, "shape": list(volume.geometry.shape),
-          "spacing_mm": [round(s, 6) for s in volume.spacing], "fusion": order["fusion"],
-          "threshold": order["threshold"], "model_step": predictor.step,
+          "spacing_mm": [round(s, 6) for s in volume.spacing], "fusion": request["fusion"],
+          "threshold": request["threshold"], "model_step": predictor.step,
           "seconds": round(seconds, 3)}
 
 
-def _write(folder: Path, predictor, volume, prediction: Prediction, order: Mapping,
-           told: dict) -> str:
+def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Prediction,
+           request: Mapping, statistics: dict) -> str:
   """Writes the answer and returns its media type."""
-  output, answer = order["output"], folder / ANSWER
-  text = json.dumps(told, indent=1) + "\n"
+  output, answer = request["output"], folder / ANSWER
+  text = json.dumps(statistics, indent=1) + "\n"
   if output == "statistics":
     answer.write_text(text, encoding="utf-8")
     return OUTPUTS[output][0]
@@ -121,35 +128,35 @@ def _write(folder: Path, predictor, volume, prediction: Prediction, order: Mappi
   if output == "label":
     (folder / LABEL).rename(answer)
     return OUTPUTS[output][0]
-  parts = {LABEL: (folder / LABEL).read_bytes()}
-  if order["fusion"] == "independent":
-    parts |= _masks(folder, prediction)
-  parts["statistics.json"] = text.encode()
+  members = {LABEL: (folder / LABEL).read_bytes()}
+  if request["fusion"] == "independent":
+    members |= _masks(folder, prediction)
+  members["statistics.json"] = text.encode()
   if output == "zip":
-    with zipfile.ZipFile(answer, "w") as packed:  # NIfTI is compressed already
-      for name, content in parts.items():
-        packed.writestr(name, content)
+    with zipfile.ZipFile(answer, "w") as archive:  # stored: the NIfTI files are compressed already
+      for name, content in members.items():
+        archive.writestr(name, content)
     return OUTPUTS[output][0]
   image, labels, layout = preview.draw_view(volume, prediction.label, predictor.plan.modality)
-  parts |= {"image.png": image, "labels.png": labels, "layout.json": json.dumps(layout).encode()}
-  return _write_form(answer, parts)
+  members |= {"image.png": image, "labels.png": labels, "layout.json": json.dumps(layout).encode()}
+  return _write_form(answer, members)
 
 
 def _masks(folder: Path, prediction: Prediction) -> dict[str, bytes]:
-  """One file for each mask, since they may overlap."""
-  parts = {}
+  """Returns one mask file per class, because the masks may overlap: name → content."""
+  masks = {}
   for name, mask in prediction.masks.items():
     path = folder / f"mask_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}_{prediction.names[name]}.nii.gz"
     files.write_label(path, mask, prediction.label.affine, {name: 1})
-    parts[path.name] = path.read_bytes()
-  return parts
+    masks[path.name] = path.read_bytes()
+  return masks
 
 
-def _write_form(answer: Path, parts: Mapping[str, bytes]) -> str:
-  """Writes multipart/form-data, which browsers take apart by themselves."""
+def _write_form(answer: Path, members: Mapping[str, bytes]) -> str:
+  """Writes multipart/form-data, which browsers parse natively, and returns its media type."""
   boundary = uuid.uuid4().hex
   with answer.open("wb") as stream:
-    for name, content in parts.items():
+    for name, content in members.items():
       stream.write(f"--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"; "
                    f"filename=\"{name}\"\r\n\r\n".encode())
       stream.write(content)

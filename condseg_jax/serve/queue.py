@@ -1,4 +1,4 @@
-"""Who is next: one prediction at a time, a bounded number of requests behind it."""
+"""The queue: one prediction at a time and a bounded number of waiting requests."""
 
 import asyncio
 from collections import deque
@@ -16,7 +16,7 @@ from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import PredictRequest
 from condseg_jax.system.allocator import release_memory
 
-CLOSING_SECONDS = 5.0  # for the running prediction; Docker kills after 10
+CLOSING_SECONDS = 5.0  # for the running prediction to finish; Docker kills after 10
 MAX_RETRY_SECONDS = 60
 RESTART_SECONDS = 5.0
 LOG = logging.getLogger("condseg_jax")
@@ -25,17 +25,17 @@ LOG = logging.getLogger("condseg_jax")
 @dataclasses.dataclass(eq=False)
 class _Entry:
   folder: Path
-  order: PredictRequest
-  unwanted: asyncio.Event
+  request: PredictRequest
+  cancelled: asyncio.Event
   outcome: asyncio.Future
 
 
 class Queue:
-  """Requests in the order in which they came.
+  """Requests in order of arrival.
 
   Attributes:
-    device: carries them out.
-    taken: places that are taken, by requests being sent, waiting or predicted.
+    device: runs the requests.
+    taken: occupied places, by requests that are being sent, waiting or running.
   """
 
   def __init__(self, device: Device, limits: Limits):
@@ -47,29 +47,29 @@ class Queue:
 
   @property
   def places(self) -> int:
+    """Number of places, including the one of the running request."""
     return self._limits.waiting + 1
 
   @property
   def running(self) -> bool:
-    """Whether something is predicted."""
+    """Whether a prediction is running."""
     return self._running is not None
 
   @contextlib.contextmanager
   def place(self) -> Iterator[None]:
-    """Holds a place from the first byte of a body until its answer is sent.
+    """Occupies a place from the first byte of a body until its answer is sent.
 
     Raises:
-      HttpError: all are taken, or the service is not ready.
+      HttpError: the queue is full, or the service is not ready.
     """
     if self._closing:
-      raise closing()
+      raise closing_error()
     if self.device.table is None:
-      raise HttpError(503, "service", "is still loading its network", "try again",
-                    retry_after=round(RESTART_SECONDS))
+      raise loading_error()
     if self.taken >= self.places:
       seconds = round(self._usual_seconds * self.taken / 2)
-      raise HttpError(429, "service", f"has {self.taken} requests already", "try again later",
-                    retry_after=min(max(1, seconds), MAX_RETRY_SECONDS))
+      raise HttpError(429, "service", f"the queue is full ({self.taken} requests)",
+                      "try again later", retry_after=min(max(1, seconds), MAX_RETRY_SECONDS))
     self.taken += 1
     try:
       yield
@@ -78,37 +78,41 @@ class Queue:
       if not self.taken:
         release_memory()
 
-  async def predict(self, folder: Path, order: PredictRequest) -> dict:
-    """Waits for its turn and for the outcome, see `Device.run`.
+  async def predict(self, folder: Path, request: PredictRequest) -> dict:
+    """Queues a request and waits for its outcome, see `Device.run`.
 
-    When cancelled it is out of the queue, or stopped, before it returns.
+    When the task is cancelled, the request is removed from the queue or stopped first.
+
+    Args:
+      folder: folder of the request with its body.
+      request: the requested prediction.
 
     Raises:
-      HttpError: the service ends.
+      HttpError: the service is shutting down.
     """
     if self._closing:
-      raise closing()
-    entry = _Entry(folder, order, asyncio.Event(), asyncio.get_running_loop().create_future())
+      raise closing_error()
+    entry = _Entry(folder, request, asyncio.Event(), asyncio.get_running_loop().create_future())
     self._entries.append(entry)
     self._wake.set()
     try:
       outcome = await asyncio.shield(entry.outcome)
     except asyncio.CancelledError:
-      entry.unwanted.set()
+      entry.cancelled.set()
       if entry in self._entries:
         self._entries.remove(entry)
       else:
         await asyncio.shield(entry.outcome)
       raise
     if outcome["status"] == 0:
-      raise closing()
+      raise closing_error()
     return outcome
 
   async def run(self) -> None:
-    """Starts the device and works until the service ends.
+    """Starts the device and runs requests until the service shuts down.
 
     Raises:
-      InputError: the device cannot be started for the first time.
+      InputError: the first start of the device fails.
     """
     await self.device.start()
     while True:
@@ -123,17 +127,17 @@ class Queue:
       entry = self._running = self._entries.popleft()
       start, outcome = time.monotonic(), None
       try:
-        outcome = await self.device.run(entry.folder, entry.order, entry.unwanted)
+        outcome = await self.device.run(entry.folder, entry.request, entry.cancelled)
       finally:
         self._running = None
-        if outcome is None and not self._closing and not entry.unwanted.is_set():
+        if outcome is None and not self._closing and not entry.cancelled.is_set():
           self._entries.appendleft(entry)
         else:
           entry.outcome.set_result(outcome or {"status": 0})
       self._usual_seconds += (time.monotonic() - start - self._usual_seconds) / 4
 
   def close(self) -> None:
-    """Takes nothing more, sends away who waits, and gives what is running a little time."""
+    """Rejects new and waiting requests; stops the running one after `CLOSING_SECONDS`."""
     self._closing = True
     while self._entries:
       self._entries.popleft().outcome.set_result({"status": 0})
@@ -141,22 +145,29 @@ class Queue:
 
   def _stop(self) -> None:
     if self._running is not None:
-      self._running.unwanted.set()
+      self._running.cancelled.set()
       self.device.kill()
 
   async def _restart(self) -> None:
-    LOG.warning("the worker has ended; a new one is started")
+    LOG.warning("the worker has exited; restarting it")
     try:
       await self.device.start()
     except InputError as error:
       LOG.error("%s", error)
       while self._entries:
         self._entries.popleft().outcome.set_result(
-            {"status": 503, "error": "service", "reason": "has lost its network",
-             "cure": "its log says why"})
+            {"status": 503, "error": "service", "reason": "cannot reload its network",
+             "cure": "see the service log"})
       await asyncio.sleep(RESTART_SECONDS)
 
 
-def closing() -> HttpError:
-  """What is told when the service ends."""
-  return HttpError(503, "service", "is being stopped", "try again when it is back", retry_after=10)
+def closing_error() -> HttpError:
+  """Returns the error for requests during shutdown."""
+  return HttpError(503, "service", "is shutting down", "try again after its restart",
+                   retry_after=10)
+
+
+def loading_error() -> HttpError:
+  """Returns the error for requests before the network is loaded."""
+  return HttpError(503, "service", "is still loading its network", "try again shortly",
+                   retry_after=round(RESTART_SECONDS))

@@ -1,33 +1,131 @@
-"""What a request asks for: its query and its Accept header, checked before its body is read."""
+"""Requests of the service: limits, errors in terms of the request, and the query of a prediction.
+
+The query and the Accept header are checked before the body is read. An error becomes an HTTP status
+and one line of JSON (`HttpError`); it never contains a path of this machine.
+"""
 
 from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import math
+import os
 import re
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 
-# Output → media types by which Accept asks for it.
+# Output → media types of the Accept header that select it.
 OUTPUTS = {"zip": ("application/zip",),
            "label": ("application/gzip", "application/x-gzip", "application/octet-stream"),
            "statistics": ("application/json",),
            "page": ("multipart/form-data",)}
+PARAMETERS = ("classes", "preset", "fusion", "threshold", "series", "force", "output")
+
 # Files in the folder of a request.
 BODY, ANSWER = "body", "answer"
-PARAMETERS = ("classes", "preset", "fusion", "threshold", "series", "force", "output")
+MEMBER = "member_{:05d}"  # a file unpacked from a zip archive
+
+MAX_NAME = 80  # characters of a sender's file name that are quoted in an error
+MAX_VALUE = 40  # the same for a parameter or header
+_MEMBER = re.compile(r"(?:series/)?member_(\d{5})")
+_PATH = re.compile(r"(?<![\w.])(?:/[\w.+-]+){2,}/?")
+_FLAG = re.compile(r"--(\w+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Limits of the service.
+
+  Attributes:
+    body: maximum size of a body, in bytes.
+    waiting: maximum number of requests that wait or are being sent during a prediction.
+    job_seconds: maximum time for reading, prediction and writing of one request.
+    grace_seconds: duration of a transfer before its rate is checked.
+    bytes_per_second: minimum average rate of a transfer, in either direction.
+    members: maximum number of files in a zip archive.
+  """
+
+  body: int = 512 << 20
+  waiting: int = 8
+  job_seconds: float = 1800.0
+  grace_seconds: float = 20.0
+  bytes_per_second: int = 64 << 10
+  members: int = 5000
+
+  @property
+  def unpacked(self) -> int:
+    """Maximum unpacked size of a zip archive in bytes; DICOM compresses to a third at best."""
+    return 4 * self.body
+
+  @property
+  def voxels(self) -> int:
+    """Maximum voxels of a volume, stored or at the network's spacing: a full body of 2-byte voxels.
+    """
+    return self.body // 2
+
+  def transfer_seconds(self, size: int) -> float:
+    """Returns the maximum duration of a transfer of `size` bytes."""
+    return self.grace_seconds + size / self.bytes_per_second
+
+
+class HttpError(Exception):
+  """An error that is answered with an HTTP status and one line of JSON.
+
+  Args:
+    status: HTTP status.
+    subject: cause of the error in terms of the request: `body`, `classes`, …
+    reason: what is wrong with it.
+    cure: what the sender can do about it.
+    retry_after: seconds after which the same request may succeed.
+  """
+
+  def __init__(self, status: int, subject: str, reason: str, cure: str, *,
+               retry_after: int | None = None):
+    super().__init__(f"{status} {subject}: {reason} ({cure})")
+    self.status, self.subject, self.reason, self.cure = status, subject, reason, cure
+    self.retry_after = retry_after
+
+  def to_json(self) -> dict:
+    """Returns the content of the JSON line."""
+    return {"error": self.subject, "reason": self.reason, "cure": self.cure}
+
+
+def to_http_error(error: InputError, status: int, folder: str | os.PathLike = "",
+                  names: Sequence[str] = ()) -> HttpError:
+  """Converts an error of the readers, replacing paths of this machine and command-line flags.
+
+  Args:
+    error: about a file in `folder`, or about a parameter.
+    status: HTTP status.
+    folder: of the request; the error may contain its path.
+    names: the sender's names of the files of a zip archive, which are stored as `MEMBER`.
+  """
+  def public(text: str) -> str:
+    if folder:
+      text = text.replace(f"{folder}/", "")
+    text = _MEMBER.sub(lambda match: _original_name(names, int(match[1])), text)
+    return _PATH.sub("…", _FLAG.sub(r"\1=", text))
+
+  subject = public(error.subject)
+  if subject in (str(folder), "…", "series") or subject.startswith("image."):
+    subject = "body"
+  return HttpError(status, subject, public(error.reason), public(error.cure))
+
+
+def disk_error(error: OSError) -> HttpError:
+  """Returns the error for a full or failing disk of the service."""
+  return HttpError(507, "service", f"disk error: {error.strerror}", "try again later")
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictRequest:
-  """A prediction that was ordered.
+  """A requested prediction.
 
   Attributes:
-    classes, preset, fusion, threshold: as of `Predictor.predict`.
-    series: SeriesInstanceUID, where a zip holds several.
-    force: go on with a volume that looks implausible.
+    classes, preset, fusion, threshold: see `Predictor.predict`.
+    series: SeriesInstanceUID to select from a zip archive with several DICOM series.
+    force: predict even if the volume looks implausible.
     output: a key of `OUTPUTS`.
   """
 
@@ -41,70 +139,74 @@ class PredictRequest:
 
 
 def read_request(query: Iterable[tuple[str, str]], accept: str, table: ClassTable,
-               fusions: Collection[str]) -> PredictRequest:
-  """The order in a request.
+                 fusions: Collection[str]) -> PredictRequest:
+  """Parses the query and the Accept header of a prediction.
 
   Args:
-    query: names and values.
-    accept: the header; the query's `output` comes first.
-    table: the classes that the network knows.
-    fusions: the ways in which classes can share voxels.
+    query: names and values of the parameters.
+    accept: the Accept header; the parameter `output` takes precedence.
+    table: classes of the network.
+    fusions: supported values of `fusion`.
 
   Raises:
-    HttpError: unknown, doubled or senseless parameters; an answer that there is none of.
+    HttpError: an unknown, repeated or invalid parameter, or an unsupported output type.
   """
   given: dict[str, str] = {}
   for name, value in query:
     if name not in PARAMETERS:
-      raise HttpError(400, f"parameter {name[:40]!r}", "is not known",
-                    f"one of {', '.join(PARAMETERS)}")
+      raise HttpError(400, "query", f"unknown parameter {name[:MAX_VALUE]!r}",
+                      f"use one of {', '.join(PARAMETERS)}")
     if name in given:
-      raise HttpError(400, name, "is given twice", "give it once, classes with commas between them")
+      raise HttpError(400, name, "is given twice", "give it once; separate classes with commas")
     given[name] = value
-  classes = tuple(name.strip() for name in given.get("classes", "").split(",") if name.strip())
-  order = PredictRequest(classes, given.get("preset", ""), given.get("fusion", "argmax"),
-                _threshold(given.get("threshold", "0.5")), given.get("series", ""),
-                _switch(given.get("force", "0")), given.get("output") or _accepted(accept))
-  if order.output not in OUTPUTS:
-    raise HttpError(400, f"output {order.output[:40]!r}", "is not known",
-                  f"one of {', '.join(OUTPUTS)}")
-  if order.fusion not in fusions:
-    raise HttpError(400, f"fusion {order.fusion[:40]!r}", "is not known",
-                  f"one of {', '.join(fusions)}")
+  request = PredictRequest(
+      classes=tuple(name.strip() for name in given.get("classes", "").split(",") if name.strip()),
+      preset=given.get("preset", ""), fusion=given.get("fusion", "argmax"),
+      threshold=_parse_threshold(given.get("threshold", "0.5")), series=given.get("series", ""),
+      force=_parse_switch("force", given.get("force", "0")),
+      output=given.get("output") or _accepted_output(accept))
+  _check_choice("output", request.output, OUTPUTS)
+  _check_choice("fusion", request.fusion, fusions)
   try:
-    table.select(order.classes, order.preset)
+    table.select(request.classes, request.preset)
   except InputError as error:
-    raise refused(error, 400) from error
-  return order
+    raise to_http_error(error, 400) from error
+  return request
 
 
-def _threshold(text: str) -> float:
+def _check_choice(name: str, value: str, choices: Collection[str]) -> None:
+  if value not in choices:
+    raise HttpError(400, name, f"unknown value {value[:MAX_VALUE]!r}",
+                    f"use one of {', '.join(choices)}")
+
+
+def _parse_threshold(text: str) -> float:
   try:
     value = float(text)
   except ValueError:
     value = math.nan
   if not 0 <= value <= 1:
-    raise HttpError(400, "threshold", f"is {text[:40]!r}", "give a number from 0 to 1")
+    raise HttpError(400, "threshold", f"must be in [0, 1], got {text[:MAX_VALUE]!r}",
+                    "give a number such as 0.5")
   return value
 
 
-def _switch(text: str) -> bool:
-  if text not in ("0", "1"):
-    raise HttpError(400, "force", f"is {text[:40]!r}", "give 0 or 1")
+def _parse_switch(name: str, text: str) -> bool:
+  _check_choice(name, text, ("0", "1"))
   return text == "1"
 
 
-def _accepted(accept: str) -> str:
-  """The output that an Accept header prefers; a zip where it takes anything."""
-  wanted = []
-  for part in accept.split(","):
-    media, *parameters = (piece.strip().lower() for piece in part.split(";"))
+def _accepted_output(accept: str) -> str:
+  """Returns the output that an Accept header prefers; a zip archive for wildcards."""
+  preferences = []
+  for entry in accept.split(","):
+    media, *parameters = (piece.strip().lower() for piece in entry.split(";"))
     quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
     try:
-      wanted.append((-float(quality), media))
+      preferences.append((-float(quality), media))
     except ValueError:
       continue
-  for negative, media in sorted(wanted, key=lambda pair: pair[0]):
+  for negative, media in sorted(preferences, key=lambda pair: pair[0]):
     if negative == 0:
       continue
     if media in ("*/*", "application/*", ""):
@@ -112,101 +214,9 @@ def _accepted(accept: str) -> str:
     for output, types in OUTPUTS.items():
       if media in types:
         return output
-  raise HttpError(406, "Accept", "names no type that is answered",
-                f"one of {', '.join(types[0] for types in OUTPUTS.values())}")
+  raise HttpError(406, "Accept", "contains no supported media type",
+                  f"use one of {', '.join(types[0] for types in OUTPUTS.values())}")
 
 
-# --- What one request may cost, and how many may wait.
-@dataclasses.dataclass(frozen=True)
-class Limits:
-  """Limits of the service.
-
-  Attributes:
-    body: bytes of a body.
-    waiting: requests that may wait, or still be sent, while one is predicted.
-    job_seconds: time that reading, prediction and writing of one request may take.
-    grace_seconds: time that a transfer has before its rate counts.
-    bytes_per_second: the least rate of a transfer, in either direction, on average.
-    members: files in a zip.
-  """
-
-  body: int = 512 << 20
-  waiting: int = 8
-  job_seconds: float = 1800.0
-  grace_seconds: float = 20.0
-  bytes_per_second: int = 64 << 10
-  members: int = 5000
-
-  @property
-  def unpacked(self) -> int:
-    """Bytes that a zip may unpack to: DICOM shrinks to a half, a third at best."""
-    return 4 * self.body
-
-  @property
-  def voxels(self) -> int:
-    """Voxels of a volume, as stored and at the network's spacing: those of the largest body with
-    two bytes for each."""
-    return self.body // 2
-
-  def transfer_seconds(self, size: int) -> float:
-    """Time within which so many bytes must have been transferred."""
-    return self.grace_seconds + size / self.bytes_per_second
-
-
-# --- A request that is not answered as asked: a status, and one JSON line in words of the request.
-MEMBER = "member_{:05d}"  # own name of a file from a zip
-MAX_NAME = 80  # of the sender's names that are told back
-_MEMBER = re.compile(r"(?:series/)?member_(\d{5})")
-_PATH = re.compile(r"(?<![\w.])(?:/[\w.+-]+){2,}/?")
-
-
-class HttpError(Exception):
-  """What is wrong, and the status that says whose fault it is.
-
-  Args:
-    status: HTTP status.
-    subject: what is at fault, in words of the request: `body`, `classes`, …
-    reason: what is wrong with it.
-    cure: what the sender can do about it.
-    retry_after: seconds after which the same request may be accepted.
-  """
-
-  def __init__(self, status: int, subject: str, reason: str, cure: str, *,
-               retry_after: int | None = None):
-    super().__init__(f"{status} {subject}: {reason} ({cure})")
-    self.status, self.subject, self.reason, self.cure = status, subject, reason, cure
-    self.retry_after = retry_after
-
-  def to_json(self) -> dict:
-    """The line of the answer."""
-    return {"error": self.subject, "reason": self.reason, "cure": self.cure}
-
-
-def refused(error: InputError, status: int, folder="", names: Sequence[str] = ()) -> HttpError:
-  """A refusal that tells an error of the readers without a name of this machine.
-
-  Args:
-    error: about a file in `folder`, or about a parameter.
-    status: HTTP status.
-    folder: of the request, whose path the error may hold.
-    names: what the sender called the files of a zip, which lie there as `MEMBER`.
-  """
-  def told(text: str) -> str:
-    if folder:
-      text = text.replace(f"{folder}/", "")
-    text = _MEMBER.sub(lambda match: _name(names, int(match[1])), text)
-    return _PATH.sub("…", re.sub(r"--(\w+)", r"\1=", text))
-
-  subject = told(error.subject)
-  if subject in (str(folder), "…", "series") or subject.startswith("image."):
-    subject = "body"
-  return HttpError(status, subject, told(error.reason), told(error.cure))
-
-
-def no_disk(error: OSError) -> HttpError:
-  """A disk that is full or fails, which is not the sender's fault."""
-  return HttpError(507, "service", f"cannot use its disk: {error.strerror}", "try again later")
-
-
-def _name(names: Sequence[str], number: int) -> str:
-  return repr(names[number][-MAX_NAME:]) if number < len(names) else "a file of the zip"
+def _original_name(names: Sequence[str], number: int) -> str:
+  return repr(names[number][-MAX_NAME:]) if number < len(names) else "a file of the zip archive"

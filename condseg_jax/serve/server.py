@@ -1,6 +1,8 @@
-"""The web process: listens at once, is ready when its worker is, ends in order.
+"""The web process: listens at once, becomes ready with its worker, shuts down in order.
 
-It imports none of the libraries that read images or predict: a tenth of the worker's memory.
+Runs uvicorn with `Protocol`, which adds JSON errors for invalid HTTP and a timeout for idle
+connections. It imports none of the libraries that read images or predict, and so needs a tenth of
+the worker's memory.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ from pathlib import Path
 import signal
 import socket
 import tempfile
+from types import FrameType
 
 import h11
 import uvicorn
@@ -25,46 +28,87 @@ from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.system.allocator import freeze_gc
 
-MAX_CONNECTIONS = 900  # below the 1024 open files that systems grant
+HEADER_SECONDS = 30.0  # for a connection to send a complete request header
+MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files
 LOG = logging.getLogger("condseg_jax")
-
-
-class _Server(uvicorn.Server):
-  """Tells the queue of a signal when it comes; uvicorn tells when all connections are closed."""
-
-  def __init__(self, config: uvicorn.Config, queue: Queue):
-    super().__init__(config)
-    self._queue, self._loop = queue, asyncio.get_running_loop()
-
-  def handle_exit(self, sig, frame) -> None:
-    self._loop.call_soon_threadsafe(self._queue.close)
-    super().handle_exit(sig, frame)
 
 
 def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
-    workdir, checkpoint: of the run, as of `predictor.load`.
-    host, port: to listen on; a free port when 0.
+    workdir: folder of the training run, or a bundle.
+    checkpoint: `last`, `best` or a step.
+    host: address to listen on.
+    port: port to listen on; 0 for any free port.
     limits: of requests.
 
   Raises:
-    InputError: the network cannot be loaded, or the address not be used.
+    InputError: the network cannot be loaded, or the address cannot be used.
   """
-  # uvicorn raises a signal again when it has closed.
-  before = {number: signal.signal(number, lambda *_: None)
-            for number in (signal.SIGTERM, signal.SIGINT)}
+  # uvicorn raises the signal again after its shutdown.
+  handlers = {number: signal.signal(number, lambda *_: None)
+              for number in (signal.SIGTERM, signal.SIGINT)}
   for name in ("python_multipart", "uvicorn", "asyncio"):
-    logging.getLogger(name).setLevel(logging.ERROR)  # of every broken request a warning, else
+    logging.getLogger(name).setLevel(logging.ERROR)  # no warning for every malformed request
   try:
-    with _bound(host, port) as listener, tempfile.TemporaryDirectory(
+    with _listen(host, port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
       device = Device(worker_command(workdir, checkpoint), limits)
       asyncio.run(_serve(device, listener, limits, Path(folder)))
   finally:
-    for number, handler in before.items():
+    for number, handler in handlers.items():
       signal.signal(number, handler)
+
+
+class _Server(uvicorn.Server):
+  """Closes the queue on a signal; uvicorn alone would first wait for all connections."""
+
+  def __init__(self, config: uvicorn.Config, queue: Queue):
+    super().__init__(config)
+    self._queue, self._loop = queue, asyncio.get_running_loop()
+
+  def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+    """Handles SIGTERM and SIGINT."""
+    self._loop.call_soon_threadsafe(self._queue.close)
+    super().handle_exit(sig, frame)
+
+
+class Protocol(H11Protocol):
+  """An HTTP connection with JSON errors and a timeout."""
+
+  def connection_made(self, transport: asyncio.Transport) -> None:
+    """Starts the timeout of the first request."""
+    super().connection_made(transport)
+    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+
+  def connection_lost(self, exc: Exception | None) -> None:
+    """Stops the timeout, which would keep the connection in memory."""
+    self._idle.cancel()
+    super().connection_lost(exc)
+
+  def send_400_response(self, _msg: str) -> None:
+    """Answers invalid HTTP with the JSON error of the service."""
+    error = HttpError(400, "request", "is not valid HTTP",
+                      "check its Content-Length or Transfer-Encoding")
+    body = json.dumps(error.to_json()).encode() + b"\n"
+    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))),
+               ("Connection", "close")]
+    if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+      for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"),
+                    h11.Data(data=body), h11.EndOfMessage()):
+        self.transport.write(self.conn.send(event))
+    self.transport.close()
+
+  def on_response_complete(self) -> None:
+    """Starts the timeout of the next request."""
+    super().on_response_complete()
+    self._idle.cancel()
+    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+
+  def _close_idle(self) -> None:
+    if self.cycle is None or self.cycle.response_complete:
+      self.transport.close()
 
 
 async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path) -> None:
@@ -76,7 +120,7 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
       limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
   server = _Server(config, queue)
   web = asyncio.create_task(server.serve([listener]))
-  work = asyncio.create_task(_work(queue, listener))
+  work = asyncio.create_task(_run_queue(queue, listener))
   try:
     await asyncio.wait({web, work}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
@@ -89,7 +133,8 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
     await device.close()
 
 
-async def _work(queue: Queue, listener: socket.socket) -> None:
+async def _run_queue(queue: Queue, listener: socket.socket) -> None:
+  """Runs the queue and logs when it is ready."""
   host, port = listener.getsockname()[:2]
   LOG.info("listening on http://%s:%d; loading the network", f"[{host}]" if ":" in host else host,
            port)
@@ -104,47 +149,11 @@ async def _work(queue: Queue, listener: socket.socket) -> None:
     run.cancel()
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int) -> socket.socket:
   try:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
     return socket.create_server((host, port), family=family, backlog=512)
   except OSError as error:
-    told = str(error.strerror).partition(" (")[0]
-    raise InputError(f"--host={host} --port={port}", f"cannot be listened on: {told}",
+    reason = str(error.strerror).partition(" (")[0]
+    raise InputError(f"host {host}, port {port}", f"cannot listen: {reason}",
                      "choose another port or an address of this machine", usage=True) from error
-
-
-# --- the HTTP protocol ----------------------------------------------------------------------------
-HEADER_SECONDS = 30.0
-
-
-class Protocol(H11Protocol):
-  """One connection."""
-
-  def connection_made(self, transport: asyncio.Transport) -> None:
-    super().connection_made(transport)
-    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
-
-  def connection_lost(self, exc: Exception | None) -> None:
-    self._idle.cancel()  # or it would hold all that hangs on the connection
-    super().connection_lost(exc)
-
-  def send_400_response(self, msg: str) -> None:
-    refusal = HttpError(400, "request", "is no valid HTTP", "look at how its body is framed")
-    body = json.dumps(refusal.to_json()).encode() + b"\n"
-    headers = [("Content-Type", "application/json"), ("Content-Length", str(len(body))),
-               ("Connection", "close")]
-    if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-      for event in (h11.Response(status_code=400, headers=headers, reason="Bad Request"),
-                    h11.Data(data=body), h11.EndOfMessage()):
-        self.transport.write(self.conn.send(event))
-    self.transport.close()
-
-  def on_response_complete(self) -> None:
-    super().on_response_complete()
-    self._idle.cancel()
-    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
-
-  def _close_idle(self) -> None:
-    if self.cycle is None or self.cycle.response_complete:
-      self.transport.close()

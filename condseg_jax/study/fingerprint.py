@@ -28,8 +28,8 @@ ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")  # training and 
 # the data covers; records and logs; settings, whose values are part of the key.
 NOT_COMPUTING = (
     "config", "configs", "settings", "errors", "system", "formats", "datasets", "model_io",
-    "data.writer", "data.fingerprint", "export", "report", "train.checkpoint", "train.cluster",
-    "train.record", "train.timing", "models.memory", "models.onednn.build", "evaluate.intervals")
+    "data.writer", "data.fingerprint", "export", "report", "train.checkpoint",
+    "train.record", "train.timing", "models.memory", "models.onednn.build")
 # Digests of source that computes the same as an earlier one, see `lineage`.
 LINEAGE = Path(__file__).with_name("lineage.json")
 

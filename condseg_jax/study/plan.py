@@ -57,7 +57,8 @@ class Job:
     order: of its variant in its study.
     study: its study.
     data: its dataset.
-    configs, keys: of its members.
+    configs: of its members.
+    keys: see `configs`.
     key: of its result.
     path: of its record.
   """
@@ -98,7 +99,10 @@ def jobs(studies: Iterable[Study], places: RunPaths, seeds: Sequence[int] = (),
   """All trials of some studies, in the order in which they are run.
 
   Args:
-    seeds, only: see `Study.trials`.
+    seeds: see `Study.trials`.
+    only: see `Study.trials`.
+    studies: declared studies.
+    places: folders of the session.
     without: datasets whose trials are left out.
   """
   return [make_job(study, trial, places) for study in studies
@@ -166,7 +170,8 @@ def prune(everything: Sequence[Job], chosen: Sequence[Job], places: RunPaths,
   Args:
     everything: trials of all studies, of which a member may be shared.
     chosen: those whose members may go.
-    tell: told of each.
+    places: folders of the session.
+    tell: called with a line for each.
   """
   needed = {key for job in everything if not job.done for key in job.keys}
   removed = 0

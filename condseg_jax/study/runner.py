@@ -34,7 +34,7 @@ log = logging.getLogger("condseg_jax")
 
 
 def run(todo: Sequence[Job], places: RunPaths,
-        after: Callable[[str], None] = lambda study: None) -> list[str]:
+        after: Callable[[str], None] = lambda _study: None) -> list[str]:
   """Runs what is not done, one trial after the other; one that fails does not stop the others.
 
   Args:

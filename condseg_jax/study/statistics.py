@@ -37,8 +37,9 @@ class Group(NamedTuple):
 
   Attributes:
     label: of the variant.
-    top_SCK, bottom_SCK: whose weighted sums over cases are divided; 0 in both where a case has no
+    top_SCK: whose weighted sums over cases are divided; 0 in both where a case has no
       score.
+    bottom_SCK: see `top_SCK`.
   """
 
   label: str
@@ -148,8 +149,10 @@ def differences(points: np.ndarray, drawn: np.ndarray, reference_points: np.ndar
   """Every class and the mean of a variant against the reference.
 
   Args:
-    points, reference_points: of `means`, [K + 1].
-    drawn, reference_drawn: of `replicates`, [resamples, K + 1].
+    points: of `means`, [K + 1].
+    reference_points: see `points`.
+    drawn: of `replicates`, [resamples, K + 1].
+    reference_drawn: see `drawn`.
   """
   out = []
   for k, (point, other) in enumerate(zip(points, reference_points, strict=True)):

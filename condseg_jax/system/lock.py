@@ -1,4 +1,4 @@
-"""Locks between processes that work in the same folder."""
+"""Lock files: one process at a time."""
 
 from collections.abc import Iterator
 import contextlib

@@ -6,7 +6,6 @@ import dataclasses
 import logging
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.classes import ClassTable
@@ -22,8 +21,8 @@ from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.losses import make_objective
+from condseg_jax.models.network import initial_variables
 from condseg_jax.predictor import Predictor
-from condseg_jax.train import cluster
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.record import finished
@@ -92,8 +91,7 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
                                 settings.grad_accum_steps)
 
   # --- state ----------------------------------------------------------------------------------
-  image = jnp.zeros((1, *plan.subvolume, plan.channels), jnp.float32)
-  variables = jax.jit(model.init)(jax.random.key(config.seed), image, jnp.zeros(1, jnp.int32))
+  variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
   state = TrainState.create(variables, optimizer, ema=settings.ema_decay > 0)
   if last is not None:
     state = checkpoints.restore(last, state)
@@ -182,10 +180,10 @@ def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float
   variables = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
   predictor = Predictor(model, variables, record.table, record.plan, step)
   trials = Candidates(smallest_ml([case for d in held_out for case in d.cases]))
-  rows = evaluate(predictor, cluster.share(stored_cases(held_out)), fast=True,
+  rows = evaluate(predictor, parallel.share(stored_cases(held_out)), fast=True,
                   on_case=trials.on_case)
-  rows = [CaseScore(*row) for row in cluster.gather([dataclasses.astuple(row) for row in rows])]
-  tried = cluster.gather([(name, dataclasses.astuple(c), dice) for name, c, dice in trials.rows])
+  rows = [CaseScore(*row) for row in parallel.gather([dataclasses.astuple(row) for row in rows])]
+  tried = parallel.gather([(name, dataclasses.astuple(c), dice) for name, c, dice in trials.rows])
   chosen = choose([(name, ComponentFilter(*c), dice) for name, c, dice in tried])
   summary = summarise(rows, record.table.names)
   scores = {name: c["dice"]["mean"] for name, c in summary["classes"].items() if c["dice"]["n"]}

@@ -87,6 +87,7 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     InputError: unusable data, settings that do not fit it, or another model than recorded.
   """
   data = config.data
+  check_axes(config.model, stores[0])
   everything = sampling.datasets(stores, "train")
   check_included(data.include_classes, everything)
   parts = [sampling.hold_out(d, data.hold_out, config.seed) for d in everything]
@@ -110,7 +111,6 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
                        class_priors(cases, table.names))
   model = build_model(config.model, config.conditioning, table.codes)
-  check_axes(plan, model)
   return Setup(config, record, training, held_out, model,
                plan_record(config, training, table, plan))
 
@@ -310,8 +310,8 @@ def check_parts(config: Config) -> None:
                      usage=True)
 
 
-def check_axes(plan: Plan, model: Network) -> None:
+def check_axes(model: Model, store: Store) -> None:
   """Raises InputError where a 2-D network meets volumes, or the other way round."""
-  if len(plan.subvolume) != model.ndim:
-    raise InputError("model.strides", f"has {model.ndim} axes, the images {len(plan.subvolume)}",
-                     "give one stride per axis of the images", usage=True)
+  if len(model.strides[0]) != len(store.spacing):
+    raise InputError("model.strides", f"has {len(model.strides[0])} axes, the images "
+                     f"{len(store.spacing)}", "give one stride per axis of the images", usage=True)

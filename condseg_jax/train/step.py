@@ -31,7 +31,9 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
     model: the network.
     optimizer: the update rule.
     objective: of `losses.make_objective`.
-    augmentation, spacing, lateral_axes: see `augment`.
+    augmentation: see `augment`.
+    spacing: see `augment`.
+    lateral_axes: see `augment`.
     alpha_K: α of every class.
     ema_decay: of the averaged parameters, used where the state holds them.
     seed: of the run's randomness.

@@ -26,27 +26,27 @@ def network(position="decoder", ndim=3, **settings):
     {"deep_supervision": 1}], ids=str)
 def test_order_and_place(settings):
   """The layers are the same, in the same order, wherever the condition enters."""
-  places = activations.places(network(**settings), 1)
-  assert [p.name for p in places] == ORDER
-  assert [p.part for p in places] == ["encoder"] * 8 + ["decoder"] * 8
-  assert [p.level for p in places] == [0] * 3 + [1] * 3 + [2] * 2 + [1] * 4 + [0] * 4
+  layers = activations.list_layers(network(**settings), 1)
+  assert [layer.name for layer in layers] == ORDER
+  assert [layer.part for layer in layers] == ["encoder"] * 8 + ["decoder"] * 8
+  assert [layer.level for layer in layers] == [0] * 3 + [1] * 3 + [2] * 2 + [1] * 4 + [0] * 4
   widths = [4, 4, 4, 8, 8, 8, 12, 12, 8, 8, 8, 8, 4, 4, 4, 1]
-  assert [p.channels for p in places] == widths
+  assert [layer.channels for layer in layers] == widths
 
 
 @pytest.mark.parametrize("position, first", [("input", "stem"), ("encoder", "down_1/layer_0"),
                                              ("decoder", "merge_0/layer_0"), ("head", "head"),
                                              ("none", None)])
 def test_outputs(position, first):
-  """They are those of the network; the class changes all behind the condition, nothing before."""
+  """They equal those of the network; the class changes exactly the layers after the condition."""
   model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, position=position,
                     mechanism="dynamic" if position == "head" else "channel")
   image = jax.random.normal(jax.random.key(1), (1, 8, 12, 1))
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
-  names, compute = [p.name for p in activations.places(model, 1)], activations.compiled(model)
+  names, compute = [p.name for p in activations.list_layers(model, 1)], activations.compiled(model)
   a, b = (dict(zip(names, compute(variables, image, jnp.full(1, i, jnp.int32)), strict=True))
           for i in (0, 1))
-  # Under one name as in the network's parameters, and no layer without a name.
+  # The names are those of the parameters, and every layer with parameters is included.
   assert set(names) == set(by_layer(variables["params"]))
   logits = jax.jit(lambda v, x: class_logits(model, v, x, jnp.ones((1, 1), jnp.int32)))
   np.testing.assert_allclose(b["head"], logits(variables, image), atol=1e-5)

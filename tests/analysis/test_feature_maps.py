@@ -23,7 +23,7 @@ def normal(*shape, seed=0):
   return np.random.default_rng(seed).normal(size=shape)
 
 
-def test_a_map_times_a_vector_of_channels_is_found_again():
+def test_a_map_times_a_vector_of_channels_is_recovered():
   pattern = np.zeros((5, 6))
   pattern[1, 2:4] = 3
   offset = normal(2, 1, 1, 4, seed=1)
@@ -69,11 +69,11 @@ def test_an_image_and_more_classes_than_it_annotates(tmp_path):
   masks = np.full((*window, 5), 255, np.uint8)
   masks[..., 4] = 0
   masks[3:9, 5:9, 4] = 1
-  places = activations.places(model, 3)
-  layers = feature_maps.shown_layers(places)
+  every_layer = activations.list_layers(model, 3)
+  layers = feature_maps.shown_layers(every_layer)
   assert layers == ["down_0/join", "down_1/join", "merge_0/join", "head"]
   predictor = Predictor(model, variables, table, Plan("rgb", (1.0, 1.0), window))
-  found = maps(predictor, Sample("one", image, masks, (4,)), places)
+  found = maps(predictor, Sample("one", image, masks, (4,)), every_layer)
   assert [layer["name"] for layer in found["layers"]] == layers
   assert list(found["layers"][0]["maps"]) == ["e", "a", "b", "c"]
   assert found["layers"][0]["share"] == 0 and found["layers"][-1]["share"] > 0
@@ -84,6 +84,12 @@ def test_an_image_and_more_classes_than_it_annotates(tmp_path):
   grids.draw_plane(tmp_path / "plane.png", network, "plane")
   for name in ("maps.png", "plane.png"):
     assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
+  # The name of each row, to the left of the image, has the colour of its class.
+  picture = np.asarray(Image.open(tmp_path / "maps.png").convert("RGB"), np.float64)
+  names_of_rows = picture[100:, :130].reshape(-1, 3)
+  for name, color in zip(names, table.colors, strict=True):
+    distance = np.abs(names_of_rows - color).max(-1).min()
+    assert (distance < 40) == (name in found["layers"][0]["maps"]), name
 
 
 def test_the_table_holds_every_parameter():
@@ -97,7 +103,7 @@ def test_the_table_holds_every_parameter():
   assert sum(p.count for p in table.values()) == sum(x.size for x in jax.tree.leaves(params))
 
 
-def test_class_vectors_are_found_where_they_are_learned():
+def test_learned_class_vectors():
   vectors = normal(2, 3)
   assert parameters.class_vectors({"class_vector": {"embedding": vectors}}) is not None
   assert parameters.class_vectors({"stem": {"conv": {"kernel": vectors}}}) is None

@@ -1,4 +1,4 @@
-"""Gradients of the classes by layer: those of training, and comparable without NaN."""
+"""Gradients of the classes by layer equal those of training and can be compared without NaN."""
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,10 @@ def masks():
   return mask
 
 
+def class_gradient(model, bce_weight=1.0):
+  return gradients.class_gradient(model, losses.make_objective(Loss(bce_weight=bce_weight)))
+
+
 def test_layers_hold_all_parameters_but_the_class_vectors():
   model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), vector="embedding")
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)),
@@ -50,8 +54,7 @@ def test_it_is_the_gradient_of_the_objective(position):
     return losses.total(loss_BN, ids, jnp.ones((1, 1)), jnp.ones(2), global_batch=1)
 
   expected = gradients.by_layer(jax.jit(jax.grad(objective))(variables["params"]))
-  found = gradients.by_layer(gradients.class_gradient(
-      model, losses.make_objective(Loss(bce_weight=0.5)))(
+  found = gradients.by_layer(class_gradient(model, 0.5)(
       variables, image, mask[..., 0], jnp.ones(1, jnp.int32)))
   assert found.keys() == expected.keys()
   for name in expected:
@@ -81,7 +84,7 @@ def test_a_network_without_a_condition_has_the_same_gradient_for_the_same_mask()
   model, variables, image = network("none")
   mask = masks()[..., 0]
   images = {name: [(np.asarray(image[0]), mask)] for name in ("a", "b")}
-  rounds = gradients.rounds(gradients.class_gradient(model, 1.0), variables, images,
+  rounds = gradients.rounds(class_gradient(model), variables, images,
                             {"a": 0, "b": 1}, 5)
   sums = gradients.compare(rounds)
   for values in sums.cosine["a", "b"].values():
@@ -89,7 +92,7 @@ def test_a_network_without_a_condition_has_the_same_gradient_for_the_same_mask()
 
 
 def test_between_images_there_is_no_conflict_of_classes():
-  """Of single-class cases every class has its own image, and only its norms can be compared."""
+  """With single-class cases every class has its own images, and only norms can be compared."""
   sample = Sample("x", np.zeros((2, 2, 1)), np.zeros((2, 2, 2), np.uint8), (0, 1))
   half = sample._replace(id="y", annotated=(0,))
   images, shared = labelled_images([half, sample, half], ["a", "b"])
@@ -101,7 +104,7 @@ def test_between_images_there_is_no_conflict_of_classes():
   assert not sums.cosine and sums.norm["b"]["stem"] == [1]
 
 
-def test_decoders_of_their_own_are_told_as_not_measured():
+def test_separate_decoders_are_listed_as_unmeasured():
   model = DenseUNet((0.1, -0.6), ((2, 2),), (0, 0), channels=4, growth=4, position="decoders")
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)),
                           jnp.zeros(1, jnp.int32))
@@ -114,7 +117,7 @@ def test_where_nothing_is_labelled_no_gradient_reaches_any_layer():
   nothing = np.full((8, 12), 255, np.uint8)
   images = {"a": [(np.asarray(image[0]), nothing)] * 2, "b": [(np.asarray(image[0]), nothing)] * 2}
   order = list(gradients.by_layer(variables["params"]))
-  sums = gradients.compare(gradients.rounds(gradients.class_gradient(model, 1.0), variables, images,
+  sums = gradients.compare(gradients.rounds(class_gradient(model), variables, images,
                                             {"a": 0, "b": 1}, 2))
   means, _ = gradient_measures(sums, order)
   assert means["gradient_norm"]["a"] == [0] * len(order)

@@ -1,4 +1,4 @@
-"""Linear probes: what they must find, and what they must not."""
+"""Linear probes recover linear information and nothing else."""
 
 import numpy as np
 import pytest
@@ -53,11 +53,11 @@ def test_every_image_is_held_out_once(n):
 
 
 @pytest.mark.parametrize("k", [2, 3, 11])
-def test_where_the_class_changes_nothing_the_answers_are_at_chance_exactly(k):
+def test_without_an_effect_of_the_class_the_accuracy_is_exactly_chance(k):
   assert probes.class_probe(np.repeat(normal(1, 9, 4), k, axis=0)) == pytest.approx(1 / k)
 
 
-def test_a_class_that_shifts_the_features_is_told():
+def test_a_class_that_shifts_the_features_is_recognised():
   pooled = normal(1, 20, 6) + 9 * normal(3, 1, 6, seed=1)
   assert probes.class_probe(pooled) == 1
   assert probes.class_probe(pooled[:, :1]) is None
@@ -70,7 +70,7 @@ def test_a_mask_that_is_a_linear_map_of_the_features_is_found():
   assert probes.mask_probe(features, mask) == (1, 1)
 
 
-def test_noise_tells_nothing():
+def test_noise_is_at_chance():
   mask = (normal(6, 2000) > 1).astype(np.uint8)
   score = probes.mask_probe(normal(6, 2000, 3, seed=1), mask)
   assert abs(score.auc - 0.5) < 0.05

@@ -1,4 +1,4 @@
-"""The command on two tiny networks: all files, the same again from analysis.json alone."""
+"""The command on two tiny networks: all files, and the same files from analysis.json alone."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def analysed(tmp_path_factory):
-  """Networks told the class at the input and in the decoder, on cases that show both classes."""
+  """Networks conditioned at the input and in the decoder, on cases that show both classes."""
   root = write_datasets(tmp_path_factory.mktemp("data"))
   runs = []
   for position in ("input", "decoder"):
@@ -109,22 +109,22 @@ def test_wrong_usage(analysed, tmp_path, capsys):
   _, runs, _ = analysed
   both = f"--workdir={runs[0]},{runs[1]}"
   usual = (f"--data={runs[0].parent / 'test'}", f"--out={tmp_path}")
-  for arguments, code, said in (
+  for arguments, code, message in (
       ((both, f"--out={tmp_path}"), 2, "--data: is missing"),
-      ((both, "--names=a", *usual), 2, "--names: 1 for 2 runs"),
-      ((f"--workdir={runs[0]},{runs[0]}", *usual), 2, "--workdir: folders of one name: input"),
-      ((both, "--names=a,a", *usual), 2, "decoder: has another network or other classes"),
+      ((both, "--names=a", *usual), 2, "--names: 1 names for 2 runs"),
+      ((f"--workdir={runs[0]},{runs[0]}", *usual), 2, "--workdir: has folders of the same name"),
+      ((both, "--names=a,a", *usual), 2, "decoder: differs in network or classes"),
       ((both, "--split=val", *usual), 1, "no case of the split 'val'"),
       (("--redraw", f"--out={tmp_path}"), 1, "analysis.json: does not exist")):
     assert command(*arguments) == code
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
   (tmp_path / "analysis.json").write_text('{"networks": 3}')
   assert command("--redraw", f"--out={tmp_path}") == 1
   assert "is damaged" in capsys.readouterr().err
 
 
 def network(dice, cka):
-  """As analysis.json holds it, with one measure that there is of two layers."""
+  """A network of analysis.json with two layers and two measures."""
   layers = [{"name": "stem", "part": "encoder", "level": 0},
             {"name": "head", "part": "decoder", "level": 0}]
   return {"layers": layers, "classes": ["a"], "class_plane": None, "maps": None,
@@ -143,7 +143,7 @@ def test_runs_of_one_name_are_summarised_as_one(tmp_path):
 
 
 def test_runs_of_one_name_are_drawn_as_one(tmp_path):
-  """A band is added, and a run twice is the run alone but for it, which is empty."""
+  """Runs with the same name add a band; for identical runs it is empty."""
   def picture(*runs):
     study = {"networks": {"one": list(runs)}}
     curves.draw_curves(tmp_path / "cka.png", study, curves.panels(study)["cka.png"])
@@ -157,7 +157,7 @@ def test_runs_of_one_name_are_drawn_as_one(tmp_path):
   assert 0.01 < changed.mean() < 0.3
 
 
-def test_no_two_networks_look_alike():
+def test_networks_have_unique_styles():
   assert len({(curves.color(i), curves.marker(i)) for i in range(36)}) == 36
 
 
@@ -166,6 +166,6 @@ def test_orders_of_layers_are_joined():
   assert curves.union([["a", "b"], ["a", "b"]]) == ["a", "b"]
 
 
-def test_means_leave_out_what_is_not_there():
+def test_means_ignore_missing_values():
   means = curves.mean_over_classes({"a": [1, None, None], "b": [2, 3, None]})
   np.testing.assert_array_equal(means, [1.5, 3, np.nan])

@@ -1,4 +1,4 @@
-"""Which cases are analysed, and what part of them."""
+"""Selection of the analysed cases and subvolumes."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ SHAPE = (12, 5)
 
 @pytest.fixture
 def store(tmp_path):
-  """Cases of a dataset each for ball, box and both; a case's number is its only intensity."""
+  """Returns a function that writes a store of datasets; the intensity of a case is its number."""
   def write(datasets, split="val"):
     cases = []
     for annotated, count in datasets.items():
@@ -63,13 +63,13 @@ def test_fully_labelled_cases_are_preferred(store):
   assert ids(store({("ball",): 2, ("ball", "box"): 3, ("box",): 2}), 9) == [2, 3, 4]
 
 
-def test_datasets_give_in_turn_and_evenly(store):
+def test_datasets_alternate_and_cases_are_evenly_spaced(store):
   both = store({("ball",): 5, ("box",): 3})
   assert ids(both, 4) == [0, 5, 4, 7]
   assert sorted(ids(both, 99)) == list(range(8))
 
 
-def test_cases_of_other_classes_are_no_use(store):
+def test_cases_without_the_classes_of_the_network(store):
   with pytest.raises(InputError, match="annotates no class of this network"):
     read_samples([store({("cone",): 1})], TABLE, PLAN, 4)
   with pytest.raises(InputError, match="no case of the split 'test'"):
@@ -84,5 +84,5 @@ def test_voxels_are_drawn_from_labelled_ones_and_are_the_same_again():
   assert index.max() < 8 and mask.shape == (6, 2)  # the upper half of the level
   assert (mask[:, 0] == 255).all() and (mask[:, 1] != 255).all()
   np.testing.assert_array_equal(index, choose_voxels(masks, (4, 4), 6, seed=3)[0])
-  # As many as the level has, where it has fewer than are wanted.
+  # All voxels of a level that has fewer than requested.
   assert len(choose_voxels(masks, (2, 2), 6, seed=3)[0]) == 4

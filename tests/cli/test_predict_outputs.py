@@ -11,6 +11,7 @@ import pytest
 
 import condseg_jax
 from condseg_jax.cli import predict
+from condseg_jax.config import Config
 from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom_source
 from condseg_jax.formats.nifti import read_colors
@@ -54,7 +55,7 @@ def known(run, monkeypatch):
                                [image > levels[i] for i in np.maximum(ids, 0)]).astype(np.float32),
                            False, (1,))
   network = dataclasses.replace(condseg_jax.load(run), functions=halves)
-  monkeypatch.setattr("condseg_jax.predictor.load", lambda *_, **__: network)
+  monkeypatch.setattr("condseg_jax.loading.load", lambda *_, **__: network)
 
 
 def test_a_dicom_series_gets_a_segmentation_of_its_own_kind(run, series, tmp_path):
@@ -170,7 +171,7 @@ def test_the_checkpoint_knows_its_training_set(run):
 
 def test_an_older_checkpoint_knows_less(run):
   predictor = condseg_jax.load(run)
-  record = ModelRecord({}, predictor.table, predictor.plan, predictor.training)
+  record = ModelRecord(Config(), predictor.table, predictor.plan, predictor.training)
   tree = record.to_json()
   del tree["training"]
   assert ModelRecord.from_json(tree).training == {}

@@ -38,7 +38,7 @@ def network(monkeypatch):
   """Replaces the trained network by an untrained one."""
   def use(window=(8, 16, 16), modality="mr"):
     found = untrained(window, modality)
-    monkeypatch.setattr("condseg_jax.predictor.load", lambda *_, **__: found)
+    monkeypatch.setattr("condseg_jax.loading.load", lambda *_, **__: found)
     return found
   return use
 

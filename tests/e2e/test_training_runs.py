@@ -17,7 +17,7 @@ import condseg_jax
 from condseg_jax.cli.train import main
 from condseg_jax.errors import InputError
 from condseg_jax.train.checkpoint import Checkpoints
-from condseg_jax.train.cluster import join
+from condseg_jax.train.parallel import join
 from support.tiny import overrides
 from support.tiny import write_datasets
 

@@ -9,7 +9,7 @@ import pytest
 
 from condseg_jax import metrics
 from condseg_jax.errors import InputError
-from condseg_jax.evaluate.intervals import bootstrap_ci
+from condseg_jax.evaluate.scores import bootstrap_ci
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.report import tables
@@ -60,7 +60,7 @@ def test_interval_is_deterministic_and_blind_to_order_and_nan():
 def test_interval_does_not_depend_on_the_chunks(monkeypatch):
   values = np.random.default_rng(0).random(30)
   whole = bootstrap_ci(values, resamples=1000)
-  monkeypatch.setattr("condseg_jax.evaluate.intervals._CHUNK", 30 * 7)
+  monkeypatch.setattr("condseg_jax.evaluate.scores._CHUNK", 30 * 7)
   assert bootstrap_ci(values, resamples=1000) == whole
 
 

@@ -1,4 +1,4 @@
-"""Blocks: their layers written out, and every mechanism in each of them."""
+"""Blocks against their layers written out, with every mechanism."""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ def block(kind, depth=2, features=4, **style):
 
 
 def applied(module, *arguments):
-  """What a block makes of its arguments with parameters away from where they begin."""
+  """Returns the output of a module with random parameters, and the parameters."""
   params = module.init(jax.random.key(0), *arguments)["params"]
   params = jax.tree.map(lambda p: 0.3 * normal(p.size, *p.shape), params)
   return module.apply({"params": params}, *arguments), params
@@ -39,7 +39,7 @@ def convolved(x, params):
   return y + jnp.broadcast_to(params["conv"]["bias"], y.shape) if "bias" in params["conv"] else y
 
 
-def test_a_plain_block_is_layers_in_a_row():
+def test_a_plain_block_is_a_sequence_of_layers():
   """Without normalisation: relu(conv(relu(conv([x, skip]))))."""
   found, params = applied(block("plain"), X, SKIP)
   assert set(params) == {"layer_0", "layer_1"}
@@ -48,7 +48,7 @@ def test_a_plain_block_is_layers_in_a_row():
 
 
 def test_a_residual_block_is_activated_after_the_sum():
-  """Of three layers a unit of two with a projection, and a unit of one."""
+  """Three layers: a unit of two with a projection, and a unit of one."""
   found, params = applied(block("residual", depth=3), X, SKIP)
   assert set(params) == {"layer_0", "layer_1", "layer_2", "projection"}
   both = jnp.concatenate([X, SKIP], -1)
@@ -58,8 +58,8 @@ def test_a_residual_block_is_activated_after_the_sum():
   assert params["projection"]["conv"]["kernel"].shape == (1, 1, 5, 4)
 
 
-def test_where_the_width_stays_the_input_itself_is_added():
-  """Layers that give nothing then leave what an activation before has left."""
+def test_without_a_change_of_width_the_shortcut_is_the_identity():
+  """Layers with zero output leave the activated input."""
   module = block("residual", features=3, norm="group")
   params = jax.tree.map(jnp.zeros_like, module.init(jax.random.key(0), X)["params"])
   assert "projection" not in params
@@ -79,7 +79,7 @@ def test_layers_are_dilated(kind):
 @pytest.mark.parametrize("mechanism", [m for m, what in MECHANISMS.items()
                                        if "decoder" in what.positions])
 @pytest.mark.parametrize("kind", ["residual", "plain"])
-def test_every_mechanism_tells_every_layer_the_class(kind, mechanism):
+def test_every_mechanism_conditions_every_layer(kind, mechanism):
   module = block(kind, depth=2, norm="group", mechanism=mechanism)
   variables = module.init(jax.random.key(0), X, SKIP, CONDITION)
   assert {name for name, layer in variables["params"].items() if "condition" in layer} == {
@@ -93,7 +93,7 @@ def test_every_mechanism_tells_every_layer_the_class(kind, mechanism):
 @pytest.mark.parametrize("position, strides", [("decoder", ((2, 2),) * 2), ("decoders", ((2, 2),)),
                                                ("encoder", ((1, 2, 2),))])
 def test_networks_of_other_blocks(kind, position, strides):
-  """2-D and 3-D: shapes, names, classes at once equal single passes, remat changes no number."""
+  """2-D and 3-D: shapes; all classes at once equal single passes; remat gives the same numbers."""
   settings = dict(codes=(0.7, -0.5), strides=strides, depth=(2, 1, 2)[:len(strides) + 1],
                   channels=4, position=position, encoder_block=kind, decoder_block=kind)
   shape = (2, 8, 8)[-len(strides[0]):]
@@ -108,7 +108,7 @@ def test_networks_of_other_blocks(kind, position, strides):
   np.testing.assert_allclose(found, again, atol=1e-5)
 
 
-def test_encoder_and_decoder_have_blocks_of_their_own():
+def test_encoder_and_decoder_can_have_different_blocks():
   model = DenseUNet(codes=(0.7, -0.5), strides=((2, 2),), depth=(2, 2), channels=4,
                     encoder_block="residual")
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)),
@@ -121,6 +121,6 @@ def test_encoder_and_decoder_have_blocks_of_their_own():
     (dict(encoder_block="swin"), "encoder_block"), (dict(decoder_block="swin"), "decoder_block"),
     (dict(encoder_block="plain", depth=(1, 0)), "encoder_block 'plain' has no layer"),
     (dict(decoder_block="residual", decoder_depth=(0,)), "decoder_block 'residual' has no layer")])
-def test_blocks_that_there_are_not(settings, fault):
+def test_unknown_and_empty_blocks(settings, fault):
   with pytest.raises(ValueError, match=fault):
     DenseUNet(**{"codes": (0.1, 0.2), "strides": ((2, 2),), "depth": (1, 1), **settings}).check()

@@ -1,4 +1,4 @@
-"""Vectors of texts: read, checked, and kept in the checkpoint."""
+"""Text embeddings: reading, validation, and storage in the config."""
 
 import json
 
@@ -16,7 +16,7 @@ def write(path, tree):
   return path
 
 
-def test_rows_come_in_the_order_of_the_ids(tmp_path):
+def test_vectors_are_in_the_order_of_the_ids(tmp_path):
   path = write(tmp_path / "t.json", {"Spleen": [0, 2], "liver": [1, -1.5], "lung": [1]})
   assert read_texts(path, TABLE) == [[1.0, -1.5], [0.0, 2.0]]
 
@@ -24,10 +24,10 @@ def test_rows_come_in_the_order_of_the_ids(tmp_path):
 @pytest.mark.parametrize("tree, fault", [
     ("{", "cannot be read"), ([1], "cannot be read"), ({"liver": "no"}, "cannot be read"),
     ({"liver": [1, 2]}, "no vector for the class 'spleen'"),
-    ({"liver": [1, 2], "spleen": [1]}, "1 numbers, that of 'liver' 2"),
+    ({"liver": [1, 2], "spleen": [1]}, "1 numbers, that of 'liver' has 2"),
     ({"liver": [0, 0], "spleen": [1, 1]}, "zero"),
     ('{"liver": [NaN, 1], "spleen": [1, 1]}', "not finite"), ({"liver": []}, "empty")])
-def test_a_file_that_will_not_do(tree, fault, tmp_path):
+def test_invalid_files(tree, fault, tmp_path):
   with pytest.raises(InputError, match=fault):
     read_texts(write(tmp_path / "t.json", tree), TABLE)
 

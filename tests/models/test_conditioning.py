@@ -1,4 +1,4 @@
-"""The condition: constant channels without the channels, and vectors that stand for classes."""
+"""Class conditioning: mechanisms, constant channels and class vectors."""
 
 import math
 import re
@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from condseg_jax.models import conditioning
+from condseg_jax.models import heads
 from condseg_jax.models.blocks import BlockConfig
 from condseg_jax.models.blocks import Layer
 from condseg_jax.models.class_vector import ClassVector
 from condseg_jax.models.conditioning import Condition
 from condseg_jax.models.conditioning import ConditionedLayer
-from condseg_jax.models.conditioning import OutputChannels
-from condseg_jax.models.constant_channels import constant_channels
+from condseg_jax.models.conditioning import constant_channels
 from condseg_jax.models.layers import convolve_native
 
 
@@ -24,14 +24,14 @@ def normal(seed, *shape):
 
 
 def literally(vector_BE, kernel, shape):
-  """The channels made, and convolved with zero padding."""
+  """Convolves materialised channels with zero padding."""
   ones = jnp.ones((1, *shape, 1))
   channels = vector_BE.reshape(len(vector_BE), *(1,) * len(shape), -1) * ones
   return convolve_native(channels, kernel)
 
 
 def acted(mechanism, y, vector, *, ids=None, shared=None, classes=3, train=False):
-  """What a mechanism makes of y, and parameters away from where they begin."""
+  """Returns the output of a mechanism with random parameters, and the parameters."""
   ids = jnp.zeros(len(y), jnp.int32) if ids is None else ids
   module = ConditionedLayer(mechanism, classes, (3,) * (y.ndim - 2))
   arguments = y, Condition(vector, ids), 8, shared
@@ -42,15 +42,15 @@ def acted(mechanism, y, vector, *, ids=None, shared=None, classes=3, train=False
 
 
 @pytest.mark.parametrize("size", [1, 3])
-@pytest.mark.parametrize("shape, window", [
+@pytest.mark.parametrize("shape, kernel_size", [
     ((6, 5), (3, 3)), ((4, 4), (1, 1)), ((5, 3, 4), (3, 3, 3)), ((3, 4, 2), (1, 1, 1)),
     ((1, 4, 5), (3, 1, 5))])
-def test_constant_channels_equal_the_literal_concatenation(shape, window, size):
-  vector, kernel = normal(0, 2, size), normal(1, *window, size, 4) / math.prod(window)
+def test_constant_channels_equal_the_literal_concatenation(shape, kernel_size, size):
+  vector, kernel = normal(0, 2, size), normal(1, *kernel_size, size, 4) / math.prod(kernel_size)
   found, pull = jax.vjp(lambda v, k: constant_channels(v, k, shape), vector, kernel)
   expected, pull_literal = jax.vjp(lambda v, k: literally(v, k, shape), vector, kernel)
   np.testing.assert_allclose(found, expected, atol=1e-6)
-  # Means, so that the tolerance is one of single precision and not of the number of voxels.
+  # Means, so that the tolerance does not depend on the number of voxels.
   weight = normal(2, *found.shape) / math.prod(shape)
   for a, b in zip(pull(weight), pull_literal(weight), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-6)
@@ -72,7 +72,7 @@ def test_inside_a_class_is_a_bias_and_at_the_border_it_is_less():
   np.testing.assert_allclose(found[0, ..., 0], expected, rtol=1e-6)
 
 
-def test_products_of_the_condition_ask_for_full_precision():
+def test_products_of_the_condition_use_full_precision():
   """An accelerator's default (TF32, bfloat16) would round the codes."""
   jaxpr = jax.make_jaxpr(lambda v, k: constant_channels(v, k, (4, 4)))(
       jnp.zeros((1, 1)), jnp.zeros((3, 3, 1, 2)))
@@ -84,10 +84,10 @@ def test_products_of_the_condition_ask_for_full_precision():
 
 @pytest.mark.parametrize("norm", ["group", "instance", "none"])
 def test_a_layer_without_normalisation_is_the_paper_s_concatenation(norm):
-  """Without it: activation(conv([x, shared, constant])). With it, the summand comes after."""
-  shape, window, size = (4, 3, 5), (3, 3, 3), 2
+  """Without it: activation(conv([x, shared, constant])). With it, the term comes after."""
+  shape, kernel_size, size = (4, 3, 5), (3, 3, 3), 2
   x, shared, vector = normal(0, 2, *shape, 3), normal(1, 2, *shape, 4), normal(2, 2, size)
-  layer = Layer(8, window, BlockConfig(norm, "relu"))
+  layer = Layer(8, kernel_size, BlockConfig(norm, "relu"))
   condition = Condition(vector, jnp.zeros(2, jnp.int32))
   shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared, condition)["params"]
   params = jax.tree.map(lambda s: normal(3, *s.shape), shapes)
@@ -133,8 +133,8 @@ def test_an_embedding_is_one_learned_vector_per_class():
   np.testing.assert_array_equal(gradient, [[1] * 5, [0] * 5, [1] * 5])
 
 
-def test_codes_that_bfloat16_would_blur_stay_apart():
-  """The step of bfloat16 near 0.7 is 1/256: of codes 1/1024 apart it makes one."""
+def test_codes_closer_than_bfloat16_resolves():
+  """Near 0.7 bfloat16 has steps of 1/256, so codes 1/1024 apart would be rounded together."""
   codes = (0.7, 0.7 + 1 / 1024)
   assert jnp.bfloat16(codes[0]) == jnp.bfloat16(codes[1])
   vectors = ClassVector("hash", codes, 1).apply({}, jnp.arange(2))
@@ -144,13 +144,13 @@ def test_codes_that_bfloat16_would_blur_stay_apart():
   np.testing.assert_allclose(found[1, 3, 3] - found[0, 3, 3], kernel / 1024, atol=2e-7)
 
 
-def test_a_one_hot_vector_makes_rows_of_a_table():
+def test_one_hot_vectors():
   vector = ClassVector("one_hot", (0.1, 0.2, 0.3), 8)
   np.testing.assert_array_equal(vector.apply({}, jnp.array([2, 0])), [[0, 0, 1], [1, 0, 0]])
 
 
-def test_a_text_vector_is_a_learned_view_of_its_direction():
-  """Longer texts weigh no more; of the texts nothing is learned."""
+def test_a_text_vector_is_a_learned_projection_of_its_direction():
+  """The norm of a text embedding has no effect; the embedding itself is not learned."""
   texts = ((3.0, 4.0), (0.3, 0.4), (0.0, -2.0))
   vector, ids = ClassVector("text", (0.1, 0.2, 0.3), 5, texts), jnp.array([0, 1, 2])
   variables = vector.init(jax.random.key(0), ids)
@@ -176,7 +176,7 @@ def test_film_scales_and_shifts_each_channel():
     np.testing.assert_allclose(found, (1 + gamma) * Y + beta, atol=1e-5)
 
 
-def test_conditional_normalisation_has_no_scale_for_all_classes():
+def test_conditional_normalisation_has_no_shared_scale():
   """With one-hot vectors its rows are those of Dumoulin et al."""
   layer = Layer(4, (3, 3), BlockConfig("instance", "relu", mechanism="norm", classes=3))
   condition = Condition(jnp.eye(3)[jnp.array([0, 2, 1, 1])], jnp.array([0, 2, 1, 1]))
@@ -206,8 +206,8 @@ def test_batch_moments_weigh_classes_alike():
   np.testing.assert_allclose(kept[1], 0.9 + 0.1 * square, atol=1e-5)
 
 
-def test_batch_normalisation_predicts_with_what_it_kept():
-  """The moments begin at mean 0 and square 1; a sample then knows nothing of its batch."""
+def test_batch_normalisation_predicts_with_its_running_moments():
+  """They start at mean 0 and square 1; a sample then does not depend on its batch."""
   found, params = acted("batch_norm", Y, VECTOR)
   gamma, beta = (by_voxel(VECTOR @ params[k]["kernel"]) for k in ("gamma", "beta"))
   np.testing.assert_allclose(found, (1 + gamma) * Y + beta, atol=1e-4)
@@ -221,7 +221,7 @@ def test_gates_close_and_open():
   np.testing.assert_allclose(half_open, Y, atol=1e-6)
 
 
-def test_a_spatial_gate_is_one_number_for_each_voxel():
+def test_a_spatial_gate_has_one_value_per_voxel():
   found, params = acted("spatial_gate", Y, VECTOR)
   hidden = Y @ params["features"]["kernel"][0, 0] + by_voxel(VECTOR @ params["gate"]["kernel"])
   gate = jax.nn.sigmoid(jax.nn.relu(hidden) @ params["psi"]["kernel"][0, 0])
@@ -232,15 +232,15 @@ def test_a_spatial_gate_is_one_number_for_each_voxel():
 def test_spade_on_a_constant_skip_is_film():
   skip = jnp.ones((4, 6, 5, 2))
   found, params = acted("spade", Y, VECTOR, shared=skip)
-  told = VECTOR @ params["class"]["kernel"]
-  gamma, beta = (by_voxel(told @ params[k]["kernel"][0, 0]) for k in ("gamma", "beta"))
+  weights = VECTOR @ params["class"]["kernel"]
+  gamma, beta = (by_voxel(weights @ params[k]["kernel"][0, 0]) for k in ("gamma", "beta"))
   np.testing.assert_allclose(found, (1 + gamma) * Y + beta, atol=1e-4)
   varied, _ = acted("spade", Y, VECTOR, shared=normal(7, 4, 6, 5, 2))
   assert np.abs(varied - found).max() > 0.1
 
 
-def test_output_channels_are_a_convolution_and_a_choice():
-  head, ids = OutputChannels(3), jnp.array([2, 0, 0, 1])
+def test_output_channels_are_a_convolution_and_a_selection():
+  head, ids = heads.OutputChannels(3), jnp.array([2, 0, 0, 1])
   params = jax.tree.map(lambda p: normal(p.size, *p.shape),
                         head.init(jax.random.key(0), Y, ids)["params"])
   every = Y @ params["kernel"].T + jnp.broadcast_to(params["bias"], (*Y.shape[:-1], 3))
@@ -250,8 +250,8 @@ def test_output_channels_are_a_convolution_and_a_choice():
 
 
 def test_every_mechanism_has_its_equation_and_source():
-  heads = {"dynamic": conditioning.DynamicHead, "output": conditioning.OutputChannels}
+  modules = {"dynamic": heads.DynamicHead, "output": heads.OutputChannels}
   for name, mechanism in conditioning.MECHANISMS.items():
-    told = (mechanism.apply or heads[name]).__doc__
-    assert re.search(r"\b20[012]\d\)", told), f"{name}: no paper"
-    assert set(told) & set("γσω⊙·"), f"{name}: no equation"
+    doc = (mechanism.apply or modules[name]).__doc__
+    assert re.search(r"\b20[012]\d\)", doc), f"{name}: no paper"
+    assert set(doc) & set("γσω⊙·"), f"{name}: no equation"

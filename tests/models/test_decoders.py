@@ -1,4 +1,4 @@
-"""Decoders of other networks: their sums written out, what they may not be asked, and learning."""
+"""Decoders of FCN and DeepLab: written out, invalid settings, and learning."""
 
 import functools
 
@@ -41,7 +41,7 @@ def applied(module, *arguments):
 
 
 def linear(x, shape):
-  """By the definition, axis after axis: the centre of voxel i lies at (i + 1/2) n/m - 1/2."""
+  """Interpolates axis by axis: the centre of voxel i is at (i + 1/2) n/m - 1/2."""
   x = np.asarray(x, np.float64)
   for axis, size in enumerate(shape, 1):
     old = x.shape[axis]
@@ -70,8 +70,8 @@ def test_fcn_sums_the_scores_of_the_three_coarsest_levels():
   np.testing.assert_allclose(found, linear(y, (16, 16)), atol=1e-4)
 
 
-def test_a_pyramid_looks_at_distances_and_at_the_whole():
-  """Without normalisation, written out; taps farther than the border meet nothing but zeros."""
+def test_the_pyramid_of_deeplab():
+  """Without normalisation, written out; taps beyond the border read zeros."""
   levels = [normal(0, 2, 8, 10, 2), normal(1, 2, 4, 5, 3)]
   found, params = applied(DeepLab(4, (2, 7), STYLE), levels)
   x = levels[1]
@@ -104,13 +104,13 @@ def test_networks(decoder, ndim, where):
   assert not {k for k in variables["params"] if k.startswith(("up_", "merge_"))}
   found = jax.jit(functools.partial(class_logits, model))(variables, image, ids)
   assert found.shape == (2, *shape, 2) and found.dtype == jnp.float32
-  told = np.abs(found[0, ..., 0] - found[0, ..., 1]).mean()
-  assert told == 0 if model.position == "none" else told > 0.01
+  change = np.abs(found[0, ..., 0] - found[0, ..., 1]).mean()
+  assert change == 0 if model.position == "none" else change > 0.01
   np.testing.assert_allclose(found[1, ..., 0], found[1, ..., 1], atol=1e-6)
 
 
 def test_a_level_that_is_not_pooled_is_dilated():
-  """Of `deeplab`: the coarsest block sees a column 2 to each side in one layer, not 1."""
+  """With `deeplab` one layer of the coarsest block reaches 2 columns to each side, not 1."""
   reach = {}
   for decoder in ("deeplab", "fcn"):
     model = DenseUNet(**{**NET, "strides": ((1, 1),), "depth": (0, 1), "decoder": decoder,
@@ -122,9 +122,9 @@ def test_a_level_that_is_not_pooled_is_dilated():
       _, kept = model.apply(variables, image, method=model.encode, capture_intermediates=True,
                             mutable=["intermediates"])
       return kept["intermediates"]["down_1"]["layer_0"]["conv"]["__call__"][0][0, 7, 7].sum()
-    seen = np.abs(jax.jit(jax.grad(coarsest))(image))[0, :, :, 0] > 0
-    reach[decoder] = np.ptp(np.flatnonzero(seen.any(1))) // 2
-  assert reach == {"deeplab": 1 + 2, "fcn": 1 + 1}  # the stem is a layer of its own
+    reached = np.abs(jax.jit(jax.grad(coarsest))(image))[0, :, :, 0] > 0
+    reach[decoder] = np.ptp(np.flatnonzero(reached.any(1))) // 2
+  assert reach == {"deeplab": 1 + 2, "fcn": 1 + 1}  # including the stem
 
 
 def test_dilation_grows_with_every_level_that_is_not_pooled():
@@ -140,12 +140,12 @@ def test_dilation_grows_with_every_level_that_is_not_pooled():
     (dict(decoder="deeplab", rates=(0,)), "rates"),
     (dict(decoder="fcn", deep_supervision=1), "choose 0 to 0"),
     (dict(decoder="fcn", partition="depth"), "cannot be split")])
-def test_what_they_may_not_be_asked(settings, fault):
+def test_invalid_settings(settings, fault):
   with pytest.raises(ValueError, match=fault):
     DenseUNet(**{**NET, **settings}).check()
 
 
-def test_a_volume_is_not_split_and_that_is_said():
+def test_a_volume_cannot_be_split():
   model = DenseUNet(**{**NET, "decoder": "deeplab"})
   with pytest.raises(InputError, match="partition: a volume cannot be split .*deeplab"):
     next(full_volume_slabs(model, {}, np.zeros((8, 8, 1), np.float32), [0]))
@@ -153,7 +153,7 @@ def test_a_volume_is_not_split_and_that_is_said():
 
 @pytest.mark.parametrize("decoder", ["fcn", "deeplab"])
 def test_learning_and_its_memory(decoder):
-  """Squares of three brightnesses, one class each: forty steps, and what a step takes."""
+  """Squares of three intensities, one class each: forty steps, and the memory of a step."""
   model = DenseUNet(**{**NET, "decoder": decoder})
   rng = np.random.default_rng(0)
   label = np.kron(rng.integers(0, 3, (4, 4, 4)), np.ones((1, 8, 8), int))

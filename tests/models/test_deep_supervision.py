@@ -1,4 +1,4 @@
-"""Deep supervision: heads of their own where it is on, and prediction that knows nothing of it."""
+"""Deep supervision: auxiliary heads in training, and no effect on predictions."""
 
 import functools
 
@@ -21,7 +21,7 @@ def initial(model):
   return jax.jit(model.init)(jax.random.key(0), IMAGE, IDS[:, 0])
 
 
-def test_parameters_exist_only_where_it_is_on():
+def test_auxiliary_heads_exist_only_with_deep_supervision():
   off, on = initial(DenseUNet(**NET)), initial(DenseUNet(**NET, deep_supervision=2))
   assert set(on["params"]) - set(off["params"]) == {"coarse_heads_0", "coarse_heads_1"}
   for name, value in off["params"].items():
@@ -29,14 +29,14 @@ def test_parameters_exist_only_where_it_is_on():
       np.testing.assert_array_equal(a, b)
 
 
-def test_prediction_is_that_of_the_network_without_it():
+def test_predictions_are_the_same_without_it():
   off, on = DenseUNet(**NET), DenseUNet(**NET, deep_supervision=2)
   variables = initial(on)
   np.testing.assert_array_equal(
       class_logits(on, variables, IMAGE, IDS), class_logits(off, variables, IMAGE, IDS))
   levels = level_logits(on, variables, IMAGE, IDS)
   assert [x.shape for x in levels] == [(2, 8, 16, 3), (2, 8, 8, 3), (2, 4, 4, 3)]
-  # Compiled, the coarse heads leave no trace in it.
+  # The compiler removes the auxiliary heads.
   shapes = jax.eval_shape(lambda: variables)
   flops = [jax.jit(functools.partial(class_logits, m)).lower(shapes, IMAGE, IDS).compile()
            .cost_analysis()["flops"] for m in (off, on)]

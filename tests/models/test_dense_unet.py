@@ -1,4 +1,4 @@
-"""The network: what is computed once, where the class enters, and that it stays."""
+"""The network: where the class enters and has an effect, what is computed once, and shapes."""
 
 import functools
 import itertools
@@ -11,6 +11,7 @@ import pytest
 from condseg_jax.models import layers
 from condseg_jax.models.conditioning import MECHANISMS
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.network import class_logits
 
 CODES = (0.7, -0.5, 0.1)
@@ -31,7 +32,7 @@ IMAGE = normal(0, 2, 48, 48, 1)
 
 @functools.cache
 def network(**settings):
-  """A flat network at initialisation and its variables."""
+  """Returns a small untrained network and its variables."""
   if settings.get("position") == "head":
     settings = {"mechanism": "dynamic"} | settings
   model = DenseUNet(**(FLAT | settings))
@@ -43,7 +44,7 @@ def run(model, variables, image, *class_ids):
 
 
 def abstract(model, image_shape, classes=1):
-  """Shapes of the variables, of the features of `encode` and of `class_logits`."""
+  """Returns shapes of the parameters, of the output of `encode` and of `class_logits`."""
   image, ids = jnp.zeros(image_shape), jnp.zeros((image_shape[0], classes), jnp.int32)
   variables = jax.eval_shape(model.init, jax.random.key(0), image, ids[:, 0])
   features = jax.eval_shape(functools.partial(model.apply, method=model.encode), variables, image,
@@ -53,14 +54,14 @@ def abstract(model, image_shape, classes=1):
 
 
 def paths_of(params, part):
-  """The modules that hold parameters of the name `part`, as "merge_0/join"."""
+  """Returns the modules with parameters named `part`, e.g. "merge_0/join"."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   keys = ([k.key for k in path] for path, _ in leaves)
   return {"/".join(k[:k.index(part)]) for k in keys if part in k}
 
 
 def convolution_work(function, *args):
-  """Multiplications of all convolutions that a function is lowered to."""
+  """Counts the multiplications of all convolutions of a function."""
   def visit(jaxpr):
     for eqn in jaxpr.eqns:
       if eqn.primitive.name == "conv_general_dilated":
@@ -76,25 +77,25 @@ def convolution_work(function, *args):
   return sum(visit(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-# --- the class enters, and stays -------------------------------------------------------------
+# --- the class has an effect -----------------------------------------------------------------
 @pytest.mark.parametrize("norm, way, vector", [
     case for case in itertools.product(layers.NORMS, WAYS, ("hash", "embedding"))
     if (case[0] != "none" or not MECHANISMS[case[1][1]].needs_norm)
     and (case[0] == "group" or case[2] == "hash")])
 def test_two_classes_differ_inside_the_image_at_initialisation(norm, way, vector):
-  """A condition in front of an instance norm is erased, up to what zero padding gives away: in
-  such nets the difference was 0.008 to 0.1 and falls with the size of the image (to 8e-5), while
-  these differ by 0.19 to 0.6 at any size. The border is left out, where padding lets even an erased
-  condition shine through."""
+  """An instance norm erases a condition applied before it, except for the effect of zero padding:
+  in such networks the difference was 0.008 to 0.1, decreasing with the size of the image (to 8e-5),
+  while these differ by 0.19 to 0.6 at any size. The border is excluded, where padding reveals even
+  an erased condition."""
   position, mechanism = way
   model, variables = network(norm=norm, position=position, mechanism=mechanism, vector=vector)
   reach = 5  # of zero padding: 1 each in the stem and block 0, 2 from the coarse block, 1 in merge
   both = np.asarray(run(model, variables, jnp.concatenate([IMAGE, IMAGE]), 0, 0, 1, 1))
   a, b = np.split(both[:, reach:-reach, reach:-reach], 2)
-  # What multiplies would be erased altogether, padding or not.
+  # A multiplicative condition would be erased completely, with or without padding.
   least = {"dynamic": 0.09, "channel_gate": 0.02, "spatial_gate": 0.02, "spade": 0.02}
   assert np.abs(a - b).mean() > least.get(mechanism, 0.12)
-  # Not one offset for the whole image either: the class says where, not only how much.
+  # The difference is not a constant offset either.
   assert np.std(a - b) > 0.01
 
 
@@ -130,33 +131,33 @@ def test_where_the_condition_has_parameters():
   assert conditioned(position="decoder", from_level=0) == finest
 
 
-def test_cond_enc_lets_its_skips_leave_before_the_concatenation():
+def test_the_skips_of_cond_enc_are_unconditioned():
   model, variables = network(position="encoder")
   a, b = (model.apply(variables, IMAGE, jnp.full(2, k), method=model.encode) for k in (0, 1))
   np.testing.assert_array_equal(a.skips[0], b.skips[0])
   assert np.abs(a.x - b.x).mean() > 0.05
 
 
-def test_cond_2nd_is_seen_by_every_skip():
+def test_the_skips_of_cond_2nd_are_conditioned():
   model, variables = network(position="input")
   a, b = (model.apply(variables, IMAGE, jnp.full(2, k), method=model.encode) for k in (0, 1))
   assert np.abs(a.skips[0] - b.skips[0]).mean() > 0.05
 
 
-def test_coarser_decoder_levels_that_see_no_class_belong_to_encode():
+def test_unconditioned_decoder_levels_belong_to_encode():
   model = DenseUNet(**DEEP, from_level=0)
   image = jnp.zeros((1, 8, 16, 1))
   features, variables = jax.eval_shape(lambda: model.init_with_output(
       jax.random.key(0), image, method=model.encode))  # no class is asked for
-  # x waits at level 1, with the finest skip left.
+  # x is at level 1, and the finest skip remains.
   assert features.x.shape == (1, 4, 8, 8) and [s.shape for s in features.skips] == [(1, 8, 16, 4)]
   assert set(variables["params"]) == {"stem", "down_0", "down_1", "down_2", "up_1", "merge_1"}
 
 
-def test_with_a_dynamic_head_everything_before_it_sees_no_class():
-  """Three 1×1 layers, written out in numpy from what φ gives for each sample."""
+def test_a_dynamic_head_is_the_only_conditioned_part():
+  """Three 1×1 layers, written out in numpy from the output of φ for each sample."""
   model, variables = network(position="head", vector="embedding", activation="relu")
-  # Biases of φ's kernels begin at zero: away from there.
+  # The biases of φ are initialised to zero, so they are perturbed.
   variables = jax.tree.map(lambda p: p + 0.1 * normal(p.size, *p.shape), variables)
   params, ids = variables["params"], jnp.array([1, 2])
   assert not paths_of(params, "condition")
@@ -166,7 +167,7 @@ def test_with_a_dynamic_head_everything_before_it_sees_no_class():
 
   head = jax.tree.map(np.asarray, params["head"])
   for b, class_id in enumerate((1, 2)):
-    context = np.concatenate([np.ravel(features.summary[b]) / np.sqrt(8),
+    context = np.concatenate([np.ravel(features.pooled[b]) / np.sqrt(8),
                               params["class_vector"]["embedding"][class_id] / np.sqrt(8)])
     x = np.asarray(features.x[b])
     for i, (fan_in, features_out) in enumerate(((4, 8), (8, 8), (8, 1))):
@@ -177,12 +178,12 @@ def test_with_a_dynamic_head_everything_before_it_sees_no_class():
     np.testing.assert_allclose(found[b], x[..., 0], atol=1e-4)
 
 
-def test_the_summary_of_a_dynamic_head_is_the_mean_of_the_coarsest_features():
+def test_a_dynamic_head_pools_the_coarsest_features():
   model, variables = network(position="head")
   features, captured = model.apply(variables, IMAGE, method=model.encode,
                                    capture_intermediates=True, mutable=["intermediates"])
   coarsest = captured["intermediates"]["down_1"]["__call__"][0]
-  np.testing.assert_allclose(features.summary, coarsest.mean((1, 2), keepdims=True), atol=1e-6)
+  np.testing.assert_allclose(features.pooled, coarsest.mean((1, 2), keepdims=True), atol=1e-6)
 
 
 @pytest.mark.parametrize("decoder_depth, expected", [(None, (1, 2)), ((0, 1), (0, 1))])
@@ -193,14 +194,22 @@ def test_the_decoder_can_be_lighter_than_the_encoder(decoder_depth, expected):
   assert [len(params[f"down_{level}"]) - 1 for level in range(3)] == [1, 2, 1]
 
 
-def test_codes_that_bfloat16_would_blur_give_different_logits():
-  """Codes 1/1024 apart are one number in bfloat16; with codes in float32 the logits still tell."""
+def test_codes_closer_than_bfloat16_resolves_give_different_logits():
+  """Codes 1/1024 apart are one number in bfloat16; with codes in float32 the logits differ."""
   codes = (0.7, 0.7 + 1 / 1024, 0.7)
   assert jnp.bfloat16(codes[0]) == jnp.bfloat16(codes[1])
   model, variables = network(codes=codes, dtype=jnp.bfloat16)
   a, b, c = (run(model, variables, IMAGE, k, k) for k in range(3))
   assert np.any(a != b)
   np.testing.assert_array_equal(a, c)
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("stem", ("stem", 0)), ("head", ("head", 0)), ("down_2", ("down", 2)), ("up_0", ("up", 0)),
+    ("merge_10", ("merge", 10)), ("class_vector", None), ("coarse_heads_0", None),
+    ("decoders", None), ("fuse", None)])
+def test_names_of_submodules(name, expected):
+  assert kind_and_level(name) == expected
 
 
 # --- encode once -----------------------------------------------------------------------------
@@ -215,7 +224,7 @@ def test_classes_at_once_equal_single_passes(position):
 
 @pytest.mark.parametrize("from_level", [None, 0])
 def test_the_encoder_is_computed_once_whatever_the_number_of_classes(from_level):
-  """The convolutions' work is a + n · b, and a holds the whole encoder and the skips' part."""
+  """The convolutions take a + n · b operations; a covers the encoder and the skip convolutions."""
   model = DenseUNet(**(DEEP | dict(channels=8)), from_level=from_level)
   image = jnp.zeros((1, 16, 16, 1))
   variables = jax.eval_shape(model.init, jax.random.key(0), image, jnp.zeros(1, jnp.int32))
@@ -234,7 +243,7 @@ def test_the_encoder_is_computed_once_whatever_the_number_of_classes(from_level)
 
 
 def test_an_encoder_that_sees_the_class_runs_for_each():
-  """The search above would notice: with cond-2nd the encoder's work grows with the classes."""
+  """With cond-2nd the work of the encoder grows with the classes, which the count above detects."""
   work = {}
   for position in ("input", "decoder"):
     model = DenseUNet(**DEEP, position=position)
@@ -258,7 +267,7 @@ def test_shapes_in_2d_and_3d(strides, shape, shapes):
   assert model.stride == tuple(n // m for n, m in zip(shapes[0], shapes[-1], strict=True))
   _, features, logits = abstract(model, (2, *shape, 3), classes=5)
   found = [*(s.shape for s in features.skips), features.x.shape]
-  # Features in proportion to depth.
+  # Features are proportional to depth.
   assert found == [(2, *s, 4 * (level + 1)) for level, s in enumerate(shapes)]
   assert logits.shape == (2, *shape, 5) and logits.dtype == jnp.float32
 

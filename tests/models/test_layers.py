@@ -1,4 +1,4 @@
-"""Layers against the plain operations that they stand for."""
+"""Layers against reference operations."""
 
 from flax import linen as nn
 import jax
@@ -15,7 +15,7 @@ def normal(seed, *shape):
 
 
 def value_and_gradients(function, *args):
-  """The value, and the gradients of a random weighting of its entries."""
+  """Returns the value, and the gradients of a random weighted sum of its elements."""
   weight = normal(9, *jax.eval_shape(function, *args).shape)
 
   def everything(weight, *args):
@@ -32,7 +32,7 @@ def assert_all_close(found, expected, atol):
 
 
 def convolution_ranks(function, *args):
-  """Ranks of the inputs of all convolutions that a function is lowered to."""
+  """Returns the ranks of the inputs of all convolutions of a function."""
   def visit(jaxpr):
     for eqn in jaxpr.eqns:
       if eqn.primitive.name == "conv_general_dilated":
@@ -43,21 +43,21 @@ def convolution_ranks(function, *args):
   return list(visit(jax.make_jaxpr(function)(*args).jaxpr))
 
 
-@pytest.mark.parametrize("shape, window", [
+@pytest.mark.parametrize("shape, kernel_size", [
     ((4, 5, 6), (3, 3, 3)), ((3, 4, 4), (1, 1, 1)), ((1, 4, 5), (5, 1, 3))])
-def test_a_convolution_by_depth_taps_is_the_native_one(shape, window):
-  x, kernel = normal(0, 2, *shape, 3), normal(1, *window, 3, 2)
+def test_a_convolution_by_depth_taps_is_the_native_one(shape, kernel_size):
+  x, kernel = normal(0, 2, *shape, 3), normal(1, *kernel_size, 3, 2)
   assert_all_close(value_and_gradients(layers.convolve_by_depth_tap, x, kernel),
                    value_and_gradients(layers.convolve_native, x, kernel), 1e-4)
 
 
-@pytest.mark.parametrize("shape, window", [((9, 8), (3, 3)), ((6, 5, 7), (3, 1, 3))])
-def test_a_dilated_convolution_has_zeros_between_its_taps(shape, window):
-  """The plain one with a wider kernel; also farther than the border."""
-  x, kernel = normal(0, 2, *shape, 3), normal(1, *window, 3, 2)
+@pytest.mark.parametrize("shape, kernel_size", [((9, 8), (3, 3)), ((6, 5, 7), (3, 1, 3))])
+def test_a_dilated_convolution_has_zeros_between_its_taps(shape, kernel_size):
+  """Equals the convolution with a wider kernel, also for taps beyond the border."""
+  x, kernel = normal(0, 2, *shape, 3), normal(1, *kernel_size, 3, 2)
   for dilation in (2, 7):
     def spread(kernel, dilation=dilation):
-      wide = [dilation * (n - 1) + 1 for n in window]
+      wide = [dilation * (n - 1) + 1 for n in kernel_size]
       return jnp.zeros((*wide, 3, 2)).at[(slice(None, None, dilation),) * len(shape)].set(kernel)
 
     assert_all_close(
@@ -71,9 +71,9 @@ def test_the_convolution_is_centred_and_not_mirrored():
   padded = np.pad(x, 1)
   expected = [sum(padded[i + t] * k[t] for t in range(3)) for i in range(5)]
   for axis in range(3):
-    shape, window = [1, 1, 1], [1, 1, 1]
-    shape[axis], window[axis] = 5, 3
-    found = layers.convolve(x.reshape(1, *shape, 1), k.reshape(*window, 1, 1))
+    shape, kernel_size = [1, 1, 1], [1, 1, 1]
+    shape[axis], kernel_size[axis] = 5, 3
+    found = layers.convolve(x.reshape(1, *shape, 1), k.reshape(*kernel_size, 1, 1))
     np.testing.assert_allclose(found.reshape(-1), expected, atol=1e-6)
 
 
@@ -82,7 +82,7 @@ def test_no_3d_convolution_reaches_the_cpu():
   gradient = jax.grad(lambda *args: layers.convolve(*args).sum(), (0, 1))
   ranks = convolution_ranks(gradient, x, kernel)
   assert len(ranks) >= 6 and set(ranks) == {4}
-  assert convolution_ranks(layers.convolve_native, x, kernel) == [5]  # the search can find one
+  assert convolution_ranks(layers.convolve_native, x, kernel) == [5]  # the search works
 
 
 @pytest.mark.parametrize("shape, strides", [
@@ -123,10 +123,10 @@ def test_upsampling_is_the_transposed_convolution(shape, strides):
 
 @pytest.mark.parametrize("ndim, bias", [(2, True), (3, False)])
 def test_a_shared_input_counts_as_concatenated(ndim, bias):
-  window, shape = (3,) * ndim, (4, 5, 3)[:ndim]
-  layer = layers.Conv(4, window, use_bias=bias)
+  kernel_size, shape = (3,) * ndim, (4, 5, 3)[:ndim]
+  layer = layers.Conv(4, kernel_size, use_bias=bias)
   x, shared = normal(0, 2, *shape, 3), normal(1, 2, *shape, 2)
-  params = {"kernel": normal(2, *window, 5, 4)} | ({"bias": normal(3, 4)} if bias else {})
+  params = {"kernel": normal(2, *kernel_size, 5, 4)} | ({"bias": normal(3, 4)} if bias else {})
   shapes = jax.eval_shape(layer.init, jax.random.key(0), x, shared)["params"]
   assert {k: v.shape for k, v in shapes.items()} == {k: v.shape for k, v in params.items()}
 
@@ -141,7 +141,7 @@ def test_a_shared_input_counts_as_concatenated(ndim, bias):
 
 
 def test_a_shared_input_is_convolved_once_for_all_classes():
-  """Under a vmap over the first input alone, the other one's convolution keeps its shape."""
+  """Under a vmap over the first input, the convolution of the shared input keeps its shape."""
   layer, shared = layers.Conv(4, (3, 3)), normal(1, 2, 4, 5, 2)
   params = {"params": {"kernel": normal(2, 3, 3, 5, 4)}}
 
@@ -156,7 +156,7 @@ def test_a_shared_input_is_convolved_once_for_all_classes():
 
 
 @pytest.mark.parametrize("kind", layers.NORMS)
-def test_normalisation_never_looks_beyond_the_sample(kind):
+def test_normalisation_is_independent_of_other_samples(kind):
   x = normal(0, 3, 4, 5, 8)
   variables = layers.Norm(kind).init(jax.random.key(0), x)
   together = layers.Norm(kind).apply(variables, x.at[1:].mul(100.0))
@@ -190,7 +190,7 @@ def test_bfloat16_keeps_parameters_and_statistics_in_float32():
     y, variables = jax.eval_shape(lambda x, m=layer: m.init_with_output(jax.random.key(0), x), x)
     assert y.dtype == jnp.bfloat16
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.float32)}
-  # Squares of values near 30, summed in bfloat16, would lose a variance of 1 altogether.
+  # Squares of values near 30, summed in bfloat16, would lose a variance of 1 completely.
   norm = layers.Norm("group", dtype=jnp.bfloat16)
   y = norm.apply(norm.init(jax.random.key(0), x), x).astype(jnp.float32)
   np.testing.assert_allclose(np.var(np.asarray(y)), 1, atol=0.02)

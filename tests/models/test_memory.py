@@ -1,4 +1,4 @@
-"""The estimate of a step's memory against the compiler's own account of it."""
+"""The memory estimate of a training step against the memory analysis of the compiler."""
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,7 @@ def test_it_grows_with_voxels_batch_and_decodes():
   assert on_gpu == pytest.approx(one * PEAK["gpu"] / PEAK["cpu"], rel=1e-3)
 
 
-def test_a_further_class_costs_its_decoder_alone():
+def test_an_additional_class_costs_its_decoder_only():
   model, shape, channels = NETS["3-D"]
   one, two, five = (training_bytes(model, shape, channels, 1, n) for n in (1, 2, 5))
   assert 0 < two - one < 0.8 * one
@@ -50,7 +50,7 @@ def test_a_further_class_costs_its_decoder_alone():
   assert two == pytest.approx(2 * one)
 
 
-def test_parts_of_a_batch_share_its_memory():
+def test_gradient_accumulation_reduces_memory():
   model, shape, channels = NETS["3-D"]
   whole, parts, small = (training_bytes(model, shape, channels, batch, accumulate=n)
                          for batch, n in ((4, 1), (4, 2), (2, 1)))
@@ -58,8 +58,8 @@ def test_parts_of_a_batch_share_its_memory():
   assert parts == small + params < whole  # the sum of the gradients is one more copy
 
 
-def test_recomputation_gives_the_same_and_keeps_less():
-  """What the forward pass leaves for the gradient, whatever the compiler makes of it."""
+def test_remat_gives_the_same_numbers_and_keeps_less():
+  """Compares the residuals of the forward pass, before the compiler optimises them."""
   model, shape, channels = NETS["2-D"]
   again = model.clone(remat=True)
   image = jnp.asarray(np.random.default_rng(0).normal(size=(1, *shape, channels)), jnp.float32)

@@ -1,4 +1,9 @@
-"""oneDNN's convolutions against XLA's own: values, gradients, under vmap; when they are used."""
+"""oneDNN's convolutions against XLA's own, when they are used, and how the handlers are built."""
+
+import os
+from pathlib import Path
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +14,10 @@ from condseg_jax.errors import InputError
 from condseg_jax.models import layers
 from condseg_jax.models.onednn import build
 from condseg_jax.models.onednn import convolution as onednn
+from support.tiny import overrides
+from support.tiny import write_datasets
 
+ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module", autouse=True)
 def library():
@@ -77,16 +85,144 @@ def test_when_it_is_used(monkeypatch):
   assert onednn.TARGETS[0] not in lowered(x, kernel)
 
 
+@pytest.mark.parametrize("name, value", [("default_backend", "gpu"), ("device_count", 4)])
+def test_nothing_is_built_for_accelerators_or_several_devices(monkeypatch, name, value):
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  monkeypatch.setattr(jax, name, lambda: value)
+  monkeypatch.setattr(onednn, "load", lambda: pytest.fail("the handlers are asked for"))
+  assert not onednn.usable(normal(0, 1, 4, 4, 2))
+
+
+def test_other_platforms_keep_plain_jax_without_a_word(monkeypatch, caplog):
+  monkeypatch.setattr(build.platform, "machine", lambda: "aarch64")
+  assert not onednn._load.__wrapped__() and not caplog.records
+
+
 def test_what_is_missing_is_named(monkeypatch, tmp_path):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  monkeypatch.setattr(build.shutil, "which", lambda name: None)
+  monkeypatch.setattr(build.shutil, "which", lambda _: None)
   monkeypatch.delenv("CXX", raising=False)
   with pytest.raises(InputError, match="install g"):
     build.build()
-  monkeypatch.setenv("CXX", "false")
-  with pytest.raises(InputError, match="cannot compile"):
-    build.build()
+  for compiler in ("false", str(tmp_path / "none" / "g++"), "sh -c 'exit 3'"):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(InputError, match="cannot compile"):
+      build.build()
   monkeypatch.setitem(build.PACKAGES, "libdnnl.so", "no-such-package")
   with pytest.raises(InputError, match="no-such-package: is not installed"):
     build.build()
   assert not list(tmp_path.rglob("*.so"))
+
+
+# --- in processes of their own --------------------------------------------------------------------
+# Convolves twice on one device, and prints whether by oneDNN.
+CONVOLVE = """
+import jax, jax.numpy as jnp
+from condseg_jax.cli.shell import configure_logging
+from condseg_jax.models import layers
+configure_logging()
+for features in (2, 3):
+  kernel = jnp.ones((3, 3, 3, 2, features))
+  text = jax.jit(layers.convolve).lower(jnp.ones((1, 4, 4, 4, 2)), kernel).as_text()
+print("condseg_convolution" in text)
+"""
+FAILING = """#!/bin/sh
+case "$*" in *--version*) echo "g++ $VERSION";; *) echo run >> "$COUNTER"; exit 1;; esac
+"""
+COUNTING = """#!/bin/sh
+echo run >> "$COUNTER"
+exec g++ "$@"
+"""
+
+
+@pytest.fixture
+def run(tmp_path):
+  """Starts a Python process with a cache of its own; returns it."""
+  def start(*command, **changes):
+    removed = ("CXX", "CONDSEG_ONEDNN", "JAX_NUM_CPU_DEVICES")
+    environment = {name: value for name, value in os.environ.items() if name not in removed}
+    environment |= {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache"),
+                    "PYTHONPATH": str(ROOT), "COUNTER": str(tmp_path / "compiled")}
+    return subprocess.Popen([sys.executable, *command], stdout=subprocess.PIPE, cwd=ROOT,
+                            stderr=subprocess.PIPE, text=True, env=environment | changes)
+  return start
+
+
+def convolve(run, **changes) -> tuple[str, list[str]]:
+  """Whether a process used oneDNN, and the lines it logged."""
+  out, errors = run("-c", CONVOLVE, **changes).communicate()
+  return out.strip(), [line.partition("  ")[2] for line in errors.splitlines()]
+
+
+def program(path: Path, text: str) -> str:
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(text)
+  path.chmod(0o755)
+  return str(path)
+
+
+def test_the_first_use_builds_and_the_second_finds(run):
+  assert convolve(run) == ("True", ["building the oneDNN convolution handlers (about 4 s, once)"])
+  assert convolve(run, PATH="") == ("True", [])
+
+
+def test_two_processes_at_once_build_once(run, tmp_path):
+  compiler = program(tmp_path / "counting", COUNTING)
+  processes = [run("-c", CONVOLVE, CXX=compiler) for _ in range(2)]
+  ends = [process.communicate() for process in processes]
+  assert [out for out, _ in ends] == ["True\n", "True\n"], ends
+  assert (tmp_path / "compiled").read_text() == "run\n"
+
+
+def test_several_devices_build_nothing(run, tmp_path):
+  assert convolve(run, JAX_NUM_CPU_DEVICES="2") == ("False", [])
+  assert not (tmp_path / "cache").exists()
+
+
+def test_a_compiler_that_fails_is_not_tried_at_every_start(run, tmp_path):
+  program(tmp_path / "bin" / "g++", FAILING)
+  changes = {"PATH": f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}", "VERSION": "12"}
+  counter = tmp_path / "compiled"
+
+  used, (first, second) = convolve(run, **changes)
+  assert used == "False" and first.startswith("building")
+  assert "plain JAX" in second and "cannot compile convolution.cc: exit status 1" in second
+  assert counter.read_text() == "run\n"
+
+  used, lines = convolve(run, **changes)
+  assert used == "False" and len(lines) == 1
+  assert "plain JAX" in lines[0] and "before: exit status 1" in lines[0]
+  assert counter.read_text() == "run\n"
+
+  convolve(run, **changes | {"VERSION": "13"})  # another compiler deserves a try
+  assert counter.read_text() == "run\n" * 2
+  process = run("-m", "condseg_jax.models.onednn", **changes | {"VERSION": "13"})
+  assert "cannot compile" in process.communicate()[1] and process.returncode == 1
+  assert counter.read_text() == "run\n" * 3
+
+
+@pytest.mark.parametrize("cache", ["file", "/proc"])
+def test_a_cache_that_cannot_be_written(run, tmp_path, cache):
+  (tmp_path / "file").write_text("a file in place of the folder")
+  used, lines = convolve(run, XDG_CACHE_HOME=str(tmp_path / cache))
+  assert used == "False" and len(lines) == 1 and "cannot be written" in lines[0]
+
+
+def test_a_library_that_cannot_be_loaded(run, tmp_path):
+  compiler = program(tmp_path / "bad", '#!/bin/sh\nfor last; do case "$last" in *.so) '
+                     'echo nothing > "$last";; esac; done\n')
+  used, lines = convolve(run, CXX=compiler)
+  assert used == "False" and len(lines) == 2 and "plain JAX" in lines[1]
+
+
+@pytest.mark.slow
+def test_training_goes_on_without_a_compiler(run, tmp_path):
+  root = write_datasets(tmp_path / "data")
+  process = run("-m", "experiments.train", "--config=experiments/configs/base.py",
+                f"--workdir={tmp_path / 'run'}", *overrides(root, **{"train.steps": 2}),
+                PATH=str(tmp_path), JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+  errors = process.communicate()[1]
+  assert process.returncode == 0, errors
+  lines = [line for line in errors.splitlines() if "plain JAX" in line]
+  assert len(lines) == 1 and "C++ compiler: not found" in lines[0]
+  assert (tmp_path / "run" / "run.json").exists()

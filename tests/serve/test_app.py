@@ -1,4 +1,4 @@
-"""The service as its callers see it: every answer, every refusal, nothing left behind."""
+"""The service as clients see it: every answer and every error, and no files left behind."""
 
 import asyncio
 import dataclasses
@@ -178,20 +178,20 @@ def test_the_page_asks_for_nothing_from_elsewhere(service, path, kind):
 
 
 class Held(Inside):
-  """Waits with each prediction until it is let go; says what it was told."""
+  """Holds each prediction until `go` is set; records its start and its cancellation."""
 
   def __init__(self, predictor, limits):
     super().__init__(predictor, limits)
     self.begun, self.go, self.stopped = threading.Event(), threading.Event(), threading.Event()
 
-  async def run(self, folder, order, unwanted):
+  async def run(self, folder, request, cancelled):
     self.begun.set()
     while not self.go.is_set():
-      if unwanted.is_set():
+      if cancelled.is_set():
         self.stopped.set()
         return {"status": 0}
       await asyncio.sleep(0.01)
-    return await super().run(folder, order, unwanted)
+    return await super().run(folder, request, cancelled)
 
 
 def until(condition):
@@ -202,7 +202,7 @@ def until(condition):
     wait.wait(0.01)
 
 
-def test_more_than_wait_may_are_sent_away(predictor):
+def test_a_full_queue(predictor):
   held = Held(predictor, LIMITS)
   with client(held, Limits(body=1 << 20, waiting=2)) as service:
     answers = []
@@ -212,9 +212,9 @@ def test_more_than_wait_may_are_sent_away(predictor):
       thread.start()
     until(lambda: service.get("/health").json()["waiting"] == 2)
     assert service.get("/health").json()["running"] == 1
-    refused = service.post("/predict", content=nifti())
-    told(refused, 429)
-    assert int(refused.headers["retry-after"]) >= 1
+    rejected = service.post("/predict", content=nifti())
+    told(rejected, 429)
+    assert int(rejected.headers["retry-after"]) >= 1
     held.go.set()
     for thread in threads:
       thread.join()
@@ -223,7 +223,7 @@ def test_more_than_wait_may_are_sent_away(predictor):
     assert service.post("/predict", content=nifti()).status_code == 200
 
 
-def test_a_defect_of_the_service_tells_nothing(predictor):
+def test_an_internal_error_reveals_nothing(predictor):
   broken = dataclasses.replace(predictor, variables={})
   with client(Inside(broken, LIMITS)) as service:
     line = told(service.post("/predict", content=nifti()), 500)
@@ -234,8 +234,8 @@ def test_a_defect_of_the_service_tells_nothing(predictor):
 @pytest.mark.parametrize("place", ["condseg_jax.serve.upload.Path.open",
                                    "condseg_jax.serve.archive.Path.mkdir",
                                    "condseg_jax.serve.handler.files.write_label"])
-def test_a_full_disk_is_not_the_senders_fault(service, monkeypatch, place):
-  def full(*args, **options):
+def test_a_full_disk(service, monkeypatch, place):
+  def full(*_args, **_options):
     raise OSError(errno.ENOSPC, "No space left on device", "/tmp/secret")
 
   content = series()

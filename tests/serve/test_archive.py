@@ -1,4 +1,4 @@
-"""Zips: what is in them comes out under other names, and nothing else happens."""
+"""Zip archives: members are unpacked under safe names; invalid archives are rejected."""
 
 import io
 import tracemalloc
@@ -18,7 +18,7 @@ def unpacked(folder, content):
   return names, [path.read_bytes() for path in sorted((folder / "series").iterdir())]
 
 
-def test_members_come_out_under_our_names(tmp_path):
+def test_members_are_unpacked_under_numbers(tmp_path):
   given = [("a/IM1.dcm", b"one"), ("a/", b""), ("b\\IM1.dcm", b"two"), ("a/.hidden", b"no"),
            ("__MACOSX/a/IM1.dcm", b"no"), ("a/\u00e4 b.dcm", b"three")]
   names, contents = unpacked(tmp_path, zipped(given))

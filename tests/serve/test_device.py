@@ -1,4 +1,4 @@
-"""The web process and its worker, played here by a script that behaves and misbehaves as told."""
+"""The worker as seen from the web process; a script that misbehaves on request plays the worker."""
 
 import asyncio
 import json
@@ -15,32 +15,32 @@ from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import PredictRequest
 
 TABLE = ClassTable.create(["liver", "spleen"])
-# An order's `series` is what the worker does with it: say something, end, sleep, turn deaf.
+# The `series` of a request lists what the worker does: emit an event, end, sleep, ignore signals.
 WORKER = """
 import json, os, signal, sys, time
 class Stopped(Exception): pass
 def stop(*_): raise Stopped
 signal.signal(signal.SIGUSR1, stop)
-say = lambda event, **told: print(json.dumps({"event": event, **told}), flush=True)
-TOLD
+emit = lambda event, **fields: print(json.dumps({"event": event, **fields}), flush=True)
+START
 for line in sys.stdin:
   try:
-    for act in json.loads(line)["order"]["series"].split():
+    for act in json.loads(line)["request"]["series"].split():
       if act == "end": os._exit(3)
       elif act == "deaf": signal.signal(signal.SIGUSR1, signal.SIG_IGN)
       elif act == "sleep": time.sleep(3600)
-      else: say(act)
-    say("done", status=200, pid=os.getpid())
+      else: emit(act)
+    emit("done", status=200, pid=os.getpid())
   except Stopped:
-    say("done", status=0)
+    emit("done", status=0)
 """
-READY = f"say('ready', table={json.dumps(TABLE.to_json())}, fusions=['argmax'])"
+READY = f"emit('ready', table={json.dumps(TABLE.to_json())}, fusions=['argmax'])"
 GONE = f"{READY}; sys.stdout.close(); os._exit(0)"
 
 
-def run(test, told=READY, **limits):
+def run(test, start=READY, **limits):
   async def body():
-    command = (sys.executable, "-c", WORKER.replace("TOLD", told))
+    command = (sys.executable, "-c", WORKER.replace("START", start))
     device = Device(command, Limits(**limits))
     try:
       await test(device)
@@ -49,11 +49,11 @@ def run(test, told=READY, **limits):
   asyncio.run(body())
 
 
-async def outcome(device, acts, unwanted=None):
-  return await device.run(Path("folder"), PredictRequest(series=acts), unwanted or asyncio.Event())
+async def outcome(device, acts, cancelled=None):
+  return await device.run(Path("folder"), PredictRequest(series=acts), cancelled or asyncio.Event())
 
 
-def test_orders_one_after_the_other():
+def test_requests_in_sequence():
   async def test(device):
     assert not device.ready and device.table is None
     await device.start()
@@ -63,19 +63,19 @@ def test_orders_one_after_the_other():
   run(test)
 
 
-@pytest.mark.parametrize("acts, status, told", [
+@pytest.mark.parametrize("acts, status, word", [
     ("reading end", 422, "crash"), ("reading predicting end", 503, "memory")])
-def test_a_worker_that_ends_over_an_order(acts, status, told):
+def test_a_worker_that_exits_during_a_request(acts, status, word):
   async def test(device):
     await device.start()
     found = await outcome(device, acts)
-    assert found["status"] == status and told in found["reason"] and not device.ready
+    assert found["status"] == status and word in found["reason"] and not device.ready
     await device.start()
     assert device.ready and (await outcome(device, "reading"))["status"] == 200
   run(test)
 
 
-def test_a_worker_that_ended_before_has_not_taken_the_order():
+def test_a_worker_that_exited_before_the_request():
   async def test(device):
     await device.start()
     assert await outcome(device, "reading") is None and not device.ready
@@ -84,30 +84,30 @@ def test_a_worker_that_ended_before_has_not_taken_the_order():
 
 @pytest.mark.parametrize("acts, status, error", [
     ("reading sleep", 422, "body"), ("reading predicting sleep", 504, "service")])
-def test_an_order_that_takes_too_long(acts, status, error):
+def test_a_request_that_times_out(acts, status, error):
   async def test(device):
     await device.start()
     first = device.pid()
     found = await outcome(device, acts)
     assert (found["status"], found["error"]) == (status, error) and "1 seconds" in found["reason"]
-    assert device.ready and device.pid() == first  # it came back from the order
+    assert device.ready and device.pid() == first  # it stopped and accepts requests again
   run(test, job_seconds=1)
 
 
-def test_an_order_that_is_not_wanted_any_more():
+def test_a_cancelled_request():
   async def test(device):
     await device.start()
-    unwanted = asyncio.Event()
-    work = asyncio.create_task(outcome(device, "reading predicting sleep", unwanted))
+    cancelled = asyncio.Event()
+    work = asyncio.create_task(outcome(device, "reading predicting sleep", cancelled))
     while device._phase != "predicting":
       await asyncio.sleep(0.01)
-    unwanted.set()
+    cancelled.set()
     assert await work == {"status": 0} and device.ready
     assert (await outcome(device, "reading"))["status"] == 200
   run(test)
 
 
-def test_a_worker_that_does_not_listen_is_ended(monkeypatch):
+def test_a_worker_that_ignores_the_cancellation_is_killed(monkeypatch):
   async def test(device):
     await device.start()
     assert (await outcome(device, "reading predicting deaf sleep"))["status"] == 504
@@ -121,10 +121,11 @@ def test_a_network_that_cannot_be_loaded():
     with pytest.raises(InputError, match="gone") as caught:
       await device.start()
     assert caught.value.usage and not device.ready
-  run(test, "say('failed', subject='run', reason='has gone', cure='look', usage=True); sys.exit(1)")
+  run(test, "emit('failed', subject='run', reason='has gone', cure='',"
+      " usage=True); sys.exit(1)")
 
 
-def test_a_worker_that_ends_while_it_starts():
+def test_a_worker_that_exits_while_it_starts():
   async def test(device):
     with pytest.raises(InputError, match="code 5"):
       await device.start()

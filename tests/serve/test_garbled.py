@@ -1,4 +1,4 @@
-"""Whatever is sent: a 4xx, or an answer to a body that the reader of files takes as well."""
+"""Fuzzed bodies: the response is a 4xx, or the answer to a body that the file readers accept."""
 
 import gzip
 import logging
@@ -17,7 +17,7 @@ from support.service import network
 from support.service import nifti
 from support.service import series
 
-# Numbers of a garbled header overflow; what counts is what becomes of them.
+# Numbers of a garbled header overflow; only the outcome matters.
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 WHOLE = {"nii": nifti(), "nii.gz": gzip.compress(nifti(), mtime=0), "zip": series()}
@@ -54,7 +54,7 @@ def garbled(draw):
   return kind, bytes(body)
 
 
-def refused_or_read(service, caplog, body, kind, folder):
+def rejected_or_read(service, caplog, body, kind, folder):
   caplog.clear()
   response = service.post("/predict?output=statistics", content=body)
   if response.status_code == 200:
@@ -66,7 +66,7 @@ def refused_or_read(service, caplog, body, kind, folder):
     assert 400 <= response.status_code < 500, response.text
     assert set(response.json()) == {"error", "reason", "cure"}
   unexpected = [r for r in caplog.records if r.name == "condseg_jax" and r.levelno > logging.INFO]
-  assert not unexpected, "a reader failed in a way that it does not know of"
+  assert not unexpected, "a reader failed unexpectedly"
 
 
 LASTING = settings(deadline=None, max_examples=40,
@@ -75,21 +75,21 @@ LASTING = settings(deadline=None, max_examples=40,
 
 @LASTING
 @given(garbled())
-def test_good_bodies_after_damage(service, caplog, tmp_path, told):
-  kind, body = told
-  refused_or_read(service, caplog, body, kind, tmp_path)
+def test_good_bodies_after_damage(service, caplog, tmp_path, damaged):
+  kind, body = damaged
+  rejected_or_read(service, caplog, body, kind, tmp_path)
 
 
 @LASTING
 @given(st.binary(max_size=2000), st.sampled_from([b"", b"\x1f\x8b\x08\x00", b"PK\x03\x04",
                                                   nifti()[:348], nifti()[:352]]))
 def test_noise_behind_the_beginning_of_every_kind(service, caplog, tmp_path, noise, start):
-  refused_or_read(service, caplog, start + noise, "nii", tmp_path)
+  rejected_or_read(service, caplog, start + noise, "nii", tmp_path)
 
 
 @LASTING
 @given(st.binary(max_size=3000), st.binary(max_size=80))
-def test_noise_in_a_form(service, caplog, tmp_path, noise, boundary):
+def test_noise_in_a_form(service, noise, boundary):
   head = b"--" + boundary + b'\r\nContent-Disposition: form-data; filename="a"\r\n\r\n'
   kind = "multipart/form-data; boundary=\"" + boundary.hex()[:60] + "\""
   response = service.post("/predict", content=head.replace(boundary, boundary.hex()[:60].encode())

@@ -1,4 +1,4 @@
-"""The page in a browser: choose, send, look, download; nothing is asked of anybody else."""
+"""The page in a browser: upload, view, download; it makes no third-party requests."""
 
 import base64
 import gzip
@@ -74,7 +74,7 @@ def coloured(picture):
   return np.ptp(picture, axis=-1) > 20
 
 
-def test_a_file_is_sent_and_looked_at(page, address, predictor, tmp_path):
+def test_a_file_is_uploaded_and_viewed(page, address, predictor, tmp_path):
   (tmp_path / "scan.nii.gz").write_bytes(gzip.compress(nifti()))
   segment(page, "#file", tmp_path / "scan.nii.gz")
   assert error(page) == ""
@@ -126,7 +126,7 @@ def test_a_folder_of_dicom_is_zipped_in_the_page(page, predictor, tmp_path):
   assert rows(page) == {"liver": int(expected.masks["liver"].sum())}
 
 
-def test_what_is_refused_is_told(page, tmp_path):
+def test_errors_are_shown(page, tmp_path):
   (tmp_path / "a.nii").write_text("no image")
   segment(page, "#file", tmp_path / "a.nii")
   assert error(page).startswith("body: is neither NIfTI")

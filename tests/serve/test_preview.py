@@ -1,4 +1,4 @@
-"""The pictures for the page hold the volume, slice by slice."""
+"""The images for the page contain the volume, slice by slice."""
 
 import io
 
@@ -45,4 +45,4 @@ def test_large_volumes_are_thinned_and_keep_their_size():
   assert layout["shape"] == [2, MAX_SIDE, 3]
   assert layout["spacing"][1] * MAX_SIDE == 1.5 * shape[2]
   shown = slices(pixels(grey), layout)
-  assert shown.min() == 0 and shown.max() == 255  # from end to end
+  assert shown.min() == 0 and shown.max() == 255  # both ends of the axis

@@ -1,4 +1,4 @@
-"""One at a time, first come first served, and out of the queue whenever the caller goes."""
+"""One prediction at a time, in order of arrival; clients that disconnect leave the queue."""
 
 import asyncio
 from pathlib import Path
@@ -14,7 +14,7 @@ from condseg_jax.serve.request import PredictRequest
 
 
 class Device:
-  """Predicts when told to, and keeps a diary."""
+  """Finishes predictions when `go` is set, and records what it did."""
 
   def __init__(self):
     self.table, self.ready = object(), False
@@ -24,18 +24,18 @@ class Device:
     self.diary.append("start")
     self.ready = True
 
-  async def run(self, folder, order, unwanted):
+  async def run(self, folder, request, cancelled):
     self.diary.append(folder.name)
-    if order.output == "dead" and self.diary.count("start") == 1:
+    if request.output == "dead" and self.diary.count("start") == 1:
       self.ready = False
       return None
-    waits = [asyncio.ensure_future(event.wait()) for event in (self.go, unwanted, self.killed)]
+    waits = [asyncio.ensure_future(event.wait()) for event in (self.go, cancelled, self.killed)]
     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
       wait.cancel()
-    if self.killed.is_set() or order.output == "crash":
+    if self.killed.is_set() or request.output == "crash":
       self.ready = False
-    return {"status": 0 if unwanted.is_set() else 200, "folder": folder.name}
+    return {"status": 0 if cancelled.is_set() else 200, "folder": folder.name}
 
   def kill(self):
     self.killed.set()
@@ -76,7 +76,7 @@ def test_in_the_order_in_which_they_came():
 
 
 def test_places_are_bounded_and_come_back():
-  async def test(queue, device):
+  async def test(queue, _device):
     with queue.place(), queue.place():
       with pytest.raises(HttpError) as caught, queue.place():
         pass
@@ -88,7 +88,7 @@ def test_places_are_bounded_and_come_back():
   run(test, waiting=1)
 
 
-def test_who_goes_while_waiting_is_not_predicted():
+def test_a_client_that_disconnects_while_waiting_is_skipped():
   async def test(queue, device):
     first, second, third = (predict(queue, name) for name in "abc")
     await settle()
@@ -101,7 +101,7 @@ def test_who_goes_while_waiting_is_not_predicted():
   run(test)
 
 
-def test_who_goes_while_predicted_is_stopped_and_the_next_begins():
+def test_a_client_that_disconnects_while_running_is_stopped():
   async def test(queue, device):
     first, second = (predict(queue, name) for name in "ab")
     await settle()
@@ -122,11 +122,11 @@ def test_a_device_that_has_ended_is_started_again():
   run(test)
 
 
-def test_what_a_dead_device_did_not_take_is_not_lost():
+def test_a_request_that_a_dead_device_did_not_receive_is_run_again():
   async def test(queue, device):
     device.go.set()
     outcomes = [await task for task in (predict(queue, "a", "dead"), predict(queue, "b"))]
-    assert [told["folder"] for told in outcomes] == ["a", "b"]
+    assert [outcome["folder"] for outcome in outcomes] == ["a", "b"]
     assert device.diary == ["start", "a", "start", "a", "b"]
   run(test)
 
@@ -148,7 +148,7 @@ def test_a_device_that_cannot_be_started_again(monkeypatch):
   run(test)
 
 
-def test_closing_sends_away_who_waits_and_lets_the_running_one_end():
+def test_closing_rejects_waiting_requests_and_finishes_the_running_one():
   async def test(queue, device):
     first, second = (predict(queue, name) for name in "ab")
     await settle()
@@ -163,7 +163,7 @@ def test_closing_sends_away_who_waits_and_lets_the_running_one_end():
   run(test)
 
 
-def test_closing_ends_a_prediction_that_takes_long(monkeypatch):
+def test_closing_kills_a_long_prediction(monkeypatch):
   async def test(queue, device):
     first = predict(queue, "a")
     await settle()

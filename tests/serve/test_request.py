@@ -1,4 +1,4 @@
-"""What a request may ask for; everything else is refused by name."""
+"""Valid queries and Accept headers, and the errors for invalid ones."""
 
 import pytest
 
@@ -10,19 +10,19 @@ from condseg_jax.serve.request import read_request
 TABLE = ClassTable.create(["liver", "left kidney"], presets={"all": ["liver", "left kidney"]})
 
 
-def order(accept="*/*", **query):
+def parse(accept="*/*", **query):
   return read_request(list(query.items()), accept, TABLE, ("argmax", "softmax", "independent"))
 
 
 def test_everything_has_a_default():
-  assert order() == PredictRequest((), "", "argmax", 0.5, "", False, "zip")
+  assert parse() == PredictRequest((), "", "argmax", 0.5, "", False, "zip")
 
 
 def test_all_parameters():
-  asked = order(classes=" Liver , left kidney,", preset="all", fusion="independent",
-                threshold="0.25", series="1.2.3", output="label")
-  assert asked == PredictRequest(("Liver", "left kidney"), "all", "independent", 0.25, "1.2.3",
-                                 False, "label")
+  request = parse(classes=" Liver , left kidney,", preset="all", fusion="independent",
+                  threshold="0.25", series="1.2.3", output="label")
+  assert request == PredictRequest(("Liver", "left kidney"), "all", "independent", 0.25, "1.2.3",
+                                   False, "label")
 
 
 @pytest.mark.parametrize("accept, output", [
@@ -32,28 +32,29 @@ def test_all_parameters():
     ("application/json;q=0.1, application/gzip;q=0.9", "label"),
     ("text/html,application/xhtml+xml,*/*;q=0.8", "zip")])
 def test_the_answer_follows_the_accept_header(accept, output):
-  assert order(accept).output == output
-  assert order(accept, output="label").output == "label"
+  assert parse(accept).output == output
+  assert parse(accept, output="label").output == "label"
 
 
-@pytest.mark.parametrize("query, told", [
+@pytest.mark.parametrize("query, message", [
     ({"class": "liver"}, "one of classes"), ({"classes": "heart"}, "known classes: liver"),
     ({"preset": "none"}, "presets: all"), ({"fusion": "mean"}, "one of argmax"),
-    ({"threshold": "1.5"}, "from 0 to 1"), ({"threshold": "nan"}, "from 0 to 1"),
-    ({"threshold": ""}, "from 0 to 1"), ({"output": "dicom"}, "one of zip")])
-def test_what_makes_no_sense_is_refused(query, told):
-  with pytest.raises(HttpError, match=told) as caught:
-    order(**query)
+    ({"threshold": "1.5"}, r"in \[0, 1\], got '1.5'"), ({"threshold": "nan"}, r"\[0, 1\]"),
+    ({"threshold": ""}, r"\[0, 1\]"), ({"output": "dicom"}, "one of zip"),
+    ({"force": "yes"}, "one of 0, 1")])
+def test_invalid_parameters(query, message):
+  with pytest.raises(HttpError, match=message) as caught:
+    parse(**query)
   assert caught.value.status == 400
 
 
-def test_a_parameter_twice():
+def test_a_repeated_parameter():
   with pytest.raises(HttpError, match="twice"):
     read_request([("classes", "liver"), ("classes", "left kidney")], "*/*", TABLE, ())
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png;q=1, application/zip;q=0", "*/*;q=no"])
-def test_an_answer_that_there_is_not(accept):
+def test_unsupported_media_types(accept):
   with pytest.raises(HttpError) as caught:
-    order(accept)
+    parse(accept)
   assert caught.value.status == 406

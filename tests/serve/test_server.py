@@ -1,4 +1,4 @@
-"""Connections that speak no HTTP, or nothing at all."""
+"""Connections with invalid HTTP or without any data, and the imports of the web process."""
 
 import json
 import socket
@@ -36,7 +36,7 @@ def answer(address, sent):
     b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
     HEAD + b"Content-Length: -5\r\n\r\n", HEAD + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\n",
     HEAD + b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n"])
-def test_what_is_no_http(address, sent):
+def test_invalid_http(address, sent):
   head, _, body = answer(address, sent).partition(b"\r\n\r\n")
   assert head.startswith(b"HTTP/1.1 400 "), head
   assert body.count(b"\n") == 1 and set(json.loads(body)) == {"error", "reason", "cure"}

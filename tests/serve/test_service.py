@@ -1,4 +1,4 @@
-"""The whole service as a process: load, memory, signals, workers that die, callers that go."""
+"""The whole service as a process: load, memory, signals, dying workers, disconnecting clients."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from support.tiny import write_datasets
 
 REQUESTS = 200
 WAITING = 8
-# What the memory of either process may have grown by: allocators keep a little of what was freed.
+# Tolerated growth of the memory of each process: allocators keep a little of what was freed.
 GROWTH, SLACK = 1.05, 4 << 20
 SHAPES = ((12, 10, 6), (18, 20, 8), (7, 31, 3), (25, 8, 12), (9, 9, 30))
 PATIENCE = 120  # seconds; a machine under load is no fault
@@ -232,7 +232,7 @@ def running(address):
     yield caller
 
 
-def test_who_goes_frees_the_device(service):
+def test_a_disconnect_frees_the_device(service):
   process, address, _ = service
   before = worker(process).pid
   with running(address):
@@ -243,7 +243,7 @@ def test_who_goes_frees_the_device(service):
   assert worker(process).pid == before
 
 
-def test_a_worker_that_is_killed_comes_back(service):
+def test_a_killed_worker_is_restarted(service):
   process, address, _ = service
   before = worker(process)
   with running(address) as caller:
@@ -256,7 +256,7 @@ def test_a_worker_that_is_killed_comes_back(service):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_everything_in_order(workdir, tmp_path, number):
+def test_a_signal_shuts_down_in_order(workdir, tmp_path, number):
   with serving(workdir, tmp_path, "--max_mb=1") as (process, address):
     child = worker(process)
     with running(address) as caller:
@@ -268,7 +268,7 @@ def test_a_signal_ends_everything_in_order(workdir, tmp_path, number):
     assert not list(tmp_path.glob("condseg-serve-*"))
 
 
-def test_a_body_that_is_being_sent_does_not_hold_up_the_end(workdir, tmp_path):
+def test_an_unfinished_upload_does_not_delay_the_shutdown(workdir, tmp_path):
   with serving(workdir, tmp_path) as (process, address):
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as caller:
@@ -288,7 +288,7 @@ def fails(*flags):
   return done.returncode, lines[0]
 
 
-def test_what_cannot_be_served(workdir, tmp_path):
+def test_errors_at_startup(workdir, tmp_path):
   code, line = fails("--port=0", f"--workdir={tmp_path / 'nothing'}")
   assert code == 1 and "checkpoint" in line
   with socket.create_server(("127.0.0.1", 0)) as taken:

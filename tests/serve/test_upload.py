@@ -1,4 +1,4 @@
-"""Bodies as they come: in pieces, in forms, too large, too slow, broken off."""
+"""Receiving bodies: in chunks, in forms, too large, too slow, interrupted."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ LIMITS = Limits(body=20_000, grace_seconds=3600)
 
 
 def saved(path, chunks, headers=None, limits=LIMITS, pause=0.0):
-  """Saves a body that comes in chunks; None stands for a sender that goes."""
+  """Saves a body received in chunks; None stands for a disconnect."""
   left = iter(chunks)
 
   async def receive():
@@ -53,16 +53,16 @@ def test_a_body_alone_and_in_a_form_is_the_same(tmp_path, size):
   assert {path.name for path in tmp_path.rglob("*")} == {"a", "b"}
 
 
-@pytest.mark.parametrize("body, told", [
+@pytest.mark.parametrize("body, message", [
     (form((b'name="classes"', b"liver")), "'classes'.*query"),
     (form((b'name="f"; filename="a"', b"x"), (b'name="g"; filename="b"', b"y")), "several files"),
     (form(), "without a file"),
-    (form((b'name="f"; filename="a"', b"x"), end=b""), "ends too early"),
-    (CONTENT, "no multipart"),
-    (b"--frontier\r\n" + b"A" * 19_000, "no multipart"),
+    (form((b'name="f"; filename="a"', b"x"), end=b""), "truncated"),
+    (CONTENT, "not valid multipart"),
+    (b"--frontier\r\n" + b"A" * 19_000, "not valid multipart"),
     (form((b'name="f"; filename="a"', b"")), "is empty")])
-def test_forms_without_one_whole_file(tmp_path, body, told):
-  with pytest.raises(HttpError, match=told) as caught:
+def test_forms_without_one_whole_file(tmp_path, body, message):
+  with pytest.raises(HttpError, match=message) as caught:
     saved(tmp_path / "a", pieces(body, 100), FORM)
   assert caught.value.status == 400
 
@@ -75,11 +75,11 @@ def test_a_form_without_a_boundary(tmp_path, kind):
 
 
 def test_too_large_by_its_header_or_by_itself(tmp_path):
-  with pytest.raises(HttpError) as told:
+  with pytest.raises(HttpError) as announced:
     saved(tmp_path / "a", iter(()), {"content-length": "20001"})
   with pytest.raises(HttpError) as counted:
     saved(tmp_path / "b", itertools.repeat(CONTENT))  # without end
-  assert (told.value.status, counted.value.status) == (413, 413)
+  assert (announced.value.status, counted.value.status) == (413, 413)
   assert not (tmp_path / "a").exists() and (tmp_path / "b").stat().st_size <= 20_000
 
 
@@ -92,7 +92,7 @@ def test_too_slow(tmp_path):
   assert 0 < (tmp_path / "a").stat().st_size < len(CONTENT)
 
 
-def test_a_sender_that_goes(tmp_path):
+def test_a_disconnected_sender(tmp_path):
   with pytest.raises(Disconnected):
     saved(tmp_path / "a", [CONTENT, None])
 
@@ -103,7 +103,7 @@ def test_encoded_bodies(tmp_path):
   assert caught.value.status == 415
 
 
-def test_the_rest_of_a_refused_body_is_taken_unless_it_is_held_back(tmp_path):
+def test_the_rest_of_a_body_is_drained_unless_the_sender_waits_for_100_continue(tmp_path):
   for headers, left in (({"content-length": "99999"}, 0),
                         ({"content-length": "99999", "expect": "100-continue"}, 9)):
     chunks = pieces(CONTENT, len(CONTENT) // 9 + 1)

@@ -24,7 +24,7 @@ SETTINGS = {SETTINGS!r}
 def get_study():
   member = Member("base", SETTINGS)
   cond_dec = Variant("cond_dec", (member,), "tiny")
-  return Study("tiny", (cond_dec, 
+  return Study("tiny", (cond_dec,
                cond_dec.replace(name="cond_2nd", conditioning__position="input")))
 '''
 

@@ -13,8 +13,10 @@ def write_series(folder: Path, voxels_xyz: np.ndarray, affine: np.ndarray, *, ui
   """Writes whole HU as slices, stored as unsigned numbers with an intercept of -1024.
 
   Args:
+    folder: to write into; it is made.
     voxels_xyz: columns, rows, slices.
     affine: index → RAS+ mm, perpendicular columns.
+    uid: SeriesInstanceUID.
     order: numbers in the file names, so that their order need not be that of the slices.
     tags: slice → tag → text, over what is derived from the affine.
     modality: as DICOM calls it.

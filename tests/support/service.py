@@ -1,4 +1,4 @@
-"""A service inside the test's process, and bodies of every kind; shared by the tests of serve/."""
+"""A service in the process of the test, and request bodies; shared by the tests of serve/."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.app import build_app
-from condseg_jax.serve.handler import work
+from condseg_jax.serve.handler import handle
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.server import Protocol
@@ -39,7 +39,7 @@ WINDOW = (4, 8, 8)
 
 
 def network() -> Predictor:
-  """A network as initialised, of three classes."""
+  """An untrained network with three classes."""
   table = ClassTable.create(["liver", "spleen", "pancreas"], presets={"two": ["liver", "spleen"]})
   model = DenseUNet(codes=tuple(table.codes.tolist()), strides=((2, 2, 2),), depth=(1, 1),
                     channels=4, growth=4)
@@ -49,7 +49,7 @@ def network() -> Predictor:
 
 
 class Inside:
-  """A `Device` without a process: the same work, in a thread."""
+  """A `Device` that predicts in a thread instead of a worker process."""
 
   def __init__(self, predictor: Predictor, limits: Limits):
     self._predictor, self._limits = predictor, limits
@@ -58,9 +58,9 @@ class Inside:
   async def start(self):
     self.ready = True
 
-  async def run(self, folder, order, unwanted):
-    return await asyncio.to_thread(work, self._predictor, folder, vars(order), self._limits,
-                                   lambda event: None)
+  async def run(self, folder, request, _cancelled):
+    return await asyncio.to_thread(handle, self._predictor, folder, vars(request), self._limits,
+                                   lambda _event: None)
 
   def kill(self):
     pass
@@ -71,7 +71,7 @@ def application(device, limits: Limits, folder: Path) -> Starlette:
   queue = Queue(device, limits)
 
   @contextlib.asynccontextmanager
-  async def lifespan(app):
+  async def lifespan(_app):
     run = asyncio.create_task(queue.run())
     yield
     run.cancel()
@@ -135,7 +135,7 @@ def series(array=None, modality="MR", **options) -> bytes:
 
 
 def bad_bodies() -> dict[str, tuple[bytes, int]]:
-  """What must be refused → the body and its status, within `LIMITS`."""
+  """Name of an invalid body → the body and its expected status, within `LIMITS`."""
   whole, packed, dicom = nifti(), gzip.compress(nifti()), series()
   holed = voxels().astype(np.float32)
   holed[2, 3, 4] = np.nan

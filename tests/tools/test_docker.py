@@ -1,4 +1,4 @@
-"""The Docker file, as far as it can be seen without building it."""
+"""Static checks of the Dockerfile; nothing is built."""
 
 from pathlib import Path
 import re
@@ -17,7 +17,7 @@ FOLDER = ROOT / "tools" / "docker"
 
 @pytest.fixture
 def instructions():
-  """(instruction, its argument), comments and line ends taken out."""
+  """(instruction, argument), without comments and line continuations."""
   text = re.sub(r"^#.*\n", "", (FOLDER / "Dockerfile").read_text(encoding="utf-8"), flags=re.M)
   lines = text.replace("\\\n", " ").splitlines()
   return [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]
@@ -27,7 +27,7 @@ def of(instructions, name):
   return [argument for instruction, argument in instructions if instruction == name]
 
 
-def test_the_image_is_a_plain_name_and_nobody_is_root(instructions):
+def test_the_base_image_and_the_user(instructions):
   assert re.fullmatch(r"python:3\.\d+-slim", *of(instructions, "FROM"))
   assert not re.search(r"https?://(?!127\.0\.0\.1)", str(instructions))
   (user,) = of(instructions, "USER")
@@ -37,27 +37,28 @@ def test_the_image_is_a_plain_name_and_nobody_is_root(instructions):
   assert names.index("USER") > max(i for i, name in enumerate(names) if name in ("RUN", "COPY"))
 
 
-def test_what_is_copied_is_there_and_not_ignored(instructions):
+def test_copied_files_exist_and_are_not_ignored(instructions):
   kept = {line[1:] for line in (FOLDER / "Dockerfile.dockerignore").read_text().splitlines()
           if line.startswith("!")}
   copied = {source for argument in of(instructions, "COPY") for source in argument.split()[:-1]}
   assert copied == kept and all((ROOT / source).exists() for source in copied)
 
 
-def test_it_starts_what_there_is(instructions, monkeypatch):
+def test_the_entry_point_is_a_valid_command(instructions, monkeypatch):
   program, *flags = shlex.split(of(instructions, "ENTRYPOINT")[0].strip("[]").replace(",", " "))
   assert program == "condseg-serve"
-  seen = {}
-  monkeypatch.setattr(serve, "_work", lambda values: seen.update(values.flag_values_dict()))
+  flags_given = {}
+  monkeypatch.setattr(
+      serve, "_work", lambda values: flags_given.update(values.flag_values_dict()))
   assert shell.run("", serve._define, serve._work, [program, *flags]) == 0
-  assert (seen["host"], seen["workdir"]) == ("0.0.0.0", "/model")
-  assert of(instructions, "EXPOSE") == [str(seen["port"])]
+  assert (flags_given["host"], flags_given["workdir"]) == ("0.0.0.0", "/model")
+  assert of(instructions, "EXPOSE") == [str(flags_given["port"])]
 
 
-def test_the_health_check_asks_the_service(instructions, monkeypatch):
+def test_the_health_check(instructions, monkeypatch):
   (check,) = of(instructions, "HEALTHCHECK")
   code = shlex.split(check.partition("CMD")[2].strip(" []").replace('",', '"'))[2]
-  asked = []
-  monkeypatch.setattr(urllib.request, "urlopen", asked.append)
+  addresses = []
+  monkeypatch.setattr(urllib.request, "urlopen", addresses.append)
   exec(code)
-  assert asked == ["http://127.0.0.1:8000/health"]
+  assert addresses == ["http://127.0.0.1:8000/health"]

@@ -1,4 +1,4 @@
-"""The launch examples: what they start, as far as that can be seen without a cluster."""
+"""The launch scripts, with stubs instead of a cluster."""
 
 import os
 from pathlib import Path
@@ -16,32 +16,32 @@ COMMAND = ["--distributed", "--config=configs/mine.py", "--config.data.root=DATA
 
 
 def started(folder, script, programs, *arguments):
-  """Runs a script where some programs only say how they were called; all that they said."""
+  """Runs a script with stubs for some programs; returns their recorded calls."""
   for name in programs:
     path = folder / "bin" / name
     path.parent.mkdir(exist_ok=True)
-    path.write_text(f'#!/bin/sh\necho "{name} $XLA_FLAGS $*" >> {folder / "said"}\n')
+    path.write_text(f'#!/bin/sh\necho "{name} $XLA_FLAGS $*" >> {folder / "calls"}\n')
     path.chmod(0o755)
   (folder / ".venv" / "bin").mkdir(parents=True)
   (folder / ".venv" / "bin" / "activate").touch()
   path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
   subprocess.run(["bash", LAUNCH / script, *arguments], cwd=folder, check=True,
                  env={**os.environ, "PATH": path, "XLA_FLAGS": ""})
-  return (folder / "said").read_text()
+  return (folder / "calls").read_text()
 
 
 def test_slurm(tmp_path):
-  said = started(tmp_path, "slurm.sh", ["srun"], *ARGUMENTS)
-  assert said.split()[-6:] == ["condseg-train", *COMMAND]
+  calls = started(tmp_path, "slurm.sh", ["srun"], *ARGUMENTS)
+  assert calls.split()[-6:] == ["condseg-train", *COMMAND]
   head = (LAUNCH / "slurm.sh").read_text()
-  # One process for each GPU, or jax would give several processes the same ones.
+  # One process per GPU; otherwise jax would assign the same GPU to several processes.
   count = {re.search(f"#SBATCH --{what}-per-node=(.+)", head)[1] for what in ("gpus", "ntasks")}
   assert len(count) == 1
 
 
 @pytest.mark.slow
 def test_the_flags_of_slurm_are_known_to_xla(tmp_path):
-  """XLA ends a program that names one it does not know."""
+  """XLA aborts on an unknown flag."""
   flags = re.findall(r"--xla_\w+=\w+", started(tmp_path, "slurm.sh", ["srun"], *ARGUMENTS))
   assert flags
   code = "import jax; jax.devices()"
@@ -53,8 +53,8 @@ def test_the_flags_of_slurm_are_known_to_xla(tmp_path):
 
 
 def test_tpu_pod(tmp_path):
-  said = started(tmp_path, "tpu_pod.sh", ["gcloud", "git"], "my-tpu", "my-zone", *ARGUMENTS)
-  copied, run = re.findall(r"^gcloud.*?(?=^gcloud|\Z)", said, re.DOTALL | re.MULTILINE)
+  calls = started(tmp_path, "tpu_pod.sh", ["gcloud", "git"], "my-tpu", "my-zone", *ARGUMENTS)
+  copied, run = re.findall(r"^gcloud.*?(?=^gcloud|\Z)", calls, re.DOTALL | re.MULTILINE)
   assert "scp" in copied and "--worker=all" in copied
   assert "ssh my-tpu --zone=my-zone --worker=all" in run
   assert run.split()[-5:] == COMMAND
@@ -67,7 +67,7 @@ def test_gke():
   assert job["completionMode"] == "Indexed" and job["parallelism"] == job["completions"]
   (container,) = job["template"]["spec"]["containers"]
   assert container["command"][:2] == ["condseg-train", "--distributed"]
-  # The machines of the slice, and a batch that its chips can share.
+  # The number of machines of the slice, and a batch that is divisible by its chips.
   a, b = map(int, job["template"]["spec"]["nodeSelector"]
              ["cloud.google.com/gke-tpu-topology"].split("x"))
   chips = container["resources"]["limits"]["google.com/tpu"]

@@ -1,4 +1,4 @@
-"""The notebooks: committed without outputs, and run from the first cell to the last."""
+"""The notebooks are committed without outputs and run from the first cell to the last."""
 
 import ast
 import json
@@ -28,20 +28,20 @@ def code(notebook):
 
 
 def python(cell) -> str:
-  """A cell with its `!` and `%` lines as the calls that IPython makes of them."""
+  """Returns the source of a cell with `!` and `%` lines converted to IPython calls."""
   return TransformerManager().transform_cell(cell.source)
 
 
 def run(name, folder, probe) -> dict:
-  """Runs a notebook in a folder where the project lies as on Colab.
+  """Runs a notebook in a folder with the project as on Colab.
 
   Args:
-    name: of the notebook.
-    folder: an empty one.
-    probe: an expression for JSON, evaluated after the last cell.
+    name: name of the notebook.
+    folder: an empty folder.
+    probe: an expression that is evaluated after the last cell; its value must fit JSON.
 
   Returns:
-    What `probe` said, and under `pictures` the number of pictures shown.
+    The value of `probe`, and under `pictures` the number of displayed pictures.
   """
   (folder / "project").symlink_to(ROOT)
   notebook = read(ROOT / "tools" / "notebooks" / f"{name}.ipynb")
@@ -53,8 +53,8 @@ def run(name, folder, probe) -> dict:
       notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
   ).execute(env={**kept, **settings})
   outputs = [output for cell in code(notebook) for output in cell.outputs]
-  said = json.loads("".join(o.text for o in notebook.cells[-1].outputs if o.name == "stdout"))
-  return {**said, "pictures": sum("image/png" in o.get("data", {}) for o in outputs)}
+  values = json.loads("".join(o.text for o in notebook.cells[-1].outputs if o.name == "stdout"))
+  return {**values, "pictures": sum("image/png" in o.get("data", {}) for o in outputs)}
 
 
 def test_there_are_four():
@@ -104,76 +104,76 @@ def test_every_cell_compiles_and_no_name_is_unknown_or_unused(path):
 
 @pytest.mark.slow
 def test_quick_tour(tmp_path):
-  said = run("quick_tour", tmp_path, """{
+  values = run("quick_tour", tmp_path, """{
       "status": status, "step": predictor.step, "classes": list(summary["classes"]),
       "cases": summary["n_cases"], "dice": summary["mean_dice"],
       "scored": [row.metrics["dice"] for row in rows],
       "grid": prediction.label.array.shape == volume.array.shape,
       "logits": logits_KDHW.shape, "window": plan.subvolume,
       "asked": sorted(pancreas.masks), "preset": list(abdomen.masks)}""")
-  assert said["status"] == "finished" and said["step"] == 4
-  assert said["classes"] == said["preset"] == ["liver", "spleen", "pancreas"]
-  assert said["cases"] == 3 and len(said["scored"]) == 9 and said["grid"]
-  assert said["dice"] == pytest.approx(sum(said["scored"]) / 9)
-  assert said["logits"] == [3, *said["window"]]
-  assert said["asked"] == ["pancreas"]
-  assert said["pictures"] == 2
+  assert values["status"] == "finished" and values["step"] == 4
+  assert values["classes"] == values["preset"] == ["liver", "spleen", "pancreas"]
+  assert values["cases"] == 3 and len(values["scored"]) == 9 and values["grid"]
+  assert values["dice"] == pytest.approx(sum(values["scored"]) / 9)
+  assert values["logits"] == [3, *values["window"]]
+  assert values["asked"] == ["pancreas"]
+  assert values["pictures"] == 2
 
 
 @pytest.mark.slow
 def test_checkpoint_analysis(tmp_path):
-  """Written on two devices, read on one. The encoder of cond_dec cannot know the class."""
-  said = run("checkpoint_analysis", tmp_path, """{
+  """Trained on two devices, read on one. The encoder of cond_dec does not depend on the class."""
+  values = run("checkpoint_analysis", tmp_path, """{
       "wrote": run["devices"]["devices"], "here": jax.device_count(), "step": predictor.step,
       "counted": sum(sizes.values()), "points": len(lines),
       "parameters": sum(x.size for x in jax.tree.leaves(predictor.variables["params"])),
-      "layers": [layer["name"] for layer in found["layers"]], "share": share,
+      "layers": [layer["name"] for layer in network["layers"]], "share": share,
       "order": order.tolist(), "plane": plane.tolist(), "vectors": vectors.tolist(),
-      "maps": len(found["maps"]["layers"])}""")
-  assert (said["wrote"], said["here"], said["step"], said["points"]) == (2, 1, 4, 4)
-  assert said["counted"] == said["parameters"] > 10_000
-  for layer, share in zip(said["layers"], said["share"], strict=True):
-    # The coarsest upsampling comes before the first block that is told the class.
-    told = layer.startswith(("merge", "head", "up_0"))
-    assert share > 0 if told else share == 0, layer
-  assert said["share"][said["order"][0]] == max(said["share"])
+      "maps": len(network["maps"]["layers"])}""")
+  assert (values["wrote"], values["here"], values["step"], values["points"]) == (2, 1, 4, 4)
+  assert values["counted"] == values["parameters"] > 10_000
+  for layer, share in zip(values["layers"], values["share"], strict=True):
+    # The coarsest upsampling precedes the first conditioned block.
+    conditioned = layer.startswith(("merge", "head", "up_0"))
+    assert share > 0 if conditioned else share == 0, layer
+  assert values["share"][values["order"][0]] == max(values["share"])
   # Three points lie in a plane: their distances there are those of the vectors.
-  (a, b, c), (x, y, z) = said["plane"], said["vectors"]
+  (a, b, c), (x, y, z) = values["plane"], values["vectors"]
   for p, q, u, v in ((a, b, x, y), (b, c, y, z), (a, c, x, z)):
     assert distance(p, q) == pytest.approx(distance(u, v))
-  assert said["maps"] > 4 and said["pictures"] == 7
+  assert values["maps"] > 4 and values["pictures"] == 7
 
 
 @pytest.mark.slow
 def test_your_dataset(tmp_path):
-  said = run("your_dataset", tmp_path, """{
+  values = run("your_dataset", tmp_path, """{
       "status": status, "classes": list(predictor.table.names), "cases": count, "split": split,
       "errors": len(errors), "scored": [(row.case, row.class_name) for row in rows],
       "sides": [list(c.no_mirror) for c in predictor.table.classes],
       "found": sorted(prediction.masks)}""")
-  assert said["status"] == "finished" and said["errors"] == 0 and said["cases"] == 4
-  assert said["classes"] == ["left kidney", "liver"] == said["found"]
-  assert said["sides"] == [["W"], []]
-  assert said["split"] == "val" and said["scored"] == [["p00", "left kidney"]]
-  assert said["pictures"] == 2
+  assert values["status"] == "finished" and values["errors"] == 0 and values["cases"] == 4
+  assert values["classes"] == ["left kidney", "liver"] == values["found"]
+  assert values["sides"] == [["W"], []]
+  assert values["split"] == "val" and values["scored"] == [["p00", "left kidney"]]
+  assert values["pictures"] == 2
 
 
 @pytest.mark.slow
 def test_reading_the_study(tmp_path):
-  said = run("reading_the_study", tmp_path, """{
+  values = run("reading_the_study", tmp_path, """{
       "records": len(rows), "rows": len(lines), "columns": shown, "labels": list(found.first),
       "table": [row[0] for row in scores.rows], "compared": [row[0] for row in others[0].rows],
       "waiting": waiting, "failures": failures, "own": [r["label"] for r in own.rows],
       "scores": [r["scores"]["dice"] for r in own.rows],
       "written": sorted(p.suffix for p in places.out.glob("mine.*"))}""")
-  assert said["records"] == said["rows"] > 1
-  assert {"variant", "seed", "mean_dice", "dice anterior"} <= set(said["columns"])
-  assert said["table"] == said["labels"]
-  assert set(said["compared"]) == set(said["labels"]) - {"cond_dec"}
-  assert said["waiting"] == ["cond_2nd-s0"] and not said["failures"]
-  assert said["own"] == ["cond_dec", "cond_2nd"] and said["scores"][0] != said["scores"][1]
-  assert said["written"] == [".csv", ".md", ".tex"]
-  assert said["pictures"] == 2
+  assert values["records"] == values["rows"] > 1
+  assert {"variant", "seed", "mean_dice", "dice anterior"} <= set(values["columns"])
+  assert values["table"] == values["labels"]
+  assert set(values["compared"]) == set(values["labels"]) - {"cond_dec"}
+  assert values["waiting"] == ["cond_2nd-s0"] and not values["failures"]
+  assert values["own"] == ["cond_dec", "cond_2nd"] and values["scores"][0] != values["scores"][1]
+  assert values["written"] == [".csv", ".md", ".tex"]
+  assert values["pictures"] == 2
 
 
 def distance(a, b) -> float:

@@ -1,4 +1,4 @@
-"""Every suite runs to its end at a tiny size, with and without PyTorch; no time is judged here."""
+"""Every suite runs at a tiny size, with and without PyTorch; times are not checked."""
 
 import json
 
@@ -45,13 +45,13 @@ def check(row):
 
 @pytest.fixture(params=["without", "with"])
 def torch_or_not(request, monkeypatch):
-  """Both states of the environment, the second where the extra is installed."""
+  """Runs a test without and, if the extra is installed, with PyTorch."""
   if request.param == "with":
     pytest.importorskip("torch")
     ways = peer.ways
-    monkeypatch.setattr(peer, "ways", lambda ndim=3, compiled=True: ways(ndim, compiled=False))
+    monkeypatch.setattr(peer, "ways", lambda ndim=3, **_: ways(ndim, compiled=False))
   else:
-    monkeypatch.setattr(peer, "installed", lambda package="torch": False)
+    monkeypatch.setattr(peer, "installed", lambda *_: False)
   return request.param
 
 
@@ -123,14 +123,14 @@ def test_memory(tmp_path, monkeypatch):
   monkeypatch.setattr(memory, "SHAPE", (8, 8, 12))
   monkeypatch.setattr(memory, "WINDOW", (8, 8, 8))
   monkeypatch.setattr(memory, "CLASSES", (9,))
-  monkeypatch.setattr(peer, "installed", lambda package="torch": False)
+  monkeypatch.setattr(peer, "installed", lambda *_: False)
   rows = run("memory", tmp_path)
   assert [row["classes"] for row in rows] == [9]
   assert all(row["peak_bytes"] > 2**20 and row["baseline_bytes"] > 2**20 for row in rows)
 
 
 def test_export(tmp_path, monkeypatch):
-  """Both ways end with the same label map, but where classes touch."""
+  """Both methods give the same label map except where classes touch."""
   monkeypatch.setattr(export, "NETWORK", (32, 40, 40))
   monkeypatch.setattr(export, "NATIVE", (40, 64, 64))
   labels = []
@@ -177,7 +177,7 @@ def test_the_tables_are_written_between_the_marks(tmp_path):
 
 
 def test_work_is_what_the_compiler_counts(monkeypatch):
-  """With native convolutions, whose padding XLA counts out; norms and pooling are the rest."""
+  """With native convolutions, for which XLA excludes the padding; norms and pooling remain."""
   from condseg_jax.models import layers
   monkeypatch.setattr(layers, "convolve", layers.convolve_native)
   model = DenseUNet((-.5, .5), ((1, 1, 1), (2, 2, 2)), (1, 1, 1), channels=16, growth=16,
@@ -209,7 +209,7 @@ NETS = {
 
 @pytest.mark.parametrize("settings", NETS.values(), ids=NETS)
 def test_the_peer_is_the_same_network(settings):
-  """Output and gradients, from parameters of which none is zero or one."""
+  """Output and gradients, for parameters that are neither zero nor one."""
   torch = pytest.importorskip("torch")
   from tools.benchmark import torch_net
   model = DenseUNet(codes=(-.5, .5), depth=(1, 2, 1), channels=8, growth=12, **settings)
@@ -227,7 +227,7 @@ def test_the_peer_is_the_same_network(settings):
   out = net(torch.tensor(image).movedim(-1, 1), torch.tensor(class_id).long())
   np.testing.assert_allclose(out.detach().numpy(), logits, atol=1e-4)
   (out**2).sum().backward()
-  found = {name: p.grad for name, p in net.named_parameters()}
-  wanted = torch_net.TorchNet(model).load(gradient).named_parameters()
-  for name, value in wanted:
-    np.testing.assert_allclose(found[name], value.detach(), rtol=1e-3, atol=1e-3)
+  gradients = {name: p.grad for name, p in net.named_parameters()}
+  expected = torch_net.TorchNet(model).load(gradient).named_parameters()
+  for name, value in expected:
+    np.testing.assert_allclose(gradients[name], value.detach(), rtol=1e-3, atol=1e-3)

@@ -114,6 +114,22 @@ def test_classes_that_do_not_fit_the_data(stores, changes, fault):
     make_setup(SMALL.override(changes), stores, None, "run")
 
 
+@pytest.mark.parametrize("hold_out", [0.0, 0.25])
+def test_specialists_see_images_as_the_network_of_all_classes_does(hold_out, stores):
+  """Intensities are pooled over all datasets, whichever of their classes are learned."""
+  plans = {}
+  for names in ((), ("Ball",), ("box",)):
+    config = SMALL.override({"data.hold_out": hold_out, "data.include_classes": names,
+                             "conditioning.position": "none",
+                             "data.presets": {"all": ("ball", "box")}})
+    made = make_setup(config, stores, None, "run")
+    plans[made.record.table.names] = made.record.plan
+    assert bool(made.held_out) == (hold_out > 0)
+    assert [d.annotated for d in made.training] == [(name,) for name in made.record.table.names]
+  assert set(plans) == {("ball", "box"), ("ball",), ("box",)}
+  assert len({str(plan.to_json()) for plan in plans.values()}) == 1
+
+
 # --- a resumed run ------------------------------------------------------------------------------
 def test_blocks_may_be_computed_otherwise():
   check_same_model(SMALL, SMALL.override({"model.remat": True}), "run")

@@ -1,5 +1,6 @@
 """Schedules and update rules against their formulas."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -33,7 +34,10 @@ def first_update(gradient, param=2.0, **settings):
   optimizer = make_optimizer(Optimizer(schedule="constant", warmup=0, learning_rate=0.1,
                                        **settings), 10)
   params = jnp.asarray([param, param], jnp.float32)
-  update, _ = optimizer.update(jnp.asarray(gradient, jnp.float32), optimizer.init(params), params)
+  # optax mixes Python numbers with its int32 counters, as in the step.
+  with jax.numpy_dtype_promotion("standard"):
+    update, _ = optimizer.update(jnp.asarray(gradient, jnp.float32), optimizer.init(params),
+                                 params)
   return np.asarray(update)
 
 

@@ -1,7 +1,7 @@
 """python -m tools.benchmark SUITE --json=FILE [--data=DIR]
 python -m tools.benchmark table
 
-Times the package against a peer, in one run and in turns (A B A B …), and writes the medians:
+Times the package against a peer, alternating in one run (A B A B …), and writes the medians:
 
   {"device": …, "versions": …, "settings": …,
    "rows": [{"name", "ours", "peer", "ratio", "unit", …}]}
@@ -12,6 +12,7 @@ benchmarks/README.md and README.md. Suites:
 """
 
 import argparse
+from collections.abc import Sequence
 import importlib.metadata
 import json
 import os
@@ -23,6 +24,7 @@ import tempfile
 import jax
 
 from condseg_jax.models.onednn import convolution as onednn
+from condseg_jax.system.large_pages import restart_with_large_pages
 from tools.benchmark import conv
 from tools.benchmark import cost
 from tools.benchmark import export
@@ -37,27 +39,28 @@ from tools.benchmark import table
 PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel", "tensorstore",
             "onednn-cpu-gomp", "torch", "monai")
 SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "cost": cost.run,
-          "input": reading.run,
-          "scale": scale.run, "memory": memory.run, "startup": startup.run,
-          "export": export.run}
-PICTURES = {"cost": cost.plot}  # drawn beside the figures
+          "input": reading.run, "scale": scale.run, "memory": memory.run,
+          "startup": startup.run, "export": export.run}
+PICTURES = {"cost": cost.plot}  # suites with a plot next to the JSON file
 
 
-def main(argv=None) -> int:
-  said = (f"\n  {name:9}{sys.modules[suite.__module__].__doc__.splitlines()[0]}"
-          for name, suite in SUITES.items())
-  parser = argparse.ArgumentParser(prog="tools.benchmark", description=__doc__ + "".join(said),
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a suite and returns the exit code."""
+  restart_with_large_pages(argv)  # as the commands do
+  suites = (f"\n  {name:9}{sys.modules[suite.__module__].__doc__.splitlines()[0]}"
+            for name, suite in SUITES.items())
+  parser = argparse.ArgumentParser(prog="tools.benchmark", description=__doc__ + "".join(suites),
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("suite", choices=(*SUITES, "table"))
-  parser.add_argument("--json", help="file for the figures")
-  parser.add_argument("--data", default="", help="folder for what the suite makes")
+  parser.add_argument("--json", help="file for the results")
+  parser.add_argument("--data", default="", help="folder for the data of the suite")
   arguments = parser.parse_args(argv)
   if arguments.suite == "table":
     print(table.markdown())
     table.write_pages()
     return 0
   if not arguments.json or not Path(arguments.json).absolute().parent.is_dir():
-    parser.error("--json=FILE is needed, in a folder that exists")
+    parser.error("--json=FILE is required, in an existing folder")
   with tempfile.TemporaryDirectory() as temporary:
     rows = SUITES[arguments.suite](Path(arguments.data or temporary))
   tree = {"device": device(), "versions": versions(), "settings": settings(), "rows": rows}
@@ -72,7 +75,7 @@ def main(argv=None) -> int:
 
 
 def device() -> str:
-  """The machine as the figures depend on it."""
+  """Describes the machine: architecture, cores, accelerators."""
   text = f"{platform.machine()}, {os.cpu_count()} cores"
   if jax.default_backend() != "cpu":
     text += f", {jax.device_count()} {jax.devices()[0].device_kind}"
@@ -80,22 +83,22 @@ def device() -> str:
 
 
 def versions() -> dict[str, str]:
-  """Of Python and of the packages that are there."""
-  found = {"python": platform.python_version()}
+  """Returns the versions of Python and of the installed packages."""
+  installed = {"python": platform.python_version()}
   for name in PACKAGES:
     try:
-      found[name] = importlib.metadata.version(name)
+      installed[name] = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
       pass
-  return found
+  return installed
 
 
 def settings() -> dict[str, str]:
-  """What else the figures depend on: by what we convolve on a CPU, and how memory is given."""
-  found = {"malloc": os.environ.get("GLIBC_TUNABLES", "default")}
+  """Returns the settings that affect the results: memory allocation, convolutions on CPU."""
+  active = {"malloc": os.environ.get("GLIBC_TUNABLES", "default")}
   if jax.default_backend() == "cpu":
-    found["convolutions"] = "oneDNN" if onednn.usable() else "plain JAX"
-  return found
+    active["convolutions"] = "oneDNN" if onednn.usable() else "plain JAX"
+  return active
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Work in a process of its own: for its peak of memory, or its number of devices."""
+"""Runs a benchmark in a child process, with its own peak memory or number of devices."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 ROOT = Path(__file__).parents[2]
 
 
-def start(module: str, *arguments) -> subprocess.Popen:
+def start(module: str, *arguments: object) -> subprocess.Popen:
   """Starts `python -m module arguments`, whose last line of output is JSON."""
   path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
   return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], encoding="utf-8",
@@ -17,11 +17,11 @@ def start(module: str, *arguments) -> subprocess.Popen:
                           env={**os.environ, "PYTHONPATH": path})
 
 
-def result(process: subprocess.Popen):
-  """Waits for a process and reads what it found.
+def result(process: subprocess.Popen) -> object:
+  """Waits for a process and parses the last line of its output.
 
   Raises:
-    RuntimeError: it failed; with the end of its errors.
+    RuntimeError: the process failed; with the end of its error output.
   """
   out, errors = process.communicate()
   if process.returncode:

@@ -1,8 +1,8 @@
-"""What K classes cost as a multiple of one, against what the operations let expect.
+"""The cost of K classes as a multiple of the cost of one, against the prediction from FLOPs.
 
 The prediction is (encode + K · decode) / (encode + decode), in floating-point operations. Part of
-`decode` sees no class, the skips' share of its convolutions for one; `predicted_least` counts that
-once for all classes, which no program can go below.
+`decode` does not depend on the class, e.g. the convolutions of the skips; `predicted_least` counts
+that part once for all classes and is a lower bound for any program.
 """
 
 from collections.abc import Sequence
@@ -11,6 +11,7 @@ import statistics
 
 import jax
 
+from condseg_jax.config import Config
 from condseg_jax.infer import sliding_window
 from condseg_jax.infer.schedule import make_schedule
 from tools.benchmark import nets
@@ -20,22 +21,28 @@ from tools.benchmark.timing import seconds
 
 CLASSES = (1, 3, 14, 64)
 DYNAMIC = {"position": "head", "mechanism": "dynamic"}
-# Networks by name: a config, what is changed in it, and the levels from which it sees the class.
+# Network → config, changes of it, and values of `from_level`.
 NETS = {"hippocampus": ("hippocampus", {}, (0, 1, 2)),
         "dynamic head": ("hippocampus", {"conditioning": DYNAMIC}, (None,)),
         "light decoder": ("hippocampus_light", {}, (0,))}
-WINDOW = ()  # of the config when empty
+WINDOW = ()  # spatial shape; that of the config if empty
 BUDGET, ROUNDS = 25.0, 7
 
 
-def run(folder: Path) -> list[dict]:
-  """The rows of the suite, one for every network, level and number of classes."""
+def run(_folder: Path) -> list[dict]:
+  """Returns the rows of the suite, one per network, level and number of classes."""
   return [row for name, (config, changes, levels) in NETS.items() for level in levels
           for row in measure(name, nets.config_of(config, changes), level)]
 
 
-def measure(name: str, config, level: int) -> list[dict]:
-  """One network at one level, in turns over the numbers of classes."""
+def measure(name: str, config: Config, level: int | None) -> list[dict]:
+  """Returns the rows of a network and level, timed in turns over the numbers of classes.
+
+  Args:
+    name: name of the network in the rows.
+    config: its config.
+    level: value of `from_level`.
+  """
   config = config.override({"conditioning.from_level": level})
   window = tuple(WINDOW or config.data.subvolume)
   model = nets.network(config, max(CLASSES))
@@ -48,29 +55,29 @@ def measure(name: str, config, level: int) -> list[dict]:
   progress(f"cost, {title}")
 
   def call(classes):
-    plan = make_schedule(window, window, classes)
+    schedule = make_schedule(window, window, classes)
     return lambda: sliding_window.class_probabilities(functions, variables, image, range(classes),
-                                                      window, plan)
-  ways = {classes: call(classes) for classes in CLASSES}
-  for way in ways.values():
-    seconds(way)
-  times = {classes: statistics.median(found)
-           for classes, found in in_turns(ways, budget=BUDGET, rounds=ROUNDS).items()}
-  found = []
+                                                      window, schedule)
+  calls = {classes: call(classes) for classes in CLASSES}
+  for function in calls.values():
+    seconds(function)
+  times = {classes: statistics.median(spent)
+           for classes, spent in in_turns(calls, budget=BUDGET, rounds=ROUNDS).items()}
+  rows = []
   for classes in CLASSES[1:]:
     cost = times[classes] / times[1]
     predicted = (encode + classes * decode) / (encode + decode)
-    found.append({"name": f"cost of K = {classes}, {title}", "ours": cost, "peer": predicted,
-                  "ratio": predicted / cost, "unit": "of K = 1", "peer_kind": "predicted by FLOPs",
-                  "predicted_least": (encode + free + classes * (decode - free))
-                  / (encode + decode),
-                  "net": name, "from_level": level, "classes": classes,
-                  "seconds": times[classes], "seconds_of_one": times[1]})
-  return found
+    rows.append({"name": f"cost of K = {classes}, {title}", "ours": cost, "peer": predicted,
+                 "ratio": predicted / cost, "unit": "of K = 1", "peer_kind": "predicted by FLOPs",
+                 "predicted_least": (encode + free + classes * (decode - free))
+                 / (encode + decode),
+                 "net": name, "from_level": level, "classes": classes,
+                 "seconds": times[classes], "seconds_of_one": times[1]})
+  return rows
 
 
 def plot(rows: Sequence[dict], path: Path) -> None:
-  """The curves: measured, and dashed what was predicted."""
+  """Draws the measured costs, and the predicted ones dashed."""
   import matplotlib
   matplotlib.use("Agg")
   from matplotlib import pyplot as plt
@@ -84,7 +91,7 @@ def plot(rows: Sequence[dict], path: Path) -> None:
     line, = axes.plot(classes, [1, *(row["ours"] for row in points)], "o-",
                       label=net if level is None else f"{net}, from_level {level}")
     axes.plot(classes, [1, *(row["peer"] for row in points)], "--", color=line.get_color())
-  axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="cost, in that of one class")
+  axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="cost relative to one class")
   axes.set_xticks(CLASSES, [str(k) for k in CLASSES])
   axes.legend(title=f"{jax.default_backend().upper()}; dashed: predicted by FLOPs")
   figure.tight_layout()

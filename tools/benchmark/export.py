@@ -1,9 +1,9 @@
-"""What follows the last window: fusion, the way back to the grid of the image, and the file.
+"""Everything after the last window: fusion, resampling to the native grid, writing the file.
 
-Fed with synthetic scores on the network's grid, 14 classes, for an image of 512×512×200. Ours keeps
-the best class alone. The peer is the common way: every class in full on both grids, interpolated
-one after the other, and the most probable taken at the end; it is written here in numpy with the
-same interpolation, so the difference is one of method.
+Input are synthetic scores of 14 classes on the network's grid, for an image of 512×512×200. Ours
+keeps the best class only. The peer is the common approach: all classes in full on both grids,
+interpolated one after the other, with the argmax at the end; it is implemented here in numpy with
+the same interpolation, so only the method differs.
 """
 
 from collections.abc import Iterator
@@ -26,24 +26,24 @@ from tools.benchmark.timing import best_row
 from tools.benchmark.timing import progress
 
 CLASSES, NETWORK, NATIVE = 14, (160, 320, 320), (200, 512, 512)  # D H W
-ROWS = 16  # of a slab
+ROWS = 16  # slices of a slab
 
 
-def run(folder: Path) -> list[dict]:
-  """The rows of the suite."""
-  found = {}
-  for way in ("ours", "all_classes"):
-    progress(f"export, {way}")
-    found[way] = child.result(child.start(__name__, way))
+def run(_folder: Path) -> list[dict]:
+  """Returns the rows of the suite."""
+  results = {}
+  for method in ("ours", "all_classes"):
+    progress(f"export, {method}")
+    results[method] = child.result(child.start(__name__, method))
   title = f"after the last window, {'x'.join(map(str, NATIVE))}, K = {CLASSES}"
   both = ((f"seconds {title}", "seconds", "s"), (f"memory {title}", "bytes", "bytes"))
-  return [best_row(name, found["ours"][key], {"all classes in full": found["all_classes"][key]},
-                   unit=unit, classes=CLASSES, seconds_fusion=found["ours"]["fusion"])
+  return [best_row(name, results["ours"][key], {"all classes in full": results["all_classes"][key]},
+                   unit=unit, classes=CLASSES, seconds_fusion=results["ours"]["fusion"])
           for name, key, unit in both]
 
 
 def slabs() -> Iterator[Slab]:
-  """Blobs of 14 classes, sharp as a trained network's, with noise; slab by slab."""
+  """Yields noisy blobs of 14 classes, with sharp borders as of a trained network, in slabs."""
   rng = np.random.default_rng(0)
   centre = rng.uniform(0.2, 0.8, (CLASSES, 3)) * NETWORK
   radius = rng.uniform(0.04, 0.15, CLASSES) * min(NETWORK[1:])
@@ -60,6 +60,7 @@ def slabs() -> Iterator[Slab]:
 
 
 def ours(path: Path) -> dict:
+  """Writes the label map by keeping the best class only; returns seconds."""
   fusion = 0.0
 
   def timed():
@@ -76,6 +77,7 @@ def ours(path: Path) -> dict:
 
 
 def all_classes(path: Path) -> dict:
+  """Writes the label map from all classes in full; returns seconds."""
   planes = np.empty((CLASSES, *NETWORK), np.float32)
   for slab in slabs():
     planes[:, slab.box[0]] = slab.planes
@@ -86,11 +88,11 @@ def all_classes(path: Path) -> dict:
   return {"seconds": time.perf_counter() - start}
 
 
-def main(way: str) -> None:
-  """In the child: prints seconds and the peak of memory, in bytes."""
+def main(method: str) -> None:
+  """Runs in the child: prints seconds and the peak memory in bytes."""
   with tempfile.TemporaryDirectory() as folder:
-    found = {"ours": ours, "all_classes": all_classes}[way](Path(folder) / "label.nii.gz")
-  print(json.dumps({**found, "bytes": peak_bytes()}))
+    result = {"ours": ours, "all_classes": all_classes}[method](Path(folder) / "label.nii.gz")
+  print(json.dumps({**result, "bytes": peak_bytes()}))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Whether the input keeps up: steps a second from the store, and on one batch kept on the device.
+"""Input throughput: steps per second fed from the store, against one batch cached on the device.
 
-The trainer's own pipeline, placing and step, augmentation included. A ratio of 1
-would be an input that costs nothing.
+Uses the trainer's own pipeline, placement and step, augmentation included. A ratio of 1 means that
+the input costs nothing.
 """
 
 from collections.abc import Callable
@@ -30,34 +30,46 @@ from tools.benchmark.timing import best_row
 from tools.benchmark.timing import not_measured
 from tools.benchmark.timing import progress
 
-# A small network on the CTs: the faster the step, the harder it is to feed.
+# A small network for the CTs: the faster the step, the harder it is to feed.
 CT = ("phantom", {"data": {"subvolume": (32, 96, 96), "classes": (), "presets": {}}})
-READ_AHEAD = 6  # steps that the pipeline may have at hand: taken before the clock starts
+READ_AHEAD = 6  # steps that the pipeline may have prefetched, run before the clock starts
 STEPS, ROUNDS = 16, 5
 
 
 def rows(folder: Path, cts: Path) -> list[dict]:
-  """The hippocampus where the data is, and CTs of 512×512 from their store."""
-  name, where = "steps fed, hippocampus", hippocampus(folder)
-  if where is None:
-    found = [not_measured(name, "CONDSEG_TEST_DATA or --data must hold hippocampus/")]
+  """Returns the rows for the hippocampus, if its data is available, and for 512×512 CTs.
+
+  Args:
+    folder: folder for prepared data, which may contain hippocampus/.
+    cts: store of the CTs.
+  """
+  name, source = "steps fed, hippocampus", hippocampus(folder)
+  if source is None:
+    row = not_measured(name, "CONDSEG_TEST_DATA or --data must contain hippocampus/")
   else:
-    found = [measure(name, nets.config_of("hippocampus"), where, folder / "prepared")]
+    row = measure(name, nets.config_of("hippocampus"), source, folder / "prepared")
   shape = "x".join(map(str, CT[1]["data"]["subvolume"]))
-  return [*found, measure(f"steps fed, {shape} of 512x512 CTs", nets.config_of(*CT), cts,
-                          folder / "prepared")]
+  return [row, measure(f"steps fed, {shape} of 512x512 CTs", nets.config_of(*CT), cts,
+                       folder / "prepared")]
 
 
 def hippocampus(folder: Path) -> Path | None:
-  """The folder of MSD Task04, in --data or among the test data."""
-  named = os.environ.get("CONDSEG_TEST_DATA")
-  roots = [folder, *([Path(named)] if named else [])]
+  """Returns the folder of MSD Task04 in `folder` or in CONDSEG_TEST_DATA, or None."""
+  test_data = os.environ.get("CONDSEG_TEST_DATA")
+  roots = [folder, *([Path(test_data)] if test_data else [])]
   return next((root / "hippocampus" for root in roots
                if (root / "hippocampus" / "dataset.json").exists()), None)
 
 
 def measure(name: str, config: Config, root: Path, cache: Path) -> dict:
-  """Blocks of steps in turns, the batches of one from the pipeline, of the other the same one."""
+  """Times blocks of steps, alternating between batches of the pipeline and one cached batch.
+
+  Args:
+    name: of the row.
+    config: of the training.
+    root: dataset or store.
+    cache: folder for prepared data.
+  """
   progress(name)
   stores = discover.open_stores(root, config.data.spacing, cache, progress=False)
   setup = make_setup(config, stores, None, cache)
@@ -86,9 +98,9 @@ def measure(name: str, config: Config, root: Path, cache: Path) -> dict:
   rates = ([], [])
   try:
     for _ in range(ROUNDS):
-      for feed, found in zip(feeds, rates, strict=True):
+      for feed, rates_of_feed in zip(feeds, rates, strict=True):
         steps(READ_AHEAD, feed)
-        found.append(steps(STEPS, feed))
+        rates_of_feed.append(steps(STEPS, feed))
   finally:
     batches.close()
   fed, cached = map(statistics.median, rates)

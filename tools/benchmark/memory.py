@@ -1,16 +1,19 @@
-"""Peak of memory of predicting a volume, each number of classes in a process of its own.
+"""Peak memory of predicting a volume, with one process per number of classes.
 
-The network is light, so that 105 classes take minutes; what grows with the classes does not depend
-on it. `baseline_bytes` is the peak of the same process on one window and class: imports, network,
-compiled program. The peer is MONAI's inferer on the same network, encoded once, and an argmax.
+The network is small, so that 105 classes take minutes only; the memory that grows with the classes
+does not depend on it. `baseline_bytes` is the peak of the same process for one window and class:
+imports, network, compiled program. The peer is MONAI's inferer with the same network, encoding
+once, followed by an argmax.
 """
 
+from collections.abc import Sequence
 import json
 from pathlib import Path
 import sys
 
 import numpy as np
 
+from condseg_jax.models.dense_unet import DenseUNet
 from tools.benchmark import child
 from tools.benchmark import nets
 from tools.benchmark import peer
@@ -19,14 +22,14 @@ from tools.benchmark.timing import progress
 
 CLASSES = (2, 64, 105)
 SHAPE, WINDOW = (160, 256, 256), (32, 128, 128)  # D H W
-BUDGET = 130_000_000  # bytes: of ours, the same for every number of classes; two passes for two
+BUDGET = 130_000_000  # bytes, for every number of classes; two classes need two passes
 LIGHT = {"model": {"channels": 4, "growth": 4, "layers_per_level": (1, 1, 1),
                    "strides": ((2, 2, 2),) * 2},
          "conditioning": {"from_level": 0}}
 
 
-def run(folder: Path) -> list[dict]:
-  """The rows of the suite."""
+def run(_folder: Path) -> list[dict]:
+  """Returns the rows of the suite."""
   ways = {"ours": ours, **({"monai": monai} if peer.installed("monai") else {})}
   peaks = {}
   for way in ways:
@@ -46,8 +49,8 @@ def run(folder: Path) -> list[dict]:
   return rows
 
 
-def ours(classes: int, shape, window) -> None:
-  """By the front door: a volume in, label map and masks out."""
+def ours(classes: int, shape: Sequence[int], window: Sequence[int]) -> None:
+  """Predicts with `Predictor.predict`."""
   from condseg_jax.classes import ClassTable
   from condseg_jax.geometry import Volume
   from condseg_jax.plan import Plan
@@ -55,15 +58,15 @@ def ours(classes: int, shape, window) -> None:
   model, params = network(classes)
   table = ClassTable.create([f"class {k}" for k in range(classes)], capacity=max(CLASSES))
   plan = Plan("mr", (1.0, 1.0, 1.0), tuple(window))
-  # Index → world such that the volume's axes are D H W already.
+  # The axes of the volume are D H W in the canonical orientation already.
   affine = np.array([[0, 0, -1.0, 0], [0, -1.0, 0, 0], [1.0, 0, 0, 0], [0, 0, 0, 1]])
   predictor = Predictor(model, {"params": params}, table, plan)
   label = predictor.predict(Volume(volume(shape), affine), step=1.0, memory_bytes=BUDGET).label
   assert label.array.shape == tuple(shape)
 
 
-def monai(classes: int, shape, window) -> None:
-  """The inferer as its users call it, and the most probable class."""
+def monai(classes: int, shape: Sequence[int], window: Sequence[int]) -> None:
+  """Predicts with MONAI's inferer and an argmax over the classes."""
   from monai.inferers import sliding_window_inference
   import torch
   model, params = network(classes)
@@ -73,38 +76,39 @@ def monai(classes: int, shape, window) -> None:
   image = way.tensor(((image - image.mean()) / image.std())[None, ..., None])
 
   def predictor(patch):
-    features = net.encode(way.laid(patch))
+    features = net.encode(way.in_format(patch))
     return torch.sigmoid(torch.stack(
         [net.decode(features, torch.tensor([k], device=way.device)) for k in range(classes)], 1))
 
   with torch.no_grad():
-    found = sliding_window_inference(image, window, 1, predictor, overlap=0.0, mode="gaussian")
-    best, label = found[0].max(0)
+    output = sliding_window_inference(image, window, 1, predictor, overlap=0.0, mode="gaussian")
+    best, label = output[0].max(0)
     label = torch.where(best >= 0.5, label + 1, 0).to(torch.uint8)
   assert label.shape == tuple(shape)
 
 
-def network(classes: int):
+def network(classes: int) -> tuple[DenseUNet, dict]:
+  """Returns the small network and its parameters."""
   model = nets.network(nets.config_of("base", LIGHT), classes)
   return model, nets.parameters(model)
 
 
-def volume(shape) -> np.ndarray:
+def volume(shape: Sequence[int]) -> np.ndarray:
+  """Draws a random int16 volume."""
   return np.random.default_rng(0).integers(-1000, 1000, shape, np.int16)
 
 
 def peak_bytes() -> int:
-  """The most memory that this process had at once.
+  """Returns the peak resident memory of this process.
 
-  By the account that Linux keeps of its pages: the peak that `resource` tells is handed down from
-  the process that started this one.
+  From /proc: the peak that `resource` returns is inherited from the parent process.
   """
   lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
   return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def main(way: str, classes: str, shape: str, window: str) -> None:
-  """In the child: prints the peak of resident memory, in bytes."""
+  """Runs in the child: prints the peak resident memory in bytes."""
   {"ours": ours, "monai": monai}[way](int(classes), json.loads(shape), json.loads(window))
   print(peak_bytes())
 

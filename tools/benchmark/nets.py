@@ -1,4 +1,4 @@
-"""What is timed: the networks of the configs, with parameters and inputs, and the work they are."""
+"""Networks of the configs for the benchmarks, with parameters, inputs and FLOP counts."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -8,15 +8,22 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from condseg_jax.config import Config
 from condseg_jax.models.build import build_model
-from condseg_jax.models.conditioning import head_layers
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.dense_unet import kind_and_level
+from condseg_jax.models.heads import head_layers
 
 
 def config_of(name: str, changes: Mapping[str, Mapping] | None = None) -> Config:
-  """A packaged config by name, with some settings of its sections changed."""
+  """Loads a packaged config.
+
+  Args:
+    name: name of the config.
+    changes: section → settings to change.
+  """
   module = importlib.import_module(f"condseg_jax.configs.{name}")
   return Config.from_dict(module.get_config().to_dict()).override(
       {f"{section}.{key}": value for section, fields in (changes or {}).items()
@@ -24,13 +31,25 @@ def config_of(name: str, changes: Mapping[str, Mapping] | None = None) -> Config
 
 
 def network(config: Config, classes: int = 2) -> DenseUNet:
-  """The network of a config, for so many classes."""
+  """Builds the network of a config.
+
+  Args:
+    config: the config.
+    classes: number of classes.
+  """
   codes = [float(c) for c in np.linspace(-1, 1, classes)] if classes > 1 else [0.5]
   return build_model(config.model, config.conditioning, codes)
 
 
-def inputs(shape: Sequence[int], batch: int, classes: int = 2):
-  """Noise, class ids and masks of a blob, with some voxels unlabelled: numpy arrays."""
+def inputs(shape: Sequence[int], batch: int,
+           classes: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Draws a random image, class ids and masks with some unlabelled voxels.
+
+  Args:
+    shape: spatial shape.
+    batch: number of images.
+    classes: number of classes.
+  """
   rng = np.random.default_rng(0)
   image = rng.normal(size=(batch, *shape, 1)).astype(np.float32)
   class_id = (np.arange(batch) % classes).astype(np.int32)
@@ -39,10 +58,12 @@ def inputs(shape: Sequence[int], batch: int, classes: int = 2):
   return image, class_id, mask
 
 
-def parameters(model: DenseUNet, channels: int = 1):
-  """Parameters as at the start of a training, numpy arrays.
+def parameters(model: DenseUNet, channels: int = 1) -> dict:
+  """Draws initial parameters in numpy, because `model.init` takes longer to compile than a step.
 
-  Drawn here and not by `model.init`, which takes longer to compile than a step does.
+  Args:
+    model: the network.
+    channels: image channels.
   """
   image = jax.ShapeDtypeStruct((1, *model.stride, channels), jnp.float32)
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -53,7 +74,7 @@ def parameters(model: DenseUNet, channels: int = 1):
     kind = path[-1].key
     if kind in ("bias", "scale"):
       return np.full(leaf.shape, kind == "scale", np.float32)
-    # The deviation of a kernel is that of its own fan-in: channels of the condition are few.
+    # The fan-in of the kernel alone: the channels of the condition are few.
     fan_in = math.prod(leaf.shape[:-1]) if kind == "kernel" else 1
     return rng.normal(0, fan_in**-0.5, leaf.shape).astype(np.float32)
 
@@ -61,35 +82,44 @@ def parameters(model: DenseUNet, channels: int = 1):
 
 
 def work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> tuple[float, float]:
-  """Floating-point operations of `encode` and of `decode` for one image and class.
+  """Counts the floating-point operations of `encode` and `decode` for one image and class.
 
-  Counted from the kernels, two for each of their weights and every voxel that they meet, however
-  the platform carries a convolution out. Norms, activations and the condition are left out.
+  Two per weight of a kernel and voxel, independent of the lowering of a convolution. Norms,
+  activations and the condition are not counted.
+
+  Args:
+    params: parameters of the network.
+    model: the network.
+    shape: spatial shape of the image.
   """
   voxels, last = _voxels(model, shape), _last_level(model)
   sums = {"encode": 0.0, "decode": 0.0}
-  for module, tree in params.items():
-    kind, _, number = module.partition("_")
-    if kind not in ("stem", "down", "up", "merge", "head"):
+  for name, tree in params.items():
+    if kind_and_level(name) is None:
       continue
-    level = int(number or 0)
+    kind, level = kind_and_level(name)
     late = kind == "head" or (kind in ("up", "merge") and level <= last)
-    if kind == "head" and model.position == "head":  # its kernels are written for each class
+    if kind == "head" and model.position == "head":  # its kernels are generated for each class
       sums["decode"] += 2.0 * sum(map(math.prod, head_layers(model.channels))) * voxels[0]
       continue
     weights = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(tree)
                   if path[-1].key == "kernel" and "condition" not in jax.tree_util.keystr(path))
-    # A transposed convolution meets the coarser level's voxels.
-    met = voxels[level + 1] if kind == "up" else voxels[level]
-    sums["decode" if late else "encode"] += 2.0 * weights * met
+    # A transposed convolution reads the voxels of the coarser level.
+    read = voxels[level + 1] if kind == "up" else voxels[level]
+    sums["decode" if late else "encode"] += 2.0 * weights * read
   return sums["encode"], sums["decode"]
 
 
 def classless_work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> float:
-  """The part of the operations of `decode` that no class has a say in, so that K share it.
+  """Counts the operations of `decode` that do not depend on the class.
 
-  A convolution is a sum over its inputs: that of the skips everywhere, and at the first level that
-  sees the class that of the upsampled features too.
+  A convolution is a sum over its inputs; the terms of the skips, and at the coarsest conditioned
+  level those of the upsampled features, are shared by all classes.
+
+  Args:
+    params: parameters of the network.
+    model: the network.
+    shape: spatial shape of the image.
   """
   voxels, last = _voxels(model, shape), _last_level(model)
   if last < 0:
@@ -103,7 +133,7 @@ def classless_work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> f
 
 
 def _voxels(model: DenseUNet, shape: Sequence[int]) -> list[int]:
-  """Of every level, finest first."""
+  """Returns the number of voxels of every level, finest first."""
   voxels = [math.prod(shape)]
   for stride in model.strides:
     voxels.append(voxels[-1] // math.prod(stride))
@@ -111,16 +141,16 @@ def _voxels(model: DenseUNet, shape: Sequence[int]) -> list[int]:
 
 
 def _last_level(model: DenseUNet) -> int:
-  """The coarsest level of the decoder that belongs to `decode`; -1 where only the head does."""
+  """Returns the coarsest decoder level that belongs to `decode`; -1 if only the head does."""
   if model.position == "head":
     return -1
   return len(model.depth) - 2 if model.from_level is None else model.from_level
 
 
-def max_difference(ours, theirs) -> float:
-  """The largest difference of two arrays of one shape."""
+def max_difference(ours: ArrayLike, theirs: ArrayLike) -> float:
+  """Returns the largest absolute difference of two arrays or tensors of the same shape."""
   ours = np.asarray(ours)
   theirs = np.asarray(theirs.cpu() if hasattr(theirs, "cpu") else theirs)  # a tensor of the peer
   if ours.shape != theirs.shape:
-    raise RuntimeError(f"shapes {ours.shape} and {theirs.shape} are to be the same output")
+    raise RuntimeError(f"outputs differ in shape: {ours.shape} and {theirs.shape}")
   return float(np.abs(ours - theirs).max())

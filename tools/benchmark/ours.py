@@ -1,5 +1,7 @@
-"""Our side of what is timed: forward and training step, compiled once."""
+"""Our side of the benchmarks: forward pass and training step, compiled ahead of time."""
 
+from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 
 import jax
@@ -17,27 +19,35 @@ from condseg_jax.train.step import make_train_step
 
 NO_AUGMENTATION = Augment(rotate=0.0, zoom=0.0, shift=0.0, scale=0.0, offset=0.0, gamma=0.0,
                           noise=0.0)
-CONSTANT = {"schedule": "constant", "warmup": 0}  # as the peer's; the rate changes no time
+CONSTANT = {"schedule": "constant", "warmup": 0}  # as the peer; irrelevant for the time
 
 
 class Forward:
-  """Logits."""
+  """The forward pass; a call returns logits."""
 
-  def __init__(self, model: DenseUNet, params, image, class_id):
+  def __init__(self, model: DenseUNet, params: Mapping, image: np.ndarray, class_id: np.ndarray):
     self.arguments = jax.device_put(({"params": params}, image, class_id))
     self.compiled = jax.jit(model.apply).lower(*self.arguments).compile()
 
-  def __call__(self):
+  def __call__(self) -> jax.Array:
     return self.compiled(*self.arguments)
 
 
 class Step:
-  """Loss and gradient norm of a step without augmentation; the state goes on from call to call.
+  """A training step without augmentation; a call returns loss and gradient norm.
 
-  The batch lies on the device.
+  Every call continues from the state of the previous one. The batch stays on the device.
+
+  Args:
+    model: the network.
+    params: initial parameters.
+    config: of the training.
+    arrays: image, class ids and mask.
+    driver: `jit` or `pmap`.
   """
 
-  def __init__(self, model: DenseUNet, params, config: Config, arrays, driver: str = "jit"):
+  def __init__(self, model: DenseUNet, params: Mapping, config: Config,
+               arrays: Sequence[np.ndarray], driver: str = "jit"):
     optimizer = make_optimizer(dataclasses.replace(config.optimizer, **CONSTANT), 1)
     train_step = make_train_step(
         model, optimizer, objective=make_objective(config.loss), augmentation=NO_AUGMENTATION,
@@ -48,17 +58,17 @@ class Step:
     state = TrainState.create({"params": params}, optimizer, ema=False)
     self.state = self.driver.place_state(state)
     self.batch = self.driver.place_batch(batch_of(*arrays))
-    # A pmap of several processes cannot be compiled ahead.
+    # A pmap over several processes cannot be compiled ahead of time.
     self.compiled = self.driver.step if driver == "pmap" else (
         self.driver.step.lower(self.state, self.batch).compile())
 
-  def __call__(self):
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
     self.state, metrics = self.compiled(self.state, self.batch)
     return metrics["loss"], metrics["gradient_norm"]
 
 
-def batch_of(image, class_id, mask) -> Batch:
-  """One annotated class for every image."""
+def batch_of(image: np.ndarray, class_id: np.ndarray, mask: np.ndarray) -> Batch:
+  """Returns a batch with one annotated class per image."""
   size = len(image)
   return Batch(image, class_id[:, None], mask[..., None], np.ones((size, 1), np.float32),
                np.arange(size, dtype=np.int32))

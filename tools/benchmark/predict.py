@@ -1,11 +1,13 @@
 """Whole-volume prediction, against MONAI's sliding_window_inference.
 
-Both sides cover the volume with the same windows, half a window apart, and average probabilities
-with the same Gaussian. The peer runs the network once for each class, or (the fair comparison)
-encodes a window once and decodes its classes; the best counts.
+Both use the same windows with an overlap of one half, and average probabilities with the same
+Gaussian weights. The peer runs the whole network per class or, the fair comparison, encodes a
+window once and decodes its classes; the faster one counts.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -13,30 +15,31 @@ import numpy as np
 
 from condseg_jax.infer import sliding_window
 from condseg_jax.infer.schedule import make_schedule
+from condseg_jax.models.dense_unet import DenseUNet
 from tools.benchmark import nets
 from tools.benchmark import peer
 from tools.benchmark.timing import race
 
 CLASSES = (1, 3, 14, 64)
 CONFIG = "hippocampus"
-# Window and a half along each axis: eight windows, at the places where MONAI puts them too.
+# One and a half windows along each axis: eight windows, at the same positions as MONAI's.
 VOLUME = (60, 84, 60)
 
 
-def run(folder: Path) -> list[dict]:
-  """The rows of the suite."""
+def run(_folder: Path) -> list[dict]:
+  """Returns the rows of the suite."""
   return list(map(measure, CLASSES))
 
 
 def measure(classes: int) -> dict:
-  """Probabilities of so many classes in one volume."""
+  """Returns the row for the probabilities of a number of classes in one volume."""
   config = nets.config_of(CONFIG)
   window = config.data.subvolume
   model = nets.network(config, classes)
   params = nets.parameters(model)
   image = nets.inputs(VOLUME, 1)[0][0]
   functions, ids = sliding_window.window_functions(model), list(range(classes))
-  plan = make_schedule(VOLUME, window, classes)
+  schedule = make_schedule(VOLUME, window, classes)
   variables = jax.device_put({"params": params})
   calls = {}
   if peer.installed("monai"):
@@ -44,13 +47,13 @@ def measure(classes: int) -> dict:
       calls |= peer_calls(way, model, params, image, classes, window)
   return race(f"predict {'x'.join(map(str, VOLUME))}, K = {classes}",
               lambda: sliding_window.class_probabilities(functions, variables, image, ids, window,
-                                                  plan),
+                                                         schedule),
               calls, distance=nets.max_difference, classes=classes)
 
 
-def peer_calls(way: peer.Way, model, params, image_DHWC, classes: int,
-               window) -> dict[str, Callable]:
-  """MONAI's inferer around the network in both manners."""
+def peer_calls(way: peer.Way, model: DenseUNet, params: Mapping, image_DHWC: np.ndarray,
+               classes: int, window: Sequence[int]) -> dict[str, Callable]:
+  """Returns both variants of MONAI's inferer by name."""
   from monai.inferers import sliding_window_inference
   import torch
   net, _ = way.network(model, params)
@@ -66,15 +69,15 @@ def peer_calls(way: peer.Way, model, params, image_DHWC, classes: int,
 
   def caller(logits):
     def predictor(patch):
-      patch = way.laid(patch)
+      patch = way.in_format(patch)
       return torch.sigmoid(torch.stack(logits(patch), 1))
 
     def call():
       with torch.no_grad():
-        found = sliding_window_inference(image, window, 1 if way.device == "cpu" else 4, predictor,
-                                         overlap=0.5, mode="gaussian")
+        output = sliding_window_inference(image, window, 1 if way.device == "cpu" else 4, predictor,
+                                          overlap=0.5, mode="gaussian")
       way.wait()
-      return found[0]
+      return output[0]
     return call
 
   return {f"MONAI, {way.name}, once per class": caller(each),

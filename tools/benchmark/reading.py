@@ -1,5 +1,7 @@
-"""Preparing a large CT, reading random subvolumes of it, and feeding the training step."""
+"""Preparing large CTs, reading random subvolumes of them, and feeding the training step."""
 
+from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -23,10 +25,10 @@ SPACING = (0.8, 0.8, 1.0)
 SUBVOLUME = (32, 256, 256)  # D H W
 CASES = 2
 COPIES = 24
-READS = 200  # a round
+READS = 200  # per round
 ROUNDS = 5
-# Runs a command and tells its peak of memory above the imports. What Linux says of the peak is
-# set back in between: a child begins with that of its parent.
+# Runs condseg-prepare and prints its peak memory above that of the imports. Linux's record of the
+# peak is reset in between, because a child inherits that of its parent.
 CHILD = """
 import json, resource, sys, time
 from condseg_jax.cli import prepare
@@ -35,10 +37,10 @@ from condseg_jax.datasets import corrupt, prepare as _, scribbles
 def peak():
   try:
     with open("/proc/self/status", encoding="utf-8") as stream:
-      found = [line.split()[1] for line in stream if line.startswith("VmHWM:")]
+      peaks = [line.split()[1] for line in stream if line.startswith("VmHWM:")]
   except OSError:
-    found = []
-  return 1024 * int(found[0] if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    peaks = []
+  return 1024 * int(peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 try:
   with open("/proc/self/clear_refs", "w", encoding="utf-8") as stream:
@@ -53,7 +55,7 @@ print(json.dumps([code, time.perf_counter() - start, peak() - before]))
 
 
 def run(folder: Path) -> list[dict]:
-  """The rows of the suite."""
+  """Returns the rows of the suite."""
   raw = folder / "raw"
   if not (raw / "dataset.json").exists():
     make(raw)
@@ -66,7 +68,7 @@ def run(folder: Path) -> list[dict]:
 
 
 def make(raw: Path) -> None:
-  """CTs of a body with a smooth texture and noise, and a large and a small organ."""
+  """Writes CTs of a body with a smooth texture and noise, and a large and a small organ."""
   for part in ("imagesTr", "labelsTr"):
     (raw / part).mkdir(parents=True, exist_ok=True)
   axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij",
@@ -92,8 +94,16 @@ def make(raw: Path) -> None:
       {"modality": {"0": "CT"}, "labels": {"1": "liver", "2": "kidney"}, "training": training}))
 
 
-def preparing(raw: Path, out: Path, spacing, name: str, *options: str) -> dict:
-  """Seconds, and memory above that of the imports, in volumes of int16 as stored."""
+def preparing(raw: Path, out: Path, spacing: Sequence[float], name: str, *options: str) -> dict:
+  """Returns the row of a preparation: seconds, and peak memory above that of the imports.
+
+  Args:
+    raw: the raw dataset.
+    out: store to write.
+    spacing: of the store, mm along D H W.
+    name: of the row.
+    *options: further flags of condseg-prepare.
+  """
   text = ",".join(map(str, spacing))
   done = subprocess.run([sys.executable, "-c", CHILD, "--format=msd", f"--source={raw}",
                          f"--out={out}", f"--spacing={text}", *options],
@@ -106,10 +116,13 @@ def preparing(raw: Path, out: Path, spacing, name: str, *options: str) -> dict:
 
 
 def subvolumes(root: Path) -> list[dict]:
-  """Random subvolumes a second: ours, and a bare loop over TensorStore, one after the other.
+  """Returns the rows for random subvolumes per second: ours against plain TensorStore reads.
 
-  The cases are copied until they are many times our cache, whose hits would flatter; the peer has
-  none. The disk is warm.
+  The cases are copied until they exceed our cache many times, because the peer has no cache. The
+  disk cache is warm.
+
+  Args:
+    root: the store.
   """
   store = Store.open(root)
   for number in range(COPIES):
@@ -118,11 +131,11 @@ def subvolumes(root: Path) -> list[dict]:
       shutil.copytree(root / "cases" / store.cases[number % CASES].id, copy)
   cases = [dataclasses.replace(store.cases[0], id=f"copy_{i}") for i in range(COPIES)]
 
-  def bare(case, name):
+  def open_array(case, name):
     path = str(store.root / "cases" / case.id / name) + "/"
     return ts.open({"driver": "zarr3", "kvstore": {"driver": "file", "path": path}},
                    read=True).result()
-  images, masks = ([bare(case, name) for case in cases] for name in ("image", "masks"))
+  images, masks = ([open_array(case, name) for case in cases] for name in ("image", "masks"))
   ways = {
       "image": (lambda i, box: store.read_image(cases[i], box),
                 lambda i, box: images[i][box].read().result()),
@@ -136,22 +149,22 @@ def subvolumes(root: Path) -> list[dict]:
   for name, pair in ways.items():
     rates = ([], [])
     for turn in range(ROUNDS + 1):
-      for way, found in zip(pair, rates, strict=True):
-        rate = _rate(way, cases[0].shape, turn)
-        if turn:  # the first round warms the disk
-          found.append(rate)
+      for read, rates_of_read in zip(pair, rates, strict=True):
+        rate = _rate(read, cases[0].shape, turn)
+        if turn:  # the first round warms the disk cache
+          rates_of_read.append(rate)
     ours, peer = map(statistics.median, rates)
     rows.append({"name": f"random 256x256x32 subvolumes, {name}", "ours": ours, "peer": peer,
                  "ratio": ours / peer, "unit": "1/s"})
   return rows
 
 
-def _rate(way, shape, seed: int) -> float:
+def _rate(read: Callable, shape: Sequence[int], seed: int) -> float:
   rng = np.random.default_rng(seed)
   starts = [[rng.integers(0, n - m + 1) for n, m in zip(shape, SUBVOLUME, strict=True)]
             for _ in range(READS)]
   begin = time.perf_counter()
   for number, start in enumerate(starts):
     box = tuple(slice(int(s), int(s) + m) for s, m in zip(start, SUBVOLUME, strict=True))
-    way(number % COPIES, box)
+    read(number % COPIES, box)
   return READS / (time.perf_counter() - begin)

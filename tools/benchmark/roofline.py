@@ -1,23 +1,23 @@
-"""The least time that a program can take on an accelerator whose limits are known."""
+"""Lower bound for the time of a program on an accelerator (roofline model)."""
 
 import jax
 
-# bfloat16 multiply-adds on the matrix units without sparsity, in FLOP/s, and memory in bytes/s, as
-# the vendors give them.
+# Vendor figures: dense bfloat16 throughput of the matrix units in FLOP/s, memory bandwidth in
+# bytes/s.
 LIMITS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.0e12)}
 
 
-def least_seconds(compiled) -> float | None:
-  """The greater of arithmetic and traffic at full speed, by the compiler's own account.
+def least_seconds(compiled: jax.stages.Compiled) -> float | None:
+  """Returns the larger of arithmetic and memory time, from the compiler's cost analysis.
 
   Args:
     compiled: of jax.jit(…).lower(…).compile().
 
   Returns:
-    None on a device that is not in the table, a CPU for one.
+    Seconds, or None on a device that is not in `LIMITS`, such as a CPU.
   """
   kind = jax.devices()[0].device_kind
-  limits = next((found for name, found in LIMITS.items() if name in kind), None)
+  limits = next((values for name, values in LIMITS.items() if name in kind), None)
   if limits is None:
     return None
   cost = compiled.cost_analysis()

@@ -1,8 +1,9 @@
-"""Training steps a second on several devices and processes, each with the same global batch.
+"""Training steps per second on several devices and processes with the same global batch.
 
-On one machine all of them share its cores: what is seen is what the division costs, not what more
-machines would bring. The peer of every row is one device by jit. All of them convolve by plain JAX:
-oneDNN serves a single device only, and its speed would be taken for a cost of the division.
+All layouts share the cores of one machine, so the rows show the overhead of the division, not the
+speed-up by more machines. The peer of every row is one device with jit. All layouts use the
+convolutions of plain JAX: oneDNN supports a single device only, and its speed would look like an
+overhead of the others.
 """
 
 import json
@@ -22,7 +23,7 @@ from tools.benchmark import ours
 from tools.benchmark.timing import best_row
 from tools.benchmark.timing import progress
 
-# Name: driver, processes, devices of each.
+# Name → driver, processes, devices per process.
 LAYOUTS = {"1 device, jit": ("jit", 1, 1), "1 device, pmap": ("pmap", 1, 1),
            "2 devices, jit": ("jit", 1, 2), "2 devices, pmap": ("pmap", 1, 2),
            "2 processes, jit": ("jit", 2, 1), "2 processes, pmap": ("pmap", 2, 1)}
@@ -31,16 +32,16 @@ CONFIG, CHANGES = "hippocampus", {}
 BATCH, STEPS, ROUNDS = 4, 8, 2
 
 
-def run(folder: Path) -> list[dict]:
-  """The rows of the suite."""
+def run(_folder: Path) -> list[dict]:
+  """Returns the rows of the suite."""
   if jax.default_backend() != "cpu":
-    progress("scale: the children are CPU processes")
+    progress("scale: the child processes run on CPU")
   rates = {name: [] for name in LAYOUTS}
   for turn in range(ROUNDS):
     for name, layout in LAYOUTS.items():
       progress(f"scale, {name}, round {turn + 1} of {ROUNDS}")
       rates[name].append(measure(*layout))
-  medians = {name: statistics.median(found) for name, found in rates.items()}
+  medians = {name: statistics.median(values) for name, values in rates.items()}
   common = {"unit": "1/s", "faster_is_less": False, "batch": BATCH, "rounds": ROUNDS,
             "convolutions": "plain JAX"}
   return [best_row(f"steps a second, {CONFIG}, {name}", rate, {FIRST: medians[FIRST]}, **common)
@@ -48,7 +49,13 @@ def run(folder: Path) -> list[dict]:
 
 
 def measure(driver: str, processes: int, devices: int) -> float:
-  """Steps a second in processes of its own."""
+  """Returns the steps per second of a layout, measured in child processes.
+
+  Args:
+    driver: `jit` or `pmap`.
+    processes: number of processes.
+    devices: devices per process.
+  """
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
@@ -60,7 +67,7 @@ def measure(driver: str, processes: int, devices: int) -> float:
 
 
 def main(text: str) -> None:
-  """In the child: prints the steps a second."""
+  """Runs in the child: prints the steps per second."""
   settings = json.loads(text)
   os.environ["CONDSEG_ONEDNN"] = "0"
   jax.config.update("jax_platforms", "cpu")
@@ -70,14 +77,14 @@ def main(text: str) -> None:
     jax.distributed.initialize(f"localhost:{settings['port']}", processes, rank)
   config = Config.from_dict(settings["config"])
   model = nets.network(config)
-  # This process's part of the batch, the same samples whatever the layout.
-  part = [x[rank::processes] for x in nets.inputs(config.data.subvolume, settings["batch"])]
-  step = ours.Step(model, nets.parameters(model), config, part, settings["driver"])
+  # The share of this process; the global batch is the same for all layouts.
+  share = [x[rank::processes] for x in nets.inputs(config.data.subvolume, settings["batch"])]
+  step = ours.Step(model, nets.parameters(model), config, share, settings["driver"])
   jax.block_until_ready(step())
   begin = time.perf_counter()
   for _ in range(settings["steps"]):
-    found = step()
-  jax.block_until_ready(found)
+    result = step()
+  jax.block_until_ready(result)
   print(settings["steps"] / (time.perf_counter() - begin))
 
 

@@ -1,7 +1,7 @@
-"""How long a command takes to answer: --help, the first step, the first prediction, cold and warm.
+"""Start-up time of the commands: --help, the first step, the first prediction, cold and warm.
 
-Cold is with an empty cache of compiled programs, warm with what the cold run left there. Every
-measurement is the life of a process of its own; the data is prepared before.
+Cold is with an empty cache, without compiled programs and oneDNN handlers; warm is with the cache
+of the cold run. Every measurement runs in a new process; the data is prepared beforehand.
 """
 
 import json
@@ -12,22 +12,24 @@ import subprocess
 import sys
 import time
 
+from condseg_jax.system import large_pages
+
 ROOT = Path(__file__).parent.parent.parent
 CONFIG = ROOT / "experiments" / "configs" / "phantom.py"
 COMMANDS = ("train", "evaluate", "predict", "prepare", "verify", "fetch")
 ROUNDS = 3
-SETTINGS: tuple[str, ...] = ()  # --config.FIELD=VALUE beyond those of CONFIG
-# Runs a command and tells when, after its start, a function had returned for the first time.
+SETTINGS: tuple[str, ...] = ()  # --config.FIELD=VALUE in addition to CONFIG
+# Runs a command and prints when a function returned for the first time.
 CHILD = """
 import importlib, json, sys, time
-name, place, attribute, *arguments = sys.argv[1:]
-owner = importlib.import_module(place.partition(":")[0])
-for part in filter(None, place.partition(":")[2].split(".")):
+name, path, attribute, *arguments = sys.argv[1:]
+owner = importlib.import_module(path.partition(":")[0])
+for part in filter(None, path.partition(":")[2].split(".")):
   owner = getattr(owner, part)
-before, first = getattr(owner, attribute), []
+original, first = getattr(owner, attribute), []
 
 def watched(*args, **kwargs):
-  result = before(*args, **kwargs)
+  result = original(*args, **kwargs)
   first.append(time.time())
   return result
 
@@ -38,8 +40,8 @@ print(json.dumps([code, first[0] if first else None, time.time()]))
 
 
 def run(folder: Path) -> list[dict]:
-  """The rows of the suite."""
-  rows = [helping(name) for name in COMMANDS]
+  """Returns the rows of the suite."""
+  rows = [help_row(name) for name in COMMANDS]
   data = folder / "phantoms"
   if not data.exists():
     _command("prepare", "--format=phantom", f"--out={data}")
@@ -62,13 +64,13 @@ def run(folder: Path) -> list[dict]:
         times.setdefault(f"{name}, {state}", []).append(seconds)
     times.setdefault("a finished run, asked again", []).append(
         _command("train", *settings, f"--workdir={run_of}_warm", cache=cache))
-  rows += [_row(name, statistics.median(found), lowest=min(found), highest=max(found))
-           for name, found in times.items()]
+  rows += [_row(name, statistics.median(seconds), lowest=min(seconds), highest=max(seconds))
+           for name, seconds in times.items()]
   return rows
 
 
-def helping(name: str) -> dict:
-  """Seconds until a command has answered --help."""
+def help_row(name: str) -> dict:
+  """Returns the row for the --help of a command."""
   return _row(f"condseg-{name} --help",
               statistics.median(_command(name, "--help") for _ in range(ROUNDS)))
 
@@ -79,14 +81,20 @@ def _row(name: str, seconds: float, **more) -> dict:
 
 
 def _command(name: str, *arguments: str, cache: Path | None = None) -> float:
-  """Seconds that a command takes from start to end."""
+  """Returns the duration of a command in seconds."""
   start = time.time()
   _spawn([sys.executable, "-m", f"condseg_jax.cli.{name}", *arguments], cache)
   return time.time() - start
 
 
 def _first(watch: tuple[str, str, str], arguments: list[str], cache: Path) -> float:
-  """Seconds from the start of a process to the first return of the watched function."""
+  """Returns the seconds from the start of a process to the first return of a function.
+
+  Args:
+    watch: command, module and class (`module:class`), name of the function.
+    arguments: of the command.
+    cache: the user's cache folder for the process.
+  """
   start = time.time()
   code, first, _ = json.loads(
       _spawn([sys.executable, "-c", CHILD, *watch, *arguments], cache).splitlines()[-1])
@@ -96,7 +104,8 @@ def _first(watch: tuple[str, str, str], arguments: list[str], cache: Path) -> fl
 
 def _spawn(command: list[str], cache: Path | None) -> str:
   environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-  environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+  for name in ("JAX_COMPILATION_CACHE_DIR", large_pages.TUNABLES, large_pages.GUARD):
+    environment.pop(name, None)
   if cache is not None:
     environment["XDG_CACHE_HOME"] = str(cache)
   done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)

@@ -1,16 +1,19 @@
 """The forward pass and the training step, against the same network in PyTorch.
 
-A step is forward, loss (soft Dice, and cross-entropy where the config has it), backward, limit of
-the gradient norm and Adam, on a batch that is already on the device. Augmentation is off on both
-sides; ours also sums the metrics and guards against what is not finite, as in training.
+A step consists of forward pass, loss (soft Dice, and cross-entropy if the config has it), backward
+pass, gradient clipping and Adam, on a batch that is already on the device. Augmentation is off on
+both sides; ours also computes the metrics and checks for non-finite values, as in training.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from condseg_jax.config import Config
 from condseg_jax.models.dense_unet import DenseUNet
@@ -23,14 +26,14 @@ from tools.benchmark.timing import race
 
 
 class Case(NamedTuple):
-  """A network at a size.
+  """A network and an input size.
 
   Attributes:
-    name: of the size, as rows call it.
-    config: in experiments/configs.
+    name: name of the size in the rows.
+    config: name of a config in experiments/configs.
     shape: D H W.
-    batch: images.
-    once: so long on a CPU that a single round is timed there.
+    batch: number of images.
+    once: time a single round on CPU, because it takes long.
   """
 
   name: str
@@ -46,8 +49,8 @@ CASES = (Case("hippocampus 40x56x40 batch 2", "hippocampus", (40, 56, 40), 2),
 DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
 
 
-def run(folder: Path) -> list[dict]:
-  """The rows of the suite; those of the platform that is not at hand are left blank."""
+def run(_folder: Path) -> list[dict]:
+  """Returns the rows of the suite, without figures for other platforms than this one."""
   here, rows = jax.default_backend(), []
   for platform, dtype in DTYPES.items():
     for case in CASES:
@@ -60,11 +63,12 @@ def run(folder: Path) -> list[dict]:
 
 
 def row_name(part: str, case: Case, dtype: str, platform: str) -> str:
+  """Returns the name of a row; `part` is `forward` or `step`."""
   return f"{part}, {case.name}, {dtype}, {platform.upper()}"
 
 
 def measure(case: Case, dtype: str) -> list[dict]:
-  """Forward and step of one case."""
+  """Returns the rows of a case: forward pass and step."""
   platform = jax.default_backend()
   once = case.once and platform == "cpu"
   config = nets.config_of(case.config, {"model": {"dtype": dtype}})
@@ -75,7 +79,7 @@ def measure(case: Case, dtype: str) -> list[dict]:
   common = {"dtype": dtype, "parameters": sum(p.size for p in jax.tree.leaves(params))}
 
   forward = ours.Forward(model, params, image, class_id)
-  # torch.compile takes minutes for the long ones, and has not been ahead on a CPU.
+  # torch.compile takes minutes for the long cases and was never the fastest on CPU.
   ways = peer.ways(len(case.shape), compiled=not once)
   calls = {way.name: peer_forward(way, model, params, image, class_id) for way in ways}
   rows = [race(row_name("forward", case, dtype, platform), forward, calls, flops=flops,
@@ -92,8 +96,9 @@ def measure(case: Case, dtype: str) -> list[dict]:
   return rows
 
 
-def peer_forward(way: peer.Way, model: DenseUNet, params, image, class_id) -> Callable:
-  """Logits, a tensor."""
+def peer_forward(way: peer.Way, model: DenseUNet, params: Mapping, image: np.ndarray,
+                 class_id: np.ndarray) -> Callable:
+  """Returns a function that computes logits in PyTorch, a tensor."""
   import torch
   _, forward = way.network(model, params)
   image, class_id = way.tensor(image), way.plain(class_id)
@@ -108,8 +113,19 @@ def peer_forward(way: peer.Way, model: DenseUNet, params, image, class_id) -> Ca
   return call
 
 
-def peer_step(way: peer.Way, model: DenseUNet, params, config: Config, arrays) -> Callable:
-  """Loss and gradient norm of a step; the parameters go on from call to call."""
+def peer_step(way: peer.Way, model: DenseUNet, params: Mapping, config: Config,
+              arrays: Sequence[np.ndarray]) -> Callable:
+  """Returns a function that runs a step in PyTorch; its result are loss and gradient norm.
+
+  Every call continues from the parameters of the previous one.
+
+  Args:
+    way: configuration of PyTorch.
+    model: the network.
+    params: initial parameters.
+    config: of the training.
+    arrays: image, class ids and mask.
+  """
   from tools.benchmark.torch_net import make_step
   net, forward = way.network(model, params)
   step = make_step(net, forward, vars(config.optimizer), config.loss.bce_weight,
@@ -117,13 +133,13 @@ def peer_step(way: peer.Way, model: DenseUNet, params, config: Config, arrays) -
   image, class_id, mask = way.tensor(arrays[0]), way.plain(arrays[1]), way.plain(arrays[2])
 
   def call():
-    found = step(image, class_id, mask)
+    result = step(image, class_id, mask)
     way.wait()
-    return found
+    return result
 
   return call
 
 
-def relative_difference(found, theirs) -> float:
-  """Of loss and gradient norm, which stand for the whole gradient."""
-  return max(abs(float(a) - float(b)) / float(a) for a, b in zip(found, theirs, strict=True))
+def relative_difference(ours: Sequence, theirs: Sequence) -> float:
+  """Returns the largest relative difference of loss and gradient norm."""
+  return max(abs(float(a) - float(b)) / float(a) for a, b in zip(ours, theirs, strict=True))

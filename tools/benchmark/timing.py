@@ -1,4 +1,4 @@
-"""Timing in turns, and the row that comes of it: the one clock of all suites."""
+"""Alternating timing of implementations, and the rows of its results; used by all suites."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -12,56 +12,62 @@ NO_PEER = "peer not measured: needs the bench extra"
 
 
 def progress(text: str) -> None:
-  """Tells on stderr what is being done; the figures go elsewhere."""
+  """Prints a message with the time of day to stderr."""
   print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
 
 
 def seconds(call: Callable) -> tuple[float, object]:
-  """How long a call takes until its result is there, and the result."""
+  """Calls a function; returns the seconds until its result is ready, and the result."""
   begin = time.perf_counter()
   result = jax.block_until_ready(call())
   return time.perf_counter() - begin, result
 
 
 def in_turns(ways: Mapping[str, Callable], *, budget: float, rounds: int) -> dict[str, list[float]]:
-  """Seconds of every way, A B A B …, until the rounds or the budget of seconds are used up.
+  """Times functions in alternation (A B A B …).
 
-  One round is always done, so that work which is longer than the budget is timed once.
+  Args:
+    ways: name → function.
+    budget: seconds after which no new round starts; the first round always runs.
+    rounds: maximum number of rounds.
+
+  Returns:
+    Name → seconds of each round.
   """
-  found = {name: [] for name in ways}
+  times = {name: [] for name in ways}
   end = time.perf_counter() + budget
   for turn in range(rounds):
     if turn and time.perf_counter() > end:
       break
     for name, call in ways.items():
-      found[name].append(seconds(call)[0])
-  return found
+      times[name].append(seconds(call)[0])
+  return times
 
 
 def race(name: str, ours: Callable, peers: Mapping[str, Callable], *,
          distance: Callable | None = None, dtype: str = "float32", budget: float = 20.0,
          rounds: int = 9, once: bool = False, flops: float | None = None,
          least: float | None = None, **more) -> dict:
-  """A row: our seconds, those of the best peer, and how far we are ahead.
+  """Times our implementation against the configurations of the peer and returns a row.
 
-  Every way runs untimed first, which compiles it, and its result is compared with ours. A way of
-  the peer that does not run is left out while another does.
+  Every implementation first runs untimed, which compiles it, and the results are compared. A
+  configuration of the peer that fails is left out as long as another one runs.
 
   Args:
     name: of the row.
-    ours: our way; gives its result.
-    peers: the ways of the peer by name; none where it is not installed.
-    distance: (our result, a peer's result) → how much they differ.
-    dtype: of the computation, on both sides; how much may differ depends on it.
-    budget, rounds: see `in_turns`.
-    once: for work so long that one round is timed, and of the peer's ways only that one which was
-      the fastest in its first run.
-    flops: floating-point operations of the work, for rates in GFLOP/s.
+    ours: our implementation; returns its result.
+    peers: name → configuration of the peer; empty if the peer is not installed.
+    distance: (our result, result of a peer) → difference.
+    dtype: computation dtype of both sides, which determines the tolerance.
+    budget: see `in_turns`.
+    rounds: see `in_turns`.
+    once: time a single round, and only the configuration of the peer with the fastest first run.
+    flops: floating-point operations, for rates in GFLOP/s.
     least: seconds of the roofline, for the fraction of it that we reach.
-    more: further fields of the row.
+    **more: further fields of the row.
 
   Raises:
-    RuntimeError: a peer's result differs, or none of them runs.
+    RuntimeError: the results differ, or no configuration of the peer runs.
   """
   progress(name)
   first, left_out = {"": seconds(ours)}, {}
@@ -69,7 +75,7 @@ def race(name: str, ours: Callable, peers: Mapping[str, Callable], *,
     progress(f"  first run: {way}")
     try:
       first[way] = seconds(call)
-    except Exception as error:  # torch.compile needs a C++ compiler and does not take everything
+    except Exception as error:  # torch.compile needs a C++ compiler and has limits
       left_out[way] = (str(error).splitlines() or [""])[0][:200]
       progress(f"  {way} left out: {left_out[way]}")
   if left_out and len(first) == 1:
@@ -88,7 +94,7 @@ def race(name: str, ours: Callable, peers: Mapping[str, Callable], *,
     best = min(spent, key=spent.get)
     ways = {"": ours, best: peers[best]}
   times = in_turns(ways, budget=budget, rounds=1 if once else rounds)
-  medians = {way: statistics.median(found) for way, found in times.items()}
+  medians = {way: statistics.median(values) for way, values in times.items()}
   mine = medians.pop("")
   row = best_row(name, mine, medians, unit="s", rounds=len(times[""]))
   if differences:
@@ -105,19 +111,28 @@ def race(name: str, ours: Callable, peers: Mapping[str, Callable], *,
 
 
 def tolerance(dtype: str) -> float:
-  """The largest difference that is still the same result."""
+  """Returns the largest tolerated difference between results."""
   if dtype == "float32" and jax.default_backend() == "cpu":
-    # Ours and channels-first agree to 1e-5. PyTorch's channels-last group norm adds up the voxels
-    # in float32 and is 2e-3 away from the true value at 128³.
+    # Ours and channels-first agree to 1e-5. PyTorch's channels-last group norm sums the voxels in
+    # float32, with an error of 2e-3 at 128³.
     return 1e-2
-  # Accelerators round the factors of float32 products too, to TF32 or bfloat16. A bfloat16 network
-  # keeps a few per cent in each of some million voxels, of which the worst counts.
+  # Accelerators round the factors of float32 products to TF32 or bfloat16. In bfloat16 a voxel has
+  # an error of a few per cent, and the worst of some million voxels counts.
   return {"float32": 2e-2, "bfloat16": 0.5}[dtype]
 
 
 def best_row(name: str, ours: float, peers: Mapping[str, float], *, unit: str,
              faster_is_less: bool = True, **more) -> dict:
-  """A row against the best of several peers."""
+  """Returns a row against the best peer.
+
+  Args:
+    name: of the row.
+    ours: our figure.
+    peers: name → figure of a peer.
+    unit: of the figures.
+    faster_is_less: whether smaller figures are better.
+    **more: further fields of the row.
+  """
   if not peers:
     return {"name": name, "ours": ours, "peer": None, "ratio": None, "unit": unit, **more,
             "note": NO_PEER}
@@ -131,5 +146,5 @@ def best_row(name: str, ours: float, peers: Mapping[str, float], *, unit: str,
 
 
 def not_measured(name: str, why: str) -> dict:
-  """A row that waits for its machine."""
+  """Returns a row without figures, with the reason."""
   return {"name": name, "ours": None, "peer": None, "ratio": None, "note": f"not measured: {why}"}

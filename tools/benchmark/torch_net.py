@@ -1,13 +1,16 @@
 """The peer: the network of `condseg_jax.models`, its objective and its step, in PyTorch.
 
-The same layers on the same weights. It is written as a PyTorch user would have it fast, with
-convolutions over one concatenation, and with the class condition as the per-class bias map that we
-use, since concatenated constant channels would only slow it down. Needs the `bench` extra.
+The same layers with the same weights, written to be fast in PyTorch: convolutions of a single
+concatenation, and the class condition as a bias map per class as in our network, because
+concatenated constant channels are slower. Requires the extra `bench`.
 
-Arrays are channels-first, `x_BCDHW`; the memory format is a matter of the tensors that are given.
+Tensors are channels-first, `x_BCDHW`; their memory format is that of the input.
 """
 
+from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
+from collections.abc import Sequence
 import functools
 import math
 
@@ -26,25 +29,26 @@ ACTIVATIONS = {"relu": F.relu, "leaky_relu": lambda x: F.leaky_relu(x, 0.01),
                "gelu": lambda x: F.gelu(x, approximate="tanh"), "silu": F.silu}
 
 
-def taps_inside(size: int, taps: int, device) -> torch.Tensor:
-  """1 where a tap of a kernel at a place of an axis lies in the image: [size, taps]."""
-  place = torch.arange(size)[:, None] + torch.arange(taps)[None] - taps // 2
-  return ((place >= 0) & (place < size)).float().to(device)
+def taps_inside(size: int, taps: int, device: torch.device) -> torch.Tensor:
+  """Returns [size, taps]: 1 where a kernel tap at a position of an axis is inside the image."""
+  position = torch.arange(size)[:, None] + torch.arange(taps)[None] - taps // 2
+  return ((position >= 0) & (position < size)).float().to(device)
 
 
-kept_taps_inside = functools.lru_cache(taps_inside)
+cached_taps_inside = functools.lru_cache(taps_inside)
 
 
 class ConstantChannels(nn.Module):
-  """As `conditioning.constant_channels`."""
+  """Implements `models.constant_channels`."""
 
-  def __init__(self, size: int, features: int, window: tuple[int, ...]):
+  def __init__(self, size: int, features: int, kernel_size: tuple[int, ...]):
     super().__init__()
-    self.kernel = nn.Parameter(torch.empty(*window, size, features))
+    self.kernel = nn.Parameter(torch.empty(*kernel_size, size, features))
 
-  def forward(self, vector_BE, shape):
-    # The compiler does not take what is kept, and folds what is constant itself.
-    inside_of = taps_inside if torch.compiler.is_compiling() else kept_taps_inside
+  def forward(self, vector_BE: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Returns [B, features, *shape]."""
+    # torch.compile does not support the cache, and folds constants itself.
+    inside_of = taps_inside if torch.compiler.is_compiling() else cached_taps_inside
     out = torch.tensordot(vector_BE, self.kernel, dims=([1], [self.kernel.ndim - 2]))
     for axis, (size, taps) in enumerate(zip(shape, self.kernel.shape[:-2], strict=True), start=1):
       if taps == 1:
@@ -67,7 +71,8 @@ class Layer(nn.Module):
     self.condition = ConstantChannels(condition, features, window) if condition else None
     self.activation = ACTIVATIONS[model.activation]
 
-  def forward(self, x, vector_BE=None):
+  def forward(self, x: torch.Tensor, vector_BE: torch.Tensor | None = None) -> torch.Tensor:
+    """Returns [B, features, *shape]."""
     y = self.norm(self.conv(x))
     if self.condition is not None:
       y = y + self.condition(vector_BE, y.shape[2:])
@@ -75,7 +80,7 @@ class Layer(nn.Module):
 
 
 class Block(nn.Module):
-  """Densely connected layers and their join."""
+  """A dense block: densely connected layers and their join."""
 
   def __init__(self, model: DenseUNet, level: int, channels: int, condition: int = 0):
     super().__init__()
@@ -86,7 +91,9 @@ class Block(nn.Module):
       channels += growth
     self.join = Layer(model, channels, features, 1, condition)
 
-  def forward(self, x, vector_BE=None, skip=()):
+  def forward(self, x: torch.Tensor, vector_BE: torch.Tensor | None = None,
+              skip: Sequence[torch.Tensor] = ()) -> torch.Tensor:
+    """Returns [B, features, *shape]; all layers also read `skip`, which has 0 or 1 tensors."""
     made = [x]
     for layer in (*self.layers, self.join):
       parts = [*made, *skip]
@@ -95,16 +102,16 @@ class Block(nn.Module):
 
 
 class TorchNet(nn.Module):
-  """`DenseUNet` with the condition in the decoder or nowhere."""
+  """`DenseUNet` with the condition in the decoder or without condition."""
 
   def __init__(self, model: DenseUNet, image_channels: int = 1):
     super().__init__()
     if model.position not in ("decoder", "none"):
-      raise ValueError(f"the peer has no condition at {model.position!r}")
+      raise ValueError(f"the peer does not support the position {model.position!r}")
     levels, learned = len(model.depth), model.vector == "embedding"
     size = 0 if model.position == "none" else model.embedding_size if learned else 1
     last = levels - 2 if model.from_level is None else model.from_level
-    self.conditioned = last + 1  # decoder levels, finest first, that belong to `decode`
+    self.conditioned_levels = last + 1  # number of decoder levels, finest first, in `decode`
     width = [model.channels * (level + 1) for level in range(levels)]
     strides = [tuple(s) for s in model.strides]
     self.ndim, self.strides = model.ndim, strides
@@ -121,28 +128,32 @@ class TorchNet(nn.Module):
     codes = torch.tensor(model.codes, dtype=torch.float32)[:, None]
     self.vectors = nn.Parameter(torch.empty(len(model.codes), model.embedding_size)) if (
         size and learned) else codes
-    self.told = bool(size)
+    self.is_conditioned = bool(size)
 
-  def encode(self, image):
+  def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Computes the encoder and the unconditioned decoder levels: features and skips."""
     x = self.down[0](self.stem(image))
     skips = [x]
     for block, stride in zip(self.down[1:], self.strides, strict=True):
       x = block(POOL[self.ndim](x, stride))
       skips.append(x)
     skips.pop()
-    while len(skips) > self.conditioned:
+    while len(skips) > self.conditioned_levels:
       x = self._merge(x, skips, None)
     return x, skips
 
-  def decode(self, features, class_id_B):
+  def decode(self, features: tuple[torch.Tensor, Sequence[torch.Tensor]],
+             class_id_B: torch.Tensor) -> torch.Tensor:
+    """Computes the logits of one class per sample, [B, *shape]."""
     x, skips = features[0], list(features[1])
-    vector = self.vectors.to(x.device)[class_id_B] if self.told else None
+    vector = self.vectors.to(x.device)[class_id_B] if self.is_conditioned else None
     while skips:
       x = self._merge(x, skips, vector)
     with torch.autocast(x.device.type, enabled=False):  # the head is float32, as ours
       return self.head(x.float())[:, 0]
 
-  def forward(self, image, class_id_B):
+  def forward(self, image: torch.Tensor, class_id_B: torch.Tensor) -> torch.Tensor:
+    """Computes the logits of one class per sample, [B, *shape]."""
     return self.decode(self.encode(image), class_id_B)
 
   def _merge(self, x, skips, vector):
@@ -151,21 +162,21 @@ class TorchNet(nn.Module):
     return self.merge[level](self.up[level](x), vector, (skip,))
 
   def load(self, params: Mapping) -> "TorchNet":
-    """Takes over flax parameters; every parameter of either side must find its match."""
+    """Loads flax parameters; the parameters of both sides must match one to one."""
     axes = tuple(range(self.ndim))
-    found = {}
+    state = {}
     for path, value in _leaves(params):
       value = torch.tensor(np.asarray(value))
       if path[-1] == "kernel" and path[-2] != "condition":
         order = (0, self.ndim + 1, *(a + 1 for a in axes)) if path[0].startswith("up_") else (
             self.ndim + 1, self.ndim, *axes)
         value = value.permute(order)
-      found[_torch_name(path)] = value
-    self.load_state_dict(found)
+      state[_torch_name(path)] = value
+    self.load_state_dict(state)
     return self
 
 
-def _leaves(tree: Mapping, path: tuple[str, ...] = ()):
+def _leaves(tree: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], object]]:
   for key, value in tree.items():
     if isinstance(value, Mapping):
       yield from _leaves(value, (*path, key))
@@ -174,18 +185,19 @@ def _leaves(tree: Mapping, path: tuple[str, ...] = ()):
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-  """merge_0/layer_1/norm/GroupNorm_0/scale → merge.0.layers.1.norm.weight"""
+  """Converts a flax path: merge_0/layer_1/norm/scale → merge.0.layers.1.norm.weight."""
   if path == ("class_vector", "embedding"):
     return "vectors"
-  parts = [p for p in path if p != "GroupNorm_0"]
+  parts = list(path)
   if parts[-1] == "scale" or (parts[-1] == "kernel" and "condition" not in parts):
     parts[-1] = "weight"
   return ".".join(parts).replace("layer_", "layers.").replace("down_", "down.").replace(
       "up_", "up.").replace("merge_", "merge.")
 
 
-def objective(logits_BDHW, mask_BDHW, bce_weight: float):
-  """As `losses.objective` with one annotated class per image and α = 1."""
+def objective(logits_BDHW: torch.Tensor, mask_BDHW: torch.Tensor,
+              bce_weight: float) -> torch.Tensor:
+  """Implements `losses.objective` for one annotated class per image and α = 1."""
   logits, mask = logits_BDHW.float().flatten(1), mask_BDHW.flatten(1)
   labelled = (mask != 255).float()
   target = (mask == 1).float()
@@ -201,14 +213,16 @@ def objective(logits_BDHW, mask_BDHW, bce_weight: float):
   return (dice + bce_weight * entropy.sum(1) / count.clamp(min=1.0)).mean()
 
 
-def make_step(net, forward, settings: Mapping, bce_weight: float, bfloat16: bool):
-  """One training step: (image, class_id_B, mask) → loss and gradient norm, tensors.
+def make_step(net: nn.Module, forward: Callable, settings: Mapping, bce_weight: float,
+              bfloat16: bool) -> Callable:
+  """Builds a training step: (image, class_id_B, mask) → loss and gradient norm, tensors.
 
   Args:
-    net: holds the parameters.
-    forward: `net`, or what torch.compile made of it.
-    settings: `optimizer` part of a config, for Adam at its constant rate.
-    bfloat16: automatic mixed precision.
+    net: the network with the parameters.
+    forward: `net`, possibly compiled.
+    settings: section `optimizer` of a config, for Adam with a constant learning rate.
+    bce_weight: weight of the cross-entropy.
+    bfloat16: whether to use automatic mixed precision.
   """
   adam = torch.optim.Adam(net.parameters(), settings["learning_rate"],
                           (settings["b1"], settings["b2"]), fused=True)
@@ -219,7 +233,7 @@ def make_step(net, forward, settings: Mapping, bce_weight: float, bfloat16: bool
       logits = forward(image, class_id_B)
     loss = objective(logits, mask, bce_weight)
     loss.backward()
-    # Our step always tells the norm; it limits it only where the config says so.
+    # Our step always returns the norm and clips it only if the config says so.
     norm = nn.utils.clip_grad_norm_(net.parameters(), settings["clip_norm"] or math.inf)
     adam.step()
     return loss.detach(), norm

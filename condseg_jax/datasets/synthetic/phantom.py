@@ -122,7 +122,9 @@ def draw_case(
 
   Args:
     scanner: a key of `PROFILES`; named after the organ that its training set annotates.
-    case, seed, split: every combination is another patient.
+    case: every combination is another patient.
+    seed: see `case`.
+    split: see `case`.
     size: a key of `SIZES`.
 
   Returns:

@@ -69,7 +69,9 @@ def draw_frame(
   """Draws one frame of one drive; the result depends on the arguments only.
 
   Args:
-    split, sequence, seed: every combination is another street in another light.
+    split: every combination is another street in another light.
+    sequence: see `split`.
+    seed: see `split`.
     frame: position along the street, in steps of 0.5 to 0.9 m.
     shape_HW: rows and columns.
 
@@ -131,7 +133,8 @@ def write_street(
   Args:
     out: folder; created if it is missing; files of the same name are replaced.
     shape_HW: rows and columns.
-    train_sequences, val_sequences: number of drives, each down another street in another light.
+    train_sequences: number of drives, each down another street in another light.
+    val_sequences: see `train_sequences`.
     frames: number of consecutive frames in each drive.
     seed: non-negative; it determines all streets.
 

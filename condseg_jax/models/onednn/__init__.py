@@ -1,8 +1,10 @@
-"""Convolutions on CPU by oneDNN, several times as fast as XLA's own: an optional extra.
+"""Convolutions on CPU by oneDNN, several times as fast as XLA's own.
 
-    pip install "condseg-jax[onednn]"
-    python -m condseg_jax.models.onednn     # compiles the handlers, once
+float32 convolutions on a single CPU device use it (see `layers.convolve`), on Linux x86-64 with a
+C++ compiler. The handlers are compiled when they are first needed, or by
 
-From then on float32 convolutions on one CPU device go this way (see `layers.convolve`); with
-CONDSEG_ONEDNN=0 they do not. The plain JAX path stays the default and the oracle.
+    python -m condseg_jax.models.onednn
+
+Without them, or with CONDSEG_ONEDNN=0, convolutions run in plain JAX, which is also the oracle of
+the tests.
 """

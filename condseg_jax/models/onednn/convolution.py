@@ -1,20 +1,24 @@
-"""The handlers of `convolution.cc` as one differentiable JAX function."""
+"""Wraps the handlers of `convolution.cc` as one differentiable JAX function."""
 
 import ctypes
 import functools
 import logging
 import os
+import threading
 
 import jax
 import jax.numpy as jnp
 
+from condseg_jax.errors import InputError
 from condseg_jax.models.onednn import build
 
 TARGETS = ("condseg_convolution", "condseg_image_gradient", "condseg_kernel_gradient")
+LOG = logging.getLogger("condseg_jax")
+_LOADING = threading.Lock()
 
 
 def usable(*arrays: jax.Array) -> bool:
-  """Whether a convolution of these can go by oneDNN here.
+  """Whether a convolution of these can use oneDNN here; builds the handlers the first time.
 
   Not with several devices: the compiler cannot split a foreign call over them.
   """
@@ -22,18 +26,25 @@ def usable(*arrays: jax.Array) -> bool:
           and jax.device_count() == 1 and os.environ.get("CONDSEG_ONEDNN") != "0" and load())
 
 
-@functools.cache
 def load() -> bool:
-  """Makes the handlers known to XLA; False where they were not built."""
-  path = build.library()
-  if not path.exists():
+  """Registers the handlers with XLA, built if necessary.
+
+  Returns:
+    False if they cannot be had; on a platform with oneDNN one line of the log says why.
+  """
+  with _LOADING:  # threads may trace at the same time
+    return _load()
+
+
+@functools.cache
+def _load() -> bool:
+  if not build.supported():
     return False
   try:
-    handlers = ctypes.cdll.LoadLibrary(str(path))
-  except OSError as error:
-    logging.getLogger("condseg_jax").warning(
-        "%s cannot be loaded (%s): convolutions go without oneDNN; remove the file, or build it "
-        "anew with python -m condseg_jax.models.onednn", path, error)
+    handlers = ctypes.CDLL(str(build.build()))
+  except (InputError, OSError) as error:
+    LOG.warning("convolutions run in plain JAX, so that training on CPU takes about 1.7 times as "
+                "long: %s", error)
     return False
   for name in TARGETS:
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu")

@@ -1,4 +1,4 @@
-// Choose, send, wait, look.
+// The page: choose a volume, upload it, wait for the prediction, view the result.
 
 import { readVolume, showVolume } from "/viewer.js";
 import { droppedFiles, zipFiles } from "/zip.js";
@@ -21,107 +21,108 @@ const bytes = size => size < 1e6 ? `${Math.ceil(size / 1e3)} kB`
 async function health() {
   const state = $("state");
   try {
-    const told = await (await fetch("/health")).json();
-    state.className = told.ready ? "state ready" : "state";
-    const others = told.running + told.waiting;
-    state.textContent = !told.ready ? "loading the network …"
-      : others ? `ready, ${others} in the queue` : "ready";
-    if (told.ready && !classes.length) await loadClasses();
+    const { ready, running, waiting } = await (await fetch("/health")).json();
+    state.className = ready ? "state ready" : "state";
+    const queued = running + waiting;
+    state.textContent = !ready ? "loading the network …"
+      : queued ? `ready, ${queued} in the queue` : "ready";
+    if (ready && !classes.length) await loadClasses();
   } catch {
     state.className = "state lost";
-    state.textContent = "not reachable";
+    state.textContent = "service unreachable";
   }
 }
 
-async function watch() {
+async function pollHealth() {
   await health();
-  setTimeout(watch, 3000);
+  setTimeout(pollHealth, 3000);
 }
 
 async function loadClasses() {
-  const told = await (await fetch("/classes")).json();
-  classes = told.classes;
+  const answer = await (await fetch("/classes")).json();
+  classes = answer.classes;
   for (const { name, color } of classes) {
     const dot = make("span", { className: "dot" });
     dot.style.background = `rgb(${color})`;
     $("classes").append(make("label", {}, make("input", { type: "checkbox", value: name }), dot,
       name));
   }
-  for (const [name, members] of Object.entries(told.presets)) {
+  for (const [name, members] of Object.entries(answer.presets)) {
     const button = make("button", { type: "button", textContent: name });
-    button.addEventListener("click", () => choose(members));
+    button.addEventListener("click", () => selectClasses(members));
     $("presets").append(button);
   }
 }
 
-function choose(members) {
+function selectClasses(members) {
   for (const box of $("classes").querySelectorAll("input")) {
     box.checked = members.includes(box.value);
   }
-  tellAll();
+  updateClassHint();
 }
 
-const wanted = () => [...$("classes").querySelectorAll(":checked")].map(box => box.value);
-const tellAll = () => { $("all").hidden = wanted().length > 0; };
+const selectedClasses = () => [...$("classes").querySelectorAll(":checked")].map(box => box.value);
+const updateClassHint = () => { $("all").hidden = selectedClasses().length > 0; };
 
-// --- what to send ---------------------------------------------------------------------------
-function take(files) {
+// --- upload and prediction ------------------------------------------------------------------
+function chooseFiles(files) {
   if (!files.length) return;
   chosen = { files, zip: files.length > 1 || !/\.(nii|nii\.gz|zip)$/i.test(files[0].name) };
   const size = files.reduce((sum, file) => sum + file.size, 0);
   $("chosen").textContent = chosen.zip ? `${files.length} files, ${bytes(size)}`
     : `${files[0].name}, ${bytes(size)}`;
   $("go").disabled = false;
-  fail("");
+  showError("");
 }
 
-function fail(text) {
+function showError(text) {
   $("error").textContent = text;
   $("error").hidden = !text;
 }
 
-function tell(step, part) {
+// Shows a step and its fraction done; an indeterminate bar without fraction.
+function showProgress(step, fraction) {
   $("step").textContent = step;
-  if (part === undefined) $("bar").removeAttribute("value");
-  else $("bar").value = part;
+  if (fraction === undefined) $("bar").removeAttribute("value");
+  else $("bar").value = fraction;
 }
 
-// Sends a body once; resolves to the request when it is answered.
-function send(address, body) {
+// Posts a body once; resolves to the finished XMLHttpRequest.
+function post(address, body) {
   return new Promise((resolve, reject) => {
     request = new XMLHttpRequest();
     request.open("POST", address);
     request.responseType = "blob";
     const started = Date.now();
     let clock;
-    request.upload.onprogress = event => tell(`Sending, ${bytes(event.loaded)}`,
+    request.upload.onprogress = event => showProgress(`Uploading, ${bytes(event.loaded)}`,
       event.loaded / event.total);
     request.upload.onload = () => {
-      const tick = () => tell(`Segmenting, ${Math.round((Date.now() - started) / 1000)} s`);
+      const tick = () => showProgress(`Segmenting, ${Math.round((Date.now() - started) / 1000)} s`);
       tick();
       clock = setInterval(tick, 1000);
     };
     request.onloadend = () => clearInterval(clock);
     request.onload = () => resolve(request);
-    request.onerror = () => reject(new Error("The connection broke off. Is the service running?"));
+    request.onerror = () => reject(new Error("Connection lost. Is the service running?"));
     request.onabort = () => reject(new Error(""));
     request.send(body);
   });
 }
 
 async function segment() {
-  const body = chosen.zip ? await zipFiles(chosen.files, part => tell("Packing the folder", part))
-    : chosen.files[0];
+  const body = !chosen.zip ? chosen.files[0]
+    : await zipFiles(chosen.files, fraction => showProgress("Zipping the files", fraction));
   const query = new URLSearchParams({ output: "page", fusion: $("fusion").value,
     threshold: $("threshold").value });
-  if (wanted().length) query.set("classes", wanted().join(","));
+  if (selectedClasses().length) query.set("classes", selectedClasses().join(","));
   for (let attempt = 0; ; attempt++) {
     if (stopped) throw new Error("");
-    const answer = await send(`/predict?${query}`, body);
-    const again = Number(answer.getResponseHeader("Retry-After"));
-    if ([429, 503].includes(answer.status) && again && attempt < RETRIES) {
-      tell("The queue is full; waiting for a place");
-      await wait(again);
+    const answer = await post(`/predict?${query}`, body);
+    const retryAfter = Number(answer.getResponseHeader("Retry-After"));
+    if ([429, 503].includes(answer.status) && retryAfter && attempt < RETRIES) {
+      showProgress("Service busy, waiting");
+      await wait(retryAfter);
       continue;
     }
     if (answer.status !== 200) {
@@ -133,13 +134,13 @@ async function segment() {
   }
 }
 
-// --- the answer -----------------------------------------------------------------------------
-async function show(form) {
+// --- result ---------------------------------------------------------------------------------
+async function showResult(form) {
   const [statistics, layout] = await Promise.all(["statistics.json", "layout.json"]
     .map(async name => JSON.parse(await form.get(name).text())));
   const volume = await readVolume(form.get("image.png"), form.get("labels.png"), layout);
   $("result").hidden = false;
-  document.querySelector("main").classList.add("looking");
+  document.querySelector("main").classList.add("with-result");
   $("views").replaceChildren();
   const redraw = showVolume($("views"), volume);
   $("rows").replaceChildren();
@@ -147,27 +148,27 @@ async function show(form) {
     const dot = make("span", { className: "dot" });
     dot.style.background = `rgb(${classes[value - 1].color})`;
     const box = make("input", { type: "checkbox", checked: true, value });
-    box.addEventListener("input", paint);
+    box.addEventListener("input", update);
     $("rows").append(make("tr", { className: voxels ? "" : "none" },
       make("td", {}, make("label", {}, box, dot, name)),
       make("td", { className: "number",
         textContent: voxels ? `${volume_ml.toPrecision(4)} ml` : "not found" }),
       make("td", { className: "number", textContent: voxels.toLocaleString("en") })));
   }
-  function paint() {
-    const shown = [...$("rows").querySelectorAll(":checked")].map(box => Number(box.value));
-    redraw({ colors: new Map(shown.map(value => [value, classes[value - 1].color])),
+  function update() {
+    const values = [...$("rows").querySelectorAll(":checked")].map(box => Number(box.value));
+    redraw({ colors: new Map(values.map(value => [value, classes[value - 1].color])),
       opacity: $("opacity").valueAsNumber });
   }
-  $("opacity").oninput = paint;
-  paint();
+  $("opacity").oninput = update;
+  update();
   $("about").textContent = `${statistics.shape.join(" × ")} voxels of `
     + `${statistics.spacing_mm.map(s => s.toPrecision(3)).join(" × ")} mm, `
     + `${statistics.seconds.toFixed(1)} s`;
-  offer(form);
+  showDownloads(form);
 }
 
-function offer(form) {
+function showDownloads(form) {
   urls.forEach(url => URL.revokeObjectURL(url));
   urls = [];
   $("downloads").replaceChildren();
@@ -179,18 +180,18 @@ function offer(form) {
   }
 }
 
-// --- what the person does -------------------------------------------------------------------
-$("order").addEventListener("submit", async event => {
+// --- events ---------------------------------------------------------------------------------
+$("request").addEventListener("submit", async event => {
   event.preventDefault();
-  fail("");
+  showError("");
   $("go").disabled = true;
   stopped = false;
   $("stop").hidden = $("progress").hidden = false;
-  tell("Beginning");
+  showProgress("Starting");
   try {
-    await show(await segment());
+    await showResult(await segment());
   } catch (error) {
-    fail(error.message);
+    showError(error.message);
   }
   $("go").disabled = false;
   $("stop").hidden = $("progress").hidden = true;
@@ -200,12 +201,12 @@ $("stop").addEventListener("click", () => {
   stopped = true;
   request?.abort();
 });
-$("classes").addEventListener("input", tellAll);
+$("classes").addEventListener("input", updateClassHint);
 $("threshold").addEventListener("input", () => {
-  $("threshold-shown").textContent = $("threshold").value;
+  $("threshold-value").textContent = $("threshold").value;
 });
 for (const id of ["file", "folder"]) {
-  $(id).addEventListener("change", () => take([...$(id).files]));
+  $(id).addEventListener("change", () => chooseFiles([...$(id).files]));
 }
 for (const kind of ["dragover", "dragleave", "drop"]) {
   $("drop").addEventListener(kind, event => {
@@ -214,6 +215,6 @@ for (const kind of ["dragover", "dragleave", "drop"]) {
   });
 }
 $("drop").addEventListener("drop", async event => {
-  take(await droppedFiles(event.dataTransfer.items));
+  chooseFiles(await droppedFiles(event.dataTransfer.items));
 });
-watch();
+pollHealth();

@@ -1,14 +1,14 @@
-// Three planes through a volume, with its label map over it; all cut from two PNG sheets.
+// Three orthogonal views of a volume with its label map overlaid, cut from two tiled PNG images.
 
 const PLANES = [
-  // Axes of the canonical volume: 0 to superior, 1 to posterior, 2 to left.
+  // Axes of the canonical volume: 0 inferior to superior, 1 to posterior, 2 to left.
   { name: "Axial", axis: 0, down: 1, right: 2, flip: false, letters: ["R", "L", "A", "P"] },
   { name: "Coronal", axis: 1, down: 0, right: 2, flip: true, letters: ["R", "L", "S", "I"] },
   { name: "Sagittal", axis: 2, down: 0, right: 1, flip: true, letters: ["A", "P", "S", "I"] },
 ];
 const SIDES = ["left", "right", "top", "bottom"];
-const THICK = 2;  // of contours, in pixels of the canvas
-const LINE = "rgb(255 255 255 / .35)";
+const CONTOUR = 2;  // width in pixels of the canvas
+const CROSSHAIR = "rgb(255 255 255 / .35)";
 
 async function pixels(blob) {
   const picture = await createImageBitmap(blob, { colorSpaceConversion: "none" });
@@ -18,31 +18,31 @@ async function pixels(blob) {
   return context.getImageData(0, 0, picture.width, picture.height);
 }
 
-// The slices of a sheet one after the other; `value` takes the data and the index of a pixel.
-function cut(sheet, layout, into, value) {
+// Copies the tiles of an image to a volume; `value` reads a voxel from the data at a pixel's index.
+function untile(tiled, layout, volume, value) {
   const [depth, height, width] = layout.shape;
   let to = 0;
   for (let d = 0; d < depth; d++) {
     const top = Math.floor(d / layout.columns) * height, left = (d % layout.columns) * width;
     for (let y = 0; y < height; y++) {
-      let from = 4 * ((top + y) * sheet.width + left);
-      for (let x = 0; x < width; x++, from += 4) into[to++] = value(sheet.data, from);
+      let from = 4 * ((top + y) * tiled.width + left);
+      for (let x = 0; x < width; x++, from += 4) volume[to++] = value(tiled.data, from);
     }
   }
-  return into;
+  return volume;
 }
 
 export async function readVolume(image, labels, layout) {
   const size = layout.shape.reduce((a, b) => a * b);
-  const grey = cut(await pixels(image), layout, new Uint8Array(size), (data, i) => data[i]);
-  const label = cut(await pixels(labels), layout, new Uint16Array(size),
+  const grey = untile(await pixels(image), layout, new Uint8Array(size), (data, i) => data[i]);
+  const label = untile(await pixels(labels), layout, new Uint16Array(size),
     (data, i) => data[i] + 256 * data[i + 1]);
   const [, height, width] = layout.shape;
   return { ...layout, grey, label, strides: [height * width, width, 1] };
 }
 
-// Where to look first: on each axis the slice with most labelled voxels.
-function start({ shape, strides, label }) {
+// Initial position: on each axis the slice with most labelled voxels.
+function initialPosition({ shape, strides, label }) {
   const counts = shape.map(size => new Uint32Array(size));
   for (let i = 0; i < label.length; i++) {
     if (label[i]) shape.forEach((n, axis) => counts[axis][Math.floor(i / strides[axis]) % n]++);
@@ -54,9 +54,9 @@ function start({ shape, strides, label }) {
 }
 
 // Shows a volume in an element. Returns redraw({colors: value → [r, g, b], opacity}).
-export function showVolume(place, volume) {
-  const position = start(volume), views = [];
-  let paint = { colors: new Map(), opacity: 0.5 };
+export function showVolume(parent, volume) {
+  const position = initialPosition(volume), views = [];
+  let overlay = { colors: new Map(), opacity: 0.5 };
   const drawAll = () => views.forEach(draw => draw());
 
   for (const plane of PLANES) {
@@ -80,11 +80,12 @@ export function showVolume(place, volume) {
     slider.setAttribute("aria-label", `${plane.name} slice`);
     const aspect = width * volume.spacing[right] / (height * volume.spacing[down]);
     view.querySelector(".frame").style.setProperty("--aspect", aspect);
-    // Drawn larger than it is stored, so that contours and crosshair stay thin.
+    // Magnified, so that contours and crosshair stay thin.
     const scale = Math.max(1, Math.ceil(600 / Math.max(width, height)));
     [canvas.width, canvas.height] = [width * scale, height * scale];
-    const slice = new OffscreenCanvas(width, height), over = new OffscreenCanvas(width, height);
-    const [greys, labels] = [slice, over].map(c => c.getContext("2d"));
+    const greyCanvas = new OffscreenCanvas(width, height);
+    const labelCanvas = new OffscreenCanvas(width, height);
+    const [greys, labels] = [greyCanvas, labelCanvas].map(c => c.getContext("2d"));
     const greyData = greys.createImageData(width, height);
     const labelData = labels.createImageData(width, height);
     const row = y => flip ? height - 1 - y : y;
@@ -92,40 +93,40 @@ export function showVolume(place, volume) {
     const draw = () => {
       const base = position[axis] * volume.strides[axis];
       const at = (x, y) => base + row(y) * volume.strides[down] + x * volume.strides[right];
-      const edges = [];  // color, and a thin rectangle inside the voxel
+      const edges = [];  // colour, and a thin rectangle inside the voxel
       let to = 0;
       for (let y = 0; y < height; y++) {
         for (let x = 0; x < width; x++, to += 4) {
-          const i = at(x, y), value = volume.label[i], color = paint.colors.get(value);
+          const i = at(x, y), value = volume.label[i], color = overlay.colors.get(value);
           greyData.data.fill(volume.grey[i], to, to + 3);
           greyData.data[to + 3] = 255;
           labelData.data[to + 3] = 0;
           if (!color) continue;
           labelData.data.set(color, to);
-          labelData.data[to + 3] = 255 * paint.opacity;
-          const other = (u, v) => u < 0 || v < 0 || u >= width || v >= height
+          labelData.data[to + 3] = 255 * overlay.opacity;
+          const differs = (u, v) => u < 0 || v < 0 || u >= width || v >= height
             || volume.label[at(u, v)] !== value;
           const [left, top] = [x * scale, y * scale];
-          if (other(x, y - 1)) edges.push([color, left, top, scale, THICK]);
-          if (other(x, y + 1)) edges.push([color, left, top + scale - THICK, scale, THICK]);
-          if (other(x - 1, y)) edges.push([color, left, top, THICK, scale]);
-          if (other(x + 1, y)) edges.push([color, left + scale - THICK, top, THICK, scale]);
+          if (differs(x, y - 1)) edges.push([color, left, top, scale, CONTOUR]);
+          if (differs(x, y + 1)) edges.push([color, left, top + scale - CONTOUR, scale, CONTOUR]);
+          if (differs(x - 1, y)) edges.push([color, left, top, CONTOUR, scale]);
+          if (differs(x + 1, y)) edges.push([color, left + scale - CONTOUR, top, CONTOUR, scale]);
         }
       }
       greys.putImageData(greyData, 0, 0);
       labels.putImageData(labelData, 0, 0);
       const context = canvas.getContext("2d");
       context.imageSmoothingEnabled = true;
-      context.drawImage(slice, 0, 0, canvas.width, canvas.height);
+      context.drawImage(greyCanvas, 0, 0, canvas.width, canvas.height);
       context.imageSmoothingEnabled = false;
-      context.drawImage(over, 0, 0, canvas.width, canvas.height);
-      if (paint.opacity > 0) {
+      context.drawImage(labelCanvas, 0, 0, canvas.width, canvas.height);
+      if (overlay.opacity > 0) {
         for (const [color, ...box] of edges) {
           context.fillStyle = `rgb(${color})`;
           context.fillRect(...box);
         }
       }
-      context.fillStyle = LINE;
+      context.fillStyle = CROSSHAIR;
       context.fillRect((position[right] + 0.5) * scale, 0, 1, canvas.height);
       context.fillRect(0, (row(position[down]) + 0.5) * scale, canvas.width, 1);
       slider.value = position[axis];
@@ -150,10 +151,10 @@ export function showVolume(place, volume) {
       move(axis, position[axis] + Math.sign(event.deltaY));
     }, { passive: false });
     views.push(draw);
-    place.append(view);
+    parent.append(view);
   }
-  return changed => {
-    paint = changed;
+  return newOverlay => {
+    overlay = newOverlay;
     drawAll();
   };
 }

@@ -1,4 +1,4 @@
-// The files of a folder as one zip, stored without compression: a DICOM series in one body.
+// Packs the files of a DICOM series into one zip archive, without compression.
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, n) => {
   for (let bit = 0; bit < 8; bit++) n = n & 1 ? 0xedb88320 ^ (n >>> 1) : n >>> 1;
@@ -21,8 +21,8 @@ function pack(...fields) {
   return bytes;
 }
 
-// Names are numbers: those of a hospital's files may hold the name of a patient.
-export async function zipFiles(files, told) {
+// Names are replaced by numbers, because file names may contain the name of a patient.
+export async function zipFiles(files, onProgress) {
   const parts = [], directory = [];
   let offset = 0, count = 0;
   for (const file of files) {
@@ -36,7 +36,7 @@ export async function zipFiles(files, told) {
     directory.push(pack([0x02014b50, 4], [20, 2], [20, 2], ...common, [0, 2], [0, 2], [0, 2],
       [0, 4], [offset, 4]), name);
     offset += head.length + name.length + content.length;
-    told(++count / files.length);
+    onProgress(++count / files.length);
   }
   const size = directory.reduce((sum, part) => sum + part.length, 0);
   const end = pack([0x06054b50, 4], [0, 2], [0, 2], [count, 2], [count, 2], [size, 4],
@@ -44,7 +44,7 @@ export async function zipFiles(files, told) {
   return new Blob([...parts, ...directory, end], { type: "application/zip" });
 }
 
-// All files in what was dropped, folders opened.
+// Returns all dropped files, including those in dropped folders.
 export async function droppedFiles(items) {
   const files = [];
   async function visit(entry) {

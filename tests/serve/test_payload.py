@@ -1,4 +1,4 @@
-"""Bodies on the disk: their bytes say what they are, and what is wrong is told without paths."""
+"""Reading bodies: the format is detected from the bytes, and errors contain no paths."""
 
 import gzip
 import re
@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from condseg_jax.plan import Plan
+from condseg_jax.serve.payload import read_body
 from condseg_jax.serve.request import HttpError
-from condseg_jax.serve.upload import read_body
 from support.service import AFFINE
 from support.service import bad_bodies
 from support.service import LIMITS
@@ -18,8 +18,8 @@ from support.service import voxels
 from support.service import zipped
 
 PLAN = Plan("ct", (2.0, 1.0, 1.0), (4, 8, 8))
-BAD = {name: told for name, told in bad_bodies().items()
-       if name not in ("empty", "too many bytes")}  # they get no further than the upload
+BAD = {name: body for name, body in bad_bodies().items()
+       if name not in ("empty", "too many bytes")}  # these fail during the upload
 
 
 def read(folder, content, wanted="", plan=PLAN):
@@ -36,16 +36,21 @@ def test_every_format_gives_the_same_volume(tmp_path, content):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_bodies_are_refused_in_words_of_the_request(tmp_path, name):
+def test_errors_are_in_terms_of_the_request(tmp_path, name):
   content, status = BAD[name]
   with pytest.raises(HttpError) as caught:
     read(tmp_path, content)
-  refusal = caught.value
-  assert refusal.status == status
-  told = " ".join(refusal.to_json().values())
-  assert str(tmp_path) not in told and "member_" not in told and "--" not in told
-  assert refusal.reason and refusal.cure
-  assert not re.search(r"(^|\s)/\w+", told.replace("'/etc/cron.d/a'", "")), told
+  error = caught.value
+  assert error.status == status
+  text = " ".join(error.to_json().values())
+  assert str(tmp_path) not in text and "member_" not in text and "--" not in text
+  assert error.reason and error.cure
+  assert not re.search(r"(^|\s)/\w+", text.replace("'/etc/cron.d/a'", "")), text
+
+
+def test_a_zip_archive_without_dicom(tmp_path):
+  with pytest.raises(HttpError, match="is a zip archive without DICOM images"):
+    read(tmp_path, zipped([("a.txt", "hello")]))
 
 
 def test_slices_are_named_as_the_sender_named_them(tmp_path):

@@ -1,0 +1,82 @@
+"""Reads a request body as a volume, in the worker.
+
+Its format is detected from its first bytes, never from a name.
+"""
+
+import math
+from pathlib import Path
+
+from condseg_jax.errors import InputError
+from condseg_jax.formats import dicom
+from condseg_jax.formats import files
+from condseg_jax.formats.voxels import Header
+from condseg_jax.geometry import canonical_geometry
+from condseg_jax.geometry import Volume
+from condseg_jax.plan import Plan
+from condseg_jax.resample import resampled_geometry
+from condseg_jax.serve import archive
+from condseg_jax.serve.request import BODY
+from condseg_jax.serve.request import HttpError
+from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import to_http_error
+
+MAX_VOXEL_BYTES = 8
+HEADER_BYTES = 348  # of NIfTI-1
+
+
+def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Volume, str]:
+  """Reads the volume of a request.
+
+  Args:
+    folder: folder of the request with the file `BODY`; a zip archive is unpacked into it.
+    series: SeriesInstanceUID to select from a zip archive with several series, or "".
+    plan: of the network; its spacing limits the size of the volume.
+    limits: of size.
+
+  Returns:
+    The volume, and its DICOM modality ("" if unknown).
+
+  Raises:
+    HttpError: the body is not a valid volume, or is too large.
+  """
+  names: list[str] = []
+  try:
+    path = _rename_by_format(folder)
+    if path.name == BODY:
+      path = folder / "series"
+      names = archive.unpack(folder / BODY, path, limits)
+    _check_size(files.read_header(path, series), plan, limits)
+    return files.read_volume(path, series), files.modality(path, series)
+  except InputError as error:
+    if "no DICOM image" in error.reason:  # its cure names a folder, but the sender sent a zip
+      raise HttpError(422, "body", "is a zip archive without DICOM images", "zip the folder of a "
+                      "DICOM series; send NIfTI as it is") from error
+    raise to_http_error(error, 422, folder, names) from error
+  finally:
+    dicom.clear_header_cache()
+
+
+def _rename_by_format(folder: Path) -> Path:
+  """Renames a NIfTI body so that the readers recognise it; a zip archive keeps the name `BODY`."""
+  path = folder / BODY
+  with path.open("rb") as stream:
+    head = stream.read(HEADER_BYTES)
+  if head.startswith((archive.SIGNATURE, archive.EMPTY_SIGNATURE)):
+    return path
+  if head.startswith(b"\x1f\x8b"):
+    return path.rename(folder / "image.nii.gz")
+  if head[344:346] in (b"n+", b"ni") or head[4:6] == b"n+":
+    return path.rename(folder / "image.nii")
+  raise HttpError(415, "body", "is neither NIfTI (.nii, .nii.gz) nor a zip archive",
+                  "send a NIfTI file, or the folder of a DICOM series as a zip archive")
+
+
+def _check_size(header: Header, plan: Plan, limits: Limits) -> None:
+  grid = resampled_geometry(canonical_geometry(header.geometry), plan.spacing)
+  for shape, where in ((header.geometry.shape, ""), (grid.shape, " at the network's spacing")):
+    if math.prod(shape) > limits.voxels:
+      size = " x ".join(map(str, shape))
+      raise HttpError(413, "body", f"has {size} voxels{where}; the limit is {limits.voxels}",
+                      "crop or resample the volume, and check the spacing in its header")
+  if header.peak_bytes > 2 * MAX_VOXEL_BYTES * limits.voxels:
+    raise HttpError(413, "body", "takes too much memory to read", "store it with 2 bytes per voxel")
