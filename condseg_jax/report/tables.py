@@ -9,6 +9,8 @@ import math
 import os
 
 from condseg_jax.evaluate.scores import CaseScore
+from condseg_jax.metrics import Metric
+from condseg_jax.metrics import METRICS
 from condseg_jax.report.markup import NO_VALUE
 from condseg_jax.report.markup import number
 from condseg_jax.system.atomic import write_text
@@ -42,13 +44,16 @@ def format_table(summary: Mapping, *, distance_unit: str = "") -> str:
     distance_unit: unit of HD95; mm for volumes and px for 2-D images when empty.
   """
   images = summary["size_unit"] == "px"
-  distance_unit = distance_unit or ("px" if images else "mm")
-  header = ["class", "Dice [95 % CI]", "IoU", f"HD95 {distance_unit}", "surface Dice", "n"]
-  lines = [[name, interval(entry["dice"]), number(entry["iou"]["mean"]),
-            number(entry["hd95"]["mean"], 2), number(entry["surface_dice"]["mean"]),
+  others = columns(summary)
+  header = ["class", "Dice [95 % CI]",
+            *(f"{m.title} {unit_of(m, images, distance_unit)}".strip() for m in others.values()),
+            "n"]
+  lines = [[name, interval(entry["dice"]),
+            *(number(entry[key]["mean"], m.digits) for key, m in others.items()),
             f"{entry['dice']['n']}"]
            for name, entry in summary["classes"].items()]
-  mean = ["mean", number(summary["mean_dice"]), number(summary["mean_iou"]), "", "",
+  mean = ["mean", number(summary["mean_dice"]),
+          *(number(summary["mean_iou"]) if key == "iou" else "" for key in others),
           f"{summary['n_cases']}"]
   if images:
     header.insert(3, "pooled IoU")
@@ -61,6 +66,20 @@ def format_table(summary: Mapping, *, distance_unit: str = "") -> str:
   notes = [f"{name}: {note}" for name, entry in summary["classes"].items() for note in remarks(
       entry, summary["size_unit"])]
   return "\n".join([text, *notes]) + "\n"
+
+
+def columns(summary: Mapping) -> dict[str, Metric]:
+  """Returns the metrics of a summary besides Dice, in the order of their columns."""
+  entries = summary["classes"].values()
+  return {key: m for key, m in METRICS.items()
+          if key != "dice" and all(key in entry for entry in entries)}
+
+
+def unit_of(metric: Metric, images: bool, distance_unit: str = "") -> str:
+  """Returns the unit of a metric; distances of 2-D images are in pixels unless one is given."""
+  if metric.unit != "mm":
+    return metric.unit
+  return distance_unit or ("px" if images else "mm")
 
 
 def remarks(entry: Mapping, unit: str) -> Iterable[str]:

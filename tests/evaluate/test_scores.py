@@ -223,7 +223,7 @@ def test_table_columns_are_aligned_and_complete(rows):
   assert len(header) == len(rule) == len(liver) == len(spleen) == len(mean)
   assert "0.500 [0.000, 1.000]" in liver and liver.endswith(" 3")
   assert "0.000 [0.000, 0.000]" in spleen  # invented once
-  assert any("liver" in note and "HD95 without a value in 1 case" in note for note in notes)
+  assert any("liver" in note and "HD95 undefined in 1 case" in note for note in notes)
   assert any("spleen" in note and "3.00 ml" in note for note in notes)
 
 

@@ -16,6 +16,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.formats import files
 from condseg_jax.geometry import Volume
+from condseg_jax.metrics import METRICS
 from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.page.case import Case
@@ -26,8 +27,7 @@ from condseg_jax.report.page.write import write_page
 
 BUDGET = 200_000_000  # bytes of scans in one page, which browsers open within seconds
 _FULL = "not in the viewer: the size limit of the page is reached"
-_SCORES = ("dice", "iou", "hd95", "surface_dice", "volume_ml", "truth_volume_ml", "area_px",
-           "truth_area_px")
+_SIZES = ("volume_ml", "truth_volume_ml", "area_px", "truth_area_px")
 
 
 def case_names(names: Sequence[str], show_names: bool) -> list[str]:
@@ -68,7 +68,7 @@ def scored_case(name: str, volume: Volume, prediction: Prediction, predictor: Pr
     truth: annotated class → three-valued mask.
     rows: scores of this case.
   """
-  scores = {row.class_name: {key: row.metrics[key] for key in _SCORES if key in row.metrics}
+  scores = {row.class_name: {key: row.metrics[key] for key in (*METRICS, *_SIZES) if key in row.metrics}
             for row in rows}
   return draw_case(name, volume, prediction.label, predictor.table, scores,
                    modality=predictor.plan.modality, truth=truth, masks=prediction.masks)

@@ -6,6 +6,7 @@ from html import escape
 import math
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.metrics import METRICS
 from condseg_jax.report import markup
 from condseg_jax.report import tables
 from condseg_jax.report.page import plots
@@ -78,13 +79,17 @@ def measures_of(cases: Sequence[Case]) -> list[str]:
 
 def heading(key: str, flat: bool) -> str:
   """Returns the heading of a measure; `flat`: 2-D images, whose distances are in pixels."""
+  if key in METRICS and key not in _HEADINGS:
+    metric = METRICS[key]
+    return ", ".join(filter(None, (metric.title, tables.unit_of(metric, flat))))
   text, _ = _HEADINGS.get(key, (key.replace("_", " "), None))
   return text.format(mm="px" if flat else "mm")
 
 
 def digits(key: str) -> int | None:
   """Returns the decimals of a measure; None if it has no fixed format."""
-  return _HEADINGS.get(key, ("", None))[1]
+  own = METRICS[key].digits if key in METRICS else None
+  return _HEADINGS.get(key, ("", own))[1]
 
 
 def is_flat(cases: Sequence[Case]) -> bool:
@@ -106,22 +111,25 @@ def summary_table(summary: Mapping, cases: Sequence[Case], table: ClassTable,
   dices = {name: [float(case.measures.get(name, {}).get("dice", math.nan)) for case in cases]
            for name in summary["classes"]}
   low = plots.lower_end(dice for values in dices.values() for dice in values)
+  others = tables.columns(summary)
+  own = {key: m for key, m in others.items() if key != "iou"}
   head = ["structure", "Dice [95 % interval]", f"Dice per case{plots.axis(low)}", "IoU",
-          *(["pooled IoU"] if flat else []), f"HD95, {'px' if flat else 'mm'}", "surface Dice",
-          "cases"]
+          *(["pooled IoU"] if flat else []),
+          *(", ".join(filter(None, (escape(m.title), tables.unit_of(m, flat))))
+            for m in own.values()), "cases"]
   rows = []
   for name, entry in summary["classes"].items():
     rows.append(
         f'<tr><th scope="row">{swatch(table, name)}</th><td>{tables.interval(entry["dice"])}</td>'
         f"<td>{plots.box_plot(dices[name], links, f'k{table.index(name)}', low)}</td>"
         + _plain(entry["iou"]["mean"]) + (_plain(entry["pooled_iou"]) if flat else "")
-        + _plain(entry["hd95"]["mean"], 2) + _plain(entry["surface_dice"]["mean"])
+        + "".join(_plain(entry[key]["mean"], m.digits) for key, m in own.items())
         + f'<td class="number">{entry["dice"]["n"]}</td></tr>')
   rows.append(
       f'<tr class="mean"><th scope="row">mean</th><td>{markup.number(summary["mean_dice"])}</td>'
       f"<td>{plots.box_plot([case.dice for case in cases], links, 'all', low)}</td>"
       + _plain(summary["mean_iou"]) + (_plain(summary["mean_pooled_iou"]) if flat else "")
-      + f'<td></td><td></td><td class="number">{summary["n_cases"]}</td></tr>')
+      + "<td></td>" * len(own) + f'<td class="number">{summary["n_cases"]}</td></tr>')
   notes = [f"{name}: {remark}" for name, entry in summary["classes"].items()
            for remark in tables.remarks(entry, summary["size_unit"])]
   items = "".join(f"<li>{escape(note)}</li>" for note in notes)
