@@ -18,6 +18,7 @@ def _own_cores() -> None:
 
 _own_cores()  # before jax counts them
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
@@ -27,6 +28,30 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Programs run once here, so that most of the time would go into optimising them.
 jax.config.update("jax_disable_most_optimizations", True)
+
+
+# Fewer examples while working; CI, and whoever asks for it, takes those that the tests name.
+hypothesis.settings.register_profile("ci", deadline=None)
+hypothesis.settings.register_profile("dev", deadline=None, max_examples=20)
+hypothesis.settings.load_profile(
+    os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+
+# The files that take longest. Workers take whole files, so these come first: the last one to begin
+# would otherwise run alone.
+LONGEST = ("tools/test_notebooks", "serve/test_service", "export/test_onnx",
+           "e2e/test_training_runs", "serve/test_garbled", "e2e/test_bring_your_own",
+           "infer/test_full_volume", "train/test_step", "docs/test_commands",
+           "models/test_decoders", "models/test_dense_unet", "models/test_blocks", "test_configs",
+           "models/test_onednn", "serve/test_app", "tools/test_startup", "serve/test_page",
+           "study/test_study_runs", "report/page/test_in_a_browser", "train/test_augment",
+           "golden/test_golden")
+
+
+def pytest_collection_modifyitems(config, items):
+  """With several workers, the longest files first; alone, as they are found."""
+  if hasattr(config, "workerinput"):
+    places = [str(Path(__file__).parent / f"{name}.py") for name in LONGEST]
+    items.sort(key=lambda item: places.index(str(item.path)) if str(item.path) in places else 999)
 
 
 @pytest.fixture(scope="session")

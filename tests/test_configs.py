@@ -30,6 +30,7 @@ def load(path: Path, argument: str | None = None) -> Config:
   return Config.from_dict(scope["get_config"](*filter(None, [argument])).to_dict())
 
 
+@pytest.mark.slow
 @EVERY
 def test_the_whole_step_of_a_config_traces(path, argument):
   """Network, loss, augmentation, optimizer and averages, by shapes alone: nothing is computed."""

@@ -7,4 +7,4 @@ if [ -z "${CONDSEG_TEST_DATA:-}" ] && [ -d ../shared/data ]; then
 fi
 ruff check
 mypy
-python -m pytest --numprocesses=auto --dist=loadfile "$@"
+python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"

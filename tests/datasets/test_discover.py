@@ -226,6 +226,7 @@ def test_a_prepared_store_of_other_spacing_is_refused_before_anything_is_prepare
   assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.slow
 def test_real_hippocampus(real_data, tmp_path):
   store, = opened(real_data / "hippocampus", tmp_path)
   assert store.modality == "mr" and store.table.names == ("anterior", "posterior")

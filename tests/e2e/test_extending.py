@@ -34,6 +34,7 @@ def tint():
   MECHANISMS.update(before)
 
 
+@pytest.mark.slow
 def test_the_mechanism_of_the_guide_trains(tint, tmp_path):
   assert list(MECHANISMS)[-1] == "tint"
   data, run = write_datasets(tmp_path / "data"), tmp_path / "run"
@@ -63,6 +64,7 @@ def config_lines():
     registry.update(entries)
 
 
+@pytest.mark.slow
 def test_what_the_guide_registers_trains_and_scores(config_lines, tmp_path):
   """All of them in one run; the run holds the settings, the summary the metric."""
   data, run, scores = write_datasets(tmp_path / "data"), tmp_path / "run", tmp_path / "scores"

@@ -57,6 +57,7 @@ def environment(devices=2):
           "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("driver, mechanism", [("jit", "batch_norm"), ("pmap", "channel")])
 def test_stop_and_resume_is_bit_for_bit_the_same(driver, mechanism, root, tmp_path):
   """6 steps in one go equal 3, a new process's worth of objects, and 3 more."""
@@ -114,6 +115,7 @@ def test_a_finished_run_asked_again_builds_nothing(root, finished, tmp_path, mon
   assert json.loads((run / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_run_in_less_memory_and_with_deep_supervision(root, tmp_path):
   """Trained in parts of batches, on blocks computed again; goes on without either; predicts."""
   changes = {"model.strides": "((1,2,2),(2,2,2))", "model.layers_per_level": "(1,1,1)",
@@ -240,6 +242,7 @@ def test_a_cluster_of_four_devices_equals_one_process(root, tmp_path):
   assert np.mean(a == b) > 0.999
 
 
+@pytest.mark.slow
 def test_the_automatic_plan_trains_resumes_and_predicts(root, tmp_path):
   """Subvolume and strides follow from data and memory, and stay when the run goes on."""
   changes = {"data.plan": "auto", "data.memory_gb": 0.05, "model.strides": None,

@@ -70,6 +70,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_same_probabilities(name):
   model, params = network(**NETWORKS[name])
@@ -79,6 +80,7 @@ def test_the_same_probabilities(name):
   assert across_classes > 1e-3 if model.position != "none" else across_classes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["decoder", "input"])
 def test_pictures(position):
   model, params = network((8, 12), 3, strides=((2, 2), (1, 2)), position=position)
@@ -94,6 +96,7 @@ def test_networks_without_an_onnx_form_are_refused(settings):
     onnx_halves(model, params, WINDOW, 1)
 
 
+@pytest.mark.slow
 def test_flat_windows():
   """Air: without variation, normalisation divides by almost 0."""
   model, params = network()
@@ -104,6 +107,7 @@ def test_flat_windows():
                                probabilities(plain, {"params": params}, image, [1]), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_half_precision_is_exported_in_full():
   model, params = network(dtype=jnp.bfloat16)
   graphs = onnx_halves(model, params, WINDOW, 1)
@@ -137,6 +141,7 @@ def test_the_graph_is_the_same_each_time():
   assert onnx_halves(model, params, WINDOW, 1) == onnx_halves(model, params, WINDOW, 1)
 
 
+@pytest.mark.slow
 def test_a_difference_is_found():
   """In one class of five, and for nan."""
   model, params = network(vector="embedding")
@@ -149,6 +154,7 @@ def test_a_difference_is_found():
       runtime.check(model, params, onnx_halves(model, other, WINDOW, 1), WINDOW, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["decoder", "encoder"])
 def test_a_volume(position):
   """The same probabilities and label map for a volume of several windows."""
@@ -180,6 +186,7 @@ def test_without_the_extra(monkeypatch):
     runtime.onnx_functions((b"", b""), encoder_sees_class=False)
 
 
+@pytest.mark.slow
 def test_parameters_may_be_on_any_device():
   model, params = network()
   moved = jax.device_put(params, jax.devices()[1])

@@ -35,6 +35,7 @@ def two_devices():
   return full_volume.make_mesh(jax.devices()[:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ndim, norm, position, mechanism", [
     (2, "group", "input", "channel"), (2, "instance", "encoder", "channel"),
     (3, "group", "decoder", "channel"), (3, "instance", "input", "channel"),

@@ -101,6 +101,7 @@ def test_the_encoder_runs_once_per_window_whatever_the_class_count(decoder_netwo
   assert calls["decode"] == windows * -(-classes // CLASSES_AT_ONCE[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["decoder", "encoder", "input", "head", "decoders"])
 def test_one_window_equals_the_full_pass(position):
   model, variables = network(position)

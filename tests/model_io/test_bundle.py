@@ -68,6 +68,7 @@ def volume():
   return Volume(case(np.random.default_rng(3))[0].astype(np.float32), AFFINE)
 
 
+@pytest.mark.slow
 def test_moments_of_batch_normalisation_come_back(run, tmp_path):
   """And predict: they are part of the network."""
   arguments = overrides(run.parent, **{"data.cache": run.parent / "cache",

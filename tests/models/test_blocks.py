@@ -89,6 +89,7 @@ def test_every_mechanism_conditions_every_layer(kind, mechanism):
   assert a.shape == (2, 6, 5, 4) and np.abs(a - b).mean() > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["residual", "plain"])
 @pytest.mark.parametrize("position, strides", [("decoder", ((2, 2),) * 2), ("decoders", ((2, 2),)),
                                                ("encoder", ((1, 2, 2),))])

@@ -89,6 +89,7 @@ def test_the_pyramid_of_deeplab():
   np.testing.assert_allclose(found, linear(y, (8, 10)), atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder, ndim, where", [
     ("fcn", 3, dict(position="none")), ("deeplab", 2, dict(position="none")), ("deeplab", 3, {}),
     ("fcn", 2, dict(position="head", mechanism="dynamic")),
@@ -151,6 +152,7 @@ def test_a_volume_cannot_be_split():
     next(full_volume_slabs(model, {}, np.zeros((8, 8, 1), np.float32), [0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", ["fcn", "deeplab"])
 def test_learning_and_its_memory(decoder):
   """Squares of three intensities, one class each: forty steps, and the memory of a step."""

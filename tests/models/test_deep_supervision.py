@@ -21,6 +21,7 @@ def initial(model):
   return jax.jit(model.init)(jax.random.key(0), IMAGE, IDS[:, 0])
 
 
+@pytest.mark.slow
 def test_auxiliary_heads_exist_only_with_deep_supervision():
   off, on = initial(DenseUNet(**NET)), initial(DenseUNet(**NET, deep_supervision=2))
   assert set(on["params"]) - set(off["params"]) == {"coarse_heads_0", "coarse_heads_1"}
@@ -29,6 +30,7 @@ def test_auxiliary_heads_exist_only_with_deep_supervision():
       np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_predictions_are_the_same_without_it():
   off, on = DenseUNet(**NET), DenseUNet(**NET, deep_supervision=2)
   variables = initial(on)

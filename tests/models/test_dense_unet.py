@@ -78,6 +78,7 @@ def convolution_work(function, *args):
 
 
 # --- the class has an effect -----------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("norm, way, vector", [
     case for case in itertools.product(layers.NORMS, WAYS, ("hash", "embedding"))
     if (case[0] != "none" or not MECHANISMS[case[1][1]].needs_norm)

@@ -15,6 +15,7 @@ NETS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETS)
 def test_the_estimate_is_near_what_is_allocated(name):
   model, shape, channels = NETS[name]
@@ -58,6 +59,7 @@ def test_gradient_accumulation_reduces_memory():
   assert parts == small + params < whole  # the sum of the gradients is one more copy
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_numbers_and_keeps_less():
   """Compares the residuals of the forward pass, before the compiler optimises them."""
   model, shape, channels = NETS["2-D"]

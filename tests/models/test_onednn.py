@@ -161,11 +161,13 @@ def program(path: Path, text: str) -> str:
   return str(path)
 
 
+@pytest.mark.slow
 def test_the_first_use_builds_and_the_second_finds(run):
   assert convolve(run) == ("True", ["building the oneDNN convolution handlers (about 4 s, once)"])
   assert convolve(run, PATH="") == ("True", [])
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_build_once(run, tmp_path):
   compiler = program(tmp_path / "counting", COUNTING)
   processes = [run("-c", CONVOLVE, CXX=compiler) for _ in range(2)]

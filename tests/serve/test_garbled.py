@@ -73,6 +73,7 @@ LASTING = settings(deadline=None, max_examples=40,
                    suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
+@pytest.mark.slow
 @LASTING
 @given(garbled())
 def test_good_bodies_after_damage(service, caplog, tmp_path, damaged):
@@ -80,6 +81,7 @@ def test_good_bodies_after_damage(service, caplog, tmp_path, damaged):
   rejected_or_read(service, caplog, body, kind, tmp_path)
 
 
+@pytest.mark.slow
 @LASTING
 @given(st.binary(max_size=2000), st.sampled_from([b"", b"\x1f\x8b\x08\x00", b"PK\x03\x04",
                                                   nifti()[:348], nifti()[:352]]))
@@ -87,6 +89,7 @@ def test_noise_behind_the_beginning_of_every_kind(service, caplog, tmp_path, noi
   rejected_or_read(service, caplog, start + noise, "nii", tmp_path)
 
 
+@pytest.mark.slow
 @LASTING
 @given(st.binary(max_size=3000), st.binary(max_size=80))
 def test_noise_in_a_form(service, noise, boundary):

@@ -19,6 +19,7 @@ NAMES = declare.names(EXPERIMENTS)
 BUILT = set()  # networks are few, and shared by the studies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_study_builds(name):
   study, = declare.load(name, EXPERIMENTS)

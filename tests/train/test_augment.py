@@ -137,6 +137,7 @@ def test_index_and_key_count():
   assert all((a != b).any() for a, b in zip(first.image, second.image, strict=True))
 
 
+@pytest.mark.slow
 def test_compiled_or_not_it_is_the_same():
   batch = make()
   # Without compilation every operation takes its time.

@@ -63,6 +63,7 @@ def largest_difference(a, b):
              for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 def test_jit_equals_pmap_on_two_devices(model, params):
   assert jax.device_count() == 2
   optimizer = optax.sgd(0.1)  # Adam would magnify rounding where a gradient is nearly zero
@@ -79,6 +80,7 @@ def test_jit_equals_pmap_on_two_devices(model, params):
   assert largest_difference(results["jit"], results["pmap"]) < 1e-5
 
 
+@pytest.mark.slow
 def test_order_of_the_samples_does_not_matter(model, params):
   """Randomness belongs to the sample, not to its place: the same global batch, permuted."""
   optimizer = optax.sgd(0.1)
@@ -116,6 +118,7 @@ def test_unannotated_sample_is_as_if_it_were_empty(model, params):
   assert largest_difference(a.params, b.params) == 0.0
 
 
+@pytest.mark.slow
 def test_non_finite_step_is_skipped_and_counted(model, params):
   optimizer = optax.adam(1e-2)
   step = jax.jit(make_step(model, optimizer, ema_decay=0.5))
@@ -145,6 +148,7 @@ def test_averaged_parameters(model, params):
   assert largest_difference(state.ema, expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_gradient_clipping_bounds_the_update(model, params):
   from condseg_jax.train.state import make_optimizer
   settings = Optimizer(name="sgd", learning_rate=1.0, schedule="constant", warmup=0, momentum=0.0,
@@ -166,6 +170,7 @@ def test_the_step_holds_no_array_of_the_device(model, params):
 
 
 # --- parts of a batch, several classes --------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["jit", "pmap"])
 def test_a_batch_in_parts_is_the_same_step_in_less_memory(name, model, params):
   optimizer = optax.sgd(0.1)
@@ -193,6 +198,7 @@ def test_parts_that_the_batch_cannot_make(parts):
     make_driver("jit", None, 4, parts)  # two samples on each of the two devices
 
 
+@pytest.mark.slow
 def test_several_classes_of_an_image_are_the_sum_of_single_class_steps(model, params):
   """The loss and, with plain descent, the change of the parameters."""
   optimizer = optax.sgd(1.0)
@@ -217,6 +223,7 @@ def test_several_classes_of_an_image_are_the_sum_of_single_class_steps(model, pa
     np.testing.assert_allclose(metrics[key], parts[0][1][key] + parts[1][1][key], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batch_moments_are_those_of_all_devices():
   """jit = pmap with batch normalisation, where samples meet: state, moments and gradient."""
   model = DenseUNet(codes=(-0.5, 0.7), strides=((2, 2, 2),), depth=(1, 1), channels=4, growth=4,

@@ -105,6 +105,7 @@ def test_the_licences_are_those_of_the_package(bundle):
   assert all(name in licences for name in (facts["name"], *facts["dependencies"]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 800])
 def test_slices_lie_side_by_side_at_one_height(page, width):
   image, label = np.zeros((2, 30, 60), np.float32), np.zeros((2, 30, 60), np.uint8)
@@ -124,6 +125,7 @@ def test_slices_lie_side_by_side_at_one_height(page, width):
       np.testing.assert_allclose(values, values[0], atol=0.1)
 
 
+@pytest.mark.slow
 def test_the_viewer_draws_image_and_structures(page, bundle):
   window = page([segmented(), segmented("case 2", 1)])
   assert window.run("document.querySelectorAll('canvas').length") == 0, "none unless asked for"
@@ -145,6 +147,7 @@ def test_the_viewer_draws_image_and_structures(page, bundle):
   assert share(pixels, (40, 80, 230), 110) > 0.5 * (pixels.max(-1) > 60).mean()
 
 
+@pytest.mark.slow
 def test_one_viewer_moves_from_case_to_case(page, bundle):
   window = page([segmented(), segmented("case 2", 1)])
   for number in (1, 2, 1):
@@ -165,6 +168,7 @@ def test_a_structure_is_shown_where_it_is(page, bundle):
     window.wait(f"document.querySelector('.where')?.textContent.endsWith('· {name}')")
 
 
+@pytest.mark.slow
 def test_errors_of_an_evaluation(page, bundle):
   cases, summary = evaluation()
   window = page(cases, summary=summary)
@@ -235,6 +239,7 @@ def test_without_scripts_the_page_is_still_a_report(page, window):
   assert share(text, (230, 40, 40), 110) > 0.001, "slices with their outlines"
 
 
+@pytest.mark.slow
 def test_a_real_ct(page, bundle, real_data):
   image = files.read_volume(real_data / "ct_sample" / "ct.nii.gz")
   label = files.read_label(real_data / "ct_sample" / "ct_labels.nii.gz").array
