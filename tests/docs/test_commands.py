@@ -170,6 +170,7 @@ def test_the_documents_run(tmp_path, monkeypatch):
   write_commands(tmp_path / "bin")
   env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
          "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"),
+         "CONDSEG_ONEDNN": "0", "CONDSEG_LARGE_PAGES": "0",  # both would cost time at each start
          "PATH": os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])}
   monkeypatch.chdir(work)
   for page in ORDER:
