@@ -73,7 +73,7 @@ def read_archive(path) -> dict[str, bytes]:
   if size > LIMIT:
     raise _foreign(path, f"{size} bytes are more than one can have")
   if not content.startswith(b"PK"):
-    raise _foreign(path, "it is no zip archive")
+    raise _foreign(path, "not a zip archive")
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
       return _members(path, archive, size)
@@ -120,7 +120,7 @@ def _members(path, archive: zipfile.ZipFile, size: int) -> dict[str, bytes]:
 
 
 def _foreign(path, reason: str) -> InputError:
-  return InputError(path, f"is no model bundle ({reason})", "make one with condseg-export")
+  return InputError(path, f"is not a model bundle ({reason})", "make one with condseg-export")
 
 
 def _digest(content: bytes) -> str:

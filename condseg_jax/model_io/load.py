@@ -29,7 +29,7 @@ def read_model(source, checkpoint: str = "last") -> Bundle:
     if checkpoint not in ("last", str(bundle.facts["step"])):
       raise InputError(f"checkpoint {checkpoint!r}",
                        f"is not in {source}, which holds that of step {bundle.facts['step']}",
-                       "leave --checkpoint out", usage=True)
+                       "omit the checkpoint", usage=True)
     return bundle
   checkpoints = Checkpoints(source, read_only=True)
   try:

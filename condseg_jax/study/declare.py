@@ -161,7 +161,7 @@ def load(name: str, experiments) -> list[Study]:
   is_path = name.endswith(".py")
   path = Path(name) if is_path else Path(experiments) / "studies" / f"{name}.py"
   if not path.exists() or (path.stem == BASE and not is_path):
-    raise InputError(f"study {name}", "is not known",
+    raise InputError(f"study {name}", "is unknown",
                      f"one of all, {', '.join(names(experiments))}, or the path of a file",
                      usage=True)
   study = module_function(path, "get_study")()

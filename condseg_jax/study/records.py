@@ -55,7 +55,7 @@ def read(path: Path) -> dict:
   try:
     return dict(json.loads(path.read_text(encoding="utf-8")))
   except (OSError, ValueError, TypeError) as error:
-    raise InputError(path, f"is no record ({error})",
+    raise InputError(path, f"is not a record ({error})",
                      "remove it and run the study again") from error
 
 

@@ -59,7 +59,7 @@ class Checkpoints:
     """
     steps = self._manager.all_steps()
     if not steps:
-      raise InputError(self.folder, "holds no checkpoint", "train first, or check --workdir")
+      raise InputError(self.folder, "holds no checkpoint", "train first, or check the workdir")
     if which == "best":
       return self._manager.best_step() or max(steps)
     if which == "last":
@@ -117,7 +117,7 @@ class Checkpoints:
       return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
     except (ValueError, TypeError, KeyError, OSError) as error:
       raise InputError(self.folder / str(step), f"is damaged or of another model ({_line(error)})",
-                       "train in a new --workdir, or restore the config it was trained with"
+                       "train in a new workdir, or restore the config it was trained with"
                        ) from error
 
 

@@ -118,7 +118,7 @@ def test_any_other_file_is_refused(tmp_path_factory, content):
 def test_cut_short(written, refused):
   for length in (3, 100, len(written) // 2, len(written) - 1):
     assert "damaged" in refused(written[:length])
-  assert "no zip archive" in refused(b"")
+  assert "not a zip archive" in refused(b"")
 
 
 def test_not_there(tmp_path):
