@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -239,3 +240,10 @@ def test_evaluation_writes_its_tables(root, run, tmp_path, capsys):
   assert (out / "cases.csv").read_text().count("\n") == 1 + 2 * 2
   assert {p.name for p in out.glob("*.png")} == {"median.png", "worst.png"}
   assert "mean Dice" in capsys.readouterr().out
+
+
+def test_a_command_filters_the_messages_of_absl_once():
+  for _ in range(3):
+    assert train.main(["condseg-train", "--help"]) == 0
+  filters = logging.getLogger("absl").filters
+  assert len([f for f in filters if getattr(f, "__name__", "") == "_errors_only"]) == 1
