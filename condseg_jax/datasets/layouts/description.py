@@ -58,7 +58,7 @@ def read_description(path: str | os.PathLike) -> RawFolder:
     raise InputError(path, "does not exist", "check the path", usage=True)
   tree = _python(path) if path.suffix == ".py" else _yaml(path)
   if not isinstance(tree, dict):
-    raise InputError(path, "does not describe a dataset", "write keys and values, see the README")
+    raise InputError(path, "does not describe a dataset", "write keys and values, see docs/data.md")
   return read_described(path.parent / str(tree.get("root", "")), tree, path, path.stem)
 
 
@@ -180,7 +180,7 @@ def _check(tree: Mapping, subject: str | os.PathLike) -> None:
     raise InputError(subject, f"unknown key {unknown[0]!r}", f"keys: {', '.join(KEYS)}")
   for key in ("modality", "images", "labels"):
     if not tree.get(key):
-      raise InputError(subject, f"{key!r} is missing", "see the README, \"Your data\"")
+      raise InputError(subject, f"{key!r} is missing", "see docs/data.md")
   if tree["modality"] not in MODALITIES:
     raise InputError(subject, f"unknown modality {tree['modality']!r}",
                      f"choose from: {', '.join(MODALITIES)}")
@@ -190,7 +190,7 @@ def _check(tree: Mapping, subject: str | os.PathLike) -> None:
   for key, kind in kinds.items():
     if tree.get(key) is not None and not isinstance(tree[key], kind):
       raise InputError(subject, f"{key!r} must be a {'list' if kind is list else 'mapping'}",
-                       "see the README, \"Your data\"")
+                       "see docs/data.md")
   unknown = sorted(set(tree.get("splits") or ()) - {"train", "val", "test"})
   if unknown:
     raise InputError(subject, f"unknown split {unknown[0]!r}", "choose from: train, val, test")
