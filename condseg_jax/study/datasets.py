@@ -40,7 +40,7 @@ class Raw(NamedTuple):
 
   Attributes:
     read: folder → single-class datasets.
-    spacing: common spacing of the prepared images, in mm.
+    spacing: common spacing of the prepared images.
   """
 
   read: Callable[[Path], RawFolder]
@@ -71,7 +71,7 @@ class Dataset(NamedTuple):
 
 
 def begun(name: str, work: Path) -> bool:
-  """Returns whether preparation of a dataset has started before."""
+  """Returns whether any part of a dataset was prepared before."""
   root = work / "data" / name
   return _finished(root) or any(map(_finished, root.glob("*")))
 

@@ -63,7 +63,7 @@ def digest_of(tree) -> str:
 
 
 def data_digest(stores: Iterable[Store]) -> str:
-  """Returns the digest of prepared data: every case's arrays and metadata that affect training."""
+  """Returns the digest of prepared data: every case's content hash, split and annotation."""
   return digest_of(sorted([s.modality, list(s.spacing), c.id, c.dataset, c.split,
                            list(c.annotated), c.sha256] for s in stores for c in s.cases))
 

@@ -72,11 +72,11 @@ def augment(batch: Batch, key: jax.Array, settings: Augment, spacing: tuple[floa
     batch: see `Batch`.
     key: key of the step; each sample folds in its index.
     settings: ranges of the transforms.
-    spacing: voxel spacing in mm, so that rotations are rigid in physical space.
+    spacing: voxel spacing, so that rotations are rigid in physical space.
     lateral_axes: bool [K, axes], True where a class must not be mirrored along an axis.
 
   Returns:
-    The batch with image and mask transformed alike; voxels from outside the mask are unlabelled.
+    The batch with image and mask transformed alike; voxels moved in from outside are unlabelled.
   """
   keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch.index)
   # A class that is decoded but not annotated does not restrict mirroring.
