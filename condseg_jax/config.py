@@ -1,9 +1,9 @@
-"""Every setting of a run: type, default, unit and allowed values, checked once at the door.
+"""Every setting of a run: type, default, unit and allowed values, validated on construction.
 
-A config file (see `experiments/configs`) makes a nested dict; `Config.from_dict` turns it into
-frozen dataclasses or raises one line that names the setting. Functions take these typed parts.
-Names of objectives, mechanisms, blocks, networks and augmentations are not listed here: each is
-checked against the dict that it is registered in, where the part is built.
+A config file (see `experiments/configs`) returns a nested dict; `Config.from_dict` turns it into
+frozen dataclasses or raises a one-line error that names the setting. Functions take these typed
+sections. Names of objectives, mechanisms, blocks, networks and augmentations are not listed here:
+each is checked against its registry where the part is built.
 """
 
 from collections.abc import Mapping
@@ -207,32 +207,32 @@ class Config:
 
   @classmethod
   def from_dict(cls, tree: Mapping[str, Any], version: int = VERSION) -> "Config":
-    """A checked config. What the dict leaves out has its default.
+    """Returns a validated config; missing settings get their defaults.
 
     Args:
-      tree: nested dict; lists count as tuples, whole numbers as floats.
-      version: of its names; those of an older one are translated.
+      tree: nested dict; lists are accepted for tuples, whole numbers for floats.
+      version: version of the setting names; older names are translated.
 
     Raises:
-      InputError: an unknown setting, a value of the wrong type or out of range, or two settings
-        that exclude each other.
+      InputError: an unknown setting, a value of the wrong type or out of range, or mutually
+        exclusive settings.
     """
     config = settings.build(cls, _upgraded(tree) if version < VERSION else tree, RENAMED)
     _check_together(config)
     return config
 
   def to_dict(self) -> dict[str, Any]:
-    """Plain dicts, lists and scalars, as JSON gives them back."""
+    """Returns plain dicts, lists and scalars that survive a JSON round trip."""
     return settings.plain(self)
 
   def override(self, changes: Mapping[str, Any]) -> "Config":
-    """A checked copy with other values: `config.override({"data.batch_size": 4, "seed": 1})`.
+    """Returns a validated copy with changes: `config.override({"data.batch_size": 4, "seed": 1})`.
 
     Args:
       changes: dotted name of a setting → its value; a dict is replaced as a whole.
 
     Raises:
-      InputError: as of `from_dict`.
+      InputError: see `from_dict`.
     """
     tree = self.to_dict()
     for name, value in changes.items():
@@ -243,7 +243,7 @@ class Config:
     return Config.from_dict(tree)
 
   def to_config_dict(self):
-    """A locked `ml_collections.ConfigDict`, for config files to change."""
+    """Returns a locked `ml_collections.ConfigDict` for config files to modify."""
     import ml_collections
     from ml_collections import config_dict
 
@@ -269,12 +269,12 @@ class Config:
 
 
 def unknown_setting(name: str) -> InputError:
-  """The error for a setting that does not exist, with the nearest one that does."""
+  """Returns the error for an unknown setting, suggesting the closest known one."""
   return settings.unknown(name, Config, RENAMED)
 
 
 def _check_together(config: Config) -> None:
-  """Settings that are each allowed and exclude one another."""
+  """Raises InputError for settings that are valid on their own but mutually exclusive."""
   data, model = config.data, config.model
 
   def exclude(name: str, reason: str, cure: str) -> None:
@@ -309,7 +309,7 @@ def _check_together(config: Config) -> None:
 
 
 def _upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """The settings of version 1 under their present names, with those that were added since."""
+  """Translates settings of version 1 to the current names and adds newer settings."""
   out: dict[str, Any] = {}
   for section, part in tree.items():
     if not isinstance(part, Mapping):

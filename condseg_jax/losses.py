@@ -1,4 +1,4 @@
-"""The objective: which voxels and which classes count, and how much.
+"""The training objective: loss terms over labelled voxels and their weighting by class.
 
 Every term is per sample, so that its gradient does not depend on the other samples of the batch or
 on how the batch is split over devices. Arrays are nD; N is the number of classes decoded per image.
@@ -34,14 +34,14 @@ class Terms(NamedTuple):
 
 
 def terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array) -> Terms:
-  """Loss terms over the labelled voxels.
+  """Computes loss terms over the labelled voxels.
 
   Soft Dice, with p the predicted probability, t the target and sums over labelled voxels:
 
       ℓ = 1 - 2 Σ p t / (Σ p + Σ t)
 
-  Where the target is empty this is 1 whatever p is, so nothing could be learned from an absent
-  organ; there the same formula is applied to the complement (1 - p, 1 - t), which is 0 for a right
+  For an empty target this is 1 for any p, so that nothing could be learned from an absent organ; in
+  this case the same formula is applied to the complement (1 - p, 1 - t), which is 0 for a correct
   prediction and has a gradient of the same order. No smoothing constant is needed. Where no voxel
   is labelled, both terms and their gradients are exactly 0.
 
@@ -70,21 +70,21 @@ def terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array) -> Terms:
   dice = jnp.where(count > 0, 1 - numerator / safe, 0.0)
 
   # -t log σ(z) - (1 - t) log σ(-z): softplus(-z) where t = 1, softplus(z) where t = 0. The shorter
-  # softplus(z) - t z would cancel where a prediction is sure and right.
+  # softplus(z) - t z suffers cancellation for confident correct predictions.
   cross_entropy = jax.nn.softplus(jnp.where(target > 0, -logits, logits)) * labelled
   bce = cross_entropy.sum(1) / jnp.maximum(count, 1.0)
   return Terms(dice, bce)
 
 
 def image_terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, sharpness: float) -> Terms:
-  """Loss terms where of a mask nothing is used but whether the class is in the image at all.
+  """Computes loss terms from image-level labels: whether the class occurs in the image at all.
 
   The image's score is a smooth maximum of its n labelled logits (Pinheiro & Collobert, CVPR 2015),
 
       s = 1/r log( 1/n Σ exp(r z) ),
 
-  their mean for r → 0 and the greatest for r → ∞; `bce` is its binary cross-entropy. There is no
-  Dice of an image: that term is 0, and so is the other where no voxel is labelled.
+  their mean for r → 0 and their maximum for r → ∞; `bce` is its binary cross-entropy. The Dice term
+  is undefined for an image-level label and set to 0; `bce` is 0 if no voxel is labelled.
 
   Args:
     logits_BDHWN: float32.
@@ -108,28 +108,28 @@ def image_terms(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, sharpness: float
 
 
 def dice_bce(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss) -> jax.Array:
-  """Soft Dice plus weighted cross-entropy over the labelled voxels, float32 [B, N]: see `terms`."""
+  """Returns soft Dice plus weighted BCE over labelled voxels, float32 [B, N]; see `terms`."""
   found = terms(logits_BDHWN, mask_BDHWN)
   return found.dice + settings.bce_weight * found.bce
 
 
 def image_level(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss) -> jax.Array:
-  """Supervision by presence alone, float32 [B, N]: see `image_terms`."""
+  """Returns the loss of image-level supervision, float32 [B, N]; see `image_terms`."""
   return settings.bce_weight * image_terms(logits_BDHWN, mask_BDHWN, settings.lse_sharpness).bce
 
 
 # (logits_BDHWN, three-valued mask_BDHWN, settings) → the loss of every decode, float32 [B, N]. To
-# add one, write a function and name it here: `config.loss.objective` chooses it. Its gradient must
-# be zero at unlabelled voxels, and its value zero where no voxel is labelled.
+# add one, write a function and register it here: `config.loss.objective` selects it. Its gradient
+# must be zero at unlabelled voxels, and its value zero if no voxel is labelled.
 OBJECTIVES: dict[str, Callable[..., jax.Array]] = {
     "dice_bce": dice_bce, "image_level": image_level}
 
 
 def make_objective(settings: Loss) -> Objective:
-  """The objective of a config: (logits_BDHWN, mask_BDHWN) → loss of every decode, [B, N].
+  """Returns the objective of a config: (logits_BDHWN, mask_BDHWN) → loss of every decode, [B, N].
 
   Raises:
-    InputError: its name is not in `OBJECTIVES`.
+    InputError: the name is not in `OBJECTIVES`.
   """
   if settings.objective not in OBJECTIVES:
     raise InputError("loss.objective", f"{settings.objective!r} is not registered",
@@ -139,17 +139,17 @@ def make_objective(settings: Loss) -> Objective:
 
 def deep_loss(logits: Sequence[jax.Array], mask_BDHWN: jax.Array,
               objective: Objective) -> jax.Array:
-  """The loss of every decode over several levels of the decoder (deep supervision), [B, N].
+  """Computes the loss of every decode over several decoder levels (deep supervision), [B, N].
 
       ℓ = Σ_l w_l ℓ_l,   w_l = 2^-l / Σ_m 2^-m
 
-  with ℓ_l the loss of level l against the mask reduced to it; the weights are halved from level to
+  with ℓ_l the loss of level l against the mask reduced to its grid; the weights halve from level to
   level, as in Isensee et al. (nnU-Net, Nature Methods 2021).
 
   Args:
     logits: one array per level, finest first, float32 [B, *shape of the level, N].
-    mask_BDHWN: three-valued, of the finest level.
-    objective: of `make_objective`.
+    mask_BDHWN: three-valued, at the finest level.
+    objective: see `make_objective`.
   """
   per_level = [objective(logits[0], mask_BDHWN)]
   for level in logits[1:]:
@@ -163,15 +163,16 @@ def deep_loss(logits: Sequence[jax.Array], mask_BDHWN: jax.Array,
 
 
 def reduce_mask(mask_BDHWN: jax.Array, strides: Sequence[int]) -> jax.Array:
-  """A three-valued mask on a coarser grid: every voxel stands for a block of the finer one.
+  """Reduces a three-valued mask to a coarser grid, one coarse voxel per block of fine voxels.
 
-  The labelled voxels of a block vote, and positive wins a tie. A coarse voxel is unlabelled where
-  no voxel of its block is labelled. A class too thin to win any block is not called absent: where
-  the fine mask has positive voxels and the coarse one has none, the sample is unlabelled for it.
+  The label is the majority of the labelled voxels in the block; positive wins ties. A coarse voxel
+  is unlabelled if no voxel of its block is labelled. A class too thin to win any block is not
+  treated as absent: if the fine mask has positive voxels and the coarse mask has none, the sample
+  is unlabelled for that class.
 
   Args:
     mask_BDHWN: uint8.
-    strides: size of a block per spatial axis; they divide the shape.
+    strides: block size per spatial axis; must divide the shape.
 
   Returns:
     uint8 [B, *shape / strides, N].
@@ -192,7 +193,7 @@ def reduce_mask(mask_BDHWN: jax.Array, strides: Sequence[int]) -> jax.Array:
 
 def total(loss_BN: jax.Array, class_id_BN: jax.Array, beta_BN: jax.Array, alpha_K: jax.Array, *,
           global_batch: int) -> jax.Array:
-  """Eq. 4 of Dmitriev & Kaufman (CVPR 2019) in its per-sample form.
+  """Computes Eq. 4 of Dmitriev & Kaufman (CVPR 2019) in its per-sample form.
 
       L = (1/B) Σ_b Σ_n α_c β_bn ℓ_bn,   c the class of decode n
 
@@ -203,11 +204,11 @@ def total(loss_BN: jax.Array, class_id_BN: jax.Array, beta_BN: jax.Array, alpha_
   Args:
     loss_BN: ℓ, the loss of every decode of the local part of the batch.
     class_id_BN: class of every decode.
-    beta_BN: 1 where the sample's dataset annotates that class, else 0.
-    alpha_K: weight of every class.
+    beta_BN: 1 if the sample's dataset annotates that class, else 0.
+    alpha_K: α, the weight of every class.
     global_batch: B, the number of images over all devices.
 
   Returns:
-    Scalar: the local part of the loss. The parts of all devices add up to L.
+    Scalar: the local part of the loss. The parts of all devices sum to L.
   """
   return (alpha_K[class_id_BN] * beta_BN * loss_BN).sum() / global_batch

@@ -1,27 +1,25 @@
 """Overlap, surface distance and size of one class in one case, 2-D or 3-D.
 
 A prediction is boolean; a truth is three-valued (0 negative, 1 positive, 255 unlabelled). Every
-function below works on the labelled voxels alone: whatever is predicted where nobody annotated
-counts neither for nor against.
+function below considers labelled voxels only: predictions at unlabelled voxels are ignored.
 
-The absent-class rule, in force for every score (`absent_rule` is its only implementation):
+The absent-class rule applies to every score (`absent_rule` is its only implementation):
 
-* prediction and truth both empty: there is nothing to score, the case is left out (nan);
-* exactly one of them empty: Dice, IoU and surface Dice are 0; HD95 has no value (nan, never 0);
-* if the truth is the empty one, the volume predicted all the same is `false_positive_ml`, which is
-  0 for a rightly empty prediction and nan in cases where the structure exists.
+* prediction and truth both empty: nothing to score, the case is excluded (nan);
+* exactly one of them empty: Dice, IoU and surface Dice are 0; HD95 is undefined (nan, never 0);
+* if the truth is empty, the predicted volume is `false_positive_ml`, which is 0 for a correctly
+  empty prediction and nan in cases where the structure exists.
 
-A mean over cases leaves nan out and states the n that remains; a mean over classes leaves out a
-class with n = 0. A case without one labelled voxel measures nothing: all its values are nan.
+A mean over cases excludes nan and states the remaining n; a mean over classes excludes classes with
+n = 0. In a case without labelled voxels all values are nan.
 
-Surfaces are the voxels of a structure that have a face neighbour which is labelled and outside the
-structure, or which lies beyond the array: a structure cut by the border has a surface there. An
-unlabelled neighbour makes no surface, because nobody knows on which side of it the voxel lies. A
-structure that is non-empty but walled in by unlabelled voxels has no surface: its surface scores
-are nan. An axis of length one has no extent and so no surface across it, which makes a 3-D volume
-of a single slice agree with the 2-D image.
+Surface voxels of a structure have a face neighbour that is labelled and outside the structure, or
+that lies beyond the array: a structure cut by the border has a surface there. An unlabelled
+neighbour does not make a surface, because its class is unknown. A non-empty structure enclosed by
+unlabelled voxels has no surface: its surface scores are nan. An axis of length one has no extent
+and hence no surface across it, so that a 3-D volume of a single slice agrees with the 2-D image.
 
-Sizes are millilitres in 3-D and pixel counts in 2-D, and the keys of `score_case` say which.
+Sizes are millilitres in 3-D and pixel counts in 2-D, as the keys of `score_case` indicate.
 """
 
 from collections.abc import Callable
@@ -48,12 +46,12 @@ class Metric(NamedTuple):
 
   Attributes:
     title: heading of its column.
-    higher_is_better: its direction, by which a structure that only one side has is judged.
-    unit: "mm" for a distance (pixels of an image without a physical size), "" for a share.
-    digits: after the decimal point, in tables.
+    higher_is_better: direction of the metric; determines the worst value in `absent_rule`.
+    unit: "mm" for a distance (pixels of an image without a physical size), "" for a fraction.
+    digits: digits after the decimal point in tables.
     fast: whether it is cheap enough for evaluation during training.
-    measure: (prediction, truth, spacing) → value, both structures present; arrays as of
-      `score_case`. None for those that `score_case` measures together.
+    measure: (prediction, truth, spacing) → value, with both structures present; arrays as in
+      `score_case`. None for metrics that `score_case` computes together.
   """
 
   title: str
@@ -64,8 +62,8 @@ class Metric(NamedTuple):
   measure: Callable[[np.ndarray, np.ndarray, np.ndarray], float] | None = None
 
 
-# To add one, write a function and name it here: it then has a column in cases.csv, summary.json,
-# the tables and the page and, if it is fast, in the tables of studies.
+# To add one, write a function and register it here: it then has a column in cases.csv,
+# summary.json, the tables and the page and, if it is fast, in the tables of studies.
 METRICS = {
     "dice": Metric("Dice", fast=True),
     "iou": Metric("IoU", fast=True),
@@ -75,15 +73,15 @@ METRICS = {
 
 
 def absent_rule(n_prediction: int, n_truth: int) -> dict[str, float] | None:
-  """The absent-class rule of the module docstring.
+  """Applies the absent-class rule of the module docstring.
 
   Args:
     n_prediction: labelled voxels predicted as the class.
     n_truth: voxels of the class.
 
   Returns:
-    A value for each of `METRICS` if a structure is absent: the worst, 0, where one side has it and
-    higher is better, else nan. None if both are present and the scores have to be measured.
+    A value for each of `METRICS` if a structure is absent: the worst, 0, if only one side has it
+    and higher is better, else nan. None if both are present and the scores must be computed.
   """
   if n_prediction and n_truth:
     return None
@@ -92,17 +90,17 @@ def absent_rule(n_prediction: int, n_truth: int) -> dict[str, float] | None:
 
 
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-  """Dice coefficient 2|P ∩ T| / (|P| + |T|) over the labelled voxels; see `score_case`."""
+  """Computes Dice, 2|P ∩ T| / (|P| + |T|), over the labelled voxels; see `score_case`."""
   return _overlap(*_counts(*_checked(prediction, truth))[:3])["dice"]
 
 
 def iou(prediction: np.ndarray, truth: np.ndarray) -> float:
-  """Intersection over union |P ∩ T| / |P ∪ T| over the labelled voxels; see `score_case`."""
+  """Computes the IoU |P ∩ T| / |P ∪ T| over the labelled voxels; see `score_case`."""
   return _overlap(*_counts(*_checked(prediction, truth))[:3])["iou"]
 
 
 def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) -> float:
-  """95th percentile Hausdorff distance: the larger of the two directed 95th percentiles.
+  """Computes the 95th percentile Hausdorff distance, the larger of the two directed percentiles.
 
   Args:
     prediction: boolean, 2-D or 3-D.
@@ -110,8 +108,8 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) ->
     spacing: one value per axis, in mm. There is no default: a distance needs a spacing.
 
   Returns:
-    Distance in the unit of `spacing` (mm; pixels for an image that has no physical size), nan if
-    it has no value.
+    Distance in the unit of `spacing` (mm; pixels for an image without a physical size), nan if
+    undefined.
   """
   prediction, truth = _checked(prediction, truth)
   return _surface_scores(prediction, truth, _checked_spacing(spacing, truth.ndim), 0.0)["hd95"]
@@ -119,12 +117,12 @@ def hd95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float]) ->
 
 def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
                  tolerance_mm: float) -> float:
-  """Share of both surfaces that lies within a tolerance of the other (Nikolov et al. 2018).
+  """Computes the fraction of both surfaces within a tolerance of the other (Nikolov et al. 2018).
 
   (|{p ∈ S_P : d(p, S_T) ≤ τ}| + |{t ∈ S_T : d(t, S_P) ≤ τ}|) / (|S_P| + |S_T|)
 
-  Here a surface is a set of boundary voxels, all of the same weight; Nikolov et al. 2018
-  (arXiv:1809.04430) weigh surface elements by their area, so the numbers differ a little.
+  Here a surface is a set of equally weighted boundary voxels; Nikolov et al. 2018
+  (arXiv:1809.04430) weight surface elements by area, so the values differ slightly.
 
   Args:
     prediction: boolean, 2-D or 3-D.
@@ -138,14 +136,14 @@ def surface_dice(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[fl
 
 
 def size_unit(ndim: int) -> str:
-  """'ml' for 3-D (volumes), 'px' for 2-D (areas, counted in pixels whatever the spacing)."""
+  """Returns 'ml' for 3-D (volumes), 'px' for 2-D (areas in pixels, independent of spacing)."""
   if ndim not in (2, 3):
     raise ValueError(f"expected a 2-D or 3-D mask, got {ndim}-D")
   return "ml" if ndim == 3 else "px"
 
 
 def size(n_voxels: int, spacing: Sequence[float]) -> float:
-  """Size of `n_voxels` voxels: ml in 3-D (spacing in mm), pixels in 2-D; see `size_unit`."""
+  """Returns the size of `n_voxels` voxels: ml in 3-D (spacing in mm), pixels in 2-D."""
   if size_unit(len(spacing)) == "px":
     return float(n_voxels)
   return float(n_voxels * np.prod(np.asarray(spacing, np.float64)) / MM3_PER_ML)
@@ -153,14 +151,14 @@ def size(n_voxels: int, spacing: Sequence[float]) -> float:
 
 def score_case(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float],
                tolerance_mm: float | None = None, *, fast: bool = False) -> dict[str, float]:
-  """All scores of one class in one case; the module docstring holds the rules.
+  """Computes all scores of one class in one case by the rules of the module docstring.
 
   Args:
     prediction: boolean, (D, H, W) or (H, W).
-    truth: of the same shape, 0 negative, 1 positive, 255 unlabelled.
+    truth: same shape, 0 negative, 1 positive, 255 unlabelled.
     spacing: one value per axis, in mm.
-    tolerance_mm: tolerance of the surface Dice, in the unit of `spacing`; needed unless `fast`.
-    fast: leave the surface scores out (their keys too), for evaluation during training.
+    tolerance_mm: tolerance of the surface Dice, in the unit of `spacing`; required unless `fast`.
+    fast: omits the surface scores and their keys, for evaluation during training.
 
   Returns:
     dice, iou; hd95 (unit of `spacing`) and surface_dice unless `fast`; tp, fp, fn and n_unlabelled
@@ -170,7 +168,7 @@ def score_case(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[floa
     that were added to `METRICS` under their names.
 
   Raises:
-    ValueError: for arrays or a spacing that do not fit each other, or values out of range.
+    ValueError: mismatched shapes or spacing, or values out of range.
   """
   prediction, truth = _checked(prediction, truth)
   spacing_mm = _checked_spacing(spacing, truth.ndim)
@@ -196,7 +194,7 @@ def score_case(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[floa
 
 
 def _counts(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, int, int, int]:
-  """True positives, false positives, false negatives and unlabelled voxels."""
+  """Counts true positives, false positives, false negatives and unlabelled voxels."""
   positive = truth == POSITIVE
   tp = int(np.count_nonzero(prediction & positive))
   fp = int(np.count_nonzero(prediction & (truth == NEGATIVE)))
@@ -212,7 +210,7 @@ def _overlap(tp: int, fp: int, fn: int) -> dict[str, float]:
 
 def _own_scores(prediction, truth, spacing, n_prediction: int, n_truth: int,
                 fast: bool) -> dict[str, float]:
-  """The metrics that were added to `METRICS`."""
+  """Computes the metrics that were added to `METRICS`."""
   absent = absent_rule(n_prediction, n_truth)
   own = {name: m.measure for name, m in METRICS.items() if m.measure and (m.fast or not fast)}
   return {name: float(measure(prediction, truth, spacing)) if absent is None else absent[name]
@@ -233,8 +231,8 @@ def _surface_scores(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarr
                  for mask in (predicted, true)]
   if not all(map(len, surfaces_mm)):
     return dict.fromkeys(_SURFACE_KEYS, np.nan)
-  # Nearest neighbours among surface voxels, not a distance transform of the volume: the same
-  # numbers, and a single false voxel far away does not make the work grow to the whole scan.
+  # Nearest neighbours among surface voxels give the same distances as a distance transform of the
+  # volume, but a single distant false voxel does not extend the work to the whole scan.
   trees = [spatial.KDTree(points, balanced_tree=False, compact_nodes=False)
            for points in surfaces_mm]
   distances = [trees[1].query(surfaces_mm[0])[0], trees[0].query(surfaces_mm[1])[0]]
@@ -245,7 +243,7 @@ def _surface_scores(prediction: np.ndarray, truth: np.ndarray, spacing: np.ndarr
 
 
 def _surface(mask: np.ndarray, labelled: np.ndarray) -> np.ndarray:
-  """Voxels of `mask` beside a labelled voxel outside it, or at the end of an axis."""
+  """Returns the voxels of `mask` next to a labelled voxel outside it, or at the end of an axis."""
   outside = labelled & ~mask
   beside = np.zeros_like(mask)
   axes = [axis for axis in range(mask.ndim) if mask.shape[axis] > 1] or range(mask.ndim)
@@ -258,7 +256,7 @@ def _surface(mask: np.ndarray, labelled: np.ndarray) -> np.ndarray:
 
 
 def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
-  """Box around a non-empty mask, one voxel wider so that only the array's end cuts a structure."""
+  """Returns the bounding box of a non-empty mask, one voxel wider except at the array's border."""
   (box,) = ndimage.find_objects(mask.astype(np.uint8))
   return tuple(slice(max(0, s.start - 1), s.stop + 1) for s in box)
 

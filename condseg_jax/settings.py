@@ -1,6 +1,6 @@
-"""Dataclasses as settings: each field with its meaning and allowed values, checked from a dict.
+"""Settings as dataclasses: documented fields with allowed values, validated from a dict.
 
-The machinery behind `config`; it knows no setting of its own.
+The generic machinery behind `config`; it defines no settings itself.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from condseg_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What is known of a setting besides its type and default.
+  """Metadata of a setting besides its type and default.
 
   Attributes:
     doc: its meaning and unit.
     choices: allowed values; any when empty.
-    low, high: bounds of every number in it, inclusive.
-    above: exclusive lower bound of every number in it.
+    low, high: inclusive bounds of every number in the value.
+    above: exclusive lower bound of every number in the value.
   """
 
   doc: str
@@ -35,7 +35,7 @@ class Setting:
 
   @property
   def allowed(self) -> str:
-    """The allowed values in words; "" where the type says all."""
+    """Describes the allowed values; "" if the type says it all."""
     if self.choices:
       return "one of " + ", ".join(map(repr, self.choices))
     if self.low is not None and self.high is not None:
@@ -48,14 +48,14 @@ class Setting:
 
 
 class FrozenDict(dict):
-  """A dict that is hashable, as a static argument of `jax.jit` has to be, and never changed."""
+  """A hashable, immutable dict, usable as a static argument of `jax.jit`."""
 
   def __hash__(self) -> int:  # type: ignore[override]
     return hash(frozenset(self.items()))
 
 
 def setting(default, doc: str, **bounds) -> Any:
-  """A field of a dataclass of settings; `bounds` are fields of `Setting`."""
+  """Returns a field of a settings dataclass; `bounds` are fields of `Setting`."""
   metadata = {"setting": Setting(doc, **bounds)}
   if isinstance(default, Mapping):
     return dataclasses.field(default_factory=lambda: FrozenDict(default), metadata=metadata)
@@ -63,13 +63,13 @@ def setting(default, doc: str, **bounds) -> Any:
 
 
 def build(cls, tree: Any, renamed: Mapping[str, str] = types.MappingProxyType({})):
-  """A dataclass from a nested dict, every value checked.
+  """Builds a dataclass from a nested dict, validating every value.
 
   Args:
     cls: a dataclass whose fields are made by `setting`, or are such dataclasses.
-    tree: a field that it leaves out has its default; lists count as tuples, whole numbers as
+    tree: missing fields get their defaults; lists are accepted for tuples, whole numbers for
       floats.
-    renamed: former dotted name → present one, for the error about an unknown name.
+    renamed: former dotted name → current name, for the error about an unknown name.
 
   Raises:
     InputError: an unknown name, a value of the wrong type or out of range.
@@ -96,7 +96,7 @@ def _build(cls, tree: Any, prefix: str, error: Callable[[str], InputError]):
 
 
 def walk(cls, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:
-  """Dotted name, default and `Setting` of every setting of a dataclass."""
+  """Yields dotted name, default and `Setting` of every setting of a dataclass."""
   for field in dataclasses.fields(cls):
     if "setting" in field.metadata:
       default = getattr(cls(), field.name)
@@ -106,19 +106,19 @@ def walk(cls, prefix: str = "") -> Iterator[tuple[str, Any, Setting]]:
 
 
 def sections(cls) -> dict[str, type]:
-  """The fields of a dataclass that are themselves dataclasses of settings."""
+  """Returns the fields of a dataclass that are themselves settings dataclasses."""
   hints = typing.get_type_hints(cls)
   return {name: hint for name, hint in hints.items()
           if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
 
 
 def unknown(name: str, cls, renamed: Mapping[str, str] = types.MappingProxyType({})) -> InputError:
-  """The error for a setting that does not exist, with the nearest that does.
+  """Returns the error for an unknown setting, suggesting the closest known one.
 
   Args:
-    name: dotted.
+    name: dotted name.
     cls: the dataclass of all settings.
-    renamed: former name → present name.
+    renamed: former name → current name.
   """
   known = [*(known for known, _, _ in walk(cls)), *sections(cls)]
   if name in renamed:
@@ -136,7 +136,7 @@ def unknown(name: str, cls, renamed: Mapping[str, str] = types.MappingProxyType(
 
 
 def plain(tree: Any) -> Any:
-  """Dataclasses, mappings and tuples as dicts and lists, as JSON gives them back."""
+  """Converts dataclasses, mappings and tuples to dicts and lists that survive a JSON round trip."""
   if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
     return {field.name: plain(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
   if isinstance(tree, Mapping):
@@ -145,13 +145,13 @@ def plain(tree: Any) -> Any:
 
 
 def optional_type(cls, name: str) -> type:
-  """T of a field `T | None`, without its arguments: `tuple` of `tuple[int, ...] | None`."""
+  """Returns T of a field `T | None` without arguments: `tuple` for `tuple[int, ...] | None`."""
   hint = _not_none(typing.get_type_hints(cls)[name])
   return typing.get_origin(hint) or hint
 
 
 def markdown(cls, prefix: str = "config") -> str:
-  """All settings of a dataclass as Markdown tables, one for each section."""
+  """Returns all settings of a dataclass as Markdown tables, one per section."""
   tables: dict[str, list[str]] = {}
   for name, default, setting in walk(cls):
     section = name.rpartition(".")[0]
@@ -167,7 +167,7 @@ def markdown(cls, prefix: str = "config") -> str:
 
 # --- one value ----------------------------------------------------------------------------------
 def _value(value: Any, hint, name: str, whole: tuple) -> Any:
-  """A value as its type wants it; `whole`: value and type of the setting that it is a part of."""
+  """Converts a value to its type; `whole` is value and type of the enclosing setting."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin in (types.UnionType, typing.Union):
     return None if value is None else _value(value, _not_none(hint), name, whole)
@@ -217,7 +217,7 @@ def _not_none(hint):
 
 
 def _words(hint) -> str:
-  """A type in words, as in `a tuple of whole numbers`."""
+  """Describes a type in words, e.g. `a tuple of whole numbers`."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin in (types.UnionType, typing.Union):
     return f"{_words(_not_none(hint))} or None"

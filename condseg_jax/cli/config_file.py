@@ -1,9 +1,9 @@
-"""The flag --config: a config file, by its path or by the name of a packaged one.
+"""The flag --config: a config file by path, or a packaged config by name.
 
-    --config=base                     experiments/configs/base.py, as it is packaged
+    --config=base                     experiments/configs/base.py, as packaged
     --config=my/own.py                any file with get_config()
-    --config=encoders:residual        with an argument of get_config()
-    --config.train.steps=100          another value of one setting
+    --config=encoders:residual        with an argument to get_config()
+    --config.train.steps=100          overrides one setting
 """
 
 from collections.abc import Sequence
@@ -32,15 +32,15 @@ def define(values: flags.FlagValues) -> None:
 
 
 def names() -> list[str]:
-  """The packaged configs."""
+  """Returns the names of the packaged configs."""
   return sorted(path.stem for path in PACKAGED.glob("*.py") if path.stem != "__init__")
 
 
 def resolved(argv: Sequence[str]) -> list[str]:
-  """Arguments in which --config names the file of a config, and only settings there are are set.
+  """Returns the arguments with --config resolved to a file, after checking all overrides.
 
   Raises:
-    InputError: there is no such config, or no such setting.
+    InputError: unknown config or setting.
   """
   out = list(argv)
   for i, argument in enumerate(out):
@@ -55,7 +55,7 @@ def resolved(argv: Sequence[str]) -> list[str]:
 
 
 def check_name(name: str) -> None:
-  """Raises InputError where a dotted name is not that of a setting."""
+  """Raises InputError if a dotted name is not a setting."""
   for known, default, _ in settings.walk(Config):
     if name == known or (default == {} and name.startswith(f"{known}.")):
       return
@@ -63,12 +63,12 @@ def check_name(name: str) -> None:
 
 
 def load(config: Any) -> Config:
-  """The checked config of a parsed flag."""
+  """Returns the validated config of a parsed flag."""
   return Config.from_dict(config.copy_and_resolve_references().to_dict())
 
 
 def config_error(error: Exception, argv: Sequence[str]) -> InputError:
-  """What a config file raised, as one line that names the setting or the file."""
+  """Converts an exception from a config file to one line that names the setting or the file."""
   path = next((a.partition("=")[2] for a in argv if a.startswith(("--config=", "-config="))),
               "--config")
   name = _assigned(error)
@@ -89,7 +89,7 @@ def config_error(error: Exception, argv: Sequence[str]) -> InputError:
 
 
 def _file(value: str) -> str:
-  """`NAME`, `FILE.py` or either with `:ARGUMENT` → FILE.py[:ARGUMENT]."""
+  """Resolves `NAME` or `FILE.py`, either with `:ARGUMENT`, to FILE.py[:ARGUMENT]."""
   name, colon, argument = value.partition(":")
   path = Path(name)
   if not path.is_file() and path.name == name:
@@ -102,12 +102,12 @@ def _file(value: str) -> str:
 
 
 def _assigned(error: Exception) -> str:
-  """Dotted name of the setting that a config file failed to set or read; "" where it was none."""
+  """Returns the dotted name of the setting that a config file failed to set or read, or ""."""
   for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
     tree = frame.f_locals.get("self")
     key = frame.f_locals.get("key", frame.f_locals.get("attribute"))
     if type(tree).__name__ == "ConfigDict" and isinstance(key, str):
-      # A ConfigDict does not know its own name; its keys tell the section.
+      # A ConfigDict does not know its own name; its keys identify the section.
       fields = {name: set(cls.__dataclass_fields__)
                 for name, cls in {"": Config, **settings.sections(Config)}.items()}
       section = next((name for name, known in fields.items() if known == set(tree.keys())), None)

@@ -1,6 +1,6 @@
-"""What the commands share: flags, exit codes, one line for an error, messages for people.
+"""Shared by all commands: flags, exit codes, one-line errors, log messages.
 
-Exit codes: 0 success, 1 a job that failed, 2 wrong usage.
+Exit codes: 0 success, 1 failed job, 2 wrong usage.
 """
 
 from collections.abc import Callable
@@ -22,13 +22,13 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
 
   Args:
     doc: help text; its first line is the summary.
-    define: defines the command's flags. Each command has its own set, so that several can be used
-      in one process.
+    define: defines the command's flags. Each command has its own set, so that several can run in
+      one process.
     work: the command; InputError becomes one line and exit code 1 or 2.
     argv: program name and arguments; those of the process by default.
-    positional: name of the one argument that is not a flag, for a command that takes one: `work`
-      gets it as its second argument.
-    has_config: whether there is a flag --config (see `config_file`).
+    positional: name of the positional argument, if the command takes one; it is passed to `work` as
+      the second argument.
+    has_config: whether the command has a flag --config (see `config_file`).
   """
   argv = list(sys.argv if argv is None else argv)
   program = os.path.basename(argv[0]).removesuffix(".py")
@@ -54,7 +54,7 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     return _fail(program, f"{_line(error)} (see {program} --help)", 2)
   except InputError as error:
     return _fail(program, str(error), 2 if error.usage else 1)
-  except BrokenPipeError:  # the reader of the output has gone, as in `… --help | head`
+  except BrokenPipeError:  # the reader closed the pipe, as in `… --help | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except OSError as error:
@@ -68,7 +68,7 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
-  """Parses the flags; a config file that cannot be loaded is wrong usage like any other value."""
+  """Parses the flags; a config file that cannot be loaded counts as wrong usage."""
   try:
     return values(argv)
   except InputError:
@@ -80,32 +80,32 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     while cause.__cause__ or cause.__context__:
       cause = cause.__cause__ or cause.__context__
     raise config_file.config_error(cause, argv) from error
-  except Exception as error:  # whatever else a user's config file raises
+  except Exception as error:  # a user's config file may raise anything
     raise config_file.config_error(error, argv) from error
 
 
 def require(values: flags.FlagValues, *names: str) -> None:
-  """Raises InputError for a flag that must be given and is not."""
+  """Raises InputError for a missing required flag."""
   for name in names:
     if not values[name].value:
       raise InputError(f"--{name}", "is missing", f"give --{name}=…, see --help", usage=True)
 
 
 def define_model(values: flags.FlagValues) -> None:
-  """Flags of the commands that use a trained network."""
+  """Defines the flags of commands that use a trained network."""
   flags.DEFINE_string("workdir", "", "Folder of the training run, or a bundle.", flag_values=values)
   flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
 
 
 def define_locator(values: flags.FlagValues) -> None:
-  """The flag of the commands that segment images."""
+  """Defines the locator flag of commands that segment images."""
   flags.DEFINE_string("locator", "", "Folder of another training run, or a bundle: its network "
                       "looks first, and each class is sought where that found it.",
                       flag_values=values)
 
 
 def define_report(values: flags.FlagValues) -> None:
-  """Flags of the commands that write the page."""
+  """Defines the flags of commands that write the page."""
   flags.DEFINE_bool("report", False, "Write report.html, one page that shows all cases and opens "
                     "without a network.", flag_values=values)
   flags.DEFINE_bool("report_names", False, "Name the cases on the page as their files are named, "
@@ -130,8 +130,8 @@ def configure_logging() -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-  # orbax warns of what is as it should be, and absl's own threshold follows flags not used here.
-  logging.getLogger("absl").addFilter(_errors_only)  # added once, however often it is called
+  # orbax warns about expected conditions, and absl's own threshold follows flags not used here.
+  logging.getLogger("absl").addFilter(_errors_only)  # added once even if called repeatedly
 
 
 def _errors_only(record: logging.LogRecord) -> bool:
@@ -144,6 +144,6 @@ def _fail(program: str, message: str, code: int) -> int:
 
 
 def _line(error: BaseException) -> str:
-  """An error as one line: of a longer one the first line and the last, which names the cause."""
+  """Formats an error as one line: its first line and its last, which names the cause."""
   lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
   return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"

@@ -23,7 +23,7 @@ from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
-PACKAGED = Path(__file__).parent.parent  # with configs/ and studies/
+PACKAGED = Path(__file__).parent.parent  # contains configs/ and studies/
 
 
 def main(argv=None) -> int:

@@ -54,7 +54,7 @@ def _work(values: flags.FlagValues) -> int:
   enable_compilation_cache()
   if values.distributed:
     parallel.join(*cluster_flags)
-  # What is wrong is reported before raw data is prepared, which may take hours.
+  # Errors are reported before raw data is prepared, which may take hours.
   check_config(config)
   check_workdir(values.workdir, values.resume)
   with parallel.first_process_first():
@@ -70,7 +70,7 @@ def _stores(data, *, progress: bool) -> list:
   stores = open_prepared(data.root, data.spacing)
   if stores:
     return stores
-  from condseg_jax.datasets import discover  # with all importers, which stores do not need
+  from condseg_jax.datasets import discover  # imports all importers, not needed above
 
   return discover.open_stores(data.root, data.spacing, data.cache or None, progress=progress)
 

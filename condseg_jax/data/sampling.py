@@ -1,7 +1,7 @@
-"""Prepared stores to batches: which case, which class, which subvolume.
+"""Samples batches from prepared stores: case, class and subvolume.
 
-The stream is a pure function of (seed, place in the stream): a grain MapDataset that is mixed, cut
-per process and sliced. Resuming at step n is slicing; there is no iterator state to save.
+The stream is a pure function of (seed, position in the stream): a grain MapDataset that is mixed,
+sharded by process and sliced. Resuming at step n is slicing; no iterator state needs saving.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ class Dataset:
   """Cases that are sampled together and annotate the same classes.
 
   Attributes:
-    name: of the dataset.
-    store: that holds its cases.
+    name: name of the dataset.
+    store: store that holds its cases.
     cases: its cases.
-    learned: those of its classes that are learned; all when empty.
-    number: its place among the datasets, by which its samples are drawn whatever else is learned.
+    learned: the classes to learn; all annotated classes when empty.
+    number: index among all datasets; seeds its samples independently of the selection.
   """
 
   name: str
@@ -46,10 +46,10 @@ class Dataset:
 
 
 def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
-  """The datasets of a split: cases grouped by store and dataset name.
+  """Returns the datasets of a split: cases grouped by store and dataset name.
 
   Raises:
-    InputError: no case of that split, or cases of one dataset that annotate different classes.
+    InputError: the split is empty, or cases of one dataset annotate different classes.
   """
   out = []
   for store in stores:
@@ -67,7 +67,7 @@ def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
 
 
 def include_classes(datasets: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
-  """Only some classes of the datasets; those that annotate none of them are left out.
+  """Restricts datasets to some classes; datasets that annotate none of them are dropped.
 
   Args:
     datasets: any datasets.
@@ -82,12 +82,12 @@ def include_classes(datasets: Sequence[Dataset], names: Sequence[str]) -> list[D
 
 
 def max_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
-  """At most so many cases of a dataset; a smaller number takes some of those of a larger one.
+  """Limits a dataset to at most `count` cases; smaller selections are subsets of larger ones.
 
   Args:
     dataset: any dataset.
-    count: 0 for all.
-    seed: of the choice.
+    count: maximum number of cases; 0 for all.
+    seed: seed of the selection.
   """
   if not count or count >= len(dataset.cases):
     return dataset
@@ -98,9 +98,9 @@ def max_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
 
 
 def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-  """A dataset in two: (training, held out), the latter for tuning and picking the best step.
+  """Splits a dataset into (training, held out), the latter for tuning and choosing the best step.
 
-  At least one case stays in training; the choice depends on the seed and the ids alone.
+  At least one case stays in training; the split depends only on the seed and the case ids.
   """
   count = min(round(fraction * len(dataset.cases)), len(dataset.cases) - 1)
   order = np.random.default_rng(seed).permutation(len(dataset.cases))
@@ -112,12 +112,12 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
 
 
 def decodes_per_image(training: Sequence[Dataset], data: Data) -> int:
-  """N, the classes decoded per image: never more than have a mask in some dataset.
+  """Returns N, the classes decoded per image, at most the largest number annotated by a dataset.
 
   Args:
     training: the datasets.
-    data: `classes_per_image`, at most, 0 for all; with `batch_class` single it is one; with
-      `unannotated` background every class has a mask everywhere.
+    data: `classes_per_image` is the maximum, 0 for all; with `batch_class` = single N is 1; with
+      `unannotated` = background every class has a mask in every dataset.
   """
   most = max(len(d.annotated) for d in training)
   if data.unannotated == "background":
@@ -128,23 +128,23 @@ def decodes_per_image(training: Sequence[Dataset], data: Data) -> int:
 def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Data, *, seed: int,
             start_step: int = 0, process_index: int = 0, process_count: int = 1,
             threads: int = 2) -> grain.DatasetIterator:
-  """An endless stream of this process's part of every batch.
+  """Returns an endless stream of this process's part of every batch.
 
   Args:
-    training: the datasets; each is drawn from in turn, in proportion to its weight.
+    training: the datasets, sampled in turn in proportion to their weights.
     table: classes of the network.
     plan: subvolume shape and normalisation.
-    data: how batches are drawn. `batch_size` is that of the global batch: process p of P gets the
+    data: sampling settings. `batch_size` is the size of the global batch: process p of P gets the
       samples p, p + P, p + 2 P, … `batch_class` = mixed fills a batch from all datasets, single
       takes all samples of a batch from one class of one dataset, as in the paper. Decodes that a
       dataset's annotated classes do not fill, because another dataset annotates more, have β = 0;
       with `unannotated` = background they count as absent (β = 1), which is wrong wherever the
-      class is in the image, and here for comparison.
-    seed: of the choice of cases, classes and positions.
-    start_step: first step wanted.
-    process_index: of this process.
+      class is in the image and is provided for comparison only.
+    seed: seed of the choice of cases, classes and positions.
+    start_step: first step of the stream.
+    process_index: index of this process.
     process_count: number of processes.
-    threads: readers; each works on a sample of its own.
+    threads: number of reader threads; each loads one sample at a time.
 
   Raises:
     InputError: settings that do not fit the data or the processes.
@@ -166,7 +166,7 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Da
 
   def batched(samples):
     numbered = samples.map_with_index(_number(data.batch_size))[part]
-    # There is no remainder, but rounding up overflows: the stream is as long as an integer allows.
+    # There is no remainder, but rounding up overflows: the stream has the maximum integer length.
     return numbered.batch(data.batch_size // process_count, drop_remainder=True)
 
   if data.batch_class == "mixed":
@@ -183,11 +183,11 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Da
 
 def read_box(shape: Sequence[int], size: Sequence[int],
              start: Sequence[int]) -> tuple[tuple[slice, ...], tuple[tuple[int, int], ...]]:
-  """The part of a box that lies inside a volume, and the padding that restores the box.
+  """Returns the part of a box inside a volume and the padding that restores the box size.
 
   Args:
-    shape: of the volume.
-    size: of the box.
+    shape: shape of the volume.
+    size: size of the box.
     start: first index of the box per axis; may lie outside the volume.
   """
   inside, padding = [], []
@@ -200,7 +200,7 @@ def read_box(shape: Sequence[int], size: Sequence[int],
 
 @dataclasses.dataclass(frozen=True)
 class _Cutter:
-  """Cuts a subvolume out of a case, for some of its classes."""
+  """Extracts a subvolume from a case for some of its classes."""
 
   store: Store
   names: tuple[str, ...]
@@ -220,8 +220,8 @@ class _Cutter:
     start = self._start(case, chosen[0], rng)
     inside, padding = read_box(case.shape, self.plan.subvolume, start)
     image = self.store.read_image(case, inside)
-    # Beyond the image its edge is repeated, here, in augmentation and in prediction; the mask there
-    # is unlabelled.
+    # Edge padding outside the image, as in augmentation and prediction; the mask is unlabelled
+    # there.
     image = np.pad(image, (*padding, (0, 0)), mode="edge")
     masks = np.full((n, *self.plan.subvolume), UNLABELLED, np.uint8)
     within = tuple(slice(low, size - high)
@@ -235,7 +235,7 @@ class _Cutter:
                  mask=np.moveaxis(masks, 0, -1), beta=beta, index=np.int32(0))
 
   def _start(self, case: Case, name: str, rng: np.random.Generator) -> list[int]:
-    """Where the box begins: around a voxel of the class, or anywhere in the volume."""
+    """Draws the start of the box: around a voxel of the class, or anywhere in the volume."""
     positions = case.foreground[name]
     centre = None
     if positions and rng.random() < self.foreground:
@@ -252,7 +252,7 @@ class _Cutter:
 
 @dataclasses.dataclass(frozen=True)
 class _number:
-  """Writes a sample's place in its step into it."""
+  """Sets a sample's index within its step."""
 
   batch_size: int
 

@@ -1,1 +1,1 @@
-"""From per-case scores to what a reader looks at: summaries with intervals, tables, figures."""
+"""Evaluation: per-case scores and their summaries with intervals, tables and figures."""

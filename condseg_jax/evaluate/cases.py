@@ -20,9 +20,9 @@ class LabelledCase:
   """A case that can be scored.
 
   Attributes:
-    id: unique among the cases scored together.
+    id: identifier, unique among the cases scored together.
     read: reads image and masks.
-    annotated: the classes that it has masks of.
+    annotated: the classes that it has masks for.
   """
 
   id: str
@@ -31,12 +31,12 @@ class LabelledCase:
 
 
 def stored_cases(datasets: Iterable[Dataset]) -> list[LabelledCase]:
-  """The cases of prepared datasets."""
+  """Returns the cases of prepared datasets."""
   return [stored_case(d.store, case, f"{d.name}/{case.id}") for d in datasets for case in d.cases]
 
 
 def stored_case(store: Store, case: Case, case_id: str) -> LabelledCase:
-  """A case of a store, scored under another id."""
+  """Returns a case of a store under the given id."""
   def read():
     masks = store.read_masks(case, case.annotated)
     return store.read_volume(case), dict(zip(case.annotated, masks, strict=True))

@@ -1,4 +1,4 @@
-"""Chooses, on cases with labels, what is to be done to the pieces of each class."""
+"""Tunes the connected-component filter of each class on labelled cases."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -14,17 +14,17 @@ from condseg_jax.infer.postprocess import clean
 from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.predictor import Prediction
 
-GAIN = 0.002  # of mean Dice, below which a class is left as it is
+GAIN = 0.002  # minimum gain in mean Dice for a filter to be chosen
 
-# (class, cleaning, Dice of one case)
+# (class, filter, Dice of one case)
 Row = tuple[str, ComponentFilter, float]
 
 
 class Candidates:
-  """Dice of every candidate; `on_case` goes to `evaluate.run.evaluate`.
+  """Collects the Dice of every candidate filter; pass `on_case` to `evaluate.run.evaluate`.
 
   Args:
-    smallest_ml: class → the smallest true volume in the training set; pieces of less than half of
+    smallest_ml: class → smallest true volume in the training set; components smaller than half of
       it are candidates for removal.
   """
 
@@ -50,7 +50,7 @@ class Candidates:
 
 
 def choose(rows: Sequence[Row]) -> dict[str, ComponentFilter]:
-  """Class → the cleaning with the highest mean Dice, where it gains `GAIN` or more."""
+  """Returns class → the filter with the highest mean Dice, if it gains at least `GAIN`."""
   chosen = {}
   for name in dict.fromkeys(row[0] for row in rows):
     means = {}

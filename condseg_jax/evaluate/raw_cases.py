@@ -1,4 +1,4 @@
-"""Labelled cases under a path: raw files on their native grid, or prepared ones."""
+"""Labelled cases under a path: raw files on their native grid, or prepared cases."""
 
 from condseg_jax.data.store import Store
 from condseg_jax.datasets import discover
@@ -9,17 +9,17 @@ from condseg_jax.evaluate.cases import stored_case
 
 
 def labelled_cases(root, split: str = "") -> tuple[list[LabelledCase], str]:
-  """The labelled cases under a path, raw ones on the grid of their files.
+  """Returns the labelled cases under a path; raw cases stay on their native grid.
 
   Args:
     root: raw dataset, prepared store, or a folder of these.
-    split: `train`, `val`, `test`; when empty `val` where some case is of it, else `test`, else all.
+    split: `train`, `val` or `test`; when empty, `val` if it has cases, else `test`, else all.
 
   Returns:
-    The cases, and the split that was taken.
+    The cases, and the split that was chosen.
 
   Raises:
-    InputError: nothing there, or nothing of that split.
+    InputError: no cases found, or none in that split.
   """
   found = [(folder, case) for folder in discover.discover(root) for case in folder.cases]
   present = {case.split for _, case in found}

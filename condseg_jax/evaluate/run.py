@@ -1,4 +1,4 @@
-"""Scores a predictor on cases, each on the classes that it annotates and no others."""
+"""Scores a predictor on cases, each on its annotated classes only."""
 
 from collections.abc import Callable
 from collections.abc import Iterable
@@ -13,16 +13,16 @@ def evaluate(predictor: Predictor, cases: Iterable[LabelledCase], *,
              tolerance_mm: float | None = None, fast: bool = False,
              fusion: str = "argmax",
              on_case: Callable[..., None] | None = None) -> list[CaseScore]:
-  """One row per case and class.
+  """Returns one row per case and class.
 
-  Classes that a case annotates and the network does not know have no row. All classes of the
-  network are decoded, so that they compete for voxels as they would in a new image.
+  Annotated classes that are unknown to the network have no row. All classes of the network are
+  decoded, so that they compete for voxels as they would in a new image.
 
   Args:
     predictor: the network.
     cases: read one at a time.
-    tolerance_mm: of the surface Dice, needed unless `fast`.
-    fast: overlap only.
+    tolerance_mm: tolerance of the surface Dice in mm, required unless `fast`.
+    fast: computes overlap metrics only.
     fusion: see `Predictor.predict`.
     on_case: called after each case with its id, image, prediction, truth and rows.
   """

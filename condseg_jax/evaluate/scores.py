@@ -1,4 +1,4 @@
-"""Rows of scores (one case, one class) and their summary per class."""
+"""Score rows (one case, one class) and their summary per class."""
 
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ import numpy as np
 
 from condseg_jax.metrics import METRICS
 
-# Keys of metrics.score_case that depend on the dimension, and the unit they are measured in.
+# Keys of metrics.score_case that depend on the dimension, by unit.
 _SIZE_METRICS = {
     "ml": ("volume_error_ml", "volume_error_relative", "false_positive_ml"),
     "px": ("area_error_px", "area_error_relative", "false_positive_px"),
@@ -25,7 +25,7 @@ class CaseScore:
   Attributes:
     case: id of the case.
     class_name: the class.
-    metrics: what `metrics.score_case` returns; nan means left out or without a value.
+    metrics: as returned by `metrics.score_case`; nan means excluded or undefined.
   """
   case: str
   class_name: str
@@ -33,18 +33,18 @@ class CaseScore:
 
 
 def summarise(rows: Iterable[CaseScore], class_names: Sequence[str]) -> dict:
-  """Means over cases with 95 % bootstrap intervals, per class and over classes.
+  """Summarises scores: means over cases with 95 % bootstrap intervals, per class and overall.
 
   Args:
     rows: scores, all 2-D or all 3-D; a class that a case does not annotate has no row.
-    class_names: classes of the summary, in order.
+    class_names: classes of the summary in order.
 
   Returns:
     {"classes": {name: {metric: {"mean", "ci95": [lo, hi], "n"}, …, "absent": cases whose truth is
     empty, "cases": cases scored}}, "mean_dice", "mean_iou", "n_classes": classes in mean_dice,
-    "n_cases", "size_unit": "ml" or "px"}. "hd95" also tells under "undefined" in how many scored
-    cases it has no value. The false-positive size is averaged over the absent cases. A class that
-    is absent everywhere has n = 0, a nan mean, and no part in the mean over classes.
+    "n_cases", "size_unit": "ml" or "px"}. "hd95" also has "undefined", the number of scored cases
+    in which it is undefined. The false-positive size is averaged over the absent cases. A class
+    that is absent everywhere has n = 0, a nan mean, and is excluded from the mean over classes.
 
     For images (2-D) also "pooled_iou" per class and "mean_pooled_iou": intersections and unions
     summed over all images before the division, the convention of Cityscapes and CamVid.
@@ -77,7 +77,7 @@ def summarise(rows: Iterable[CaseScore], class_names: Sequence[str]) -> dict:
 
 
 def nan_mean(values: Iterable[float]) -> float:
-  """Mean of the values that are not nan; nan if there is none."""
+  """Returns the mean of the values that are not nan; nan if there are none."""
   values = [value for value in values if not math.isnan(value)]
   return math.fsum(values) / len(values) if values else math.nan
 
@@ -108,25 +108,25 @@ def _size_unit(rows: list[CaseScore]) -> str:
   return units.pop() if units else "ml"
 
 
-# Resamples drawn at a time hold at most this many numbers, so that memory does not grow with n.
+# Maximum number of values per batch of resamples, so that memory does not grow with n.
 _CHUNK = 4_000_000
 
 
 def bootstrap_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 10_000,
                  level: float = 0.95) -> tuple[float, float]:
-  """Percentile bootstrap interval of the mean over cases (Efron & Tibshirani 1993, chapter 13).
+  """Returns a percentile bootstrap interval of the mean (Efron & Tibshirani 1993, chapter 13).
 
-  The cases are drawn with replacement, so the interval speaks of other cases from the same
-  population and not of another training run.
+  Cases are drawn with replacement, so the interval reflects variation over cases from the same
+  population, not over training runs.
 
   Args:
-    values: one value per case; nan (a case left out) is ignored.
-    seed: seed of the draws; the order of the values has no influence.
+    values: one value per case; nan (an excluded case) is ignored.
+    seed: seed of the draws; the order of the values does not matter.
     resamples: number of bootstrap means.
     level: probability mass of the interval, between 0 and 1.
 
   Returns:
-    (lo, hi); (nan, nan) without a value, the value twice for a single one.
+    (lo, hi); (nan, nan) without values, the value twice for a single value.
   """
   if not 0 < level < 1:
     raise ValueError(f"a level lies between 0 and 1, got {level}")
@@ -135,7 +135,7 @@ def bootstrap_ci(values: Sequence[float], *, seed: int = 0, resamples: int = 10_
   if known.size == 0:
     return float("nan"), float("nan")
   if known[0] == known[-1]:
-    return float(known[0]), float(known[0])  # exactly, where a mean would round
+    return float(known[0]), float(known[0])  # exact, whereas a mean would round
   rng, means = np.random.default_rng(seed), np.empty(resamples)
   rows = max(1, _CHUNK // known.size)
   for start in range(0, resamples, rows):

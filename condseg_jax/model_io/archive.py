@@ -1,8 +1,8 @@
-"""A zip archive that is what it says: every member has its SHA-256 in a manifest.
+"""A zip archive with a manifest of the SHA-256 of every member.
 
-Members are stored, not compressed. Weights hardly compress; the bytes depend on no version of zlib,
-so that equal members give equal archives; and no archive holds more than its own size. Nothing is
-ever unpacked to the disk.
+Members are stored uncompressed: weights hardly compress, the bytes do not depend on the version of
+zlib, so that equal members give equal archives, and an archive cannot expand beyond its own size.
+Nothing is ever unpacked to disk.
 """
 
 from collections.abc import Mapping
@@ -19,26 +19,26 @@ from condseg_jax.errors import InputError
 from condseg_jax.system.atomic import replacing
 
 FORMAT, VERSION = "condseg_jax model", 2
-READABLE = (1, 2)  # 1: settings under their former names (see `config.RENAMED`)
-LIMIT = 2**31 - 1  # bytes: beyond it a zip archive needs another layout, and ONNX too
+READABLE = (1, 2)  # 1: former names of settings (see `config.RENAMED`)
+LIMIT = 2**31 - 1  # bytes; larger zip archives and ONNX files need another layout
 MANIFEST = "manifest.json"
 
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest that a zip archive can name
+_DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip archive can store
 
 
 def write_archive(path, members: Mapping[str, bytes]) -> str:
-  """Writes an archive, whole or not at all.
+  """Writes an archive atomically.
 
   Args:
-    path: of the file, local or in a bucket.
+    path: path of the file, local or in a bucket.
     members: name → content.
 
   Returns:
     SHA-256 of the archive; equal members give equal archives.
 
   Raises:
-    InputError: it is too large, or cannot be written.
+    InputError: the archive is too large or cannot be written.
   """
   digests = {name: _digest(members[name]) for name in sorted(members)}
   manifest = json.dumps({"format": FORMAT, "version": VERSION, "sha256": digests}, indent=1)
@@ -46,7 +46,7 @@ def write_archive(path, members: Mapping[str, bytes]) -> str:
   with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
     for name in (MANIFEST, *digests):
       entry = zipfile.ZipInfo(name, _DATE)
-      entry.create_system, entry.external_attr = 3, 0o644 << 16  # on every system as on Unix
+      entry.create_system, entry.external_attr = 3, 0o644 << 16  # as on Unix, on every system
       archive.writestr(entry, manifest.encode() if name == MANIFEST else members[name])
   content = buffer.getvalue()
   if len(content) > LIMIT:
@@ -58,10 +58,10 @@ def write_archive(path, members: Mapping[str, bytes]) -> str:
 
 
 def read_archive(path) -> dict[str, bytes]:
-  """The members of an archive, checked against its manifest.
+  """Reads the members of an archive and checks them against its manifest.
 
   Raises:
-    InputError: it is not there, no archive of this format, damaged or tampered with.
+    InputError: the file is missing, not an archive of this format, damaged or tampered with.
   """
   path = epath.Path(path)
   try:
@@ -77,7 +77,7 @@ def read_archive(path) -> dict[str, bytes]:
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
       return _members(path, archive, size)
-  # All that zipfile and json raise where the bytes are not as they expect.
+  # All exceptions that zipfile and json raise on malformed bytes.
   except (zipfile.BadZipFile, RuntimeError, EOFError, OSError, struct.error,
           KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
     if isinstance(error, InputError):
@@ -86,7 +86,7 @@ def read_archive(path) -> dict[str, bytes]:
 
 
 def damaged(path, reason: str) -> InputError:
-  """The error for an archive that does not hold what it should."""
+  """Returns the error for an archive with invalid content."""
   return InputError(path, f"is damaged ({' '.join(reason.split())[:160]})",
                     "get the model anew and compare its SHA-256")
 

@@ -1,9 +1,9 @@
-"""The model bundle: one file with all that prediction needs, and what is known of the model.
+"""The model bundle: one file with everything prediction needs, and the model's documentation.
 
     manifest.json                    format, and the SHA-256 of every other member
-    model_card.md                    the model in words
-    facts.json                       what the card says and the record does not
-    config.json table.json plan.json the model's record, as in a checkpoint; without paths
+    model_card.md                    the model card
+    facts.json                       facts on the card that the record does not hold
+    config.json table.json plan.json the model record as in a checkpoint, without paths
     parameters/PATH.npy              one array each, float32
     encoder.onnx decoder.onnx        if the model was exported with ONNX
 """
@@ -37,14 +37,14 @@ _KINDS = {"params": "parameter", "statistics": "statistic"}
 
 
 class Bundle(NamedTuple):
-  """What a bundle holds.
+  """The contents of a bundle.
 
   Attributes:
     record: config, class table and plan.
-    params: the parameters to predict with.
+    params: the parameters for prediction.
     facts: see `card.run_facts`.
-    graphs: encoder and decoder as ONNX, or none.
-    statistics: running moments of batch normalisation, if the network keeps some.
+    graphs: encoder and decoder as ONNX, or empty.
+    statistics: running moments of batch normalisation, if the network uses it.
   """
 
   record: ModelRecord
@@ -55,7 +55,7 @@ class Bundle(NamedTuple):
 
   @property
   def variables(self) -> dict:
-    """As `model.apply` takes them."""
+    """Returns the variables in the form that `model.apply` takes."""
     return variables(self.params, self.statistics)
 
 
@@ -74,10 +74,10 @@ def write_bundle(path, bundle: Bundle) -> str:
 
 
 def read_bundle(path) -> Bundle:
-  """Reads a bundle; its parameters are on one device of this process.
+  """Reads a bundle and puts its parameters on one device of this process.
 
   Raises:
-    InputError: it is not there, damaged, or of something else.
+    InputError: the file is missing, damaged, or not a bundle.
   """
   members = read_archive(path)
   try:
@@ -90,7 +90,7 @@ def read_bundle(path) -> Bundle:
     record = ModelRecord.from_json({name.removesuffix(".json"): json.loads(content)
                                     for name, content in members.items()})
     _check(record, {"params": arrays, "statistics": statistics}, facts)
-    model_card(record, arrays, facts, onnx=False)  # so that the model can be exported again
+    model_card(record, arrays, facts, onnx=False)  # checks that the model can be exported again
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
     reason = error.reason if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     raise damaged(path, reason) from error
@@ -103,12 +103,12 @@ def read_bundle(path) -> Bundle:
 
 
 def without_paths(config: Config) -> Config:
-  """A config without the folders of the machine that it was trained on."""
+  """Returns a config without the paths of the machine that it was trained on."""
   return dataclasses.replace(config, data=dataclasses.replace(config.data, root="", cache=""))
 
 
 def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], facts) -> None:
-  """Raises ValueError where parameters and statistics are not those of the network."""
+  """Raises ValueError if parameters or statistics do not match the network."""
   if not isinstance(facts["step"], int):
     raise ValueError("facts.json has no step")
   model = build_model(record.config.model, record.config.conditioning, record.table.codes)
@@ -138,7 +138,7 @@ def _to_npy(array: np.ndarray) -> bytes:
 
 
 def _from_npy(content: bytes) -> np.ndarray:
-  """The array, whose header must ask for as many bytes as there are."""
+  """Returns the array after checking that its header matches the number of bytes."""
   buffer = io.BytesIO(content)
   if np.lib.format.read_magic(buffer) != (1, 0):
     raise ValueError("an array is of another version")

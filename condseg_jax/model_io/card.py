@@ -1,4 +1,4 @@
-"""The model card: what is known of a model, in words."""
+"""The model card: a description of a trained model in Markdown."""
 
 from collections.abc import Iterable
 from collections.abc import Mapping
@@ -12,19 +12,19 @@ import jax
 
 from condseg_jax.model_io.record import ModelRecord
 
-# Settings that say where things lie, or that other sections tell.
+# Settings that are paths, or that other sections describe.
 _ELSEWHERE = {("data", key) for key in ("root", "cache", "memory_gb", "classes", "presets",
                                         "spacing", "subvolume")}
 _IMAGES = {"ct": "CT", "mr": "MR", "rgb": "colour pictures"}
 
 
 def run_facts(workdir, step: int) -> dict[str, Any]:
-  """What the records of a run say of a checkpoint besides its model record.
+  """Collects facts about a checkpoint from the run's records, besides its model record.
 
   Returns:
     {"step": int, "datasets": [{"name", "cases", "annotated"}], "images": spread of their native
     shapes and spacings, or None, "held_out": {"mean_dice": float, "dice": {class: float}}, or None
-    where the step was not scored}. What a run did not record is empty or None.
+    if the step was not scored}. Facts that a run did not record are empty or None.
   """
   folder = epath.Path(workdir)
   try:
@@ -53,13 +53,13 @@ def _held_out(path: epath.Path, step: int) -> dict[str, Any] | None:
 
 def model_card(record: ModelRecord, params: Mapping, facts: Mapping[str, Any], *,
                onnx: bool) -> str:
-  """The card in Markdown.
+  """Returns the card in Markdown.
 
   Args:
     record: config, class table and plan.
-    params: the parameters; they are only counted.
-    facts: of `run_facts`.
-    onnx: whether the bundle holds ONNX.
+    params: the parameters, used for their number only.
+    facts: see `run_facts`.
+    onnx: whether the bundle contains ONNX graphs.
   """
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   sections = {
@@ -184,5 +184,5 @@ def _table(head: Sequence[str], rows: Iterable[Sequence]) -> str:
 
 
 def _cell(value) -> str:
-  """Text in which nothing ends a cell of a table or begins a line."""
+  """Escapes text so that it cannot end a table cell or begin a line."""
   return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""A trained model, wherever it lies: in the folder of its run, or in a bundle."""
+"""Loads a trained model from the folder of its run or from a bundle."""
 
 from etils import epath
 
@@ -9,20 +9,20 @@ from condseg_jax.train.checkpoint import Checkpoints
 
 
 def is_bundle(source) -> bool:
-  """Whether a model is looked for in a file and not in a folder."""
+  """Returns whether a model source is a bundle file rather than a run folder."""
   path = epath.Path(source)
   return path.is_file() or (path.suffix == ".condseg" and not path.is_dir())
 
 
 def read_model(source, checkpoint: str = "last") -> Bundle:
-  """The model of a run or of a bundle. Of a run, `facts` hold the step alone.
+  """Reads the model of a run or a bundle. For a run, `facts` hold only the step.
 
   Args:
     source: folder of the run, or the bundle; local or in a bucket.
-    checkpoint: `last`, `best` or a step; a bundle holds one.
+    checkpoint: `last`, `best` or a step; a bundle holds a single checkpoint.
 
   Raises:
-    InputError: no such run, checkpoint or bundle, or a damaged one.
+    InputError: the run, checkpoint or bundle is missing or damaged.
   """
   if is_bundle(source):
     bundle = read_bundle(source)

@@ -1,4 +1,4 @@
-"""The record of a model: what a checkpoint or a bundle says of its network besides the arrays."""
+"""The model record: everything a checkpoint or bundle stores about its network but the arrays."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from condseg_jax.plan import Plan
 
 
 class ModelRecord(NamedTuple):
-  """What belongs to a network besides its parameters.
+  """Everything that defines a trained network besides its parameters.
 
   Attributes:
-    config: of the run.
+    config: config of the run.
     table: the classes.
-    plan: how images become input.
-    training: the pooled fingerprint of the training set; {} in older checkpoints.
+    plan: preprocessing of images to network input.
+    training: pooled fingerprint of the training set; {} in older checkpoints.
     priors: class → frequency and location in the training masks (see `data.priors`).
     cleaning: class → fields of `infer.postprocess.ComponentFilter`, chosen on held-out cases.
   """
@@ -30,7 +30,7 @@ class ModelRecord(NamedTuple):
   cleaning: Mapping[str, Any] = {}
 
   def to_json(self) -> dict[str, Any]:
-    """Plain containers; `version` is that of the names of the settings."""
+    """Returns plain containers; `version` is the version of the setting names."""
     return {"version": config_lib.VERSION, "config": self.config.to_dict(),
             "table": self.table.to_json(), "plan": self.plan.to_json(),
             "training": dict(self.training), "priors": dict(self.priors),
@@ -38,11 +38,11 @@ class ModelRecord(NamedTuple):
 
   @classmethod
   def from_json(cls, tree: Mapping[str, Any]) -> "ModelRecord":
-    """The record that `to_json` made, of this version or an older one.
+    """Restores a record written by `to_json` of this or an older version.
 
     Raises:
-      ValueError: it is of a newer version, or its parts are not what they should be.
-      KeyError: a part is missing.
+      ValueError: the record has a newer version or invalid fields.
+      KeyError: a field is missing.
     """
     version = tree.get("version", 1)
     if not isinstance(version, int) or version > config_lib.VERSION:

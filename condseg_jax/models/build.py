@@ -1,4 +1,4 @@
-"""Settings, as a config or a checkpoint holds them, to a network."""
+"""Builds a network from the settings of a config or checkpoint."""
 
 from collections.abc import Callable
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def dense_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...]) -> DenseUNet:
-  """The network of `models.dense_unet`; its fields have the names of the settings."""
+  """Builds the network of `models.dense_unet`, whose fields have the names of the settings."""
   fields = {f.name for f in dataclasses.fields(DenseUNet)}
   settings = {**vars(model), **vars(conditioning), "depth": model.layers_per_level,
               "decoder_depth": model.decoder_layers_per_level}
@@ -27,24 +27,24 @@ def dense_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...
   return network
 
 
-# (model, conditioning, class codes) → network. To add one, write a module that keeps the protocol
-# `models.network.Network` and name it here: `config.model.network` chooses it. ValueErrors are
-# shown to the user as wrong settings.
+# (model, conditioning, class codes) → network. To add one, write a module that implements the
+# protocol `models.network.Network` and register it here: `config.model.network` selects it.
+# ValueErrors are reported to the user as invalid settings.
 NETWORKS: dict[str, Callable[[Model, Conditioning, tuple[float, ...]], Network]] = {
     "dense_unet": dense_unet}
 
 
 def build_model(model: Model, conditioning: Conditioning,
                 codes: Sequence[float] | np.ndarray) -> Network:
-  """The network of a config.
+  """Builds the network of a config.
 
   Args:
-    model: parts of the config.
-    conditioning: see `model`.
+    model: the `model` section of the config.
+    conditioning: the `conditioning` section.
     codes: class codes in the order of the ids.
 
   Raises:
-    InputError: settings that make no network.
+    InputError: the settings do not define a valid network.
   """
   if model.network not in NETWORKS:
     raise InputError("model.network", f"{model.network!r} is not registered",

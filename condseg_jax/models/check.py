@@ -1,4 +1,4 @@
-"""Whether settings make a network."""
+"""Validates the settings of a network."""
 
 from condseg_jax.models import conditioning
 from condseg_jax.models import decoders
@@ -8,7 +8,7 @@ from condseg_jax.models.class_vector import VECTORS
 
 
 def check_network(model) -> None:
-  """Raises ValueError for a `dense_unet.DenseUNet` whose settings make no network."""
+  """Raises ValueError for a `dense_unet.DenseUNet` with invalid settings."""
   if len(model.depth) < 2 or len(model.strides) != len(model.depth) - 1:
     raise ValueError(f"depth has {len(model.depth)} levels and strides {len(model.strides)}; there "
                      "must be two levels or more, and one stride less than levels")

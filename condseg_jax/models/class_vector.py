@@ -53,7 +53,7 @@ class ClassVector(nn.Module):
                          jnp.float32)
       return table[class_id_B]
     rows = [[x / math.hypot(*row) for x in row] for row in self.texts]
-    # Of unit vectors, so that the elements of v have variance 1, as those of an embedding.
+    # Initialised for unit vectors, so that the elements of v have variance 1, as in an embedding.
     return nn.Dense(self.size, use_bias=False, kernel_init=nn.initializers.normal(1.0),
                     precision=jax.lax.Precision.HIGHEST, name="projection")(
                         jnp.asarray(rows, jnp.float32)[class_id_B])

@@ -1,5 +1,4 @@
-"""What every network keeps to, and the logits of several classes from one pass of what they share.
-"""
+"""The protocol of networks, and logits of several classes from one shared encoder pass."""
 
 
 from collections.abc import Mapping
@@ -10,18 +9,18 @@ from typing import Protocol
 import jax
 import jax.numpy as jnp
 
-CLASSES = "classes"  # the mapped axis of the classes decoded of an image
+CLASSES = "classes"  # vmapped axis over the classes decoded per image
 
 
 class Network(Protocol):
   """A Flax module that encodes an image once and decodes it for one class at a time.
 
   Attributes:
-    ndim: spatial axes, 2 or 3.
+    ndim: number of spatial axes, 2 or 3.
     stride: the spatial shape of an input must be a multiple of this.
-    encoder_sees_class: whether `encode` depends on the class, so that it runs once for each.
-    deep_supervision: coarser levels that `decode_levels` returns logits of besides the finest.
-    batch_axes: mapped axes that a batch is spread over, for statistics over the batch.
+    encoder_sees_class: whether `encode` depends on the class and so runs once per class.
+    deep_supervision: number of coarser levels in `decode_levels` besides the finest.
+    batch_axes: mapped axes that a batch is spread over, for batch statistics.
   """
 
   @property
@@ -37,13 +36,13 @@ class Network(Protocol):
   batch_axes: tuple[str, ...]
 
   def encode(self, image_BDHWC: jax.Array, class_id_B: jax.Array | None = None) -> Any:
-    """All that an image needs once: features for `decode`, of any structure."""
+    """Computes the features of an image for `decode`, once per image; any pytree."""
 
   def decode(self, features: Any, class_id_B: jax.Array) -> jax.Array:
-    """The logits of one class per sample, float32 [B, *shape]."""
+    """Returns the logits of one class per sample, float32 [B, *shape]."""
 
   def decode_levels(self, features: Any, class_id_B: jax.Array) -> tuple[jax.Array, ...]:
-    """The logits of one class per sample at every supervised level, finest first."""
+    """Returns the logits of one class per sample at every supervised level, finest first."""
 
   def init(self, rngs, image_BDHWC: jax.Array, class_id_B: jax.Array) -> Mapping[str, Any]: ...
 
@@ -56,21 +55,22 @@ class Network(Protocol):
 
 def class_logits(model: Network, variables, image_BDHWC: jax.Array,
                  class_id_BN: jax.Array) -> jax.Array:
-  """The logits of N classes for every image, float32 [B, *shape, N]; see `level_logits`."""
+  """Returns the logits of N classes per image, float32 [B, *shape, N]; see `level_logits`."""
   return level_logits(model, variables, image_BDHWC, class_id_BN)[0]
 
 
 def level_logits(model: Network, variables, image_BDHWC: jax.Array,
                  class_id_BN: jax.Array) -> tuple[jax.Array, ...]:
-  """The logits of N classes at every supervised level, for every image.
+  """Returns the logits of N classes per image at every supervised level.
 
-  Each image is encoded once where the encoder permits; only what sees the class runs N times.
+  Each image is encoded once if the encoder is unconditioned; only class-conditioned parts run N
+  times.
 
   Args:
     model: the network.
     variables: as `model.init` returns them.
     image_BDHWC: normalised images.
-    class_id_BN: int, the classes wanted of each image.
+    class_id_BN: int, the classes to decode per image.
 
   Returns:
     1 + `model.deep_supervision` arrays, finest level first, float32 [B, *shape of the level, N].
@@ -80,10 +80,10 @@ def level_logits(model: Network, variables, image_BDHWC: jax.Array,
 
 def training_logits(model: Network, variables, image_BDHWC: jax.Array,
                     class_id_BN: jax.Array) -> tuple[tuple[jax.Array, ...], dict]:
-  """`level_logits` in training, and what changes there beside the parameters.
+  """Computes `level_logits` in training mode, with updated batch statistics.
 
   Returns:
-    The logits, and {"statistics": …} where batch normalisation keeps some, else {}.
+    The logits, and {"statistics": …} if the network uses batch normalisation, else {}.
   """
   if "statistics" not in variables:
     return level_logits(model, variables, image_BDHWC, class_id_BN), {}
@@ -103,7 +103,7 @@ def _every_class(model, variables, image, class_id_BN, mutable):
     features, changed = encoded
     return apply(changed, features, class_id_B, method=model.decode_levels)
 
-  # Statistics are sums over the classes: the same for all of them.
+  # Statistics are summed over the classes and therefore identical for all of them.
   lanes: dict[str, Any] = dict(out_axes=(-1, None), axis_name=CLASSES)
   if model.encoder_sees_class:
     return jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, **lanes)(class_id_BN)
@@ -113,13 +113,13 @@ def _every_class(model, variables, image, class_id_BN, mutable):
 def initial_variables(model: Network, seed: int, shape: Sequence[int]) -> dict:
   """Returns what `model.init` returns, compiled in a fifth of the time on CPU.
 
-  LLVM spends 25 of 30 seconds on optimising code that runs once; without these passes every bit of
-  the parameters is the same.
+  LLVM spends 25 of 30 seconds on optimising code that runs once; without these passes the
+  parameters are bitwise identical.
 
   Args:
     model: the network.
-    seed: of the parameters.
-    shape: of an image, [*space, C].
+    seed: seed of the parameters.
+    shape: shape of an image, [*space, C].
   """
   options = None
   if jax.default_backend() == "cpu" and not jax.config.read("jax_disable_most_optimizations"):

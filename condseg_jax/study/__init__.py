@@ -1,1 +1,1 @@
-"""Studies: a declared grid of trainings, run, scored, and told in tables and figures."""
+"""Studies: a declared grid of trainings, run, scored and reported in tables and figures."""

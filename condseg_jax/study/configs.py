@@ -1,4 +1,4 @@
-"""The config of a training: a file of `experiments/configs`, and what a study changes in it."""
+"""The config of a training: a file of `experiments/configs` plus the overrides of a study."""
 
 from pathlib import Path
 
@@ -10,17 +10,17 @@ from condseg_jax.study.declare import module_function
 
 
 def member_config(member: Member, experiments, *, seed: int, root, cache) -> Config:
-  """The config of one training.
+  """Builds the config of one training.
 
   Args:
     member: config file and overrides.
     experiments: folder with `configs/`.
-    seed: of the training.
-    root: what it learns from.
-    cache: where nothing should have to be prepared any more.
+    seed: seed of the training.
+    root: prepared training data.
+    cache: cache folder for prepared data; nothing should need preparing at this point.
 
   Raises:
-    InputError: no such file or setting, or a value that is not allowed.
+    InputError: unknown file or setting, or an invalid value.
   """
   path = Path(experiments) / "configs" / f"{member.config}.py"
   if not path.exists():
@@ -31,7 +31,7 @@ def member_config(member: Member, experiments, *, seed: int, root, cache) -> Con
 
 
 def mechanism_of(conditioning: Conditioning) -> str:
-  """How a network is conditioned on the class, in words."""
+  """Describes how a network is conditioned on the class."""
   if conditioning.position in ("none", "decoders"):
     return conditioning.position
   if conditioning.mechanism == "output":

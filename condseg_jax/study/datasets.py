@@ -1,9 +1,9 @@
-"""The datasets of studies, by name: made from raw folders, or drawn, and prepared on first use.
+"""The datasets of studies, by name: read from raw folders or synthesised, prepared on first use.
 
     hippocampus, camvid    single-class datasets over disjoint cases
-    NAME_full              the same cases, each annotated in full
+    NAME_full              the same cases, each fully annotated
     NAME_parts_25          the training masks of NAME damaged at 25 %, or NAME_false_positives_25
-    phantom, phantom_full  drawn here
+    phantom, phantom_full  synthetic phantoms
     any other name         DATA/NAME/train, a folder of raw datasets, scored on DATA/NAME/test
 """
 
@@ -30,7 +30,7 @@ from condseg_jax.study.fingerprint import data_digest
 from condseg_jax.study.fingerprint import scored_digest
 from condseg_jax.system.lock import locked
 
-PHANTOM_CASES = 32  # of each organ
+PHANTOM_CASES = 32  # per organ
 _DAMAGED = re.compile(rf"(.+)_({'|'.join(KINDS)})_(\d+)")
 _PROFILE = re.compile(r"profile-(.+)_case-")
 
@@ -40,7 +40,7 @@ class Raw(NamedTuple):
 
   Attributes:
     read: folder → single-class datasets.
-    spacing: that all its images get.
+    spacing: common spacing of the prepared images.
   """
 
   read: Callable[[Path], RawFolder]
@@ -54,13 +54,13 @@ RAW = {
 
 
 class Dataset(NamedTuple):
-  """A dataset that is ready.
+  """A prepared dataset.
 
   Attributes:
-    root: prepared, to learn from.
-    scored, split: cases to score on, see `evaluate.cases.labelled_cases`.
-    data: digest of what is learned from.
-    truth: digest of what is scored on.
+    root: prepared training data.
+    scored, split: cases to score on, see `evaluate.raw_cases.labelled_cases`.
+    data: digest of the training data.
+    truth: digest of the cases scored on.
   """
 
   root: Path
@@ -71,22 +71,22 @@ class Dataset(NamedTuple):
 
 
 def begun(name: str, work: Path) -> bool:
-  """Whether something of a dataset was prepared before."""
+  """Returns whether any part of a dataset was prepared before."""
   root = work / "data" / name
   return _finished(root) or any(map(_finished, root.glob("*")))
 
 
 @functools.cache
 def dataset(name: str, data: Path, work: Path) -> Dataset:
-  """A dataset, prepared where that was not done before; once in a process.
+  """Returns a dataset, preparing it if necessary; cached per process.
 
   Args:
-    name: see the module.
+    name: see the module docstring.
     data: folder of raw datasets.
-    work: folder for what is drawn and prepared.
+    work: folder for synthetic and prepared data.
 
   Raises:
-    InputError: raw data that is missing or unusable, an unknown name.
+    InputError: missing or unusable raw data, or an unknown name.
   """
   damaged = _DAMAGED.fullmatch(name)
   origin = damaged[1] if damaged else name.removesuffix("_full")
@@ -113,7 +113,7 @@ def dataset(name: str, data: Path, work: Path) -> Dataset:
 
 
 def profile_of(case_id: str) -> str:
-  """The scanner of a phantom; "" for other cases."""
+  """Returns the scanner of a phantom; "" for other cases."""
   found = _PROFILE.match(case_id)
   return found[1] if found else ""
 
@@ -133,14 +133,14 @@ def _damage(found: re.Match) -> Corruption:
 def _phantom(name: str, work: Path) -> Path:
   out = work / "raw" / name
   with locked(work / "locks" / name):
-    if not (out / "test" / "dataset.json").exists():  # which is written last
+    if not (out / "test" / "dataset.json").exists():  # written last
       write_abdomen(out, size="quick", cases_per_organ=PHANTOM_CASES,
                     every_organ=name.endswith("_full"))
   return out
 
 
 def _prepared(folder: RawFolder, out: Path, spacing) -> store_lib.Store:
-  """What is there already from the same files is kept."""
+  """Prepares a raw folder, reusing existing output made from the same files."""
   return prepare(folder, out, spacing, progress=not _finished(out))
 
 

@@ -1,6 +1,6 @@
-"""What a study is: variants of a network, each trained from several seeds on some dataset.
+"""Study declarations: variants of a network, each trained from several seeds on a dataset.
 
-A file of a study (`experiments/studies/NAME.py`) holds `get_study()` and a docstring, its lab note.
+A study file (`experiments/studies/NAME.py`) holds `get_study()` and a docstring, its lab note.
 """
 
 from collections.abc import Callable
@@ -30,23 +30,23 @@ class Member:
   overrides: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
   def replace(self, **changes) -> "Member":
-    """With more overrides; `__` stands for the dot."""
+    """Returns a copy with more overrides; `__` stands for the dot."""
     named = {key.replace("__", "."): value for key, value in changes.items()}
     return dataclasses.replace(self, overrides={**self.overrides, **named})
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-  """What is compared with others: a network, or several that are used as one.
+  """One arm of a comparison: a network, or several that are used as one.
 
   Attributes:
-    name: of the variant.
-    members: its trainings; several are specialists, each for classes of its own.
-    dataset: a name that `study.datasets` knows.
-    mechanism: of its condition, where the study compares several.
-    level: a number that the study varies, e.g. the number of cases.
-    fusion: how classes share voxels when it is scored, see `Predictor.predict`.
-    against: label of the variant that it is compared with; the study's reference when empty.
+    name: name of the variant.
+    members: its trainings; several members are specialists with disjoint classes.
+    dataset: name of a dataset, see `study.datasets`.
+    mechanism: conditioning mechanism, where the study compares several.
+    level: value of the quantity that the study varies, e.g. the number of cases.
+    fusion: how competing classes are fused for scoring, see `Predictor.predict`.
+    against: label of the variant to compare with; the study's reference when empty.
   """
 
   name: str
@@ -59,13 +59,13 @@ class Variant:
 
   @property
   def label(self) -> str:
-    """Unique in a study."""
+    """Label of the variant, unique in a study."""
     level = "" if self.level is None else f"{self.level:g}"
     return " ".join(part for part in (self.name, self.mechanism, level) if part)
 
   def replace(self, *, dataset: str = "", mechanism: str = "", level: float | None = None,
               name: str = "", fusion: str = "", against: str = "", **changes) -> "Variant":
-    """With more overrides in all its members, `__` for the dot, or with other attributes."""
+    """Returns a copy with more overrides in all members (`__` for the dot) or other attributes."""
     return dataclasses.replace(
         self, name=name or self.name, members=tuple(m.replace(**changes) for m in self.members),
         dataset=dataset or self.dataset, mechanism=mechanism or self.mechanism,
@@ -84,7 +84,7 @@ class Trial:
 
   @property
   def name(self) -> str:
-    """For files."""
+    """Name of the trial in file names."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", f"{self.variant.label}-s{self.seed}")
 
 
@@ -93,12 +93,12 @@ class Study:
   """A study.
 
   Attributes:
-    name: of its file.
-    variants: what is compared.
-    seeds: every variant is trained from each.
+    name: name of its file.
+    variants: the variants compared.
+    seeds: seeds that every variant is trained from.
     reference: label of the variant that others are compared with.
-    level: what `Variant.level` counts, for the axis of a figure; "" where nothing is varied.
-    seconds: a guess of the time of a step, until steps were measured.
+    level: quantity of `Variant.level`, the axis label of a figure; "" if nothing is varied.
+    seconds: estimated seconds per step, used until steps have been measured.
   """
 
   name: str
@@ -120,14 +120,14 @@ class Study:
                          f"its variants: {', '.join(labels)}", usage=True)
 
   def trials(self, seeds: Sequence[int] = (), only: Sequence[str] = ()) -> Iterator[Trial]:
-    """All of its trials, the first seed of every variant before the second of any.
+    """Yields all trials, the first seed of every variant before the second of any.
 
     Args:
-      seeds: those of the study when empty.
+      seeds: seeds to run; those of the study when empty.
       only: names or labels of variants; all when empty.
 
     Raises:
-      InputError: a name that no variant has.
+      InputError: unknown variant.
     """
     names = {name for v in self.variants for name in (v.name, v.label)}
     for name in only:
@@ -142,16 +142,16 @@ class Study:
 
 
 def names(experiments) -> list[str]:
-  """The studies of a folder `experiments`."""
+  """Returns the names of the studies in a folder `experiments`."""
   found = sorted(p.stem for p in (Path(experiments) / "studies").glob("*.py"))
   return [name for name in found if name not in (BASE, "__init__")]
 
 
 def load(name: str, experiments) -> list[Study]:
-  """A study by name, by the path of its file, or `all` of them.
+  """Loads a study by name or by the path of its file, or `all` of them.
 
   Raises:
-    InputError: there is no such study, or its file cannot be loaded.
+    InputError: unknown study, or its file cannot be loaded.
   """
   if name == "all":
     if not (found := names(experiments)):
@@ -172,7 +172,7 @@ def load(name: str, experiments) -> list[Study]:
 
 
 def module_function(path: Path, function: str) -> Callable:
-  """A function of a file; it may import those of the package: `condseg_jax.configs`, `.studies`.
+  """Loads a function from a file, which may import `condseg_jax.configs` and `.studies`.
 
   Raises:
     InputError: the file cannot be loaded, or has no such function.
@@ -184,6 +184,6 @@ def module_function(path: Path, function: str) -> Callable:
     return getattr(module, function)
   except InputError:
     raise
-  except Exception as error:  # whatever a user's file raises
+  except Exception as error:  # a user's file may raise anything
     raise InputError(path, f"cannot be loaded: {type(error).__name__}: {error}",
                      f"correct the file; it needs {function}()", usage=True) from error

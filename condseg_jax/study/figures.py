@@ -15,14 +15,14 @@ from condseg_jax.study.report import scanner_scores
 from condseg_jax.study.report import score_name
 from condseg_jax.system.atomic import replacing
 
-# Okabe & Ito: told apart by everybody; then the same again, dashed.
+# Okabe & Ito's colour-blind-safe palette; then the same colours again, dashed.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A8A00")
 LINES = ("-", "--", ":")
 _PANEL = 3.0  # inches
 
 
 def write(folder: Path, study: str, found: Outcome) -> list[Path]:
-  """Draws all figures that the records have the numbers of; returns their files."""
+  """Draws all figures that the records have data for; returns their paths."""
   folder.mkdir(parents=True, exist_ok=True)
   drawn = {"curves": draw_curves(found), "box": draw_boxes(found)}
   if any(row["level"] is not None for row in found.first.values()):
@@ -37,15 +37,15 @@ def write(folder: Path, study: str, found: Outcome) -> list[Path]:
 
 
 def save(path: Path, figure) -> None:
-  """Writes a figure; the file appears whole or not at all."""
+  """Writes a figure atomically."""
   with replacing(path) as temporary:
     figure.savefig(temporary, dpi=120, bbox_inches="tight", metadata={"Software": None})
 
 
 def curve_of(record: Mapping) -> tuple[np.ndarray, np.ndarray]:
-  """Updates, of all members together, and the soft Dice of training, a mean over classes.
+  """Returns updates, summed over members, and training soft Dice, averaged over classes.
 
-  Members train one after the other, but are drawn as if they did side by side.
+  Members train one after the other but are drawn as if they trained in parallel.
   """
   curves = record["curves"]
   size = min(len(c["step"]) for c in curves)
@@ -55,17 +55,17 @@ def curve_of(record: Mapping) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smoothed(values: np.ndarray, width: int = 5) -> np.ndarray:
-  """Running means over `width` points, fewer at the ends."""
+  """Returns running means over `width` points, fewer at the ends."""
   half = width // 2
   return np.array([statistics.nan_mean(values[max(0, i - half):i + half + 1])
                    for i in range(len(values))])
 
 
 def draw_curves(found: Outcome):
-  """Soft Dice of the training batches; the band is from the least to the most of the seeds.
+  """Draws the soft Dice of the training batches; the band spans minimum to maximum over seeds.
 
-  It is that of the labels a variant learns from, which are not the truth where it takes what is not
-  labelled for background.
+  The Dice is measured against the training labels, which differ from the truth where a variant
+  treats unlabelled voxels as background.
   """
   figure, axes = _figure(1.3 * _PANEL + _legend_width(list(found.first)), 1.3 * _PANEL)
   for number, label in enumerate(found.first):
@@ -85,7 +85,7 @@ def draw_curves(found: Outcome):
 
 
 def draw_boxes(found: Outcome):
-  """Dice of every case under every seed, by variant; a panel for each class."""
+  """Draws box plots of Dice over cases and seeds, by variant; one panel per class."""
   labels, classes = list(found.first), found.classes
   columns = min(len(classes), 4)
   rows = math.ceil(len(classes) / columns)
@@ -112,8 +112,7 @@ def draw_boxes(found: Outcome):
 
 
 def case_scores(found: Outcome, label: str, name: str) -> np.ndarray:
-  """Dice of a class in the cases that have one, those of all seeds of a variant one after another.
-  """
+  """Returns the defined Dice of a class per case, seeds of the variant concatenated."""
   mine = [np.array(row["scores"]["dice"], np.float64)[:, row["scores"]["classes"].index(name)]
           for row in found.rows if row["label"] == label]
   together = np.concatenate(mine)
@@ -121,7 +120,7 @@ def case_scores(found: Outcome, label: str, name: str) -> np.ndarray:
 
 
 def draw_levels(found: Outcome):
-  """The mean over classes by level, with bootstrap intervals, and the mean of each class thin."""
+  """Draws the mean over classes by level with bootstrap intervals, and thin lines per class."""
   lines: dict[str, list[str]] = {}
   for label, row in found.first.items():
     if row["level"] is not None:
@@ -148,7 +147,7 @@ def draw_levels(found: Outcome):
 
 
 def draw_scanners(found: Outcome):
-  """Dice of class and scanner, a panel for each variant."""
+  """Draws Dice by class and scanner, one panel per variant."""
   def draw(label):
     scanners, values = scanner_scores(found, label)
     return values, found.classes, scanners
@@ -156,7 +155,7 @@ def draw_scanners(found: Outcome):
 
 
 def draw_confusions(found: Outcome):
-  """Where the voxels of every true class went, a panel for each variant."""
+  """Draws the confusion matrices, one panel per variant."""
   names = [*found.classes, "none"]
 
   def draw(label):
@@ -209,12 +208,12 @@ def _legend_columns(entries: int) -> int:
 
 
 def _legend_width(labels: Sequence[str]) -> float:
-  """Inches, so that a figure may grow by them and its axes keep their size."""
+  """Returns the legend's width in inches, by which a figure grows so its axes keep their size."""
   return (0.6 + 0.07 * max(map(len, labels))) * _legend_columns(len(labels))
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
-  from matplotlib.figure import Figure  # heavy, and needed by figures alone
+  from matplotlib.figure import Figure  # heavy, and needed for figures only
 
   figure = Figure(figsize=(width, height), layout="constrained")
   return figure, figure.subplots(rows, columns)

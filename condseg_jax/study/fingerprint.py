@@ -1,7 +1,7 @@
-"""What a result depends on, as a digest: settings, data and the source of what computes it.
+"""Digests of what a result depends on: settings, data and the source code that computes it.
 
-Two trainings with one key are the same training, wherever they run; one whose key has changed has
-to be done again.
+Two trainings with equal keys are the same training, wherever they run; a training whose key has
+changed must be repeated.
 """
 
 import ast
@@ -24,24 +24,23 @@ from condseg_jax.model_io.bundle import without_paths
 
 ROOT = Path(condseg_jax.__file__).parent
 ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")  # training and scoring
-# Modules that these import and that compute neither: readers of files, whose result the digest of
-# the data covers; records and logs; settings, whose values are part of the key.
+# Imported modules that affect neither: file readers, whose output the data digest covers; records
+# and logs; settings, whose values are part of the key.
 NOT_COMPUTING = (
     "config", "configs", "settings", "errors", "system", "formats", "datasets", "model_io",
     "data.writer", "data.fingerprint", "export", "report", "train.checkpoint",
     "train.record", "train.timing", "models.memory", "models.onednn.build")
-# Digests of source that computes the same as an earlier one, see `lineage`.
+# Digests of sources that compute the same results as an earlier one, see `lineage`.
 LINEAGE = Path(__file__).with_name("lineage.json")
 
 
 def member_key(config: Config, data: str, source: str) -> str:
-  """SHA-256 of a training: its config without the folders of this machine, data and source.
+  """Returns the SHA-256 of a training: its config without local paths, its data and source.
 
-  Settings that were added later, at the value that changes nothing, are left out: a key outlives
-  them.
+  Settings added later are left out at their neutral value, so that older keys stay valid.
   """
   tree = without_paths(config).to_dict()
-  if texts := config.conditioning.text_vectors:  # its content, wherever the file is
+  if texts := config.conditioning.text_vectors:  # the content, independent of the file's path
     held = hashlib.sha256(epath.Path(texts).read_bytes()).hexdigest()
     tree["conditioning"]["text_vectors"] = held
   for name, neutral in ADDED.items():
@@ -52,25 +51,25 @@ def member_key(config: Config, data: str, source: str) -> str:
 
 
 def trial_key(members: Sequence[str], fusion: str, scored: str) -> str:
-  """SHA-256 of a row of the results: trainings, fusion, and the cases that it is scored on."""
+  """Returns the SHA-256 of a row of the results: trainings, fusion and the cases scored on."""
   return digest_of({"members": list(members), "fusion": fusion, "scored": scored})
 
 
 def digest_of(tree) -> str:
-  """SHA-256 of the canonical JSON of plain containers."""
+  """Returns the SHA-256 of the canonical JSON of plain containers."""
   text = json.dumps(tree, sort_keys=True, separators=(",", ":"), ensure_ascii=False,
                     allow_nan=False)
   return hashlib.sha256(text.encode()).hexdigest()
 
 
 def data_digest(stores: Iterable[Store]) -> str:
-  """Of prepared data: every case's arrays, and how it is used."""
+  """Returns the digest of prepared data: every case's content hash, split and annotation."""
   return digest_of(sorted([s.modality, list(s.spacing), c.id, c.dataset, c.split,
                            list(c.annotated), c.sha256] for s in stores for c in s.cases))
 
 
 def scored_digest(root, split: str) -> str:
-  """Of the labelled cases under a path: raw files, or prepared arrays."""
+  """Returns the digest of the labelled cases under a path: raw files or prepared arrays."""
   found = [(folder, case) for folder in discover.discover(root) for case in folder.cases
            if split in ("", "all", case.split)]
   return digest_of(sorted([case.id, case.sha256 if isinstance(folder, Store) else case.digest()]
@@ -79,22 +78,22 @@ def scored_digest(root, split: str) -> str:
 
 @functools.cache
 def source_digest(entries: tuple[str, ...] = ENTRIES) -> str:
-  """The digest of the source that computes a result, or the earliest that computes the same."""
+  """Returns the digest of the current source, or the earliest that computes the same results."""
   return lineage().get(digest := meaning_digest(entries), digest)
 
 
 @functools.cache
 def lineage() -> dict[str, str]:
-  """Digest of source → the earliest digest that computes the same, as was shown by training."""
+  """Returns source digest → earliest digest with the same results, as verified by training."""
   entries = json.loads(LINEAGE.read_text(encoding="utf-8"))["equal"]
   return {entry["source"]: entry["as"] for entry in entries}
 
 
 def meaning_digest(entries: Sequence[str] = ENTRIES, root: Path = ROOT) -> str:
-  """SHA-256 of what some modules of a package and all that they import mean.
+  """Returns the SHA-256 of the semantics of some modules and everything they import.
 
-  Of Python the syntax tree counts, without docstrings, annotations, texts of errors and logs;
-  comments and layout are not part of it. What is compiled (`*.cc`) counts as it is.
+  For Python this is the syntax tree without docstrings, annotations, and error and log messages;
+  comments and layout are not part of it. Compiled sources (`*.cc`) count byte by byte.
   """
   digests = [hashlib.sha256(meaning(path.read_text(encoding="utf-8")).encode()).hexdigest()
              if path.suffix == ".py" else hashlib.sha256(path.read_bytes()).hexdigest()
@@ -103,13 +102,13 @@ def meaning_digest(entries: Sequence[str] = ENTRIES, root: Path = ROOT) -> str:
 
 
 def meaning(text: str) -> str:
-  """The syntax tree of a module as text, without what changes no result."""
+  """Returns the syntax tree of a module as text, without parts that cannot affect a result."""
   tree = _Bare().visit(ast.parse(text))
   return ast.dump(tree)
 
 
 class _Bare(ast.NodeTransformer):
-  """Drops docstrings, annotations, and the texts of errors and logs."""
+  """Drops docstrings, annotations, and error and log messages."""
 
   def visit_Expr(self, node):
     if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
@@ -144,10 +143,10 @@ class _Bare(ast.NodeTransformer):
 
 
 def source_files(entries: Sequence[str] = ENTRIES, root: Path = ROOT) -> list[Path]:
-  """The files of a package that some of its modules import, they themselves included, in order.
+  """Returns the sorted files of a package that the given modules import, including themselves.
 
-  Imports are read, not run: those inside functions count. What is compiled (`*.cc`) counts with the
-  modules beside it. `NOT_COMPUTING` are left out, with what they alone import.
+  Imports are parsed, not executed, so those inside functions count. Compiled sources (`*.cc`)
+  count with the modules beside them. `NOT_COMPUTING` and what only they import are left out.
 
   Args:
     entries: names of modules.
@@ -179,7 +178,7 @@ def _imported(path: Path, root: Path) -> Iterable[str]:
 
 
 def _files(name: str, root: Path) -> list[Path]:
-  """The files that run when a module is imported: its packages' and its own."""
+  """Returns the files that run when a module is imported: those of its packages and its own."""
   parts = name.split(".")
   if parts[0] != root.name:
     return []
@@ -192,7 +191,7 @@ def _files(name: str, root: Path) -> list[Path]:
 
 @functools.cache
 def git_hash() -> str:
-  """Of the checkout that this package lies in, with a + where its source was changed since."""
+  """Returns the commit hash of this checkout, with a + if the source has changed since."""
   def git(*command):
     return subprocess.run(["git", "-C", str(ROOT.parent), *command], capture_output=True,
                           encoding="utf-8", check=False, timeout=30)

@@ -1,7 +1,7 @@
-"""One test case as every variant segments it, beside the truth.
+"""Overlay figure: one test case as segmented by every variant, beside the truth.
 
-Drawn from what scoring kept of the case in `OUT/work/shown`, where it is still there. Real images
-must not leave `OUT/work`; what was drawn here may.
+Drawn from the arrays that scoring kept in `OUT/work/shown`, if they still exist. Real images must
+not leave `OUT/work`; synthetic phantoms may.
 """
 
 from collections.abc import Collection
@@ -17,7 +17,7 @@ from condseg_jax.report.figures import ABDOMEN_HU
 from condseg_jax.study import records
 from condseg_jax.study.figures import save
 
-UNTOLD = "no class told"  # what the one map of such a network shows
+UNTOLD = "no class told"  # label of the single map of such a network
 COLUMNS = 4  # cells in a row
 CELL = 2.1  # inches
 
@@ -26,8 +26,8 @@ def write(out: Path, study: str, rows: Sequence[Mapping]) -> Path | None:
   """Draws the case for the first seed of every variant.
 
   Returns:
-    The picture, in OUT/figures for phantoms and in OUT/work for others; None where nothing was
-    kept.
+    Path of the picture, in OUT/figures for phantoms and in OUT/work for others; None if no arrays
+    were kept.
   """
   shown = {}
   for row in sorted(rows, key=lambda r: (r["order"], r["seed"])):
@@ -47,12 +47,12 @@ def write(out: Path, study: str, rows: Sequence[Mapping]) -> Path | None:
 
 def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str],
          untold: Collection[str] = ()):
-  """A cell with the truth, and one for each variant with its contours.
+  """Draws a cell with the truth and one per variant with its contours.
 
   Args:
     shown: label → what `runner` kept: image, truth, prediction in canonical axes, names.
-    classes: whose colours these are, in this order.
-    untold: labels of the networks that are told no class, whose one map is a mask of none.
+    classes: the classes, in the order of the colours.
+    untold: labels of the unconditioned networks, whose single map belongs to no particular class.
   """
   from matplotlib.figure import Figure
   from matplotlib.patches import Patch
@@ -99,7 +99,7 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str],
 
 
 def _ordered(label: np.ndarray, names: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-  """A label map of a network's own order of classes in that of a list; others and void are 0."""
+  """Remaps a label map from a network's class order to that of a list; others and void are 0."""
   values = np.zeros(256, np.uint8)
   for value, name in enumerate(names.tolist(), 1):
     if name in classes:

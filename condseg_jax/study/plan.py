@@ -1,4 +1,4 @@
-"""What of some studies is done and what is to be run, by keys."""
+"""Plans the trials of studies: which are done and which remain, identified by keys."""
 
 from collections.abc import Callable
 from collections.abc import Container
@@ -26,7 +26,7 @@ class RunPaths:
   """Folders of a session.
 
   Attributes:
-    experiments: with `configs/` and `studies/`.
+    experiments: folder with `configs/` and `studies/`.
     data: raw datasets.
     out: records, tables, figures, and `work`, which is never committed.
   """
@@ -40,27 +40,27 @@ class RunPaths:
     return self.out / "work"
 
   def run(self, key: str) -> Path:
-    """Where a member trains."""
+    """Returns the workdir of a member's training."""
     return self.work / "runs" / key
 
   def kept(self, key: str) -> Path:
-    """Where image, truth and prediction of one case of a trial are kept."""
+    """Returns the file that keeps image, truth and prediction of one case of a trial."""
     return self.work / "shown" / f"{key[:records.KEY_DIGITS]}.npz"
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """A trial, with all that decides its result.
+  """A trial with everything that determines its result.
 
   Attributes:
     trial: as declared.
-    order: of its variant in its study.
+    order: index of its variant in the study.
     study: its study.
     data: its dataset.
-    configs: of its members.
-    keys: see `configs`.
-    key: of its result.
-    path: of its record.
+    configs: configs of its members.
+    keys: keys of its members.
+    key: key of its result.
+    path: path of its record.
   """
 
   trial: Trial
@@ -82,7 +82,7 @@ class Job:
 
 
 def make_job(study: Study, trial: Trial, places: RunPaths) -> Job:
-  """A trial with its keys; its dataset is prepared where it was not."""
+  """Returns a trial with its keys, preparing its dataset if necessary."""
   data = datasets.dataset(trial.variant.dataset, places.data, places.work)
   source = keys.source_digest()
   made = tuple(configs.member_config(m, places.experiments, seed=trial.seed, root=data.root,
@@ -96,13 +96,13 @@ def make_job(study: Study, trial: Trial, places: RunPaths) -> Job:
 
 def jobs(studies: Iterable[Study], places: RunPaths, seeds: Sequence[int] = (),
          only: Sequence[str] = (), *, without: Container[str] = ()) -> list[Job]:
-  """All trials of some studies, in the order in which they are run.
+  """Returns all trials of some studies in the order in which they are run.
 
   Args:
-    seeds: see `Study.trials`.
-    only: see `Study.trials`.
     studies: declared studies.
     places: folders of the session.
+    seeds: see `Study.trials`.
+    only: see `Study.trials`.
     without: datasets whose trials are left out.
   """
   return [make_job(study, trial, places) for study in studies
@@ -110,7 +110,7 @@ def jobs(studies: Iterable[Study], places: RunPaths, seeds: Sequence[int] = (),
 
 
 def unprepared(studies: Iterable[Study], places: RunPaths, seeds=(), only=()) -> dict[str, int]:
-  """Dataset that was never prepared → how many trials need it: nothing of them can be done."""
+  """Returns unprepared dataset → number of trials that need it, none of which can be done yet."""
   counts: dict[str, int] = {}
   for study in studies:
     for trial in study.trials(seeds, only):
@@ -120,13 +120,13 @@ def unprepared(studies: Iterable[Study], places: RunPaths, seeds=(), only=()) ->
 
 
 class Pace:
-  """Seconds that a step takes, from the records there are; the study's own guess before."""
+  """Estimates seconds per step from existing records, or from the study's estimate without any."""
 
   def __init__(self, out: Path):
     self._seconds: dict[tuple[str, str], list[float]] = {}
     for folder in sorted((out / "records").glob("*")):
       for path in records.files(folder):
-        with contextlib.suppress(InputError):  # a damaged one is told where it is needed
+        with contextlib.suppress(InputError):  # damaged records are reported where they are used
           self.add(records.read(path))
 
   def add(self, record: Mapping) -> None:
@@ -136,7 +136,7 @@ class Pace:
           (seconds["training"] + seconds["scoring"]) / steps)
 
   def left(self, todo: Sequence[Job], places: RunPaths) -> float:
-    """Seconds for all trials of a list; members that are trained already cost nothing."""
+    """Returns the seconds that a list of trials takes; trained members cost nothing."""
     seen, total = set(), 0.0
     for job in todo:
       variant = job.trial.variant
@@ -151,12 +151,12 @@ class Pace:
 
 
 def _family(dataset: str) -> str:
-  """Datasets of the same images, as `hippocampus_full` is of `hippocampus`."""
+  """Returns the name shared by datasets of the same images: `hippocampus_full` → `hippocampus`."""
   return dataset.split("_")[0]
 
 
 def duration(seconds: float) -> str:
-  """For people."""
+  """Formats a duration for display."""
   if seconds < 60:
     return f"{round(seconds)} s"
   minutes = round(seconds / 60)
@@ -165,13 +165,13 @@ def duration(seconds: float) -> str:
 
 def prune(everything: Sequence[Job], chosen: Sequence[Job], places: RunPaths,
           tell: Callable[[str], None]) -> int:
-  """Removes the checkpoints of members that no trial needs any more; returns how many.
+  """Removes the checkpoints of members that no trial needs any longer; returns their number.
 
   Args:
-    everything: trials of all studies, of which a member may be shared.
-    chosen: those whose members may go.
+    everything: trials of all studies, which may share members.
+    chosen: trials whose members may be removed.
     places: folders of the session.
-    tell: called with a line for each.
+    tell: called with a line for each removal.
   """
   needed = {key for job in everything if not job.done for key in job.keys}
   removed = 0
@@ -185,7 +185,7 @@ def prune(everything: Sequence[Job], chosen: Sequence[Job], places: RunPaths,
 
 
 def drop_old(study: Study, places: RunPaths, tell: Callable[[str], None]) -> None:
-  """Removes the records of a study that are of none of its trials as they are now."""
+  """Removes the records of a study that match none of its current trials."""
   paths = records.files(places.out / "records" / study.name)
   seeds = dict.fromkeys((*study.seeds, *(records.read(path)["seed"] for path in paths)))
   current = {job.path.name for job in jobs([study], places, tuple(seeds))}

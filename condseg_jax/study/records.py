@@ -1,8 +1,8 @@
-"""The records of a study, one file for each row of its results, and the CSV made of them.
+"""The records of a study, one file per row of its results, and the CSV derived from them.
 
-    OUT/records/STUDY/NAME-KEY.json    what was trained and scored, on what, and with what result
+    OUT/records/STUDY/NAME-KEY.json    what was trained and scored, on which data, and the result
 
-Tables and figures are made of these files alone: no network and no image is needed.
+Tables and figures are made from these files alone, without networks or images.
 """
 
 from collections.abc import Mapping
@@ -26,18 +26,18 @@ from condseg_jax.system.atomic import write_text
 KEY_DIGITS = 16
 CURVE_POINTS = 100
 
-# Of a record, what belongs to the study and not to the result, which studies may share.
+# Fields of a record that belong to the study, not to the result, which studies may share.
 _OWN = ("study", "label", "variant", "mechanism", "level", "seed", "against", "order",
         "level_name")
 
 
 def files(folder: Path) -> list[Path]:
-  """The records in a folder; what another process is writing is none."""
+  """Returns the record files in a folder, without those still being written."""
   return sorted(path for path in folder.glob("*.json") if not path.name.startswith("."))
 
 
 def path_of(out: Path, study: str, name: str, key: str) -> Path:
-  """Where the record of a trial lies."""
+  """Returns the path of a trial's record."""
   return out / "records" / study / f"{name}-{key[:KEY_DIGITS]}.json"
 
 
@@ -47,10 +47,10 @@ def write(path: Path, record: Mapping) -> None:
 
 
 def read(path: Path) -> dict:
-  """A record.
+  """Reads a record.
 
   Raises:
-    InputError: it is damaged.
+    InputError: the record is damaged.
   """
   try:
     return dict(json.loads(path.read_text(encoding="utf-8")))
@@ -60,7 +60,7 @@ def read(path: Path) -> dict:
 
 
 def known(path: Path, key: str) -> bool:
-  """Whether a record is there, whole and of this key."""
+  """Returns whether a valid record with this key exists."""
   try:
     return path.exists() and read(path).get("key") == key
   except InputError:
@@ -68,7 +68,7 @@ def known(path: Path, key: str) -> bool:
 
 
 def borrowed(out: Path, key: str) -> dict:
-  """The result that another study has for the same trainings and cases; {} where none has."""
+  """Returns another study's result for the same trainings and cases, or {}."""
   for path in sorted((out / "records").glob(f"*/*-{key[:KEY_DIGITS]}.json")):
     if known(path, key):
       return {name: value for name, value in read(path).items() if name not in _OWN}
@@ -76,11 +76,11 @@ def borrowed(out: Path, key: str) -> dict:
 
 
 def of_study(out: Path, study: str) -> list[dict]:
-  """The records of a study, ordered by seed and then as they are named.
+  """Returns the records of a study, ordered by seed, then by name.
 
   Raises:
-    InputError: there are none; some are of other source files, settings or data, or two are of
-      one trial.
+    InputError: there are none, they mix source versions, settings or data, or two belong to the
+      same trial.
   """
   folder = out / "records" / study
   paths = files(folder)
@@ -113,13 +113,13 @@ def of_study(out: Path, study: str) -> list[dict]:
 
 
 def curve(workdir: Path) -> dict:
-  """Mean soft Dice of every class over training: {"step": […], "dice": {class: […]}}, thinned."""
+  """Returns the thinned training curve: {"step": […], "dice": {class: mean soft Dice […]}}."""
   lines = map(json.loads, (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
   lines = [line for line in lines if "loss" in line]
   starts = [i for i in range(1, len(lines)) if lines[i]["step"] <= lines[i - 1]["step"]]
-  lines = lines[starts[-1]:] if starts else lines  # a training that was begun anew
+  lines = lines[starts[-1]:] if starts else lines  # the training was restarted
   every = math.ceil(len(lines) / CURVE_POINTS) if lines else 1
-  lines = lines[::-1][::every][::-1]  # so that the end is one of them
+  lines = lines[::-1][::every][::-1]  # keeps the last point
   names = dict.fromkeys(key for line in lines for key in line if key.startswith("dice/"))
   return {"step": [line["step"] for line in lines],
           "dice": {name.removeprefix("dice/"): [_rounded(line.get(name)) for line in lines]
@@ -127,12 +127,12 @@ def curve(workdir: Path) -> dict:
 
 
 def run_seconds(workdir: Path) -> float:
-  """What a training took, all sessions together."""
+  """Returns the seconds that a training took over all sessions."""
   return float(json.loads((workdir / "run.json").read_text(encoding="utf-8"))["seconds"])
 
 
 def machine() -> dict:
-  """What the numbers were computed with; of the CPU cores, those that this process may run on."""
+  """Describes the machine; the CPU cores are those available to this process."""
   onednn = convolution.usable(jnp.zeros((1,), jnp.float32))
   cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
   return {"cpus": cpus, "system": f"{platform.system()} {platform.machine()}",
@@ -142,9 +142,9 @@ def machine() -> dict:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
-  """One row for each record: what it is, its scores, and what it was made with.
+  """Writes one row per record: trial, scores and provenance.
 
-  `config` holds the settings in which the rows differ; all of them stand in the records.
+  `config` holds the settings in which the rows differ; the records hold all settings.
   """
   classes = classes_of(rows)
   flat = statistics.is_flat(rows[0])
@@ -174,14 +174,14 @@ def write_csv(path: Path, rows: Sequence[Mapping]) -> None:
 
 
 def classes_of(rows: Sequence[Mapping]) -> list[str]:
-  """The classes that records score, in order of appearance."""
+  """Returns the scored classes in order of appearance."""
   return list(dict.fromkeys(name for row in rows for name in row["scores"]["classes"]))
 
 
 def varied(rows: Sequence[Mapping]) -> list[dict]:
-  """Of every record the settings in which records differ, by their dotted names, seeds left out.
+  """Returns, for every record, the settings in which records differ, by dotted name, without seeds.
 
-  What differs between the members of one record has a list of their values.
+  A setting that differs between the members of a record maps to a list of their values.
   """
   flat = [[_flat(config) for config in row["configs"]] for row in rows]
   names = dict.fromkeys(name for members in flat for one in members for name in one)
@@ -193,7 +193,7 @@ def varied(rows: Sequence[Mapping]) -> list[dict]:
 
 
 def _flat(config: Mapping) -> dict:
-  """Dotted name → value of the settings in sections; the seed is in none."""
+  """Returns dotted name → value of the settings in sections; the seed is in none."""
   return {f"{section}.{name}": value for section, tree in config.items()
           if isinstance(tree, Mapping) for name, value in tree.items()}
 

@@ -1,4 +1,4 @@
-"""What the records of a study say: tables of scores, differences, ranks, scanners, confusions."""
+"""Tables from the records of a study: scores, differences, ranks, scanners, confusions."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -19,15 +19,15 @@ from condseg_jax.system.atomic import write_text
 
 
 class Outcome(NamedTuple):
-  """A study in numbers.
+  """The statistics of a study.
 
   Attributes:
     rows: its records.
-    classes: scored.
+    classes: the scored classes.
     first: label → the first record of the variant.
-    points, sds: label → over seeds, of every class and their mean, [K + 1].
-    drawn: label → bootstrap replicates of the same, [resamples, K + 1].
-    families: reference → it and those compared with it.
+    points, sds: label → mean and sd over seeds of every class and their mean, [K + 1].
+    drawn: label → bootstrap replicates of the means, [resamples, K + 1].
+    families: reference → itself and the variants compared with it.
   """
 
   rows: list[dict]
@@ -40,7 +40,7 @@ class Outcome(NamedTuple):
 
 
 def outcome(rows: Sequence[Mapping], resamples: int = statistics.RESAMPLES) -> Outcome:
-  """The statistics of a study's records."""
+  """Computes the statistics of a study's records."""
   rows = sorted(rows, key=lambda r: (r["order"], r["seed"]))
   groups = statistics.groups(rows)
   drawn = statistics.replicates(groups, resamples=resamples)
@@ -63,7 +63,7 @@ def write(out: Path, study: str) -> Outcome:
   """Writes CSV, Markdown and LaTeX of a study from its records.
 
   Raises:
-    InputError: no records, or such as must not be mixed.
+    InputError: no records, or records that must not be mixed.
   """
   rows = records.of_study(out, study)
   found = outcome(rows)
@@ -76,7 +76,7 @@ def write(out: Path, study: str) -> Outcome:
 
 
 def describe(found: Outcome) -> str:
-  """What was trained and scored, and how it is made again."""
+  """Describes what was trained and scored, and how to reproduce it."""
   rows, scores = found.rows, found.rows[0]["scores"]
   one = rows[0]
   kind = score_name(one)
@@ -98,7 +98,7 @@ def score_name(row: Mapping) -> str:
 
 
 def study_tables(found: Outcome) -> list[Table]:
-  """All tables that the records have the numbers of."""
+  """Returns all tables that the records have data for."""
   made = [_scores(found), _differences(found), *_ranks(found)]
   if any(found.rows[0]["scores"]["groups"]):
     made += [_scanners(found), _confusions(found)]
@@ -106,7 +106,7 @@ def study_tables(found: Outcome) -> list[Table]:
 
 
 def names_of(found: Outcome) -> tuple[list[str], dict[str, list[str]]]:
-  """Of variant, mechanism and level those that differ, and label → its values of them."""
+  """Returns which of variant, mechanism and level differ, and label → their values."""
   fields = ["variant", "mechanism", "level"]
   kept = [f for f in fields if f == "variant" or (
       len({row[f] for row in found.first.values()}) > 1)]
@@ -160,7 +160,7 @@ def _ranks(found: Outcome) -> list[Table]:
   made = []
   for reference, family in found.families.items():
     if len(family) < 3:
-      continue  # of two, the differences say it
+      continue  # with two variants, the differences suffice
     shares = statistics.rank_probabilities(np.stack([found.drawn[n][:, -1] for n in family]))
     order = np.argsort(-np.array([found.points[name][-1] for name in family]), kind="stable")
     rows = [[family[i], number(found.points[family[i]][-1]),
@@ -174,7 +174,7 @@ def _ranks(found: Outcome) -> list[Table]:
 
 
 def scanner_scores(found: Outcome, label: str) -> tuple[list[str], np.ndarray]:
-  """Scanners, and the mean Dice of every class under each, over cases and seeds: [K, scanners]."""
+  """Returns scanners and the mean Dice over cases and seeds by class and scanner, [K, scanners]."""
   rows = [row for row in found.rows if row["label"] == label]
   scanners = list(dict.fromkeys(rows[0]["scores"]["groups"]))
   values = np.empty((len(found.classes), len(scanners)))
@@ -188,10 +188,10 @@ def scanner_scores(found: Outcome, label: str) -> tuple[list[str], np.ndarray]:
 
 
 def confusion_shares(found: Outcome, label: str) -> np.ndarray:
-  """Part of every true class (rows, last none) that each class asked for took: [K + 1, K + 1].
+  """Returns the fraction of each true class (row) predicted as each class, [K + 1, K + 1].
 
-  Where masks overlap, a row may add up to more than 1, and that of none is NaN: how many voxels it
-  has cannot be told from the counts.
+  The last row and column are "no class". With overlapping masks a row may sum to more than 1, and
+  the row of "no class" is NaN, since its voxel count cannot be derived from the confusion counts.
   """
   total, truth = np.zeros((len(found.classes) + 1,) * 2), np.zeros(len(found.classes) + 1)
   for row in found.rows:
@@ -232,22 +232,22 @@ def _confusions(found: Outcome) -> Table:
                [*kept, "truth", *found.classes, "none"], rows, len(kept) + 1)
 
 
-# --- A text whose tables are those of studies: written in between marks, never typed.
+# --- Markdown files with generated tables between marks.
 _MARK_BEGIN = re.compile(r"<!-- ([\w/-]+): ([^\n]+?) -->\n")
 _MARK = re.compile(rf"({_MARK_BEGIN.pattern})(.*?)(<!-- end -->)", re.DOTALL)
 
 
 def fill(path: Path, out: Path) -> None:
-  """Puts the tables of OUT/STUDY.md between the marks of a Markdown file.
+  """Inserts the tables of OUT/STUDY.md between the marks of a Markdown file.
 
   Raises:
-    InputError: a mark names a study without tables, or a table that it does not have.
+    InputError: a mark names a study without tables or an unknown table.
   """
   write_text(path, filled(path.read_text(encoding="utf-8"), out))
 
 
 def filled(text: str, out: Path) -> str:
-  """The text with its tables, see `fill`."""
+  """Returns the text with its tables filled in, see `fill`."""
   def table(found: re.Match) -> str:
     begin, study, title, body, end = found.groups()
     if _MARK_BEGIN.search(body):
@@ -258,7 +258,7 @@ def filled(text: str, out: Path) -> str:
 
 
 def section(path: Path, title: str) -> str:
-  """The text under a heading `## title` of a Markdown file."""
+  """Returns the text under a heading `## title` of a Markdown file."""
   if not path.exists():
     raise InputError(path, "does not exist", "run the study, or make its tables with --tables")
   parts = re.split(r"^## (.+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Runs the trials of studies: trains what is not trained, scores, writes records."""
+"""Runs the trials of studies: trains missing members, scores, and writes records."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -35,25 +35,25 @@ log = logging.getLogger("condseg_jax")
 
 def run(todo: Sequence[Job], places: RunPaths,
         after: Callable[[str], None] = lambda _study: None) -> list[str]:
-  """Runs what is not done, one trial after the other; one that fails does not stop the others.
+  """Runs the missing trials one after the other; a failed trial does not stop the others.
 
   Args:
     todo: the trials.
-    places: folders.
-    after: told the name of every study when the last of its trials has been dealt with; in one
+    places: folders of the session.
+    after: called with the name of each study once its last trial is done or has failed; in one
       process at a time.
 
   Returns:
-    What failed, one line each.
+    One line per failure.
 
   Raises:
-    KeyboardInterrupt: on Ctrl-C or SIGTERM; a training has saved its state before, and the same
-      command goes on from there.
+    KeyboardInterrupt: on Ctrl-C or SIGTERM. The training has saved its state by then; running the
+      same command again resumes it.
   """
   waiting = [job for job in todo if not job.done]
   log.info("%d of %d trials are done", len(todo) - len(waiting), len(todo))
   pace, failures = Pace(places.out), []
-  keys.git_hash()  # of the code that runs, whatever is committed meanwhile
+  keys.git_hash()  # of the running code, before any later commit
 
   def failed(what: str, error: Exception) -> None:
     text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
@@ -64,7 +64,7 @@ def run(todo: Sequence[Job], places: RunPaths,
     try:
       with locked(places.work / "locks" / study):
         after(study)
-    except Exception as error:  # the trials of other studies are still to be run
+    except Exception as error:  # trials of other studies remain to be run
       failed(study, error)
 
   for job in todo:
@@ -80,7 +80,7 @@ def run(todo: Sequence[Job], places: RunPaths,
                trial.variant.label, trial.seed, duration(pace.left(waiting[number:], places)))
       try:
         record = run_job(job, places)
-      except Exception as error:  # hours of other trials wait behind this one
+      except Exception as error:  # a failed trial must not stop the others
         failed(f"{trial.study}: {trial.variant.label}, seed {trial.seed}", error)
       else:
         pace.add(record)
@@ -93,12 +93,12 @@ def run(todo: Sequence[Job], places: RunPaths,
 
 
 def run_job(job: Job, places: RunPaths) -> dict:
-  """The record of a trial, which is written; another study's result for the same is taken.
+  """Writes and returns the record of a trial, reusing another study's result for the same key.
 
-  No other process trains the same meanwhile.
+  Locks keep other processes from training the same members meanwhile.
   """
   with contextlib.ExitStack() as held:
-    for key in sorted(set(job.keys)):  # in one order everywhere, so that no two wait for each other
+    for key in sorted(set(job.keys)):  # a fixed order prevents deadlock
       held.enter_context(locked(places.work / "locks" / key))
     result = records.borrowed(places.out, job.key) or _result(job, places)
     record = {**_declared(job), **result}
@@ -107,7 +107,7 @@ def run_job(job: Job, places: RunPaths) -> dict:
 
 
 def renew(job: Job) -> None:
-  """What the study declares of a trial that is done, where that has changed since."""
+  """Updates the declared fields in the record of a finished trial if they have changed."""
   record = records.read(job.path)
   changed = {**record, **_declared(job)}
   if changed != record:
@@ -123,7 +123,7 @@ def _declared(job: Job) -> dict:
 
 
 def _result(job: Job, places: RunPaths) -> dict:
-  """Trains, scores, and tells everything that does not depend on the study."""
+  """Trains and scores; returns every field of the record that does not depend on the study."""
   folders = [places.run(key) for key in job.keys]
   for number, (config, folder) in enumerate(zip(job.configs, folders, strict=True)):
     if len(folders) > 1:
@@ -159,8 +159,7 @@ def _result(job: Job, places: RunPaths) -> dict:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-  """Ctrl-C is a SIGTERM, which a training saves its state on; anywhere else both end the session.
-  """
+  """Maps Ctrl-C to SIGTERM, on which a training saves its state; elsewhere both end the session."""
   def leave(*_):
     raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""Scores of a trial, in arrays: what the tables of a study are made of."""
+"""Scores of a trial as arrays, from which the tables of a study are made."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -26,33 +26,33 @@ COUNTED = ("tp", "fp", "fn")
 
 
 def predictor_of(workdirs: Sequence) -> Predictor:
-  """The network of a trial, from the last checkpoints of its trainings."""
+  """Returns the predictor of a trial, from the last checkpoints of its trainings."""
   members = [load(workdir, "last") for workdir in workdirs]
   return members[0] if len(members) == 1 else specialists(members)
 
 
 def parameters(predictor: Predictor) -> int:
-  """Numbers that were learned, of all members."""
+  """Returns the number of learned parameters of all members."""
   members = predictor.variables.get("members", (predictor.variables,))
   return sum(leaf.size for variables in members for leaf in jax.tree.leaves(variables["params"]))
 
 
 def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
           groups: Sequence[str] = (), keep: Callable[..., None] | None = None) -> dict:
-  """Scores a network on labelled cases, all of its classes competing.
+  """Scores a network on labelled cases, with all of its classes competing.
 
   Args:
     predictor: the network.
-    cases: to score on.
+    cases: cases to score on.
     fusion: see `Predictor.predict`.
-    groups: of each case, e.g. its scanner; confusions are counted for each group.
-    keep: told image, truth (label map, 255 unlabelled) and prediction of the first case, all in
-      canonical axes.
+    groups: group of each case, e.g. its scanner; confusions are counted per group.
+    keep: called with image, truth (label map, 255 unlabelled) and prediction of the first case,
+      all in canonical axes.
 
   Returns:
-    For JSON: `cases`, `classes`, `groups`, `axes`; the fast metrics (rounded, None without a
-    value), `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where a
-    case does not annotate a class; `confusion`: group → see `confusion`.
+    JSON-ready dict: `cases`, `classes`, `groups`, `axes`; the fast metrics (rounded, None if
+    undefined), `tp`, `fp`, `fn` (voxels), each a list over cases of lists over classes, None where
+    a case does not annotate a class; `confusion`: group → see `confusion`.
   """
   groups = list(groups) or [""] * len(cases)
   group_of = dict(zip((case.id for case in cases), groups, strict=True))
@@ -85,11 +85,11 @@ def score(predictor: Predictor, cases: Sequence[LabelledCase], *, fusion: str,
 
 def confusion(masks: Mapping[str, np.ndarray], truth: Mapping[str, np.ndarray],
               classes: Sequence[str]) -> np.ndarray:
-  """Voxels of every true class (rows) that were given to every class asked for (columns).
+  """Counts voxels by true class (rows) and predicted class (columns).
 
-  The last row is what is of none of the classes, the last column what was given to none. A voxel
-  that is unlabelled for some class has no row but those of classes that it is known to be of; with
-  masks that overlap, a voxel counts in several columns.
+  The last row and the last column are "no class". A voxel that is unlabelled for some class counts
+  only in the rows of classes it is known to belong to; with overlapping masks a voxel counts in
+  several columns.
 
   Returns:
     int64 [K + 1, K + 1].
@@ -117,18 +117,18 @@ def _number(value: float) -> float | None:
   return None if math.isnan(value) else float(f"{value:.6g}")
 
 
-# --- Several networks, each for classes of its own, as the one network that they are compared with.
+# --- Several specialist networks combined into one predictor.
 def specialists(predictors: Sequence[Predictor]) -> Predictor:
-  """One predictor that asks for every class the network that knows it.
+  """Combines specialists into one predictor that routes each class to its network.
 
-  Its probabilities are those of the members, and they compete for voxels as those of one network
-  do. An image is encoded once for every class.
+  The members' probabilities compete for voxels as those of a single network do. An image is encoded
+  once per class.
 
   Args:
-    predictors: members, with one plan and no class in common; their classes come in this order.
+    predictors: members with the same plan and disjoint classes; the class order follows theirs.
 
   Raises:
-    InputError: the plans differ, or two members know a class.
+    InputError: the plans differ, or two members share a class.
   """
   first = predictors[0]
   names = [name for p in predictors for name in p.table.names]
@@ -152,7 +152,7 @@ def specialists(predictors: Sequence[Predictor]) -> Predictor:
     functions, number, local = places[int(class_id_K[0])]
     return functions.decode(variables["members"][number], features, np.array([local], np.int32))
 
-  # One class in a call, for which the encoder of its network has to run: as if it saw the class.
+  # One class per call, whose network's encoder must run: as if the encoder saw the class.
   functions = sliding_window.WindowFunctions(encode, decode, True, (1,))
   return Predictor(
       first.model, {"members": tuple(p.variables for p in predictors)}, table, first.plan,

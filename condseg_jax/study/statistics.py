@@ -1,22 +1,24 @@
-"""Means over cases and seeds, and how far their differences can be trusted.
+"""Means over cases and seeds, and bootstrap intervals of their differences.
 
-The score of one training is T_k, of class k: the mean Dice over the cases that have one, or, for
-images, the intersections over the unions summed over all of them. With weights w_c of the cases
+The score of one training is T_k for class k: the mean Dice over the cases where it is defined or,
+for images, IoU pooled over all cases. With case weights w_c
 
     T_k(w) = Σ_c w_c D_ck / Σ_c w_c     or     T_k(w) = Σ_c w_c tp_ck / Σ_c w_c (tp + fp + fn)_ck
 
-and the mean over classes is that of the T_k that have a value. Over seeds s the T are averaged.
+and the mean over classes is taken over the defined T_k. T is averaged over seeds s.
 
-The bootstrap draws cases with replacement, the same for all variants, since all are scored on the
-same ones (paired); within that, for every variant, seeds with replacement, and averages over them:
+The bootstrap draws cases with replacement, identically for all variants because all are scored on
+the same cases (paired); within a replicate it draws seeds with replacement for every variant and
+averages over them:
 
     θ*_v = Σ_s (m*_vs / S) T_vs(w*),   w* ~ Multinomial(C; 1/C, …),   m*_v ~ Multinomial(S; 1/S, …)
 
-A seed is drawn for all cases together, because its network saw all of them (the pigeonhole
+A seed is drawn for all cases together, because its network is scored on all of them (the pigeonhole
 bootstrap of crossed factors: A. B. Owen, The pigeonhole bootstrap, Annals of Applied Statistics
-1(2), 2007). Differences θ*_v - θ*_r are those within a replicate; the interval is that of the
-percentiles. With few seeds (three) it still understates what another seed may change: the variance
-of a resampled mean is (S - 1)/S of what it should be. With one seed it speaks of cases alone.
+1(2), 2007). Differences θ*_v - θ*_r are taken within a replicate; intervals are percentile
+intervals. With few seeds (three) they still understate seed variability: the variance of a
+resampled mean is (S - 1)/S of the true one. With one seed they reflect the variation over cases
+only.
 """
 
 from collections.abc import Mapping
@@ -29,17 +31,16 @@ from condseg_jax.metrics import METRICS
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-_CHUNK = 500  # replicates at once
+_CHUNK = 500  # replicates per batch
 
 
 class Group(NamedTuple):
   """All seeds of a variant.
 
   Attributes:
-    label: of the variant.
-    top_SCK: whose weighted sums over cases are divided; 0 in both where a case has no
-      score.
-    bottom_SCK: see `top_SCK`.
+    label: label of the variant.
+    top_SCK: numerators, summed over cases with weights; 0 where a case has no score.
+    bottom_SCK: denominators, likewise.
   """
 
   label: str
@@ -48,7 +49,7 @@ class Group(NamedTuple):
 
 
 class Difference(NamedTuple):
-  """Of two means, with its interval and the part of the replicates in which it is positive."""
+  """Difference of two means, its interval, and the fraction of replicates where it is positive."""
 
   value: float
   low: float
@@ -57,12 +58,12 @@ class Difference(NamedTuple):
 
 
 def is_flat(record: Mapping) -> bool:
-  """Whether a record is of images (2-D), which are scored by pooled IoU."""
+  """Returns whether a record is of 2-D images, which are scored by pooled IoU."""
   return record["scores"]["axes"] == 2
 
 
 def row_scores(record: Mapping) -> dict:
-  """Of one training: `classes` (Dice, or pooled IoU of images), `mean_dice`, `mean_iou`."""
+  """Returns `classes` (Dice, or pooled IoU for images), `mean_dice`, `mean_iou` of a training."""
   scores = record["scores"]
   dice, _ = _weighted(*_mean_terms(scores, "dice"))
   iou, mean_iou = _weighted(*_pooled_terms(scores))
@@ -74,15 +75,15 @@ def row_scores(record: Mapping) -> dict:
 
 
 def own_metrics(record: Mapping) -> list[str]:
-  """The metrics of a record besides Dice and IoU, which are in every one."""
+  """Returns the metrics of a record other than Dice and IoU, which every record has."""
   return [name for name in METRICS if name in record["scores"] and name not in ("dice", "iou")]
 
 
 def groups(records: Sequence[Mapping]) -> list[Group]:
-  """Records by variant, in order of appearance; images are scored by pooled IoU.
+  """Groups records by variant, in order of appearance; images are scored by pooled IoU.
 
   Raises:
-    ValueError: records of other cases or classes.
+    ValueError: records with different cases or classes.
   """
   first = records[0]["scores"]
   by_label: dict[str, list] = {}
@@ -99,7 +100,7 @@ def groups(records: Sequence[Mapping]) -> list[Group]:
 
 
 def means(group: Group) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and sd over seeds of every class and, last, of their mean: each [K + 1].
+  """Returns mean and sd over seeds of every class and, last, of their mean, each [K + 1].
 
   The sd is nan with one seed.
   """
@@ -111,10 +112,10 @@ def means(group: Group) -> tuple[np.ndarray, np.ndarray]:
 
 
 def replicates(found: Sequence[Group], *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-  """Bootstrap replicates of the mean over seeds of every class and, last, of their mean.
+  """Draws bootstrap replicates of the mean over seeds of every class and, last, of their mean.
 
   Returns:
-    float64 [groups, resamples, K + 1]; the cases of a replicate are the same for all groups.
+    float64 [groups, resamples, K + 1]; each replicate uses the same cases for all groups.
   """
   rng = np.random.default_rng(seed)
   cases = found[0].top_SCK.shape[1]
@@ -136,7 +137,7 @@ def replicates(found: Sequence[Group], *, resamples: int = RESAMPLES, seed: int 
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-  """Percentile interval of replicates; nan where no replicate has a value."""
+  """Returns the percentile interval of replicates; nan if all are nan."""
   values = values[~np.isnan(values)]
   if not len(values):
     return float("nan"), float("nan")
@@ -146,13 +147,13 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def differences(points: np.ndarray, drawn: np.ndarray, reference_points: np.ndarray,
                 reference_drawn: np.ndarray) -> list[Difference]:
-  """Every class and the mean of a variant against the reference.
+  """Compares every class and the mean of a variant with the reference.
 
   Args:
-    points: of `means`, [K + 1].
-    reference_points: see `points`.
-    drawn: of `replicates`, [resamples, K + 1].
-    reference_drawn: see `drawn`.
+    points: means of the variant, see `means`, [K + 1].
+    drawn: its replicates, see `replicates`, [resamples, K + 1].
+    reference_points: means of the reference, [K + 1].
+    reference_drawn: replicates of the reference, [resamples, K + 1].
   """
   out = []
   for k, (point, other) in enumerate(zip(points, reference_points, strict=True)):
@@ -164,10 +165,10 @@ def differences(points: np.ndarray, drawn: np.ndarray, reference_points: np.ndar
 
 
 def rank_probabilities(drawn_GB: np.ndarray) -> np.ndarray:
-  """How often each variant has each rank, 1 the best: [groups, ranks]; equal ones share theirs.
+  """Returns the probability of each rank, 1 the best, [groups, ranks]; ties share their ranks.
 
   Args:
-    drawn_GB: replicates of one number.
+    drawn_GB: replicates of one score.
   """
   drawn_GB = np.where(np.isnan(drawn_GB), -np.inf, drawn_GB)
   count = len(drawn_GB)
@@ -179,7 +180,7 @@ def rank_probabilities(drawn_GB: np.ndarray) -> np.ndarray:
 
 
 def nan_mean(values, axis=None):
-  """Mean of what is not nan; nan where there is nothing."""
+  """Returns the mean of the values that are not nan; nan if there are none."""
   values = np.asarray(values, np.float64)
   valid = ~np.isnan(values)
   mean = _ratio(np.where(valid, values, 0).sum(axis), valid.sum(axis))
@@ -187,7 +188,7 @@ def nan_mean(values, axis=None):
 
 
 def _mean_terms(scores: Mapping, key: str) -> tuple[np.ndarray, np.ndarray]:
-  values = np.array(scores[key], np.float64)  # None is nan
+  values = np.array(scores[key], np.float64)  # None becomes nan
   valid = ~np.isnan(values)
   return np.where(valid, values, 0), valid.astype(np.float64)
 

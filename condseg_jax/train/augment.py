@@ -1,7 +1,7 @@
-"""Augmentation inside the jitted step: one affine resampling, then intensities.
+"""Augmentation inside the jitted step: one affine resampling, then intensity transforms.
 
-Pure functions of a key. The key of a sample is fold_in(fold_in(key(seed), step), index), so that a
-resumed run, another device count or another batch layout draws the same numbers.
+Pure functions of a key. The key of a sample is fold_in(fold_in(key(seed), step), index), so that
+random numbers do not depend on resuming, device count or batch layout.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ Draw = Callable[[jax.Array, tuple[int, ...], float], jax.Array]
 
 
 def gamma(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
-  """Changes gamma by up to e^±limit, on the image mapped to 0 to 1 by its own range."""
+  """Applies a gamma between e^-limit and e^limit to the image rescaled to [0, 1] by its range."""
   exponent = jnp.exp(draw(key, (), limit))
   low, high = image.min(), image.max()
   width = jnp.maximum(high - low, 1e-6)
@@ -34,12 +34,12 @@ def scale(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Arr
 
 
 def offset(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
-  """Adds up to ±limit, in units of the normalised image."""
+  """Adds an offset of up to ±limit, in units of the normalised image."""
   return image + draw(key, (), limit)
 
 
 def noise(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
-  """Adds Gaussian noise of a standard deviation up to limit, units of the normalised image."""
+  """Adds Gaussian noise with a standard deviation of up to limit, in normalised units."""
   sd_key, field_key = jax.random.split(key)
   sd = jnp.abs(draw(sd_key, (), limit))
   return image + sd * jax.random.normal(field_key, image.shape, image.dtype)
@@ -47,17 +47,17 @@ def noise(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Arr
 
 # Intensity augmentations in the order in which they are applied: (image_DHWC, key, limit, draw) →
 # image. `limit` is its setting, `config.augment.NAME` or `config.augment.extra.NAME`; `draw(key,
-# shape, limit)` is uniform in ±limit, or 0 where the sample is left as it is. To add one, write a
-# function and name it here.
+# shape, limit)` is uniform in ±limit, or 0 where the sample is left unchanged. To add one, write a
+# function and register it here.
 AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, float, Draw], jax.Array]] = {
     "gamma": gamma, "scale": scale, "offset": offset, "noise": noise}
 # These share one split of a sample's key; any other folds its name into the key, so that adding one
-# changes no number of the rest.
+# does not change the random numbers of the rest.
 _SPLIT = ("scale", "offset", "gamma", "noise")
 
 
 def check_augmentations(settings: Augment) -> None:
-  """Raises InputError for a name in `augment.extra` that is not registered."""
+  """Raises InputError for an unregistered name in `augment.extra`."""
   for name in settings.extra:
     if name not in AUGMENTATIONS or name in _SPLIT:
       raise InputError(f"augment.extra.{name}", "is not a registered augmentation", "name one that "
@@ -66,20 +66,20 @@ def check_augmentations(settings: Augment) -> None:
 
 def augment(batch: Batch, key: jax.Array, settings: Augment, spacing: tuple[float, ...],
             lateral_axes: jax.Array) -> Batch:
-  """Augments every sample of a batch with numbers of its own.
+  """Augments every sample of a batch independently.
 
   Args:
     batch: see `Batch`.
-    key: of the step; each sample folds in its index.
-    settings: what to do.
-    spacing: of the voxels, so that a rotation is one in the world and not a shear.
+    key: key of the step; each sample folds in its index.
+    settings: ranges of the transforms.
+    spacing: voxel spacing, so that rotations are rigid in physical space.
     lateral_axes: bool [K, axes], True where a class must not be mirrored along an axis.
 
   Returns:
-    The batch with image and mask changed alike; voxels moved in are unlabelled.
+    The batch with image and mask transformed alike; voxels moved in from outside are unlabelled.
   """
   keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch.index)
-  # A class that is decoded but not annotated here has no say.
+  # A class that is decoded but not annotated does not restrict mirroring.
   forbidden = jnp.any(lateral_axes[batch.class_id] & (batch.beta > 0)[..., None], axis=1)
 
   def one(image, mask, sample_key, refused):
@@ -95,7 +95,7 @@ def augment(batch: Batch, key: jax.Array, settings: Augment, spacing: tuple[floa
 
 
 def rotation_matrix(angles: jax.Array, ndim: int) -> jax.Array:
-  """Rotation about each axis in turn, [ndim, ndim]; `angles` in radians, 3 in 3-D and 1 in 2-D."""
+  """Returns the rotation about each axis in turn, [ndim, ndim]; 3 angles in 3-D, 1 in 2-D (rad)."""
   planes = [(1, 2), (0, 2), (0, 1)] if ndim == 3 else [(0, 1)]
   matrix = jnp.eye(ndim)
   for angle, (i, j) in zip(angles, planes, strict=True):
@@ -106,7 +106,7 @@ def rotation_matrix(angles: jax.Array, ndim: int) -> jax.Array:
 
 
 def _coordinates(key, shape, settings, spacing) -> list[jax.Array]:
-  """Where every voxel of the result comes from, one array of `shape` per axis."""
+  """Returns the source coordinates of every output voxel, one array of `shape` per axis."""
   n = len(shape)
   rotate_key, zoom_key, shift_key = jax.random.split(key, 3)
   angles = _drawn(rotate_key, (3 if n == 3 else 1,), math.radians(settings.rotate), settings)
@@ -131,7 +131,7 @@ def _coordinates(key, shape, settings, spacing) -> list[jax.Array]:
 
 
 def _resample(image, mask, coordinates):
-  """Image by linear interpolation, its edge repeated; mask by nearest voxel, else unlabelled."""
+  """Resamples: image linear with edge padding, mask nearest-neighbour, unlabelled outside."""
   def linear(channel):
     return map_coordinates(channel, coordinates, order=1, mode="nearest")
 
@@ -167,7 +167,7 @@ def _intensity(key, image, settings):
 
 
 def _drawn(key, shape, limit, settings):
-  """Uniform in ±limit, or 0 where the coin says that the transformation is not applied."""
+  """Draws uniformly from ±limit, or 0 where the transform is randomly skipped."""
   value_key, coin_key = jax.random.split(key)
   value = jax.random.uniform(value_key, shape, jnp.float32, -limit, limit)
   return jnp.where(jax.random.bernoulli(coin_key, settings.probability), value, 0.0)

@@ -1,10 +1,10 @@
-"""Checkpoints: the state, and beside it all that is needed to use it. The only user of orbax.
+"""Checkpoints: the train state and everything needed to use it. The only module that uses orbax.
 
     WORKDIR/checkpoints/STEP/state    arrays of the `TrainState`
     WORKDIR/checkpoints/STEP/model    JSON: config, class table, plan
 
-The last step and the best one are kept. Writing is asynchronous and atomic: a checkpoint has its
-name only once it is whole.
+The last step and the best step are kept. Writing is asynchronous and atomic: a checkpoint gets its
+final name only when it is complete.
 """
 
 
@@ -22,8 +22,8 @@ class Checkpoints:
   """The checkpoints of a run.
 
   Args:
-    workdir: of the run.
-    read_only: True where nothing is to be written.
+    workdir: workdir of the run.
+    read_only: whether nothing will be written.
   """
 
   def __init__(self, workdir, *, read_only: bool = False):
@@ -40,7 +40,7 @@ class Checkpoints:
                        "model": ocp.JsonCheckpointHandler()})
 
   def save(self, state: TrainState, record: ModelRecord, mean_dice: float | None) -> None:
-    """Starts to save; the arrays may be changed once this returns."""
+    """Starts an asynchronous save; the arrays may be modified once this returns."""
     state = jax.tree.map(_owned_by_all, state)
     args = ocp.args.Composite(state=ocp.args.StandardSave(state),
                               model=ocp.args.JsonSave(record.to_json()))
@@ -52,10 +52,10 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def pick(self, which: str) -> int:
-    """The step of `last`, `best` or a number.
+    """Returns the step of `last`, `best` or a number.
 
     Raises:
-      InputError: there is no such checkpoint.
+      InputError: the checkpoint does not exist.
     """
     steps = self._manager.all_steps()
     if not steps:
@@ -70,7 +70,7 @@ class Checkpoints:
     return int(which)
 
   def read_record(self, step: int) -> ModelRecord:
-    """Config, class table and plan of a checkpoint."""
+    """Reads config, class table and plan of a checkpoint."""
     tree = self._read(step, "model", ocp.args.JsonRestore())
     try:
       return ModelRecord.from_json(tree)
@@ -79,20 +79,20 @@ class Checkpoints:
                        "use another checkpoint, or train again") from error
 
   def restore(self, step: int, like: TrainState) -> TrainState:
-    """The whole state, to go on training from.
+    """Restores the complete state to resume training from.
 
     Args:
-      step: of the checkpoint.
-      like: a state of the same network and optimizer; its arrays are only looked at.
+      step: step of the checkpoint.
+      like: a state of the same network and optimizer, used for its structure only.
 
     Raises:
-      InputError: the checkpoint is of another model or damaged.
+      InputError: the checkpoint belongs to another model or is damaged.
     """
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     return self._read(step, "state", ocp.args.StandardRestore(target))
 
   def restore_variables(self, step: int) -> dict:
-    """The variables to predict with, on one device of this process, whatever wrote them."""
+    """Restores the variables for prediction to one device, independent of the saving topology."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     try:
       tree = self._manager.item_metadata(step)["state"]
@@ -106,7 +106,7 @@ class Checkpoints:
     return variables(params, state.get("statistics"))
 
   def wait(self) -> None:
-    """Returns once everything started is on the disk."""
+    """Blocks until all started saves are on disk."""
     self._manager.wait_until_finished()
 
   def close(self) -> None:
@@ -126,7 +126,7 @@ def _line(error: Exception) -> str:
 
 
 def _owned_by_all(array: jax.Array) -> jax.Array:
-  """What pmap made for this process alone, as its copy of an array that all processes own."""
+  """Turns a process-local pmap output into a global array replicated over all processes."""
   if jax.process_count() == 1 or not array.is_fully_addressable:
     return array
   return ocp.utils.fully_replicated_host_local_array_to_global_array(array)

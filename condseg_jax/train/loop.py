@@ -1,4 +1,4 @@
-"""The trainer, meant to be read from top to bottom and forked."""
+"""The training loop, written to be read from top to bottom and forked."""
 
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -51,17 +51,17 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   Args:
     config: all settings.
     stores: prepared data.
-    workdir: for checkpoints and records; a local folder or a bucket.
-    resume: `auto` goes on from the last checkpoint if there is one, `must` fails without one,
-      `never` fails where there is one: nothing already written is lost.
+    workdir: folder for checkpoints and records, local or in a bucket.
+    resume: `auto` resumes from the last checkpoint if there is one, `must` fails without one,
+      `never` fails if there is one, so that nothing is overwritten.
 
   Returns:
-    `finished`, or `interrupted` after a SIGTERM; the same call then goes on.
+    `finished`, or `interrupted` after a SIGTERM; the same call then resumes.
 
   Raises:
-    InputError: on unusable data or settings.
+    InputError: unusable data or settings.
   """
-  # --- what was done before -------------------------------------------------------------------
+  # --- previous progress ----------------------------------------------------------------------
   check_config(config)
   checkpoints = Checkpoints(workdir)
   last = checkpoints.last_step
@@ -158,7 +158,7 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
 
 # --- parts ------------------------------------------------------------------------------------
 def training_scalars(metrics: Sequence[Mapping], table: ClassTable) -> dict[str, float]:
-  """Means over the steps since the last log; Dice per class over its annotated decodes."""
+  """Averages metrics over the steps since the last log; Dice per class over annotated decodes."""
   dice_K = np.sum([m["dice_K"] for m in metrics], axis=0)
   count_K = np.sum([m["count_K"] for m in metrics], axis=0)
   seen = count_K > 0
@@ -171,9 +171,10 @@ def training_scalars(metrics: Sequence[Mapping], table: ClassTable) -> dict[str,
 
 
 def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float | None, dict]:
-  """Mean Dice on the held-out part of the training cases, each on the classes it annotates.
+  """Scores the held-out training cases, each on its annotated classes.
 
-  And class → what is best done to its pieces; it is told, not counted in the Dice.
+  Returns:
+    The mean Dice, and class → best component filter, which is not applied in that Dice.
   """
   if not held_out:
     return None, {}

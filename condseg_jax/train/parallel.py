@@ -1,4 +1,4 @@
-"""Many devices and processes: the step by jit over a mesh or by pmap, and how processes cooperate.
+"""Multiple devices and processes: the step by jit over a mesh or by pmap, and process coordination.
 """
 
 from collections.abc import Callable
@@ -30,8 +30,8 @@ class Driver(NamedTuple):
   """How a step runs on the devices at hand.
 
   Attributes:
-    place_state: puts a state where the step expects it.
-    place_batch: puts this process's part of a batch, numpy arrays, where the step expects it.
+    place_state: places a state on the devices as the step expects it.
+    place_batch: places this process's part of a batch (numpy arrays) as the step expects it.
     step: (state, batch) → (state, metrics).
   """
 
@@ -42,10 +42,10 @@ class Driver(NamedTuple):
 
 def make_driver(name: str, train_step: TrainStep, batch_size: int,
                 accumulate: int = 1) -> Driver:
-  """A driver by name, `jit` or `pmap`, for a step that takes a batch in so many parts.
+  """Returns a driver by name, `jit` or `pmap`, for a step that accumulates over `accumulate` parts.
 
   Raises:
-    InputError: unknown name, or a batch that the devices and parts cannot share equally.
+    InputError: unknown name, or a batch size not divisible over the devices and parts.
   """
   if name not in DRIVERS:
     raise InputError("train.driver", f"{name!r} is not known", f"one of {', '.join(DRIVERS)}",
@@ -61,9 +61,9 @@ def make_driver(name: str, train_step: TrainStep, batch_size: int,
 
 
 def jit_driver(train_step: TrainStep) -> Driver:
-  """One program for all devices; the compiler adds the communication.
+  """Returns a driver with one program for all devices; the compiler inserts the communication.
 
-  The batch is split along a mesh axis, the state is replicated and its buffers are reused.
+  The batch is sharded along a mesh axis; the state is replicated and its buffers are donated.
   """
   mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
   split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
@@ -72,8 +72,8 @@ def jit_driver(train_step: TrainStep) -> Driver:
   def place_state(state):
     placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
                           state)
-    # On CPU an array may share its memory with the numpy array it was made of. The step reuses the
-    # state's buffers, so they must be its own.
+    # On CPU an array may share memory with the numpy array it was made from. The step donates the
+    # state's buffers, so they must not be shared.
     return jax.tree.map(jnp.copy, placed)
 
   def place_batch(batch: Batch) -> Batch:
@@ -83,7 +83,7 @@ def jit_driver(train_step: TrainStep) -> Driver:
 
 
 def pmap_driver(train_step: TrainStep) -> Driver:
-  """One copy of the step per device, with explicit sums over them."""
+  """Returns a driver with one copy of the step per device and explicit sums over devices."""
   step = jax.pmap(functools.partial(train_step, axis_name=AXIS), AXIS, in_axes=(None, 0),
                   out_axes=(None, None))
   devices = jax.local_devices()
@@ -102,19 +102,19 @@ DRIVERS = {"jit": jit_driver, "pmap": pmap_driver}
 
 
 def join(coordinator: str | None, processes: int | None, process_id: int | None) -> None:
-  """Makes this process one of a cluster; what is None, jax asks the cluster for.
+  """Joins this process to a cluster; arguments that are None are auto-detected by JAX.
 
-  It knows SLURM, Open MPI, Cloud TPU (with and without GKE) and, with the package `kubernetes`,
+  JAX detects SLURM, Open MPI, Cloud TPU (with and without GKE) and, with the package `kubernetes`,
   indexed jobs of Kubernetes. From then on only the first process reports progress; all report
   errors.
 
   Args:
     coordinator: HOST:PORT of the first process, reachable from all.
-    processes: their number.
-    process_id: of this one, from 0.
+    processes: number of processes.
+    process_id: index of this process, from 0.
 
   Raises:
-    InputError: there is no such cluster, or the others did not come.
+    InputError: no cluster was detected, or the other processes did not connect.
   """
   if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
     raise InputError("--coordinator", f"{coordinator!r} is not HOST:PORT", "e.g. node1:12345",
@@ -135,17 +135,17 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
 
 
 def is_first() -> bool:
-  """Whether this process reports progress for all."""
+  """Returns whether this is the first process, which reports progress for all."""
   return jax.process_index() == 0
 
 
 def share(items: Sequence) -> Sequence:
-  """This process's part of what the processes do once between them."""
+  """Returns this process's share of work that is divided among the processes."""
   return items[jax.process_index()::jax.process_count()]
 
 
 def gather(rows: Sequence) -> list:
-  """The rows of all processes, values as of JSON, the same list in each. All must call it."""
+  """Returns the JSON-like rows of all processes, the same list in each. All must call it."""
   if jax.process_count() == 1:
     return list(rows)
   text = np.frombuffer(json.dumps(list(rows)).encode(), np.uint8)
@@ -158,7 +158,7 @@ def gather(rows: Sequence) -> list:
 
 @contextlib.contextmanager
 def first_process_first() -> Iterator[None]:
-  """The other processes enter when the first has left, to find what it has put on a shared disk."""
+  """Lets the other processes enter once the first has left, to reuse its files on a shared disk."""
   first = jax.process_index() == 0
   if not first:
     multihost_utils.sync_global_devices("first process first")

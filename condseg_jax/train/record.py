@@ -1,4 +1,4 @@
-"""What a run leaves behind for people: metrics.jsonl, TensorBoard events, run.json, plan.json."""
+"""The records of a run: metrics.jsonl, TensorBoard events, run.json, plan.json."""
 
 from collections.abc import Mapping
 import importlib.metadata
@@ -19,12 +19,12 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tens
 
 
 class Record:
-  """Writer of a run's records; only the first process writes.
+  """Writes a run's records; only the first process writes.
 
   Args:
-    workdir: of the run.
-    config: as plain containers.
-    resumed: the seconds of the sessions before this one count too.
+    workdir: workdir of the run.
+    config: config as plain containers.
+    resumed: whether the seconds of earlier sessions are added.
   """
 
   def __init__(self, workdir, config: Mapping, *, resumed: bool = False):
@@ -40,12 +40,12 @@ class Record:
       self.finish("running", {})
 
   def plan(self, tree: Mapping) -> None:
-    """Writes plan.json: how images become input, and the training set that this was drawn from."""
+    """Writes plan.json: the preprocessing plan and the training set that it was derived from."""
     if self._writes:
       write_text(self._folder / "plan.json", json.dumps(tree, indent=1))
 
   def scalars(self, step: int, values: Mapping[str, float]) -> None:
-    """One line in metrics.jsonl and one point per value in TensorBoard; NaN is null."""
+    """Writes one line to metrics.jsonl and one point per value to TensorBoard; NaN becomes null."""
     if not self._writes:
       return
     values = {key: float(value) for key, value in values.items()}
@@ -68,7 +68,7 @@ class Record:
 
 
 def finished(workdir) -> bool:
-  """Whether run.json says that a run has come to its end."""
+  """Returns whether run.json marks the run as finished."""
   try:
     return json.loads((epath.Path(workdir) / "run.json").read_text(encoding="utf-8")
                       )["status"] == "finished"
@@ -77,7 +77,7 @@ def finished(workdir) -> bool:
 
 
 def _seconds(path: epath.Path) -> float:
-  """What a run took so far, 0 where its record is missing or damaged."""
+  """Returns the seconds a run has taken so far, 0 if its record is missing or damaged."""
   try:
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
   except (OSError, ValueError, KeyError, TypeError):
@@ -85,7 +85,7 @@ def _seconds(path: epath.Path) -> float:
 
 
 def trim_metrics(workdir, step: int) -> None:
-  """Drops the lines of metrics.jsonl after a step: a resumed run writes them again."""
+  """Drops the lines of metrics.jsonl after a step, which a resumed run writes again."""
   path = epath.Path(workdir) / "metrics.jsonl"
   if jax.process_index() == 0 and path.exists():
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -94,12 +94,12 @@ def trim_metrics(workdir, step: int) -> None:
 
 
 def versions() -> dict[str, str]:
-  """Versions of Python and of the packages that decide the numbers."""
+  """Returns the versions of Python and of the packages that affect the results."""
   return {"python": platform.python_version(),
           **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
 def devices() -> dict:
-  """The devices of the run."""
+  """Describes the devices of the run."""
   return {"platform": jax.default_backend(), "kind": jax.devices()[0].device_kind,
           "devices": jax.device_count(), "processes": jax.process_count()}

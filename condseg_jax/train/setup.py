@@ -1,4 +1,4 @@
-"""What a run is made of, derived once from its config and its data, or from its last checkpoint."""
+"""Sets up a run from its config and data, or from its last checkpoint."""
 
 from collections.abc import Callable
 from collections.abc import Mapping
@@ -38,14 +38,14 @@ RESUME = ("auto", "must", "never")
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-  """What does not change during a run.
+  """Everything that is constant during a run.
 
   Attributes:
-    config: of the run, with what was decided when it began: subvolume and strides of `plan` =
-      `auto`, text vectors.
-    record: config, class table, plan and statistics, as the checkpoints hold them.
-    training: the datasets that are learned from.
-    held_out: their part kept for periodic scores.
+    config: config of the run with the values resolved at its start: subvolume and strides of
+      `plan` = `auto`, text vectors.
+    record: config, class table, plan and statistics as stored in the checkpoints.
+    training: the training datasets.
+    held_out: their held-out part, for periodic scores.
     model: the network.
     planned: plan, memory and fingerprint, for plan.json.
   """
@@ -59,10 +59,10 @@ class Setup:
 
 
 def check_config(config: Config) -> None:
-  """Checks all that needs no data: values, registered names, and that they make a network.
+  """Checks everything that needs no data: values, registered names, and a valid network.
 
   Raises:
-    InputError: otherwise.
+    InputError: a check fails.
   """
   Config.from_dict(config.to_dict())
   make_objective(config.loss)
@@ -75,24 +75,25 @@ def check_config(config: Config) -> None:
 
 def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | None,
                workdir) -> Setup:
-  """The parts of a run.
+  """Builds the parts of a run.
 
   Args:
-    config: of the command.
+    config: requested config.
     stores: prepared data.
-    recorded: of the last checkpoint, where the run is resumed: its table, plan and decisions hold.
-    workdir: of the run, for errors.
+    recorded: record of the last checkpoint if the run is resumed; its class table, plan and
+      resolved settings are kept.
+    workdir: workdir of the run, named in errors.
 
   Raises:
-    InputError: unusable data, settings that do not fit it, or another model than recorded.
+    InputError: unusable data, settings that do not fit it, or a model that differs from the record.
   """
   data = config.data
   check_axes(config.model, stores[0])
   everything = sampling.datasets(stores, "train")
   check_included(data.include_classes, everything)
   parts = [sampling.hold_out(d, data.hold_out, config.seed) for d in everything]
-  # Intensities are pooled over all datasets, whichever of their classes are learned: networks for
-  # some of the classes see images alike.
+  # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
+  # subset of the classes get identically normalised images.
   pooled = [sampling.max_cases(p[0], data.max_cases, config.seed) for p in parts]
   training = sampling.include_classes(pooled, data.include_classes)
   held_out = sampling.include_classes([p[1] for p in parts if p[1].cases], data.include_classes)
@@ -117,7 +118,7 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
 
 # --- classes ------------------------------------------------------------------------------------
 def check_included(names: Sequence[str], datasets: Sequence[Dataset]) -> None:
-  """Raises InputError where a class to learn is annotated nowhere."""
+  """Raises InputError if no dataset annotates one of the classes to learn."""
   present = dict.fromkeys(name for d in datasets for name in d.annotated)
   for name in names:
     if normal_name(name) not in present:
@@ -126,7 +127,7 @@ def check_included(names: Sequence[str], datasets: Sequence[Dataset]) -> None:
 
 
 def class_table(training: Sequence[Dataset], stores: Sequence[Store], data: Data) -> ClassTable:
-  """The classes that the training data annotates, ordered by the config or by appearance."""
+  """Returns the classes annotated in the training data, ordered by the config or by appearance."""
   present = dict.fromkeys(name for d in training for name in d.annotated)
   known = {c.name for s in stores for c in s.table.classes}
   left_out = known - set(present) if data.include_classes else set()
@@ -156,26 +157,26 @@ def class_table(training: Sequence[Dataset], stores: Sequence[Store], data: Data
 
 
 def lateral_axes(table: ClassTable, ndim: int) -> np.ndarray:
-  """bool [K, axes]: the axes along which a class must not be mirrored."""
+  """Returns the axes along which a class must not be mirrored, bool [K, axes]."""
   axes = "DHW"[3 - ndim:]
   return np.array([[axis in c.no_mirror for axis in axes] for c in table.classes])
 
 
 def alphas(table: ClassTable, alpha: Mapping[str, float]) -> np.ndarray:
-  """α of every class, 1 where not named: float32 [K]."""
+  """Returns the weight α of every class, float32 [K]; 1 for classes that are not named."""
   alpha_K = np.ones(len(table), np.float32)
   for name, value in alpha.items():
     alpha_K[table.index(name)] = value
   return alpha_K
 
 
-# --- decisions of a new run, and of one that is resumed -----------------------------------------
+# --- settings resolved at the start of a run, and kept when it is resumed -----------------------
 def begin(config: Config, training: Sequence[Dataset], table: ClassTable) -> Config:
-  """A config with what is decided when a run begins.
+  """Resolves the settings that are decided when a run starts.
 
   With `data.plan` = `auto`, subvolume and strides are the largest that fit into `data.memory_gb` on
-  one device, and the last entry of `model.layers_per_level` holds for all coarser levels. The
-  vectors of `conditioning.text_vectors` are read, so that the checkpoint needs no file.
+  one device, and the last entry of `model.layers_per_level` applies to all coarser levels. The
+  vectors of `conditioning.text_vectors` are read, so that the checkpoint does not need the file.
   """
   if config.conditioning.vector == "text":
     texts = read_texts(config.conditioning.text_vectors, table)
@@ -193,7 +194,7 @@ def begin(config: Config, training: Sequence[Dataset], table: ClassTable) -> Con
 
 
 def resume(config: Config, recorded: Config) -> Config:
-  """The config of a resumed run: what was decided when it began still holds."""
+  """Returns the config of a resumed run, with the values resolved at its start."""
   if config.data.plan == "auto" == recorded.data.plan:
     config = dataclasses.replace(
         config, model=with_strides(config.model, recorded.model.strides),
@@ -203,7 +204,7 @@ def resume(config: Config, recorded: Config) -> Config:
 
 
 def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
-  """A model with other strides; the layers of its last level hold for all beyond."""
+  """Returns a model with other strides; coarser levels repeat the layers of its last level."""
   layers = model.layers_per_level
   return dataclasses.replace(
       model, strides=tuple(tuple(s) for s in strides),
@@ -214,7 +215,7 @@ def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
 # --- memory -------------------------------------------------------------------------------------
 def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
                modality: str) -> Callable[[Sequence[int], Sequence[Sequence[int]]], int]:
-  """(subvolume, strides) → estimated bytes of a step on one device."""
+  """Returns a function (subvolume, strides) → estimated bytes of a step on one device."""
   decodes = sampling.decodes_per_image(training, config.data)
   images = -(-config.data.batch_size // jax.device_count())
 
@@ -227,7 +228,7 @@ def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
 
 def plan_record(config: Config, training: Sequence[Dataset], table: ClassTable,
                 plan: Plan) -> dict:
-  """The plan, what it rests on and the memory it takes, for plan.json."""
+  """Returns the plan, the data it was derived from and its memory use, for plan.json."""
   cases = [case for dataset in training for case in dataset.cases]
   strides = config.model.strides
   cost = step_bytes(config, training, table, plan.modality)
@@ -246,7 +247,7 @@ def plan_record(config: Config, training: Sequence[Dataset], table: ClassTable,
 
 
 def memory_lines(planned: Mapping, budget_gb: float) -> list[str]:
-  """The memory of a step in `plan_record`, for the log."""
+  """Formats the memory of a step in `plan_record` for the log."""
   largest = planned["largest_subvolume"]
   shape = "none" if largest is None else "×".join(map(str, largest))
   return [f"memory of a step, estimated: {planned['memory_gb']:.2f} GB on a device, "
@@ -256,9 +257,9 @@ def memory_lines(planned: Mapping, budget_gb: float) -> list[str]:
           "median shape)"]
 
 
-# --- whether a run can begin, or go on ----------------------------------------------------------
+# --- whether a run can start or resume ----------------------------------------------------------
 def check_resume(resume: str, last: int | None, workdir) -> None:
-  """Raises InputError where `resume` does not allow what the workdir holds."""
+  """Raises InputError if `resume` does not permit the workdir's contents."""
   if resume not in RESUME:
     raise InputError("resume", f"{resume!r} is not one of {', '.join(RESUME)}", "correct it",
                      usage=True)
@@ -271,7 +272,7 @@ def check_resume(resume: str, last: int | None, workdir) -> None:
 
 
 def check_workdir(workdir, resume: str) -> None:
-  """`check_resume` of what a workdir holds; makes the folder where there is none."""
+  """Runs `check_resume` on a workdir, creating the folder if it does not exist."""
   checkpoints = Checkpoints(workdir)
   try:
     check_resume(resume, checkpoints.last_step, workdir)
@@ -280,7 +281,7 @@ def check_workdir(workdir, resume: str) -> None:
 
 
 def check_same_model(recorded: Config, config: Config, workdir) -> None:
-  """Raises InputError where a resumed run would change its network; `remat` may change."""
+  """Raises InputError if a resumed run would change its network; `remat` may change."""
   for part in ("model", "conditioning"):
     before, now = vars(getattr(recorded, part)), vars(getattr(config, part))
     for key in sorted(before):
@@ -290,7 +291,7 @@ def check_same_model(recorded: Config, config: Config, workdir) -> None:
 
 
 def check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir) -> None:
-  """Raises InputError where the input changed; the intensity statistics stay as recorded."""
+  """Raises InputError if the input changed; the intensity statistics stay as recorded."""
   spacing = plan.spacing if same_spacing(plan.spacing, store.spacing) else store.spacing
   now = {"modality": store.modality, "spacing": spacing, "subvolume": tuple(subvolume)}
   for name, value in now.items():
@@ -301,7 +302,7 @@ def check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir)
 
 
 def check_parts(config: Config) -> None:
-  """Raises InputError where batch normalisation would see parts of a batch."""
+  """Raises InputError if batch normalisation would see parts of a batch."""
   conditioning, parts = config.conditioning, config.train.grad_accum_steps
   acts = conditioning.position in LAYERS and conditioning.mechanism == "batch_norm"
   if acts and parts > 1:
@@ -311,7 +312,7 @@ def check_parts(config: Config) -> None:
 
 
 def check_axes(model: Model, store: Store) -> None:
-  """Raises InputError where a 2-D network meets volumes, or the other way round."""
+  """Raises InputError if the network and the data differ in dimension (2-D or 3-D)."""
   if len(model.strides[0]) != len(store.spacing):
     raise InputError("model.strides", f"has {len(model.strides[0])} axes, the images "
                      f"{len(store.spacing)}", "give one stride per axis of the images", usage=True)

@@ -1,5 +1,4 @@
-"""What training carries from step to step (arrays, never functions), and the rule that updates it.
-"""
+"""The train state (arrays, never functions), and the optimizer that updates it."""
 
 from flax import struct
 import jax
@@ -14,12 +13,12 @@ class TrainState:
   """The state of a run.
 
   Attributes:
-    step: int32, steps taken, skipped ones included; the clock of schedules and randomness.
+    step: int32, number of steps including skipped ones; drives schedules and random keys.
     params: parameters, float32.
-    opt_state: of the optimizer.
-    ema: moving average of the parameters, or None where it is off.
-    skipped: int32, steps whose loss or gradient was not finite.
-    statistics: running moments of batch normalisation, or None where there is none.
+    opt_state: state of the optimizer.
+    ema: exponential moving average of the parameters, or None if disabled.
+    skipped: int32, number of steps whose loss or gradient was not finite.
+    statistics: running moments of batch normalisation, or None without it.
   """
 
   step: jax.Array
@@ -32,7 +31,7 @@ class TrainState:
   @classmethod
   def create(cls, variables, optimizer: optax.GradientTransformation, *,
              ema: bool) -> "TrainState":
-    """A state at step 0 of what `model.init` returns."""
+    """Creates a state at step 0 from the variables that `model.init` returns."""
     params = variables["params"]
     return cls(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
                ema=jax.tree.map(jnp.copy, params) if ema else None,
@@ -40,19 +39,19 @@ class TrainState:
 
   @property
   def averaged(self) -> dict:
-    """The variables to predict with."""
+    """Returns the variables for prediction."""
     return variables(self.params if self.ema is None else self.ema, self.statistics)
 
 
 def variables(params, statistics) -> dict:
-  """As `model.apply` takes them."""
+  """Returns the variables in the form that `model.apply` takes."""
   return {"params": params, **({"statistics": statistics} if statistics else {})}
 
 
 def make_schedule(settings: Optimizer, steps: int) -> optax.Schedule:
-  """Learning rate over the steps: linear warm-up, then constant, cosine or (1 - t)^0.9 decay.
+  """Returns a schedule: linear warm-up, then constant, cosine or (1 - t)^0.9 decay.
 
-  With r the rate, w the steps of warm-up, n those of the run and t = (step - w) / (n - w):
+  With r the rate, w the warm-up steps, n the steps of the run and t = (step - w) / (n - w):
   r · step / w before w; then r, r (1 + cos πt) / 2 or r (1 - t)^0.9.
   """
   rate, warmup = settings.learning_rate, settings.warmup
@@ -68,10 +67,10 @@ def make_schedule(settings: Optimizer, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-  """The update rule of a config.
+  """Returns the optimizer of a config.
 
   Args:
-    settings: the `optimizer` part.
+    settings: the `optimizer` section.
     steps: length of the run, for the schedule.
   """
   schedule = make_schedule(settings, steps)

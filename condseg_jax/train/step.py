@@ -29,30 +29,31 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
 
   Args:
     model: the network.
-    optimizer: the update rule.
-    objective: of `losses.make_objective`.
-    augmentation: see `augment`.
+    optimizer: the optimizer.
+    objective: see `losses.make_objective`.
+    augmentation: settings of `augment`.
     spacing: see `augment`.
     lateral_axes: see `augment`.
-    alpha_K: α of every class.
-    ema_decay: of the averaged parameters, used where the state holds them.
-    seed: of the run's randomness.
-    grad_accum_steps: equal parts that a batch is taken in, one after the other; memory holds the
-      activations of one. The state is the same to rounding, since the loss is a sum over samples.
+    alpha_K: weight α of every class.
+    ema_decay: decay of the averaged parameters, used if the state holds them.
+    seed: seed of the run's random keys.
+    grad_accum_steps: number of equal parts of a batch that are processed in sequence, with the
+      activations of one part in memory. The result is equal up to rounding, since the loss is a
+      sum over samples.
 
   Returns:
     `train_step(state, batch, *, axis_name=None)`. Without an axis name the batch is the global one
-    (jit shards it); with one it is a device's part and the sums are taken over that axis (pmap).
+    (jit shards it); with one it is a device's part and sums are taken over that axis (pmap).
     Both give the same state. The metrics are arrays: `loss`, `gradient_norm`, `skipped` and, per
     class, the sum of soft Dice over the annotated decodes `dice_K` and their number `count_K`.
   """
-  # Numpy until they are traced: an array on the device would be fetched for every compilation, a
+  # Kept as NumPy until traced: an array on the device would be fetched for every compilation, a
   # transfer that the loop forbids.
   alpha_K = np.asarray(alpha_K, np.float32)
   lateral_axes = np.asarray(lateral_axes, bool)
 
   def gradient_and_sums(params, statistics, model, batch: Batch, key, global_batch: int):
-    """What some samples of a batch contribute to its gradient, loss and Dice; the statistics."""
+    """Returns the contribution of samples to gradient, loss and Dice, and the statistics."""
     batch = augment(batch, key, augmentation, spacing, jnp.asarray(lateral_axes))
 
     def loss_function(params):
@@ -61,7 +62,7 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
       loss_BN = losses.deep_loss(logits, batch.mask, objective)
       loss = losses.total(loss_BN, batch.class_id, batch.beta, jnp.asarray(alpha_K),
                           global_batch=global_batch)
-      # Measured whatever the objective; where that has the same terms, XLA computes them once.
+      # Measured for every objective; if it has the same terms, XLA computes them once.
       finest = losses.terms(jax.lax.stop_gradient(logits[0]), batch.mask)
       return loss, (finest.dice, changed.get("statistics"))
 
@@ -106,10 +107,10 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
 
 
 def _sum_over_parts(contribution: Callable, batch: Batch, parts: int):
-  """The sum of a function of samples over equal parts of a batch, one part in memory at a time."""
+  """Sums a function of samples over equal parts of a batch, with one part in memory at a time."""
   if parts == 1:
     return contribution(batch)
-  # Every part takes samples from the whole batch, so that each device keeps to its own of them.
+  # Every part takes strided samples, so that each device processes only its own samples.
   batch = jax.tree.map(
       lambda x: jnp.moveaxis(x.reshape(x.shape[0] // parts, parts, *x.shape[1:]), 1, 0), batch)
   shapes = jax.eval_shape(contribution, jax.tree.map(lambda x: x[0], batch))

@@ -1,4 +1,4 @@
-"""Time left, and when to stop early."""
+"""Remaining time, and early stopping on SIGTERM."""
 
 import signal
 import time
@@ -9,21 +9,21 @@ import numpy as np
 
 
 class Clock:
-  """Steps per second and time left, without what was spent on compiling and evaluating."""
+  """Estimates steps per second and remaining time, excluding compilation and evaluation."""
 
   def __init__(self, first: int, steps: int):
     self._first, self._steps = first, steps
     self._started: float | None = None
 
   def rate(self, done: int) -> float:
-    """Mean steps per second, from the second log on; NaN before."""
+    """Returns the mean steps per second from the second log on; NaN before."""
     if self._started is None:
       self._first, self._started = done, time.monotonic()
       return float("nan")
     return (done - self._first) / max(time.monotonic() - self._started, 1e-9)
 
   def left(self, done: int) -> str:
-    """For people."""
+    """Formats the remaining time for display."""
     if self._started is None or done == self._first:
       return ""
     rate = self.rate(done)
@@ -31,7 +31,7 @@ class Clock:
     return f"{rate:.2f} steps/s  {minutes}:{seconds:02d} left"
 
   def paused(self):
-    """Context whose time does not count."""
+    """Returns a context whose duration is excluded."""
     return _Pause(self)
 
   def shift(self, seconds: float) -> None:
@@ -52,10 +52,10 @@ class _Pause:
 
 
 class Interrupt:
-  """Turns SIGTERM into a question that the loop asks after every step.
+  """Records SIGTERM for the loop to check after every step.
 
-  Several processes must stop after the same step. To ask each other they wait for their devices,
-  which would leave these idle between steps, so they ask only when the loop waits for them anyway.
+  Several processes must stop after the same step. Agreeing on it synchronises with the devices,
+  which would leave them idle between steps, so processes do it only where the loop waits anyway.
   """
 
   def __enter__(self):
@@ -70,7 +70,7 @@ class Interrupt:
     self._caught = True
 
   def everywhere(self, *, asks: bool) -> bool:
-    """Whether to stop; with several processes only if `asks`, which must be the same in all."""
+    """Returns whether to stop; with several processes only if `asks`, which must agree in all."""
     if jax.process_count() == 1:
       return self._caught
     return asks and bool(multihost_utils.process_allgather(np.array(self._caught)).any())

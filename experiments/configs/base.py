@@ -1,7 +1,7 @@
-"""Every setting at its default. The other configs import this one and change a few.
+"""All settings at their defaults. The other configs import this one and change a few.
 
 Not an experiment: `data.root` is empty. `condseg_jax/config.py` lists the settings with their units
-and allowed values; to see what a run used, read WORKDIR/run.json.
+and allowed values; WORKDIR/run.json records the settings of a run.
 """
 
 from condseg_jax.config import Config

@@ -1,22 +1,22 @@
 """BTCV abdomen, 13 organs in 30 CTs, as thirteen single-organ datasets.
 
 Not run here: needs the data (https://www.synapse.org/Synapse:syn3193805, "Beyond the Cranial
-Vault", for which one registers). BTCV holds img/img0001.nii.gz and label/label0001.nii.gz, … as
-downloaded; the 20 test images have no labels and are passed over.
+Vault", registration required). BTCV holds img/img0001.nii.gz and label/label0001.nii.gz, … as
+downloaded; the 20 test images have no labels and are skipped.
 
   condseg-prepare --format=btcv --source=BTCV --spacing=3,1.5,1.5 --folds=5 --fold=0 \
     --carve=cases --out=DATA
   condseg-train --config=experiments/configs/btcv.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
-Of the 30 labelled cases 6 are `val` and stay labelled in full; the other 24 are dealt to the
-organs, one or two to each: far fewer than under full supervision, where every case shows all 13.
-For that, the upper bound, leave --carve=cases out and add --config.data.classes_per_image=4.
-Nothing is held out of so few.
+Of the 30 labelled cases 6 are `val` and stay fully labelled; the other 24 are distributed over the
+organs, one or two each: far fewer than under full supervision, where every case shows all 13. For
+full supervision, the upper bound, omit --carve=cases and add --config.data.classes_per_image=4.
+Nothing is held out of so few cases.
 
 Classes: spleen, kidneys, gallbladder, esophagus, liver, stomach, aorta, inferior vena cava, portal
-and splenic vein, pancreas, adrenal glands. Kidneys and adrenal glands have sides; nothing is
-mirrored, and if `augment.mirror` is set they are not along W.
+and splenic vein, pancreas, adrenal glands. Kidneys and adrenal glands are lateralised; nothing
+is mirrored, and with `augment.mirror` they are not mirrored along W.
 """
 
 from condseg_jax.configs import base

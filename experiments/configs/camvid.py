@@ -1,19 +1,19 @@
 """CamVid street scenes (240×180, 11 classes) as eleven single-class datasets, 2-D.
 
-Training frames are dealt to the classes in blocks of six consecutive frames, round-robin, so that
-each class has about 33 frames, and every batch holds one frame of each.
+Training frames are assigned to the classes in blocks of six consecutive frames, round-robin, so
+that each class has about 33 frames, and every batch holds one frame per class.
 
-DATA holds `train/`, `val/` (pictures), `trainannot/`, `valannot/` (PNGs of label values) and a
-`classes.json`, {"classes": ["sky", …], "ignore": 11}, the names in the order of the values: the
-frames of the SegNet tutorial, 480×360, at half their size (labels without interpolation).
+DATA holds `train/`, `val/` (images), `trainannot/`, `valannot/` (PNGs of label values) and a
+`classes.json`, {"classes": ["sky", …], "ignore": 11}, with names in the order of the values: the
+frames of the SegNet tutorial, 480×360, at half size (labels without interpolation).
 
   condseg-train --config=experiments/configs/camvid.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
-Measured on 2 CPU cores, other work beside it, 11 minutes: mean IoU over the 101 frames of `val`,
-intersections and unions summed over them, 0.256 (road 0.848, sky 0.879, pavement 0.452, building
-0.323, car 0.242, tree 0.070, the five thin and rare classes 0). It has far from converged: on an
-accelerator give it --config.train.steps=20000, which was not run here.
+Measured on 2 CPU cores under other load, 11 minutes: mean IoU over the 101 frames of `val`,
+intersections and unions pooled over frames, 0.256 (road 0.848, sky 0.879, pavement 0.452, building
+0.323, car 0.242, tree 0.070, the five thin and rare classes 0). It is far from converged: on an
+accelerator use --config.train.steps=20000, which was not run here.
 """
 
 from condseg_jax.configs import base

@@ -1,7 +1,7 @@
 """Cityscapes at half size, 19 classes as single-class datasets, 2-D.
 
-Not run here: needs the data. DATA holds leftImg8bit/ and gtFine/ as downloaded; its training frames
-are dealt to the classes in blocks of six, round-robin within each city:
+Not run here: needs the data. DATA holds leftImg8bit/ and gtFine/ as downloaded; training frames are
+assigned to the classes in blocks of six, round-robin within each city:
 
   condseg-train --config=experiments/configs/cityscapes.py --config.data.root=DATA --workdir=RUN
 """

@@ -9,9 +9,9 @@ MSD Task09:
   condseg-train --config=experiments/configs/ct_abdomen.py --config.data.root=DATA --workdir=RUN
 
 From the paper: six levels with an 8×8×1 bottleneck for 256×256×32, hash condition in the decoder,
-batch 2 of one class each, Adam 5e-5, 25 000 steps, small rotations, zooms and shifts, Dice. Ours,
-since the paper is silent: two layers per block, 16 channels per level, group normalisation, leaky
-ReLU, spacing, CT window.
+batch 2 of one class each, Adam 5e-5, 25 000 steps, small rotations, zooms and shifts, Dice. Chosen
+here, not stated in the paper: two layers per block, 16 channels per level, group normalisation,
+leaky ReLU, spacing, CT window.
 """
 
 from condseg_jax.configs import base

@@ -1,15 +1,15 @@
 """DeepLabv3 (Chen et al., 2017) on CamVid, 2-D, every label on every training frame.
 
 A residual encoder with three poolings, whose last level is dilated in place of a fourth (output
-stride 8), atrous spatial pyramid pooling with the mean over the image, linear upsampling. Otherwise
-as `unet.py`, its data too:
+stride 8), atrous spatial pyramid pooling with the image mean, linear upsampling. Otherwise as
+`unet.py`, including the data:
 
   condseg-prepare --format=camvid --source=CAMVID --carve=none --out=DATA
   condseg-train --config=experiments/configs/deeplab.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
-The rates of the paper, 6, 12 and 18 on a level of 33×33, are here the same parts of one of 12×16.
-Unlike the paper: from scratch and not from ImageNet, a small encoder without its multi-grid, group
+The rates of the paper, 6, 12 and 18 on a level of 33×33, are scaled to a level of 12×16. Unlike the
+paper: trained from scratch, without ImageNet; a small encoder without multi-grid; group
 normalisation. 657 403 parameters. Not run here.
 """
 

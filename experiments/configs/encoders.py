@@ -1,6 +1,6 @@
 """Hippocampus with another encoder: dense, residual (ResNet) or plain (VGG, U-Net).
 
-All else is as in `hippocampus.py`, its dense decoder that is told the class too:
+All else is as in `hippocampus.py`, including its dense, class-conditioned decoder:
 
   condseg-train --config=experiments/configs/encoders.py:residual --config.data.root=DATA \
     --workdir=RUN

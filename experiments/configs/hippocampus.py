@@ -2,21 +2,21 @@
 
 DATA is the MSD folder with a splits.json:
 {"train": {"anterior": [ids], "posterior": [ids]},
-"val": [ids]}. The 80 cases of each half annotate their class alone; `val` is scored at the end
-only, tuning uses the held-out tenth of the training cases.
+"val": [ids]}. The 80 cases of each half annotate only their class; `val` is scored only at the
+end, and tuning uses the held-out tenth of the training cases.
 
   condseg-train --config=experiments/configs/hippocampus.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
-Measured on 2 CPU cores, other work beside it: 12 minutes. Dice on the 40 cases of `val`, mean [95 %
+Measured on 2 CPU cores under other load: 12 minutes. Dice on the 40 cases of `val`, mean [95 %
 interval]: anterior 0.883 [0.875, 0.890], posterior 0.871 [0.863, 0.878], mean 0.877. Held-out
-training cases, each on its one class: 0.862.
+training cases, each on its single class: 0.862.
 
-On one H100: 79 seconds, preparation and compilation counted, 90 steps/s. Anterior 0.877 [0.867,
-0.886], posterior 0.861 [0.854, 0.869], mean 0.869; its convolutions round to TF32.
+On one H100: 79 seconds including preparation and compilation, 90 steps/s. Anterior 0.877 [0.867,
+0.886], posterior 0.861 [0.854, 0.869], mean 0.869; its convolutions use TF32.
 
-The class is named by a learned vector. With the hash value, the learning rate and augmentation of
-base and 600 steps: 0.847 on `val`.
+The class vector is a learned embedding. With the hash value, the learning rate and augmentation of
+base, and 600 steps: 0.847 on `val`.
 """
 
 from condseg_jax.configs import base

@@ -1,6 +1,6 @@
 """Abdominal CT phantoms: liver, spleen and pancreas from three single-organ datasets.
 
-The embedded default, run by tools/quickstart.sh:
+The quick-start config, run by tools/quickstart.sh:
 
   condseg-prepare --format=phantom --out=DATA
   condseg-train --config=experiments/configs/phantom.py --config.data.root=DATA/train --workdir=RUN
@@ -11,9 +11,9 @@ installing. Mean Dice [95 % interval] over the 18 test cases, which show and sco
 under all three scanners: liver 0.916 [0.910, 0.922], spleen 0.868 [0.852, 0.883], pancreas 0.799
 [0.778, 0.818], mean 0.861.
 
-The class is named by a learned vector: in so few steps the hash values of liver and spleen, 0.12
-apart, are not told apart (mean Dice 0.26 after 250 steps against 0.74, everything else equal, on an
-earlier and noisier version of the phantoms).
+The class vector is a learned embedding: in so few steps the network does not separate the hash
+values of liver and spleen, 0.12 apart (mean Dice 0.26 after 250 steps against 0.74, all else equal,
+on an earlier and noisier version of the phantoms).
 """
 
 from condseg_jax.configs import base
@@ -23,7 +23,7 @@ def get_config():
   config = base.get_config()
   config.data.subvolume = (24, 48, 48)
   config.data.batch_size = 2
-  config.data.hold_out = 0.0  # minutes are short; nothing is chosen by score
+  config.data.hold_out = 0.0  # saves time; nothing is chosen by score
   config.data.classes = ("liver", "spleen", "pancreas")
   config.data.presets = {"abdomen": ("liver", "spleen", "pancreas")}
   config.augment.probability = 0.2

@@ -1,14 +1,14 @@
-"""The single-organ specialist: the network of `hippocampus.py` for one class alone, told nothing.
+"""The single-organ specialist: the network of `hippocampus.py` for one class, unconditioned.
 
-It sees the cases that annotate its class and no others; as many specialists as classes make what
-one conditioned network is compared with. For equal compute give each --config.train.steps=500, half
-of the steps; with all of them each has seen its class twice as often as the common network.
+It sees only the cases that annotate its class; one specialist per class forms the baseline of a
+conditioned network. For equal compute give each --config.train.steps=500, half of the steps; with
+all steps each sees its class twice as often as the conditioned network.
 
   condseg-train --config=experiments/configs/specialist.py:anterior --config.data.root=DATA \
     --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
-For another dataset take these two lines over into a copy of its config. Not run here.
+For another dataset copy these two lines into a copy of its config. Not run here.
 """
 
 from condseg_jax.configs import hippocampus

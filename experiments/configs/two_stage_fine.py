@@ -1,12 +1,12 @@
-"""Second of two stages: each class within the box that `two_stage_coarse.py`, which see, has found.
+"""Second of two stages: segments each class within the box found by `two_stage_coarse.py`.
 
-Every subvolume of the training is centred on the class, since nothing else is asked of it:
+Every training subvolume is centred on the class, as at prediction:
 
   condseg-train --config=experiments/configs/two_stage_fine.py --config.data.root=DATA/train \
     --workdir=FINE
   condseg-evaluate --workdir=FINE --locator=COARSE --data=DATA/test --out=SCORES
 
-Alone, without --locator, it has never seen how the rest of the body looks. Not run here.
+Do not use it without --locator: it has never seen the rest of the body. Not run here.
 """
 
 from condseg_jax.configs import phantom

@@ -1,15 +1,15 @@
 """U-Net (Ronneberger et al., MICCAI 2015) on CamVid, 2-D, every label on every training frame.
 
-The fully supervised baseline of `camvid.py`: two layers of 3×3 at each level, one output channel
-for each class, nothing is told the class. All eleven classes are decoded of every image, whose
-encoder and decoder run once.
+The fully supervised baseline of `camvid.py`: two 3×3 layers per level, one output channel per
+class, no class conditioning. All eleven classes are decoded for every image, and encoder and
+decoder run once.
 
   condseg-prepare --format=camvid --source=CAMVID --carve=none --out=DATA
   condseg-train --config=experiments/configs/unet.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
 Unlike the paper: padded convolutions with group normalisation, widths in proportion to the level,
-and the loss of this repository, Dice and binary cross-entropy for each class. 471 755 parameters
+and the loss of this repository, Dice and binary cross-entropy per class. 471 755 parameters
 (`camvid.py`: 739 673). Not run here.
 """
 

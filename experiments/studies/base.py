@@ -1,12 +1,12 @@
-"""What the studies share: steps, and the variants of the comparison. Not a study.
+"""Shared by the studies: steps, and the variants of the comparison. Not a study.
 
 A variant is one training, or several whose networks are used as one:
 
     found["wide"] = one("hippocampus", model__channels=16)   # `__` stands for the dot
 
-The steps are those of a network that learns all classes. Learning rate, its warm-up, batch and
-augmentation are the config's. Nothing is held out and the last step is scored: no variant is chosen
-by its scores.
+The steps are those of a network that learns all classes. Learning rate, warm-up, batch and
+augmentation are the config's. Nothing is held out and the last step is scored: no variant is
+selected by score.
 """
 
 from typing import NamedTuple
@@ -18,12 +18,12 @@ STEPS = {"hippocampus": 500, "hippocampus_long": 3000, "camvid": 500, "phantom":
 
 
 class Task(NamedTuple):
-  """A dataset with its classes and the config that it is learned with."""
+  """A dataset with its classes and its training config."""
 
   config: str
   classes: tuple[str, ...]
-  classes_full: int  # decodes of an image under full supervision; 0 for all
-  seconds: float  # of a step on 2 CPU cores, a guess
+  classes_full: int  # classes decoded per image under full supervision; 0 for all
+  seconds: float  # estimated seconds per step on 2 CPU cores
 
 
 TASKS = {
@@ -36,14 +36,14 @@ TASKS = {
 
 def one(task: str, *, dataset: str = "", steps: int = 0, fusion: str = "argmax",
         name: str = "", **changes) -> Variant:
-  """One network."""
+  """Returns a variant of one network."""
   member = Member(TASKS[task].config, {"data.hold_out": 0.0,
                                        "train.steps": steps or STEPS[task]}).replace(**changes)
   return Variant(name, (member,), dataset or task, fusion=fusion)
 
 
 def specialists(task: str, *, dataset: str = "", steps: int = 0, **changes) -> Variant:
-  """One network for each class, of the size of the conditional one; `steps` for each of them."""
+  """Returns one network per class, each of the conditional network's size, with `steps` each."""
   of_all = one(task, dataset=dataset, steps=steps, **changes)
 
   def of_one(name):
@@ -55,19 +55,19 @@ def specialists(task: str, *, dataset: str = "", steps: int = 0, **changes) -> V
 
 
 def sides(task: str, name: str) -> dict:
-  """What a config says of the class `name` alone in `data.lateral_axes`."""
+  """Returns a config's `data.lateral_axes` restricted to the class `name`."""
   return {name: ("H",)} if task == "hippocampus" else {}
 
 
 def conditional(task: str, **changes) -> dict[str, Variant]:
-  """The three positions of the paper."""
+  """Returns the three conditioning positions of the paper."""
   return {"cond_2nd": one(task, conditioning__position="input", **changes),
           "cond_enc": one(task, conditioning__position="encoder", **changes),
           "cond_dec": one(task, conditioning__position="decoder", **changes)}
 
 
 def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
-  """Every variant of the comparison, trained with the same number of samples."""
+  """Returns all variants of the comparison, trained with the same number of samples."""
   steps, count = steps or STEPS[task], len(TASKS[task].classes)
   output = dict(conditioning__position="head", conditioning__mechanism="output")
   found = conditional(task, steps=steps)
@@ -84,12 +84,12 @@ def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
 
 
 def alone(found: dict[str, Variant]) -> dict[str, Variant]:
-  """The same trainings, scored for one class at a time: none competes with another for voxels."""
+  """Returns the same trainings scored one class at a time, without competition for voxels."""
   return {name: v.replace(fusion="independent") for name, v in found.items()}
 
 
 def mechanisms(task: str) -> list[Variant]:
-  """Ways in which the class enters the decoder, and two in which it enters behind it."""
+  """Returns mechanisms that condition the decoder, and two that condition the head."""
   decoder = [("channel", vector) for vector in ("embedding", "one_hot", "hash")]
   decoder += [(name, "embedding") for name in ("film", "norm", "batch_norm", "channel_gate",
                                                "spatial_gate", "spade")]
@@ -97,7 +97,7 @@ def mechanisms(task: str) -> list[Variant]:
                conditioning__vector=vector
                ).replace(name="cond_dec", mechanism=f"{mechanism} {vector}")
            for mechanism, vector in decoder]
-  # Instance normalisation is the whole network's, so that it is there without the condition, too.
+  # Instance normalisation applies to the whole network, so that it is also present unconditioned.
   found += [v.replace(mechanism=v.mechanism.replace(" ", " (instance) "), model__norm="instance")
             for v in found if v.mechanism in ("channel embedding", "norm embedding")]
   dynamic = one(task, conditioning__position="head", conditioning__mechanism="dynamic",
@@ -108,12 +108,12 @@ def mechanisms(task: str) -> list[Variant]:
 
 
 def positions(task: str, levels: int) -> list[Variant]:
-  """The condition in the n finest of the decoder's levels, for every n."""
+  """Returns variants with the condition in the n finest decoder levels, for every n."""
   decoder = one(task, name="cond_dec", conditioning__position="decoder")
   return [decoder.replace(level=n, conditioning__from_level=None if n == levels else n - 1)
           for n in range(1, levels + 1)]
 
 
 def named(found: dict[str, Variant]) -> tuple[Variant, ...]:
-  """Variants that are called as their keys."""
+  """Returns the variants named by their keys."""
   return tuple(variant.replace(name=name) for name, variant in found.items())

@@ -1,8 +1,8 @@
 """CamVid (240×180, 11 classes): the comparison in another domain, in 2-D, with thin classes.
 
-Frames are dealt to the classes in blocks of six; pooled IoU over `val`, void ignored. The eleven
-networks of `indivs` have the steps of one together; eleven times as many were not run. `full` sees
-every label of every frame, one class of each frame it draws.
+Frames are assigned to the classes in blocks of six; pooled IoU over `val`, void ignored. The eleven
+networks of `indivs` share the steps of one network; eleven times as many were not run. `full` sees
+every label of every frame, one class per sampled frame.
 
   condseg-study camvid --data=DATA --out=results
 """

@@ -1,6 +1,6 @@
 """Hippocampus from fewer cases of each class, at the same number of steps.
 
-The specialists have as many steps each as the network of all classes has in all.
+Each specialist is trained for as many steps as the network of all classes.
 
   condseg-study cases --data=DATA --out=results
 """
@@ -8,7 +8,7 @@ The specialists have as many steps each as the network of all classes has in all
 from condseg_jax.studies import base
 from condseg_jax.study.declare import Study
 
-CASES = (5, 10, 20, 40, 80)  # of each class; 80 is all of them
+CASES = (5, 10, 20, 40, 80)  # per class; 80 is all of them
 
 
 def get_study():

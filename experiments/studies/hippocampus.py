@@ -1,8 +1,8 @@
-"""Hippocampus: where the condition enters, and what it is compared with.
+"""Hippocampus: the position of the condition, and the baselines.
 
 The comparison of Dmitriev & Kaufman (CVPR 2019, table 1) on real data: two classes from two
 single-class halves, scored on the fully labelled `val`. So few steps measure the speed of
-convergence as much as its end; `hippocampus_long` goes on to the end.
+convergence as much as the final score; `hippocampus_long` trains to convergence.
 
   condseg-study hippocampus --data=DATA --out=results
 """

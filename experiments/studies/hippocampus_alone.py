@@ -1,8 +1,8 @@
-"""Hippocampus: the comparison again, every class asked for alone.
+"""Hippocampus: the comparison scored one class at a time.
 
-Where all classes of a test image compete for its voxels, a network that answers too much for each
-of them is put right by the others. A user who asks for one class has no others: these are the
-trainings of `hippocampus`, and their masks one at a time.
+When all classes of a test image compete for its voxels, over-segmentation of one class is corrected
+by the others. A user who requests a single class has no others: this study scores the trainings of
+`hippocampus` one mask at a time.
 
   condseg-study hippocampus_alone --data=DATA --out=results
 """

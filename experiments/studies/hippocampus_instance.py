@@ -1,7 +1,7 @@
-"""Hippocampus: the comparison again, in networks with instance normalisation. One seed.
+"""Hippocampus: the comparison repeated with instance normalisation. One seed.
 
-`mechanisms_hippocampus` shows that the normalisation of the network changes more than the way in
-which the class enters. Is what sets the variants of `hippocampus` apart still there with it?
+`mechanisms_hippocampus` shows that the network's normalisation matters more than the conditioning
+mechanism. Do the differences between the variants of `hippocampus` persist with it?
 
   condseg-study hippocampus_instance --data=DATA --out=results
 """

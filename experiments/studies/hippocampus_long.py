@@ -1,4 +1,4 @@
-"""Hippocampus to convergence: whether the order after few steps is that of the end. One seed.
+"""Hippocampus to convergence: does the ranking after few steps persist? One seed.
 
   condseg-study hippocampus_long --data=DATA --out=results
 """

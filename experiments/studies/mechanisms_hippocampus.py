@@ -1,8 +1,8 @@
-"""Hippocampus: how the decoder is told the class, and by which vector.
+"""Hippocampus: conditioning mechanisms and class vectors.
 
-Is a fixed hash naive? Does it matter how the vector enters? Channels as in the paper, with a hash,
-a one-hot and a learned vector; other mechanisms with a learned one; at the head, weights that the
-class writes (DoDNet) and one output per class.
+Is a fixed hash naive? Does the mechanism matter? Channels as in the paper, with a hash, a one-hot
+and a learned vector; other mechanisms with a learned vector; at the head, weights generated from
+the class (DoDNet) and one output per class.
 
   condseg-study mechanisms_hippocampus --data=DATA --out=results
 """

@@ -1,7 +1,7 @@
 """Hippocampus with damaged training masks: parts missing, and false regions.
 
-Rates are voxels changed, in percent of those of the class; the truth that is scored on is whole.
-Does one network of all classes, which shares its features, stand it better than one per class?
+Rates are changed voxels in percent of the voxels of the class; the scored truth is undamaged. Is
+one network for all classes, with shared features, more robust than one network per class?
 
   condseg-study noise --data=DATA --out=results
 """

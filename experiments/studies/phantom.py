@@ -1,8 +1,8 @@
 """Phantom CTs: three organs from three single-organ sets, each with a scanner of its own.
 
 The setting of the paper. Every test case shows all organs under one scanner, so that the table of
-class and scanner says whether a network takes the scanner for the class, and the confusions what it
-gives to which class.
+class and scanner reveals whether a network mistakes the scanner for the class, and the confusion
+matrix which classes it confuses.
 
   condseg-study phantom --out=results
 """

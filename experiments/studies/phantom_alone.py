@@ -1,8 +1,8 @@
-"""Phantom CTs: the comparison again, every class asked for alone.
+"""Phantom CTs: the comparison scored one class at a time.
 
-Where all classes of a test image compete for its voxels, a network that answers too much for each
-of them is put right by the others. A user who asks for one class has no others: these are the
-trainings of `phantom`, and their masks one at a time.
+When all classes of a test image compete for its voxels, over-segmentation of one class is corrected
+by the others. A user who requests a single class has no others: this study scores the trainings of
+`phantom` one mask at a time.
 
   condseg-study phantom_alone --out=results
 """

@@ -1,7 +1,7 @@
-"""Hippocampus: which levels of the decoder need to be told the class.
+"""Hippocampus: which decoder levels need the condition.
 
-The condition enters the n finest levels; all coarser ones are shared by the classes and computed
-once for an image.
+The condition enters the n finest levels; all coarser levels are shared by the classes and computed
+once per image.
 
   condseg-study position_hippocampus --data=DATA --out=results
 """
