@@ -86,7 +86,7 @@ _LIMITS = """
 - The network answers for the classes of the table alone; every other structure is background.
 - Scores on held-out cases are of the same datasets, and the choice between checkpoints may rest on
   them: they are no measure of images from elsewhere.
-- This is no medical device. What it finds must be checked by a qualified person before anything
+- This is not a medical device. What it finds must be checked by a qualified person before anything
   depends on it.
 """
 

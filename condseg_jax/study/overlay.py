@@ -17,7 +17,7 @@ from condseg_jax.report.figures import ABDOMEN_HU
 from condseg_jax.study import records
 from condseg_jax.study.figures import save
 
-UNTOLD = "no class told"  # label of the single map of such a network
+UNTOLD = "no condition"  # label of the single map of such a network
 COLUMNS = 4  # cells in a row
 CELL = 2.1  # inches
 

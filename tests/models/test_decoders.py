@@ -136,8 +136,8 @@ def test_dilation_grows_with_every_level_that_is_not_pooled():
 
 @pytest.mark.parametrize("settings, fault", [
     (dict(decoder="segnet"), "decoder 'segnet' is not one of"),
-    (dict(decoder="fcn", position="decoder", mechanism="channel"), "is told no class"),
-    (dict(decoder="deeplab", position="decoders"), "is told no class"),
+    (dict(decoder="fcn", position="decoder", mechanism="channel"), "has no class conditioning"),
+    (dict(decoder="deeplab", position="decoders"), "has no class conditioning"),
     (dict(decoder="deeplab", rates=(0,)), "rates"),
     (dict(decoder="fcn", deep_supervision=1), "choose 0 to 0"),
     (dict(decoder="fcn", partition="depth"), "cannot be split")])
