@@ -34,8 +34,8 @@ def check_network(model) -> None:
       raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
   if model.decoder != "unet":
     if model.position in ("decoder", "decoders"):
-      raise ValueError(f"decoder {model.decoder!r} has no class conditioning: position {model.position!r} "
-                       "needs the decoder 'unet'")
+      raise ValueError(f"decoder {model.decoder!r} has no class conditioning: position "
+                       f"{model.position!r} needs the decoder 'unet'")
     if model.partition is not None:
       raise ValueError(f"a volume cannot be split over devices with the decoder "
                        f"{model.decoder!r}")

@@ -60,6 +60,8 @@ def serving(workdir, folder, *flags):
   process = subprocess.Popen(
       [sys.executable, "-m", "condseg_jax.cli.serve", f"--workdir={workdir}", "--port=0", *flags],
       stderr=subprocess.PIPE, encoding="utf-8", env=environment)
+  if hasattr(os, "sched_setaffinity"):  # all cores: a worker of the tests has some of them
+    os.sched_setaffinity(process.pid, range(os.cpu_count()))
   try:
     address = None
     log = []
