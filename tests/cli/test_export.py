@@ -88,7 +88,7 @@ def test_bad_input_of_prediction(root, run, bundle, tmp_path, capsys, monkeypatc
   assert "contains no ONNX graphs" in line(1, run, "--runtime=onnx")
   assert "--partition" in line(2, bundle, "--runtime=onnx", "--partition")
   assert "cannot be read" in line(1, tmp_path / "no.condseg")
-  assert "no model bundle" in line(1, root / "test" / "dataset.json")
+  assert "not a model bundle" in line(1, root / "test" / "dataset.json")
   monkeypatch.setitem(sys.modules, "onnxruntime", None)
   assert "condseg-jax[onnx]" in line(1, bundle, "--runtime=onnx")
   assert not (tmp_path / "out").exists()

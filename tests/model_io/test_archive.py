@@ -129,9 +129,9 @@ def test_not_there(tmp_path):
 
 
 def test_an_archive_of_something_else(refused):
-  assert "no model bundle" in refused(zipped({"word/document.xml": b"<w/>"}, manifest={}))
+  assert "not a model bundle" in refused(zipped({"word/document.xml": b"<w/>"}, manifest={}))
   other = {"format": "another program's", "version": 1, "sha256": {}}
-  assert "no model bundle" in refused(zipped({}, manifest=other))
+  assert "not a model bundle" in refused(zipped({}, manifest=other))
   assert "version 3" in refused(zipped({}, manifest={"format": archive.FORMAT, "version": 3,
                                                      "sha256": {}}))
 

@@ -155,7 +155,7 @@ def test_a_bundle_holds_one_checkpoint(trained, tmp_path):
   path = tmp_path / "m.condseg"
   bundles.write_bundle(path, trained)
   assert condseg_jax.load(path, "6").step == 6
-  with pytest.raises(InputError, match="step 6.*--checkpoint"):
+  with pytest.raises(InputError, match="step 6.*omit the checkpoint"):
     condseg_jax.load(path, "best")
   with pytest.raises(InputError, match="cannot be read"):
     condseg_jax.load(tmp_path / "no.condseg")
