@@ -15,10 +15,10 @@ from condseg_jax import settings
 from condseg_jax.errors import InputError
 from condseg_jax.settings import setting
 
-# Version of the settings' names, written into checkpoints and bundles; 1 had no version.
-VERSION = 2
+# Version of the settings' names and values, written into checkpoints and bundles; 1 had none.
+VERSION = 3
 
-# Settings and values renamed since: version 1 → the present name.
+# Settings and values renamed since version 1 → the present name.
 RENAMED = {
     "data.keep": "data.include_classes",
     "data.cases": "data.max_cases",
@@ -32,6 +32,7 @@ RENAMED = {
     "train.accumulate": "train.grad_accum_steps",
 }
 RENAMED_VALUES = {
+    "conditioning.position": {"head": "output_head", "decoders": "per_class_decoders"},
     "data.unannotated": {"ignored": "ignore"},
     "loss.objective": {"voxels": "dice_bce", "image": "image_level"},
 }
@@ -136,7 +137,7 @@ class Conditioning:
 
   position: str = setting(
       "decoder", "where the class enters (see `models.dense_unet`)",
-      choices=("none", "input", "encoder", "decoder", "head", "decoders"))
+      choices=("none", "input", "encoder", "decoder", "output_head", "per_class_decoders"))
   mechanism: str = setting("channel", "how: a name in `models.conditioning.MECHANISMS`")
   vector: str = setting("hash", "what represents a class",
                          choices=("hash", "one_hot", "embedding", "text"))
@@ -309,7 +310,7 @@ def _check_together(config: Config) -> None:
 
 
 def _upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
-  """Translates settings of version 1 to the current names and adds newer settings."""
+  """Translates settings of an older version to the current names and adds newer settings."""
   out: dict[str, Any] = {}
   for section, part in tree.items():
     if not isinstance(part, Mapping):

@@ -34,8 +34,8 @@ def predictor(spacing=(2.0, 1.0, 1.0), window=(8, 16, 16), modality="mr"):
   """An untrained network: the tests do not depend on training."""
   table = ClassTable.create(["liver", "spleen", "pancreas"], presets={"two": ["liver", "spleen"]})
   strides = ((2,) * len(window),)
-  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=strides, depth=(1, 1), channels=4,
-                    growth=4)
+  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=strides, layers_per_level=(1, 1),
+                    channels=4, growth=4)
   image = jnp.zeros((1, *window, 3 if modality == "rgb" else 1))
   variables = jax.jit(model.init)(jax.random.key(3), image, jnp.zeros(1, jnp.int32))
   return Predictor(model, variables, table, Plan(modality, spacing, window))

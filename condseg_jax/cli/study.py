@@ -1,16 +1,16 @@
 """condseg-study STUDY --data=DIR --out=DIR
 
-Runs a study (a file of experiments/studies, `all` of them, or the path of a file): trains what is
-not trained yet, scores it, and writes tables and figures. The same command goes on where it
-stopped, and does nothing where everything is done.
+Runs a study (a file of experiments/studies, `all` of them, or the path of a file): trains and
+scores the missing trials, then writes tables and figures. Re-run the same command to resume; it
+does nothing when all trials are done.
 
   condseg-study hippocampus --data=DATA --out=results
   condseg-study all --data=DATA --out=results --dry_run
   condseg-study all --out=results --tables --paper=RESULTS.md
 
-DATA holds the raw datasets (hippocampus/, camvid/); phantoms are drawn. In OUT lie STUDY.csv,
-STUDY.md, STUDY.tex, figures/ and records/; OUT/work holds what is prepared and trained. `all` with
---tables makes those of condseg-analyse again, too, for what lies in OUT/analysis/NAME.
+DATA holds the raw datasets (hippocampus/, camvid/); phantoms are generated. OUT receives STUDY.csv,
+STUDY.md, STUDY.tex, figures/ and records/; OUT/work holds prepared data and trained networks.
+`all` with --tables also redraws the analyses of condseg-analyse in OUT/analysis/NAME.
 """
 
 import os
@@ -20,6 +20,7 @@ import sys
 from absl import flags
 
 from condseg_jax.cli import shell
+from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
@@ -35,23 +36,28 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("data", "", "Folder with the raw datasets.", flag_values=values)
   flags.DEFINE_string("out", "", "Folder for records, tables, figures, and work/.",
                       flag_values=values)
-  flags.DEFINE_string("experiments", "", "Folder with configs/ and studies/ of your own; the "
+  flags.DEFINE_string("experiments", "", "Folder with your own configs/ and studies/; the "
                       "packaged ones when empty.", flag_values=values)
   flags.DEFINE_list("seeds", [], "Seeds; those of the study when empty.", flag_values=values)
   flags.DEFINE_list("only", [], "Variants to run; all when empty.", flag_values=values)
-  flags.DEFINE_bool("tables", False, "Write tables and figures from the records there are, and run "
-                    "nothing.", flag_values=values)
-  flags.DEFINE_string("paper", "", "With --tables: a Markdown file with marks that the tables are "
-                      "put between.", flag_values=values)
-  flags.DEFINE_bool("dry_run", False, "Say what is done, what is to be run and how long it will "
-                    "take.", flag_values=values)
-  flags.DEFINE_bool("drop_old", False, "Remove records of other code, data or settings than "
-                    "now.", flag_values=values)
-  flags.DEFINE_bool("prune", False, "Remove checkpoints of trainings that no study here needs any "
-                    "more.", flag_values=values)
+  flags.DEFINE_bool("tables", False, "Write tables and figures from the existing records, without "
+                    "running anything.", flag_values=values)
+  flags.DEFINE_string("paper", "", "With --tables: a Markdown file whose marked sections are "
+                      "filled with the tables.", flag_values=values)
+  flags.DEFINE_bool("dry_run", False, "List which trials are done, which remain and how long they "
+                    "will take.", flag_values=values)
+  flags.DEFINE_bool("drop_old", False, "Remove records made with other code, data or "
+                    "settings.", flag_values=values)
+  flags.DEFINE_bool("prune", False, "Remove checkpoints that no study needs any more.",
+                    flag_values=values)
 
 
 def _work(values: flags.FlagValues, name: str) -> int:
+  with as_flags(only="--only", data="--data", drop_old="--drop_old", tables="--tables"):
+    return _run(values, name)
+
+
+def _run(values: flags.FlagValues, name: str) -> int:
   shell.require(values, "out")
   from condseg_jax.study import declare
 
@@ -63,8 +69,8 @@ def _work(values: flags.FlagValues, name: str) -> int:
   studies = declare.load(name, experiments)
   for flag in ("seeds", "only", "dry_run", "drop_old", "prune"):
     if values.tables and values[flag].value:
-      raise InputError(f"--{flag}", "means nothing with --tables, which takes all "
-                       "records there are", "leave one of them out", usage=True)
+      raise InputError(f"--{flag}", "has no effect with --tables, which uses all "
+                       "records", "omit one of them", usage=True)
   if values.paper and not values.tables:
     raise InputError("--paper", "needs --tables", "give both", usage=True)
   if values.tables:
@@ -86,13 +92,13 @@ def _work(values: flags.FlagValues, name: str) -> int:
   missing = plan.unprepared(studies, places, seeds, values.only) if values.dry_run else {}
   if missing:
     for dataset, count in missing.items():
-      print(f"{dataset}: not prepared yet, {count} trial(s) to be run")
+      print(f"{dataset}: not prepared yet, {count} trial(s) to run")
   if values.drop_old and not values.dry_run:
     for study in studies:
       plan.drop_old(study, places, print)
   jobs = plan.jobs(studies, places, seeds, values.only, without=missing)
   if values.dry_run:
-    return _tell(jobs, places)
+    return _print_plan(jobs, places)
   from condseg_jax.study.runner import run
   failures = run(jobs, places, lambda study: _report(study, out))
   if values.prune:
@@ -102,11 +108,11 @@ def _work(values: flags.FlagValues, name: str) -> int:
     print(f"removed the checkpoints of {count} training(s)")
   if failures:
     raise InputError(f"{len(failures)} trial(s)", f"failed, the first: {failures[0]}",
-                     "correct what is wrong; the same command runs what is missing")
+                     "correct the cause; the same command runs the missing trials")
   return 0
 
 
-def _tell(jobs, places) -> int:
+def _print_plan(jobs, places) -> int:
   from condseg_jax.study import plan
   pace = plan.Pace(places.out)
   for job in jobs:
@@ -114,7 +120,7 @@ def _tell(jobs, places) -> int:
     print(f"{job.study.name:24} {job.trial.variant.label:36} seed {job.trial.seed}  "
           f"{'+'.join(map(str, job.steps)):>20} steps  {left}")
   waiting = [job for job in jobs if not job.done]
-  print(f"{len(jobs) - len(waiting)} of {len(jobs)} trials are done; the rest takes about "
+  print(f"{len(jobs) - len(waiting)} of {len(jobs)} trials are done; the others take about "
         f"{plan.duration(pace.left(waiting, places))}")
   return 0
 

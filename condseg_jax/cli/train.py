@@ -13,6 +13,7 @@ from absl import flags
 
 from condseg_jax.cli import config_file
 from condseg_jax.cli import shell
+from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
@@ -26,16 +27,18 @@ def _define(values: flags.FlagValues) -> None:
   config_file.define(values)
   flags.DEFINE_string("workdir", "", "Folder of the run, local or in a bucket.",
                       flag_values=values)
-  flags.DEFINE_enum("resume", "auto", ("auto", "must", "never"), "auto: go on from the last "
+  flags.DEFINE_enum("resume", "auto", ("auto", "must", "never"), "auto: resume from the last "
                     "checkpoint if there is one; must: fail without one; never: fail if there is "
                     "one.", flag_values=values)
-  flags.DEFINE_bool("distributed", False, "Several processes train one network; start the same "
-                    "command in each. Clusters that jax detects (Cloud TPU, SLURM, …) need nothing "
-                    "else.", flag_values=values)
-  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where jax cannot detect it.",
+  flags.DEFINE_bool("distributed", False, "Several processes train one network: start the same "
+                    "command in each. Clusters that JAX detects (Cloud TPU, SLURM, …) need no "
+                    "other flag.", flag_values=values)
+  flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if JAX cannot detect it.",
                       flag_values=values)
-  flags.DEFINE_integer("processes", None, "Number of processes, likewise.", flag_values=values)
-  flags.DEFINE_integer("process_id", None, "Number of this process, likewise.", flag_values=values)
+  flags.DEFINE_integer("processes", None, "Number of processes, if JAX cannot detect it.",
+                       flag_values=values)
+  flags.DEFINE_integer("process_id", None, "Index of this process from 0, if JAX cannot "
+                       "detect it.", flag_values=values)
 
 
 def _work(values: flags.FlagValues) -> int:
@@ -53,7 +56,9 @@ def _work(values: flags.FlagValues) -> int:
 
   enable_compilation_cache()
   if values.distributed:
-    parallel.join(*cluster_flags)
+    with as_flags(distributed="--distributed", coordinator="--coordinator",
+                  processes="--processes", process_id="--process_id"):
+      parallel.join(*cluster_flags)
   # Errors are reported before raw data is prepared, which may take hours.
   check_config(config)
   check_workdir(values.workdir, values.resume)

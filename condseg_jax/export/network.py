@@ -3,10 +3,10 @@
     encoder  image float32 [1, C, *window] (, class_id int32 [K])  →  x, skip_0, skip_1, …
     decoder  x, skip_0, skip_1, … (, class_id int32 [K])  →  probability float32 [K, *window]
 
-With `position` = `head` there are no skips, but a `summary`, the pooled coarsest features. K is the
-number of classes. As in JAX, layers before the first condition are computed once for all classes:
-their batch axis has length 1. A model without class conditioning has no `class_id`; if neither has
-(`position` = `none`), the decoder's K is 1.
+With `position` = `output_head` there are no skips, but a `summary`, the pooled coarsest features. K
+is the number of classes. As in JAX, layers before the first condition are computed once for all
+classes: their batch axis has length 1. A model without class conditioning has no `class_id`; if
+neither has (`position` = `none`), the decoder's K is 1.
 
 The code follows `models.dense_unet` and computes in float32.
 """
@@ -55,7 +55,7 @@ def onnx_halves(model: DenseUNet, params: Mapping, window: Sequence[int], channe
   for name in (model.encoder_block, model.decoder_block, model.decoder):
     if name not in ("dense", "unet"):
       raise InputError("network", f"ONNX export does not support {name!r}", "export without ONNX")
-  if (model.position == "decoders" or model.vector not in ("hash", "embedding")
+  if (model.position == "per_class_decoders" or model.vector not in ("hash", "embedding")
       or (model.position != "none" and model.mechanism not in ("channel", "dynamic"))):
     raise InputError("network", "ONNX export does not support the conditioning "
                      f"{model.position}, {model.mechanism}, {model.vector}", "export without ONNX")
@@ -71,7 +71,7 @@ def _encoder(model, params, window, channels):
                 vector if model.position == "input" else None, "stem")
   x = net.block(x, None, None, "down_0")
   skips = [x]
-  for level in range(1, len(model.depth)):
+  for level in range(1, len(model.layers_per_level)):
     x = net.max_pool(x, model.strides[level - 1])
     x = net.block(x, None, vector if model.position == "encoder" else None, f"down_{level}")
     skips.append(x)
@@ -80,7 +80,7 @@ def _encoder(model, params, window, channels):
     x = net.merge(x, skips, None)
   features = [x._replace(name="x")]
   features += [skip._replace(name=f"skip_{level}") for level, skip in enumerate(skips)]
-  if model.position == "head":
+  if model.position == "output_head":
     skips.append(net.mean(coarsest))
     features.append(skips[-1]._replace(name="summary"))
   for value, feature in zip([x, *skips], features, strict=True):
@@ -91,9 +91,9 @@ def _encoder(model, params, window, channels):
 def _decoder(model, params, features):
   net = _Network(model, params)
   inputs = dict(map(_described, features))
-  vector = net.class_vector(inputs) if model.position in ("decoder", "head") else None
+  vector = net.class_vector(inputs) if model.position in ("decoder", "output_head") else None
   x, *skips = features
-  if model.position == "head":
+  if model.position == "output_head":
     x = net.dynamic_head(x, *skips, vector)
   else:
     while skips:

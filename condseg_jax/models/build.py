@@ -19,10 +19,8 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 def dense_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...]) -> DenseUNet:
   """Builds the network of `models.dense_unet`, whose fields have the names of the settings."""
   fields = {f.name for f in dataclasses.fields(DenseUNet)}
-  settings = {**vars(model), **vars(conditioning), "depth": model.layers_per_level,
-              "decoder_depth": model.decoder_layers_per_level}
-  network = DenseUNet(codes=codes, **{key: value for key, value in settings.items()
-                                      if key in fields} | {"dtype": DTYPES[model.dtype]})
+  values = {**vars(model), **vars(conditioning), "dtype": DTYPES[model.dtype]}
+  network = DenseUNet(codes=codes, **{key: values[key] for key in values if key in fields})
   network.check()
   return network
 

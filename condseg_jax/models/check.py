@@ -9,19 +9,20 @@ from condseg_jax.models.class_vector import VECTORS
 
 def check_network(model) -> None:
   """Raises ValueError for a `dense_unet.DenseUNet` with invalid settings."""
-  if len(model.depth) < 2 or len(model.strides) != len(model.depth) - 1:
-    raise ValueError(f"depth has {len(model.depth)} levels and strides {len(model.strides)}; there "
-                     "must be two levels or more, and one stride less than levels")
+  levels = len(model.layers_per_level)
+  if levels < 2 or len(model.strides) != levels - 1:
+    raise ValueError(f"layers_per_level has {levels} levels and strides {len(model.strides)}; "
+                     "there must be two levels or more, and one stride less than levels")
   if {len(level) for level in model.strides} not in ({2}, {3}):
     raise ValueError(f"strides {model.strides}: each has 2 axes, or each has 3")
-  if model.decoder_depth is not None and len(model.decoder_depth) != len(model.strides):
-    raise ValueError(f"decoder_depth has {len(model.decoder_depth)} levels; the decoder has "
-                     f"{len(model.strides)}, one less than the encoder")
+  if len(model.decoder_layers) != len(model.strides):
+    raise ValueError(f"decoder_layers_per_level has {len(model.decoder_layers)} levels; the "
+                     f"decoder has {len(model.strides)}, one less than the encoder")
   sizes = [model.channels, model.growth, model.embedding_size, *model.rates]
   sizes += [stride for level in model.strides for stride in level]
-  if min(sizes) < 1 or min(*model.depth, *(model.decoder_depth or ())) < 0:
+  if min(sizes) < 1 or min(*model.layers_per_level, *model.decoder_layers) < 0:
     raise ValueError("channels, growth, embedding_size, rates and strides must be 1 or more, "
-                     "depth 0 or more")
+                     "layers_per_level 0 or more")
   for value, name, known in ((model.position, "position", conditioning.POSITIONS),
                              (model.mechanism, "mechanism", tuple(conditioning.MECHANISMS)),
                              (model.vector, "vector", VECTORS),
@@ -33,18 +34,18 @@ def check_network(model) -> None:
     if value not in known:
       raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
   if model.decoder != "unet":
-    if model.position in ("decoder", "decoders"):
+    if model.position in ("decoder", "per_class_decoders"):
       raise ValueError(f"decoder {model.decoder!r} has no class conditioning: position "
                        f"{model.position!r} needs the decoder 'unet'")
     if model.partition is not None:
       raise ValueError(f"a volume cannot be split over devices with the decoder "
                        f"{model.decoder!r}")
-  for name, block, depth in (
-      ("encoder_block", model.encoder_block, model.depth),
-      ("decoder_block", model.decoder_block, model.decoder_depths)):
-    if block != "dense" and 0 in depth:
-      raise ValueError(f"{name} {block!r} has no layer at a level of depth 0: give it 1 or more")
-  if model.position not in ("none", "decoders"):
+  for name, block, layers_per_level in (
+      ("encoder_block", model.encoder_block, model.layers_per_level),
+      ("decoder_block", model.decoder_block, model.decoder_layers)):
+    if block != "dense" and 0 in layers_per_level:
+      raise ValueError(f"{name} {block!r} has no layer at a level with 0 layers: give it 1 or more")
+  if model.position not in ("none", "per_class_decoders"):
     chosen = conditioning.MECHANISMS[model.mechanism]
     if model.position not in chosen.positions:
       raise ValueError(f"mechanism {model.mechanism!r} does not act at position "
@@ -55,11 +56,11 @@ def check_network(model) -> None:
       len(row) == len(model.texts[0]) and any(row) for row in model.texts)):
     raise ValueError("vector 'text' needs one vector for each class, of one length and not zero")
   if model.from_level is not None:
-    if model.position not in ("decoder", "decoders"):
+    if model.position not in ("decoder", "per_class_decoders"):
       raise ValueError(f"from_level has no effect where position is {model.position!r}")
-    if not 0 <= model.from_level <= len(model.depth) - 2:
+    if not 0 <= model.from_level < len(model.strides):
       raise ValueError(f"from_level {model.from_level} is not one of the decoder's levels, 0 to "
-                       f"{len(model.depth) - 2}")
+                       f"{len(model.strides) - 1}")
   most = max(0, model.conditioned_levels - 1)
   if not 0 <= model.deep_supervision <= most:
     raise ValueError(f"deep_supervision {model.deep_supervision}: {model.conditioned_levels} "

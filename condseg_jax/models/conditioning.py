@@ -23,7 +23,7 @@ import numpy as np
 from condseg_jax.models import halo
 from condseg_jax.models import layers
 
-POSITIONS = ("none", "input", "encoder", "decoder", "head", "decoders")
+POSITIONS = ("none", "input", "encoder", "decoder", "output_head", "per_class_decoders")
 LAYERS = ("input", "encoder", "decoder")  # positions at layers of the network
 
 # Class codes are close together; the default precision of an accelerator would round them.
@@ -214,8 +214,8 @@ MECHANISMS = {
     "channel_gate": Mechanism(channel_gate),
     "spatial_gate": Mechanism(spatial_gate),
     "spade": Mechanism(spade, positions=("decoder",)),
-    "dynamic": Mechanism(None, positions=("head",)),
-    "output": Mechanism(None, positions=("head",)),
+    "dynamic": Mechanism(None, positions=("output_head",)),
+    "output": Mechanism(None, positions=("output_head",)),
 }
 
 

@@ -5,8 +5,8 @@
                                   └ pool ─ block 2 ─ up ┘        (decoder: class-conditioned)
 
 A block (see `blocks`) is densely connected by default and computes `channels · (level + 1)`
-features, proportional to depth as in the paper. The paper does not specify the layers per block,
-the growth, the normalisation and the activation; the defaults are ours.
+features, proportional to the level as in the paper. The paper does not specify the layers per
+block, the growth, the normalisation and the activation; the defaults are ours.
 
 `encode` is computed once per image, `decode` once per class.
 """
@@ -68,8 +68,9 @@ class DenseUNet(nn.Module):
     codes: class codes, in the order of the ids.
     strides: strides of the levels - 1 poolings, finest first, each a tuple with one stride per
       axis; its length (2 or 3) makes the network 2-D or 3-D.
-    depth: layers per block at every level, finest first.
-    decoder_depth: the same for the decoder, which has no coarsest level; None uses `depth`.
+    layers_per_level: layers per block at every level, finest first.
+    decoder_layers_per_level: the same for the decoder, which has no coarsest level; None repeats
+      `layers_per_level`.
     channels: features at the finest level; level l has (l + 1) times as many.
     growth: channels of a dense layer at the finest level; (l + 1) times as many at level l.
     encoder_block, decoder_block: names in `blocks.BLOCKS`.
@@ -80,9 +81,9 @@ class DenseUNet(nn.Module):
     activation: a name in `layers.ACTIVATIONS`.
     position: where the condition enters: `none`; `input` (cond-2nd: next to the image); `encoder`
       (cond-enc: every block below the finest, after its skip branches off); `decoder` (cond-dec:
-      every decoder block, next to the skip); `head` (the last layers only, everything before them
-      shared by all classes); `decoders` (a separate unconditioned decoder per class, after Chen et
-      al., Med3D, 2019).
+      every decoder block, next to the skip); `output_head` (the last layers only, everything before
+      them shared by all classes); `per_class_decoders` (a separate unconditioned decoder per class,
+      after Chen et al., Med3D, 2019).
     mechanism: how it acts there, a name in `conditioning.MECHANISMS`.
     vector: representation of a class, see `class_vector.ClassVector`.
     embedding_size: length of a learned class vector.
@@ -102,7 +103,7 @@ class DenseUNet(nn.Module):
 
   codes: tuple[float, ...]
   strides: Sequence[Sequence[int]]
-  depth: Sequence[int]
+  layers_per_level: Sequence[int]
   channels: int = 16
   growth: int = 16
   norm: str = "group"
@@ -116,7 +117,7 @@ class DenseUNet(nn.Module):
   dtype: jnp.dtype = jnp.float32
   deep_supervision: int = 0
   remat: bool = False
-  decoder_depth: Sequence[int] | None = None
+  decoder_layers_per_level: Sequence[int] | None = None
   encoder_block: str = "dense"
   decoder_block: str = "dense"
   decoder: str = "unet"
@@ -132,17 +133,17 @@ class DenseUNet(nn.Module):
     self.check()
     # A submodule without calls has no parameters, so most are set up whatever the settings.
     self.stem = Layer(self.channels, (3,) * self.ndim, self.style)
-    self.down = [self._block(self.encoder_block, level, depth, self._dilation(level))
-                 for level, depth in enumerate(self.depth)]
+    self.down = [self._block(self.encoder_block, level, count, self._dilation(level))
+                 for level, count in enumerate(self.layers_per_level)]
     if self.decoder != "unet":
       self.fuse = self._baseline_decoder()
     self.up = [layers.Upsample(self._width(level), strides, self.dtype)
                for level, strides in enumerate(self.strides)]
-    self.merge = [self._block(self.decoder_block, level, depth)
-                  for level, depth in enumerate(self.decoder_depths)]
+    self.merge = [self._block(self.decoder_block, level, count)
+                  for level, count in enumerate(self.decoder_layers)]
     self.head = self._head()
     self.coarse_heads = [self._logit_conv() for _ in range(self.deep_supervision)]
-    if self.position == "decoders":
+    if self.position == "per_class_decoders":
       unconditioned = self.clone(position="none", from_level=None, parent=None)
       self.decoders = decoders.decoder_per_class(unconditioned, len(self.codes))
     elif self.position != "none":
@@ -155,9 +156,11 @@ class DenseUNet(nn.Module):
                        self.partition, self.batch_axes)
 
   @property
-  def decoder_depths(self) -> Sequence[int]:
+  def decoder_layers(self) -> Sequence[int]:
     """Layers per decoder block at every level, finest first."""
-    return self.depth[:-1] if self.decoder_depth is None else self.decoder_depth
+    if self.decoder_layers_per_level is None:
+      return self.layers_per_level[:-1]
+    return self.decoder_layers_per_level
 
   @property
   def ndim(self) -> int:
@@ -180,9 +183,9 @@ class DenseUNet(nn.Module):
   @property
   def conditioned_levels(self) -> int:
     """Number of decoder levels, finest first, that belong to `decode`."""
-    if self.position == "head" or self.decoder != "unet":
+    if self.position == "output_head" or self.decoder != "unet":
       return 0
-    return len(self.depth) - 1 if self.from_level is None else self.from_level + 1
+    return len(self.strides) if self.from_level is None else self.from_level + 1
 
   def encode(self, image_BDHWC: jax.Array, class_id_B: jax.Array | None = None) -> Features:
     """Computes the encoder and the unconditioned decoder levels, once per image.
@@ -196,12 +199,12 @@ class DenseUNet(nn.Module):
                   condition if self.position == "input" else None)
     x = self.down[0](x)
     skips = [x]
-    for level in range(1, len(self.depth)):
+    for level in range(1, len(self.layers_per_level)):
       x = layers.max_pool(x, self.strides[level - 1])
       x = self.down[level](x, None, condition if self.position == "encoder" else None)
       skips.append(x)
     pooled = None
-    if (self.position, self.mechanism) == ("head", "dynamic"):
+    if (self.position, self.mechanism) == ("output_head", "dynamic"):
       pooled = halo.mean(x.astype(jnp.float32), self.partition)
     if self.decoder != "unet":
       return Features(self.fuse(skips), (), pooled)
@@ -233,9 +236,9 @@ class DenseUNet(nn.Module):
       1 + `deep_supervision` arrays, float32 [B, *shape of the level], finest first. Under jit,
       unused levels are not computed.
     """
-    if self.position == "decoders":
+    if self.position == "per_class_decoders":
       return self.decoders(features, class_id_B)
-    if self.position == "head":
+    if self.position == "output_head":
       if self.mechanism == "output":
         return (self.head(features.x, class_id_B),)
       return (self.head(features.x, features.pooled, self.class_vector(class_id_B)),)
@@ -270,7 +273,7 @@ class DenseUNet(nn.Module):
     return self.channels * (level + 1)
 
   def _head(self) -> nn.Module:
-    if self.position != "head":
+    if self.position != "output_head":
       return self._logit_conv()
     if self.mechanism == "output":
       return heads.OutputChannels(len(self.codes))
@@ -291,7 +294,7 @@ class DenseUNet(nn.Module):
       return 1
     return 2 ** sum(set(strides) == {1} for strides in self.strides[:level])
 
-  def _block(self, kind: str, level: int, depth: int, dilation: int = 1) -> Block:
+  def _block(self, kind: str, level: int, count: int, dilation: int = 1) -> Block:
     block = nn.remat(BLOCKS[kind]) if self.remat else BLOCKS[kind]
-    return block(depth, self.growth * (level + 1), self._width(level), self.ndim, self.style,
+    return block(count, self.growth * (level + 1), self._width(level), self.ndim, self.style,
                  dilation)

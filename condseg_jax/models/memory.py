@@ -104,7 +104,7 @@ def _outputs(model: Network, channels: int) -> tuple[Mapping, Outputs, Outputs]:
   capture: dict[str, Any] = dict(capture_intermediates=True, mutable=["intermediates"])
   variables = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)
   applied = variables
-  if isinstance(model, DenseUNet) and model.position == "decoders":
+  if isinstance(model, DenseUNet) and model.position == "per_class_decoders":
     # A sample passes through one of the decoders.
     model = model.clone(position="none", from_level=None)
     applied = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)

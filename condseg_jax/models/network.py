@@ -104,10 +104,10 @@ def _every_class(model, variables, image, class_id_BN, mutable):
     return apply(changed, features, class_id_B, method=model.decode_levels)
 
   # Statistics are summed over the classes and therefore identical for all of them.
-  lanes: dict[str, Any] = dict(out_axes=(-1, None), axis_name=CLASSES)
+  over_classes: dict[str, Any] = dict(out_axes=(-1, None), axis_name=CLASSES)
   if model.encoder_sees_class:
-    return jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, **lanes)(class_id_BN)
-  return jax.vmap(decode, in_axes=(None, 1), **lanes)(encode(None), class_id_BN)
+    return jax.vmap(lambda ids: decode(encode(ids), ids), in_axes=1, **over_classes)(class_id_BN)
+  return jax.vmap(decode, in_axes=(None, 1), **over_classes)(encode(None), class_id_BN)
 
 
 def initial_variables(model: Network, seed: int, shape: Sequence[int]) -> dict:

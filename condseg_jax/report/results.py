@@ -21,8 +21,8 @@ from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report import statistics
 from condseg_jax.system.atomic import write_text
-from condseg_jax.train.record import devices
-from condseg_jax.train.record import versions
+from condseg_jax.train.run_files import devices
+from condseg_jax.train.run_files import versions
 
 log = logging.getLogger("condseg_jax")
 

@@ -32,7 +32,7 @@ def member_config(member: Member, experiments, *, seed: int, root, cache) -> Con
 
 def mechanism_of(conditioning: Conditioning) -> str:
   """Describes how a network is conditioned on the class."""
-  if conditioning.position in ("none", "decoders"):
+  if conditioning.position in ("none", "per_class_decoders"):
     return conditioning.position
   if conditioning.mechanism == "output":
     return "output"

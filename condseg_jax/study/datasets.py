@@ -121,7 +121,7 @@ def profile_of(case_id: str) -> str:
 def _folder(data: Path, name: str) -> Path:
   path = data / name
   if not path.is_dir():
-    raise InputError(path, "does not exist", f"put the raw dataset {name!r} under --data",
+    raise InputError(path, "does not exist", f"put the raw dataset {name!r} under `data`",
                      usage=True)
   return path
 

@@ -132,7 +132,7 @@ class Study:
     names = {name for v in self.variants for name in (v.name, v.label)}
     for name in only:
       if name not in names:
-        raise InputError("--only", f"the study {self.name} has no variant {name!r}",
+        raise InputError("only", f"the study {self.name} has no variant {name!r}",
                          f"its variants: {', '.join(dict.fromkeys(v.name for v in self.variants))}",
                          usage=True)
     for seed in seeds or self.seeds:

@@ -29,7 +29,7 @@ ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")  # training and 
 NOT_COMPUTING = (
     "config", "configs", "settings", "errors", "system", "formats", "datasets", "model_io",
     "data.writer", "data.fingerprint", "export", "report", "train.checkpoint",
-    "train.record", "train.timing", "models.memory", "models.onednn.build")
+    "train.run_files", "train.timing", "models.memory", "models.onednn.build")
 # Digests of sources that compute the same results as an earlier one, see `lineage`.
 LINEAGE = Path(__file__).with_name("lineage.json")
 

@@ -18,7 +18,7 @@ from condseg_jax.study import fingerprint as keys
 from condseg_jax.study import records
 from condseg_jax.study.declare import Study
 from condseg_jax.study.declare import Trial
-from condseg_jax.train.record import finished
+from condseg_jax.train.run_files import finished
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,16 +85,17 @@ def of_study(out: Path, study: str) -> list[dict]:
   folder = out / "records" / study
   paths = files(folder)
   found = [read(path) for path in paths]
-  cure = f"leave out those of before: run the study with --drop_old, or remove them from {folder}"
+  cure = f"remove the older ones from {folder}, or run the study with `drop_old`"
   if not found:
     raise InputError(folder, "holds no record", f"run: condseg-study {study}")
   sources = list(dict.fromkeys(record["source"] for record in found))
   if len(sources) > 1:
-    told = "; ".join(
+    by_source = "; ".join(
         f"{s[:12]}: {sum(r['source'] == s for r in found)} record(s), e.g. "
         f"{next(p.name for p, r in zip(paths, found, strict=True) if r['source'] == s)}"
         for s in sources)
-    raise InputError(f"study {study}", f"mixes results of different source files ({told})", cure)
+    raise InputError(f"study {study}", f"mixes results of different source files ({by_source})",
+                     cure)
   seen, alike = {}, {}
   for path, record in zip(paths, found, strict=True):
     settings = [{**config, "seed": None} for config in record["configs"]], record["data"]

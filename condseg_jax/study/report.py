@@ -260,7 +260,7 @@ def filled(text: str, out: Path) -> str:
 def section(path: Path, title: str) -> str:
   """Returns the text under a heading `## title` of a Markdown file."""
   if not path.exists():
-    raise InputError(path, "does not exist", "run the study, or make its tables with --tables")
+    raise InputError(path, "does not exist", "run the study, or write its tables with `tables`")
   parts = re.split(r"^## (.+)\n", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
   sections = dict(zip(parts[1::2], parts[2::2], strict=True))
   if title not in sections:

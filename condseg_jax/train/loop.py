@@ -25,9 +25,9 @@ from condseg_jax.models.network import initial_variables
 from condseg_jax.predictor import Predictor
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
-from condseg_jax.train.record import finished
-from condseg_jax.train.record import Record
-from condseg_jax.train.record import trim_metrics
+from condseg_jax.train.run_files import finished
+from condseg_jax.train.run_files import RunFiles
+from condseg_jax.train.run_files import trim_metrics
 from condseg_jax.train.setup import alphas
 from condseg_jax.train.setup import check_config
 from condseg_jax.train.setup import check_resume
@@ -71,28 +71,28 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   # --- data, classes, plan, network -----------------------------------------------------------
   setup = make_setup(config, stores, recorded, workdir)
   config, model, record = setup.config, setup.model, setup.record
-  table, plan, settings = record.table, record.plan, setup.config.train
-  if last is not None and last >= settings.steps and finished(workdir):
+  table, plan = record.table, record.plan
+  if last is not None and last >= config.train.steps and finished(workdir):
     log.info("finished at step %d before; nothing is left to do", last)
     checkpoints.close()
     return "finished"
-  for line in memory_lines(setup.planned, config.data.memory_gb):
+  for line in memory_lines(setup.plan_summary, config.data.memory_gb):
     log.info("%s", line)
 
   # --- step -----------------------------------------------------------------------------------
-  optimizer = make_optimizer(config.optimizer, settings.steps)
-  schedule = make_schedule(config.optimizer, settings.steps)
+  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  schedule = make_schedule(config.optimizer, config.train.steps)
   train_step = make_train_step(
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
       spacing=plan.spacing, lateral_axes=lateral_axes(table, model.ndim),
-      alpha_K=alphas(table, config.loss.alpha), ema_decay=settings.ema_decay, seed=config.seed,
-      grad_accum_steps=settings.grad_accum_steps)
-  driver = parallel.make_driver(settings.driver, train_step, config.data.batch_size,
-                                settings.grad_accum_steps)
+      alpha_K=alphas(table, config.loss.alpha), ema_decay=config.train.ema_decay, seed=config.seed,
+      grad_accum_steps=config.train.grad_accum_steps)
+  driver = parallel.make_driver(config.train.driver, train_step, config.data.batch_size,
+                                config.train.grad_accum_steps)
 
   # --- state ----------------------------------------------------------------------------------
   variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
-  state = TrainState.create(variables, optimizer, ema=settings.ema_decay > 0)
+  state = TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
   if last is not None:
     state = checkpoints.restore(last, state)
     trim_metrics(workdir, last)
@@ -103,41 +103,42 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   batches = sampling.batches(
       setup.training, table, plan, config.data, seed=config.seed, start_step=first,
       process_index=jax.process_index(), process_count=jax.process_count())
-  writer = Record(workdir, config.to_dict(), resumed=last is not None)
-  writer.plan(setup.planned)
-  clock = Clock(first, settings.steps)
+  run_files = RunFiles(workdir, config.to_dict(), resumed=last is not None)
+  run_files.plan(setup.plan_summary)
+  clock = Clock(first, config.train.steps)
   since_log, results, status = [], {}, "finished"
 
   # --- steps ----------------------------------------------------------------------------------
   with Interrupt() as interrupt:
     try:
-      for step in range(first, settings.steps):
+      for step in range(first, config.train.steps):
         with jax.transfer_guard("disallow"):
           with jax.transfer_guard_host_to_device("allow"):
             batch = driver.place_batch(next(batches))
           state, metrics = driver.step(state, batch)
         since_log.append(metrics)
         done = step + 1
-        logs = done % settings.log_every == 0 or done == settings.steps
+        logs = done % config.train.log_every == 0 or done == config.train.steps
         stop = interrupt.everywhere(asks=logs)
 
         if logs:
           values = training_scalars(jax.device_get(since_log), table)
           values["learning_rate"] = float(schedule(step))
           values["steps_per_second"] = clock.rate(done)
-          writer.scalars(done, values)
-          log.info("step %d/%d  loss %.4f  dice %.3f  %s", done, settings.steps,
+          run_files.scalars(done, values)
+          log.info("step %d/%d  loss %.4f  dice %.3f  %s", done, config.train.steps,
                    values["loss"], values["mean_dice"], clock.left(done))
           since_log = []
 
         score = None
-        if done % settings.eval_every == 0 or done == settings.steps:
+        if done % config.train.eval_every == 0 or done == config.train.steps:
           with clock.paused():
-            score, cleanings = _score_held_out(setup.held_out, model, state, record, writer, done)
+            score, cleanings = _score_held_out(setup.held_out, model, state, record, run_files,
+                                               done)
             record = record._replace(cleaning=cleanings)
           if score is not None:
             results["held_out_mean_dice"] = score
-        if done % settings.eval_every == 0 or done == settings.steps or stop:
+        if done % config.train.eval_every == 0 or done == config.train.steps or stop:
           with clock.paused():
             checkpoints.save(state, record, score)
         if stop:
@@ -145,14 +146,14 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
           log.info("stopped at step %d; re-run the command to resume", done)
           break
     except BaseException:
-      writer.finish("failed", results)
+      run_files.finish("failed", results)
       raise
     finally:
       batches.close()
       checkpoints.wait()
       checkpoints.close()
   results |= {"step": int(state.step), "skipped_steps": int(state.skipped)}
-  writer.finish(status, results)
+  run_files.finish(status, results)
   return status
 
 
@@ -170,7 +171,7 @@ def training_scalars(metrics: Sequence[Mapping], table: ClassTable) -> dict[str,
   return values
 
 
-def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float | None, dict]:
+def _score_held_out(held_out, model, state, record, run_files, step) -> tuple[float | None, dict]:
   """Scores the held-out training cases, each on its annotated classes.
 
   Returns:
@@ -188,7 +189,7 @@ def _score_held_out(held_out, model, state, record, writer, step) -> tuple[float
   chosen = choose([(name, ComponentFilter(*c), dice) for name, c, dice in tried])
   summary = summarise(rows, record.table.names)
   scores = {name: c["dice"]["mean"] for name, c in summary["classes"].items() if c["dice"]["n"]}
-  writer.scalars(step, {"held_out/mean_dice": summary["mean_dice"],
+  run_files.scalars(step, {"held_out/mean_dice": summary["mean_dice"],
                         **{f"held_out/dice/{name}": dice for name, dice in scores.items()}})
   log.info("held out: mean Dice %.3f  %s", summary["mean_dice"],
                "  ".join(f"{name} {dice:.3f}" for name, dice in scores.items()))

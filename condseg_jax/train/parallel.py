@@ -117,18 +117,18 @@ def join(coordinator: str | None, processes: int | None, process_id: int | None)
     InputError: no cluster was detected, or the other processes did not connect.
   """
   if coordinator is not None and not re.fullmatch(r".+:\d+", coordinator):
-    raise InputError("--coordinator", f"{coordinator!r} is not HOST:PORT", "e.g. node1:12345",
+    raise InputError("coordinator", f"{coordinator!r} is not HOST:PORT", "e.g. node1:12345",
                      usage=True)
   try:
     jax.distributed.initialize(coordinator, processes, process_id)
   except (ValueError, RuntimeError, OSError) as error:
-    told = {"--coordinator": coordinator, "--processes": processes, "--process_id": process_id}
-    missing = [flag for flag, value in told.items() if value is None]
+    given = {"coordinator": coordinator, "processes": processes, "process_id": process_id}
+    missing = [f"`{name}`" for name, value in given.items() if value is None]
     if isinstance(error, ValueError) and missing:
-      raise InputError("--distributed", "found no cluster (SLURM, Open MPI, Cloud TPU, Kubernetes)",
+      raise InputError("distributed", "found no cluster (SLURM, Open MPI, Cloud TPU, Kubernetes)",
                        f"give {', '.join(missing)}", usage=True) from error
-    raise InputError("--distributed", str(error).strip().splitlines()[0],
-                     "check --coordinator, --processes and --process_id, and that all processes "
+    raise InputError("distributed", str(error).strip().splitlines()[0],
+                     "check `coordinator`, `processes` and `process_id`, and that all processes "
                      "run", usage=isinstance(error, ValueError)) from error
   if jax.process_index() > 0:
     logging.getLogger("condseg_jax").setLevel(logging.WARNING)

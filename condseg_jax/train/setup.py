@@ -47,7 +47,7 @@ class Setup:
     training: the training datasets.
     held_out: their held-out part, for periodic scores.
     model: the network.
-    planned: plan, memory and fingerprint, for plan.json.
+    plan_summary: plan, memory and fingerprint, for plan.json.
   """
 
   config: Config
@@ -55,7 +55,7 @@ class Setup:
   training: Sequence[Dataset]
   held_out: Sequence[Dataset]
   model: Network
-  planned: Mapping
+  plan_summary: Mapping
 
 
 def check_config(config: Config) -> None:
@@ -100,20 +100,20 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   cases = [case for d in training for case in d.cases]
   if recorded is None:
     table = class_table(training, stores, data)
-    config = begin(config, training, table)
+    config = resolved_config(config, training, table)
     intensities = [np.asarray(case.intensities) for d in pooled for case in d.cases]
     plan = Plan.pooled(training[0].store.modality, training[0].store.spacing,
                        config.data.subvolume, intensities)
   else:
     table, plan = recorded.table, recorded.plan
-    config = resume(config, recorded.config)
+    config = resumed_config(config, recorded.config)
     check_same_model(recorded.config, config, workdir)
     check_same_plan(plan, stores[0], config.data.subvolume, workdir)
   record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
                        class_priors(cases, table.names))
   model = build_model(config.model, config.conditioning, table.codes)
   return Setup(config, record, training, held_out, model,
-               plan_record(config, training, table, plan))
+               plan_summary(config, training, table, plan))
 
 
 # --- classes ------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def alphas(table: ClassTable, alpha: Mapping[str, float]) -> np.ndarray:
 
 
 # --- settings resolved at the start of a run, and kept when it is resumed -----------------------
-def begin(config: Config, training: Sequence[Dataset], table: ClassTable) -> Config:
+def resolved_config(config: Config, training: Sequence[Dataset], table: ClassTable) -> Config:
   """Resolves the settings that are decided when a run starts.
 
   With `data.plan` = `auto`, subvolume and strides are the largest that fit into `data.memory_gb` on
@@ -193,7 +193,7 @@ def begin(config: Config, training: Sequence[Dataset], table: ClassTable) -> Con
   return config
 
 
-def resume(config: Config, recorded: Config) -> Config:
+def resumed_config(config: Config, recorded: Config) -> Config:
   """Returns the config of a resumed run, with the values resolved at its start."""
   if config.data.plan == "auto" == recorded.data.plan:
     config = dataclasses.replace(
@@ -226,7 +226,7 @@ def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
   return cost
 
 
-def plan_record(config: Config, training: Sequence[Dataset], table: ClassTable,
+def plan_summary(config: Config, training: Sequence[Dataset], table: ClassTable,
                 plan: Plan) -> dict:
   """Returns the plan, the data it was derived from and its memory use, for plan.json."""
   cases = [case for dataset in training for case in dataset.cases]
@@ -246,13 +246,13 @@ def plan_record(config: Config, training: Sequence[Dataset], table: ClassTable,
           "device": jax.default_backend(), **fingerprint(cases)}
 
 
-def memory_lines(planned: Mapping, budget_gb: float) -> list[str]:
-  """Formats the memory of a step in `plan_record` for the log."""
-  largest = planned["largest_subvolume"]
+def memory_lines(summary: Mapping, budget_gb: float) -> list[str]:
+  """Formats the memory of a step in `plan_summary` for the log."""
+  largest = summary["largest_subvolume"]
   shape = "none" if largest is None else "×".join(map(str, largest))
-  return [f"memory of a step, estimated: {planned['memory_gb']:.2f} GB on a device, "
-          f"{planned['bytes_per_voxel']:.0f} bytes per voxel of the subvolume, "
-          f"{planned['decodes_per_image']} class(es) decoded per image",
+  return [f"memory of a step, estimated: {summary['memory_gb']:.2f} GB on a device, "
+          f"{summary['bytes_per_voxel']:.0f} bytes per voxel of the subvolume, "
+          f"{summary['decodes_per_image']} class(es) decoded per image",
           f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {shape} (for images of the "
           "median shape)"]
 

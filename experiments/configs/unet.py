@@ -21,5 +21,5 @@ def get_config():
   config.data.classes_per_image = 0
   config.data.batch_size = 4
   config.model.update(encoder_block="plain", decoder_block="plain", layers_per_level=(2,) * 5)
-  config.conditioning.update(position="head", mechanism="output")
+  config.conditioning.update(position="output_head", mechanism="output")
   return config

@@ -69,7 +69,7 @@ def conditional(task: str, **changes) -> dict[str, Variant]:
 def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
   """Returns all variants of the comparison, trained with the same number of samples."""
   steps, count = steps or STEPS[task], len(TASKS[task].classes)
-  output = dict(conditioning__position="head", conditioning__mechanism="output")
+  output = dict(conditioning__position="output_head", conditioning__mechanism="output")
   found = conditional(task, steps=steps)
   found["full"] = one(task, dataset=f"{task}_full", steps=steps, conditioning__position="decoder",
                       data__classes_per_image=TASKS[task].classes_full)
@@ -79,7 +79,7 @@ def comparison(task: str, steps: int = 0) -> dict[str, Variant]:
                          data__classes_per_image=0, **output)
   found["single_map"] = one(task, steps=steps, fusion="independent", conditioning__position="none")
   found["multi_channel"] = one(task, steps=steps, **output)
-  found["heads"] = one(task, steps=steps, conditioning__position="decoders")
+  found["heads"] = one(task, steps=steps, conditioning__position="per_class_decoders")
   return found
 
 
@@ -100,9 +100,9 @@ def mechanisms(task: str) -> list[Variant]:
   # Instance normalisation applies to the whole network, so that it is also present unconditioned.
   found += [v.replace(mechanism=v.mechanism.replace(" ", " (instance) "), model__norm="instance")
             for v in found if v.mechanism in ("channel embedding", "norm embedding")]
-  dynamic = one(task, conditioning__position="head", conditioning__mechanism="dynamic",
+  dynamic = one(task, conditioning__position="output_head", conditioning__mechanism="dynamic",
                 conditioning__vector="embedding")
-  output = one(task, conditioning__position="head", conditioning__mechanism="output")
+  output = one(task, conditioning__position="output_head", conditioning__mechanism="output")
   return [*found, dynamic.replace(name="head", mechanism="dynamic embedding"),
           output.replace(name="head", mechanism="output")]
 

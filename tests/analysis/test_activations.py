@@ -22,8 +22,8 @@ def network(position="decoder", ndim=3, **settings):
 
 @pytest.mark.parametrize("settings", [
     {"position": "input"}, {"position": "encoder"}, {"position": "decoder"}, {"position": "none"},
-    {"position": "head", "mechanism": "dynamic"}, {"from_level": 0}, {"ndim": 2}, {"remat": True},
-    {"deep_supervision": 1}], ids=str)
+    {"position": "output_head", "mechanism": "dynamic"}, {"from_level": 0}, {"ndim": 2},
+    {"remat": True}, {"deep_supervision": 1}], ids=str)
 def test_order_and_place(settings):
   """The layers are the same, in the same order, wherever the condition enters."""
   layers = activations.list_layers(network(**settings), 1)
@@ -35,12 +35,13 @@ def test_order_and_place(settings):
 
 
 @pytest.mark.parametrize("position, first", [("input", "stem"), ("encoder", "down_1/layer_0"),
-                                             ("decoder", "merge_0/layer_0"), ("head", "head"),
+                                             ("decoder", "merge_0/layer_0"),
+                                             ("output_head", "head"),
                                              ("none", None)])
 def test_outputs(position, first):
   """They equal those of the network; the class changes exactly the layers after the condition."""
   model = DenseUNet((0.1, -0.6), ((2, 2),), (1, 1), channels=4, growth=4, position=position,
-                    mechanism="dynamic" if position == "head" else "channel")
+                    mechanism="dynamic" if position == "output_head" else "channel")
   image = jax.random.normal(jax.random.key(1), (1, 8, 12, 1))
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
   names, compute = [p.name for p in activations.list_layers(model, 1)], activations.compiled(model)

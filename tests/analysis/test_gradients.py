@@ -105,7 +105,8 @@ def test_between_images_there_is_no_conflict_of_classes():
 
 
 def test_separate_decoders_are_listed_as_unmeasured():
-  model = DenseUNet((0.1, -0.6), ((2, 2),), (0, 0), channels=4, growth=4, position="decoders")
+  model = DenseUNet((0.1, -0.6), ((2, 2),), (0, 0), channels=4, growth=4,
+                    position="per_class_decoders")
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 12, 1)),
                           jnp.zeros(1, jnp.int32))
   assert gradients.unmeasured(shapes["params"]) == ["decoders"]

@@ -25,8 +25,8 @@ from support.tiny import write_datasets
 
 def untrained(window, modality):
   table = ClassTable.create(["ball", "box"])
-  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=((2,) * len(window),), depth=(1, 1),
-                    channels=4, growth=4)
+  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=((2,) * len(window),),
+                    layers_per_level=(1, 1), channels=4, growth=4)
   image = jnp.zeros((1, *window, 3 if modality == "rgb" else 1))
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
   spacing = (2.0, 1.0, 1.0)[-len(window):]

@@ -19,8 +19,8 @@ CODES = (0.7, -0.5, 0.1)
 
 def network(ndim, **settings):
   """A network whose variables are moved away from their symmetric initialisation."""
-  model = DenseUNet(codes=CODES, strides=((2,) * ndim,), depth=(1, 1), channels=4, growth=4,
-                    **settings)
+  model = DenseUNet(codes=CODES, strides=((2,) * ndim,), layers_per_level=(1, 1), channels=4,
+                    growth=4, **settings)
   image, ids = jnp.zeros((1, *model.stride, 1)), jnp.zeros(1, jnp.int32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), image, ids)
   rng = np.random.default_rng(0)
@@ -39,8 +39,8 @@ def two_devices():
 @pytest.mark.parametrize("ndim, norm, position, mechanism", [
     (2, "group", "input", "channel"), (2, "instance", "encoder", "channel"),
     (3, "group", "decoder", "channel"), (3, "instance", "input", "channel"),
-    (2, "group", "head", "dynamic"), (2, "group", "head", "output"),
-    (2, "group", "decoders", "channel"),
+    (2, "group", "output_head", "dynamic"), (2, "group", "output_head", "output"),
+    (2, "group", "per_class_decoders", "channel"),
     (2, "group", "encoder", "film"), (2, "instance", "decoder", "norm"),
     (2, "group", "decoder", "batch_norm"), (2, "group", "input", "channel_gate"),
     (2, "group", "decoder", "spatial_gate"), (2, "group", "decoder", "spade")])
@@ -65,11 +65,11 @@ def test_value_and_gradient_are_those_of_the_undivided_network(ndim, norm, posit
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), gradient_a, gradient_b)
 
 
-@pytest.mark.parametrize("position", ["decoder", "input", "head"])
+@pytest.mark.parametrize("position", ["decoder", "input", "output_head"])
 def test_probabilities_of_a_volume_that_is_no_multiple(position):
   """It is edge-padded and cropped again; classes are in the requested order."""
   model, weights = network(3, position=position,
-                             mechanism="dynamic" if position == "head" else "channel")
+                             mechanism="dynamic" if position == "output_head" else "channel")
   image = np.random.default_rng(2).normal(size=(6, 4, 5, 1)).astype(np.float32)
   slabs = list(full_volume.full_volume_slabs(model, weights, image, [2, 0], jax.devices()[:2]))
   assert [s.class_ids for s in slabs] == [[2], [0]]

@@ -23,8 +23,9 @@ CODES = tuple(np.linspace(-1, 1, CLASSES_AT_ONCE[0] + 3).tolist())
 
 
 def network(position):
-  model = DenseUNet(codes=CODES, strides=((2, 2, 2),), depth=(1, 1), channels=4, growth=4,
-                    position=position, mechanism="dynamic" if position == "head" else "channel")
+  model = DenseUNet(codes=CODES, strides=((2, 2, 2),), layers_per_level=(1, 1), channels=4,
+                    growth=4, position=position,
+                    mechanism="dynamic" if position == "output_head" else "channel")
   image = jnp.zeros((1, *WINDOW, 1))
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
   return model, variables
@@ -102,7 +103,8 @@ def test_the_encoder_runs_once_per_window_whatever_the_class_count(decoder_netwo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("position", ["decoder", "encoder", "input", "head", "decoders"])
+@pytest.mark.parametrize("position", ["decoder", "encoder", "input", "output_head",
+                                      "per_class_decoders"])
 def test_one_window_equals_the_full_pass(position):
   model, variables = network(position)
   image = noise(1, *WINDOW)

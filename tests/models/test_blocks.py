@@ -91,11 +91,12 @@ def test_every_mechanism_conditions_every_layer(kind, mechanism):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["residual", "plain"])
-@pytest.mark.parametrize("position, strides", [("decoder", ((2, 2),) * 2), ("decoders", ((2, 2),)),
+@pytest.mark.parametrize("position, strides", [("decoder", ((2, 2),) * 2),
+                                               ("per_class_decoders", ((2, 2),)),
                                                ("encoder", ((1, 2, 2),))])
 def test_networks_of_other_blocks(kind, position, strides):
   """2-D and 3-D: shapes; all classes at once equal single passes; remat gives the same numbers."""
-  settings = dict(codes=(0.7, -0.5), strides=strides, depth=(2, 1, 2)[:len(strides) + 1],
+  settings = dict(codes=(0.7, -0.5), strides=strides, layers_per_level=(2, 1, 2)[:len(strides) + 1],
                   channels=4, position=position, encoder_block=kind, decoder_block=kind)
   shape = (2, 8, 8)[-len(strides[0]):]
   image, ids = normal(3, 2, *shape, 1), jnp.array([[0, 1], [1, 0]])
@@ -110,7 +111,7 @@ def test_networks_of_other_blocks(kind, position, strides):
 
 
 def test_encoder_and_decoder_can_have_different_blocks():
-  model = DenseUNet(codes=(0.7, -0.5), strides=((2, 2),), depth=(2, 2), channels=4,
+  model = DenseUNet(codes=(0.7, -0.5), strides=((2, 2),), layers_per_level=(2, 2), channels=4,
                     encoder_block="residual")
   params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)),
                           jnp.zeros(1, jnp.int32))["params"]
@@ -120,8 +121,9 @@ def test_encoder_and_decoder_can_have_different_blocks():
 
 @pytest.mark.parametrize("settings, fault", [
     (dict(encoder_block="swin"), "encoder_block"), (dict(decoder_block="swin"), "decoder_block"),
-    (dict(encoder_block="plain", depth=(1, 0)), "encoder_block 'plain' has no layer"),
-    (dict(decoder_block="residual", decoder_depth=(0,)), "decoder_block 'residual' has no layer")])
+    (dict(encoder_block="plain", layers_per_level=(1, 0)), "encoder_block 'plain' has no layer"),
+    (dict(decoder_block="residual", decoder_layers_per_level=(0,)),
+     "decoder_block 'residual' has no layer")])
 def test_unknown_and_empty_blocks(settings, fault):
   with pytest.raises(ValueError, match=fault):
     DenseUNet(**{"codes": (0.1, 0.2), "strides": ((2, 2),), "depth": (1, 1), **settings}).check()

@@ -21,7 +21,7 @@ CONDITION = Conditioning()
 def test_a_config_to_a_network():
   model = build_model(MODEL, CONDITION, np.array(CODES, np.float32))
   assert model == DenseUNet(codes=tuple(float(np.float32(c)) for c in CODES), strides=((2, 2),),
-                            depth=(1, 1), channels=4, growth=4)
+                            layers_per_level=(1, 1), channels=4, growth=4)
   assert hash(model) == hash(build_model(MODEL, CONDITION, np.array(CODES, np.float32)))
   half = dataclasses.replace(MODEL, dtype="bfloat16")
   assert build_model(half, CONDITION, CODES).dtype == jnp.bfloat16
@@ -35,7 +35,8 @@ def test_every_setting_of_the_network_reaches_it():
                 deep_supervision=1, remat=True)
   condition = Conditioning(mechanism="film", vector="embedding", embedding_size=3, from_level=1)
   expected = DenseUNet(
-      codes=CODES, strides=((1, 2, 2), (2, 2, 2)), depth=(2, 1, 3), decoder_depth=(1, 2),
+      codes=CODES, strides=((1, 2, 2), (2, 2, 2)), layers_per_level=(2, 1, 3),
+      decoder_layers_per_level=(1, 2),
       channels=6, growth=5, encoder_block="residual", decoder_block="plain", norm="instance",
       activation="relu", dtype=jnp.bfloat16, deep_supervision=1, remat=True, mechanism="film",
       vector="embedding", embedding_size=3, from_level=1)
@@ -49,10 +50,10 @@ def test_every_setting_of_the_network_reaches_it():
     (dict(strides=((2, 2), (2, 2, 2)), layers_per_level=(1, 1, 1)), "axes"),
     (dict(strides=((2, 0),)), "1 or more"), (dict(layers_per_level=(1, -1)), "0 or more"),
     (dict(channels=0), "1 or more"), (dict(position="bridge"), "position"),
-    (dict(decoder_layers_per_level=(1, 1)), "decoder_depth"),
+    (dict(decoder_layers_per_level=(1, 1)), "decoder_layers_per_level"),
     (dict(decoder_layers_per_level=(-1,)), "0 or more"),
-    (dict(from_level=0, position="head", mechanism="dynamic"), "from_level"),
-    (dict(position="head"), "does not act"),
+    (dict(from_level=0, position="output_head", mechanism="dynamic"), "from_level"),
+    (dict(position="output_head"), "does not act"),
     (dict(position="encoder", mechanism="spade"), "does not act"),
     (dict(mechanism="norm", norm="none"), "needs a normalisation"), (dict(vector="word"), "vector"),
     (dict(vector="text"), "one vector for each class"),

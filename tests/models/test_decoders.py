@@ -26,8 +26,8 @@ from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
 STYLE = BlockConfig("none", "relu")
-NET = dict(codes=(0.7, -0.5, 0.1), strides=((2, 2), (2, 2), (1, 1)), depth=(1, 1, 1, 1), channels=8,
-           growth=8, rates=(1, 2), position="head", mechanism="output")
+NET = dict(codes=(0.7, -0.5, 0.1), strides=((2, 2), (2, 2), (1, 1)), layers_per_level=(1, 1, 1, 1),
+           channels=8, growth=8, rates=(1, 2), position="output_head", mechanism="output")
 
 
 def normal(seed, *shape):
@@ -92,7 +92,7 @@ def test_the_pyramid_of_deeplab():
 @pytest.mark.slow
 @pytest.mark.parametrize("decoder, ndim, where", [
     ("fcn", 3, dict(position="none")), ("deeplab", 2, dict(position="none")), ("deeplab", 3, {}),
-    ("fcn", 2, dict(position="head", mechanism="dynamic")),
+    ("fcn", 2, dict(position="output_head", mechanism="dynamic")),
     ("fcn", 2, dict(position="input", mechanism="film")),
     ("deeplab", 2, dict(position="encoder", mechanism="channel"))])
 def test_networks(decoder, ndim, where):
@@ -137,7 +137,7 @@ def test_dilation_grows_with_every_level_that_is_not_pooled():
 @pytest.mark.parametrize("settings, fault", [
     (dict(decoder="segnet"), "decoder 'segnet' is not one of"),
     (dict(decoder="fcn", position="decoder", mechanism="channel"), "has no class conditioning"),
-    (dict(decoder="deeplab", position="decoders"), "has no class conditioning"),
+    (dict(decoder="deeplab", position="per_class_decoders"), "has no class conditioning"),
     (dict(decoder="deeplab", rates=(0,)), "rates"),
     (dict(decoder="fcn", deep_supervision=1), "choose 0 to 0"),
     (dict(decoder="fcn", partition="depth"), "cannot be split")])

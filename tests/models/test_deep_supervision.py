@@ -11,8 +11,8 @@ from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.network import class_logits
 from condseg_jax.models.network import level_logits
 
-NET = dict(codes=(0.7, -0.5), strides=((1, 2), (2, 2), (2, 2)), depth=(1, 1, 1, 1), channels=4,
-           growth=4)
+NET = dict(codes=(0.7, -0.5), strides=((1, 2), (2, 2), (2, 2)), layers_per_level=(1, 1, 1, 1),
+           channels=4, growth=4)
 IMAGE = jnp.asarray(np.random.default_rng(0).normal(size=(2, 8, 16, 1)), jnp.float32)
 IDS = jnp.array([[0, 1, 1], [1, 0, 0]], jnp.int32)
 
@@ -47,7 +47,7 @@ def test_predictions_are_the_same_without_it():
 
 @pytest.mark.parametrize("settings, most", [
     ({}, 2), ({"from_level": 1}, 1), ({"from_level": 0}, 0), ({"position": "encoder"}, 2),
-    ({"position": "head", "mechanism": "dynamic"}, 0)])
+    ({"position": "output_head", "mechanism": "dynamic"}, 0)])
 def test_only_levels_that_see_the_class_have_a_head(settings, most):
   DenseUNet(**NET, **settings, deep_supervision=most).check()
   for wrong in (most + 1, -1):

@@ -15,12 +15,12 @@ from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.network import class_logits
 
 CODES = (0.7, -0.5, 0.1)
-POSITIONS = ("input", "encoder", "decoder", "head", "decoders")
+POSITIONS = ("input", "encoder", "decoder", "output_head", "per_class_decoders")
 WAYS = [(position, mechanism) for mechanism, m in MECHANISMS.items() for position in m.positions]
-WAYS += [("decoders", "channel")]
+WAYS += [("per_class_decoders", "channel")]
 # Nothing is jitted below: many nets share their few operations, each of which is compiled once.
-FLAT = dict(codes=CODES, strides=((2, 2),), depth=(1, 1), channels=4, growth=4)
-DEEP = dict(codes=CODES, strides=((2, 2), (2, 2)), depth=(1, 2, 1), channels=4, growth=2)
+FLAT = dict(codes=CODES, strides=((2, 2),), layers_per_level=(1, 1), channels=4, growth=4)
+DEEP = dict(codes=CODES, strides=((2, 2), (2, 2)), layers_per_level=(1, 2, 1), channels=4, growth=2)
 
 
 def normal(seed, *shape):
@@ -33,7 +33,7 @@ IMAGE = normal(0, 2, 48, 48, 1)
 @functools.cache
 def network(**settings):
   """Returns a small untrained network and its variables."""
-  if settings.get("position") == "head":
+  if settings.get("position") == "output_head":
     settings = {"mechanism": "dynamic"} | settings
   model = DenseUNet(**(FLAT | settings))
   return model, model.init(jax.random.key(0), IMAGE, jnp.zeros(2, jnp.int32))
@@ -157,7 +157,7 @@ def test_unconditioned_decoder_levels_belong_to_encode():
 
 def test_a_dynamic_head_is_the_only_conditioned_part():
   """Three 1×1 layers, written out in numpy from the output of φ for each sample."""
-  model, variables = network(position="head", vector="embedding", activation="relu")
+  model, variables = network(position="output_head", vector="embedding", activation="relu")
   # The biases of φ are initialised to zero, so they are perturbed.
   variables = jax.tree.map(lambda p: p + 0.1 * normal(p.size, *p.shape), variables)
   params, ids = variables["params"], jnp.array([1, 2])
@@ -180,16 +180,16 @@ def test_a_dynamic_head_is_the_only_conditioned_part():
 
 
 def test_a_dynamic_head_pools_the_coarsest_features():
-  model, variables = network(position="head")
+  model, variables = network(position="output_head")
   features, captured = model.apply(variables, IMAGE, method=model.encode,
                                    capture_intermediates=True, mutable=["intermediates"])
   coarsest = captured["intermediates"]["down_1"]["__call__"][0]
   np.testing.assert_allclose(features.pooled, coarsest.mean((1, 2), keepdims=True), atol=1e-6)
 
 
-@pytest.mark.parametrize("decoder_depth, expected", [(None, (1, 2)), ((0, 1), (0, 1))])
-def test_the_decoder_can_be_lighter_than_the_encoder(decoder_depth, expected):
-  params, _, _ = abstract(DenseUNet(**DEEP, decoder_depth=decoder_depth), (1, 8, 16, 1))
+@pytest.mark.parametrize("layers, expected", [(None, (1, 2)), ((0, 1), (0, 1))])
+def test_the_decoder_can_be_lighter_than_the_encoder(layers, expected):
+  params, _, _ = abstract(DenseUNet(**DEEP, decoder_layers_per_level=layers), (1, 8, 16, 1))
   for level, layers_of_level in enumerate(expected):
     assert len(params[f"merge_{level}"]) == layers_of_level + 1  # and the join
   assert [len(params[f"down_{level}"]) - 1 for level in range(3)] == [1, 2, 1]
@@ -263,7 +263,7 @@ def test_an_encoder_that_sees_the_class_runs_for_each():
     (((1, 2, 2), (2, 2, 2)), (4, 8, 8), [(4, 8, 8), (4, 4, 4), (2, 2, 2)]),
     (((1, 3, 2), (2, 1, 2)), (2, 6, 8), [(2, 6, 8), (2, 2, 4), (1, 2, 2)])])
 def test_shapes_in_2d_and_3d(strides, shape, shapes):
-  model = DenseUNet(codes=CODES, strides=strides, depth=(1, 2, 1), channels=4, growth=2)
+  model = DenseUNet(codes=CODES, strides=strides, layers_per_level=(1, 2, 1), channels=4, growth=2)
   assert model.ndim == len(shape)
   assert model.stride == tuple(n // m for n, m in zip(shapes[0], shapes[-1], strict=True))
   _, features, logits = abstract(model, (2, *shape, 3), classes=5)
@@ -274,7 +274,8 @@ def test_shapes_in_2d_and_3d(strides, shape, shapes):
 
 
 def test_the_paper_s_network_reaches_an_8x8x1_bottleneck():
-  model = DenseUNet(codes=CODES, strides=((2, 2, 2),) * 5, depth=(1,) * 6, channels=2, growth=2)
+  model = DenseUNet(codes=CODES, strides=((2, 2, 2),) * 5, layers_per_level=(1,) * 6, channels=2,
+                    growth=2)
   features, _ = jax.eval_shape(lambda: model.init_with_output(
       jax.random.key(0), jnp.zeros((1, 32, 256, 256, 1)), method=model.encode))
   assert features.x.shape == (1, 1, 8, 8, 12)

@@ -90,7 +90,8 @@ def test_its_logits_and_memory():
 
 
 # --- initial parameters ---------------------------------------------------------------------
-UNET = DenseUNet(codes=(-0.7, 0.1), strides=((2, 2),), depth=(1, 1), channels=8, growth=8)
+UNET = DenseUNet(codes=(-0.7, 0.1), strides=((2, 2),), layers_per_level=(1, 1), channels=8,
+                 growth=8)
 
 
 @pytest.mark.slow

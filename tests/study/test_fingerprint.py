@@ -109,7 +109,7 @@ def test_source_files_of_training_and_scoring():
           "predictor.py", "study/score.py", "metrics.py", "plan.py", "classes.py"} <= found
   rooms = {name.partition("/")[0] for name in found}
   assert not {"cli", "formats", "datasets", "report", "export", "system", "configs"} & rooms
-  assert not {"study/runner.py", "study/records.py", "train/record.py", "train/checkpoint.py",
+  assert not {"study/runner.py", "study/records.py", "train/run_files.py", "train/checkpoint.py",
               "config.py", "errors.py"} & found
 
 

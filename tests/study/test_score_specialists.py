@@ -21,7 +21,8 @@ from condseg_jax.study.score import specialists
 
 def member(seed, names, position="decoder", spacing=(2.0, 1.0, 1.0)):
   table = ClassTable.create(names)
-  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=((2, 2, 2),), depth=(1, 1),
+  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=((2, 2, 2),),
+                    layers_per_level=(1, 1),
                     channels=4, growth=4, position=position)
   image = jnp.zeros((1, 8, 16, 16, 1))
   variables = jax.jit(model.init)(jax.random.key(seed), image, jnp.zeros(1, jnp.int32))

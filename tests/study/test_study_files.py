@@ -69,10 +69,10 @@ def test_the_variants_are_what_they_are_called(name):
 
   whole = {} if name == "camvid" else {"data.classes_per_image": 0}  # one class of a street scene
   every = {"data.classes_per_image": 0, "data.unannotated": "background"}
-  output = {"conditioning.position": "head", "conditioning.mechanism": "output"}
+  output = {"conditioning.position": "output_head", "conditioning.mechanism": "output"}
   assert apart("cond_2nd") == {"conditioning.position": "input"}
   assert apart("cond_enc") == {"conditioning.position": "encoder"}
-  assert apart("heads") == {"conditioning.position": "decoders"}
+  assert apart("heads") == {"conditioning.position": "per_class_decoders"}
   assert apart("single_map") == {"conditioning.position": "none"}
   assert apart("multi_channel") == output
   assert apart("no_cond") == output | every

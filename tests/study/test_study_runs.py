@@ -223,7 +223,7 @@ def test_old_records_go_when_asked(out, experiments, data, tmp_path, capsys):
 
 @pytest.mark.parametrize("flags, reason", [
     (["--only=nobody"], "no variant 'nobody'"), (["--seeds=x"], "--seeds"),
-    (["--experiments=nowhere"], "is unknown"), (["--tables", "--seeds=1"], "means nothing with"),
+    (["--experiments=nowhere"], "is unknown"), (["--tables", "--seeds=1"], "has no effect with"),
     (["--paper=x.md"], "needs --tables")])
 def test_wrong_usage_is_told_in_a_line(flags, reason, experiments, data, tmp_path, capsys):
   assert main([*arguments(experiments, data, tmp_path), *flags]) == 2

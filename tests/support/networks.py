@@ -12,7 +12,7 @@ CODES = (-0.7, 0.1, 0.4, 0.9, -0.2)
 def network(window=(8, 8, 4), image_channels=1, **changes):
   """A network for windows of a shape, and its parameters."""
   settings = dict(codes=CODES, strides=((2,) * len(window), (2,) * (len(window) - 1) + (1,)),
-                  depth=(1, 2, 1), channels=8, growth=8)
+                  layers_per_level=(1, 2, 1), channels=8, growth=8)
   model = DenseUNet(**{**settings, **changes})
   image = jnp.zeros((1, *window, image_channels))
   params = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))["params"]

@@ -41,7 +41,8 @@ WINDOW = (4, 8, 8)
 def network() -> Predictor:
   """An untrained network with three classes."""
   table = ClassTable.create(["liver", "spleen", "pancreas"], presets={"two": ["liver", "spleen"]})
-  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=((2, 2, 2),), depth=(1, 1),
+  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=((2, 2, 2),),
+                    layers_per_level=(1, 1),
                     channels=4, growth=4)
   variables = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, *WINDOW, 1)),
                                   jnp.zeros(1, jnp.int32))

@@ -212,7 +212,7 @@ def test_the_peer_is_the_same_network(settings):
   """Output and gradients, for parameters that are neither zero nor one."""
   torch = pytest.importorskip("torch")
   from tools.benchmark import torch_net
-  model = DenseUNet(codes=(-.5, .5), depth=(1, 2, 1), channels=8, growth=12, **settings)
+  model = DenseUNet(codes=(-.5, .5), layers_per_level=(1, 2, 1), channels=8, growth=12, **settings)
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda p: p + rng.normal(0, 0.05, p.shape).astype(np.float32),
                         nets.parameters(model))

@@ -16,7 +16,7 @@ from condseg_jax.train.setup import check_same_model
 from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
 from condseg_jax.train.setup import memory_lines
-from condseg_jax.train.setup import resume
+from condseg_jax.train.setup import resumed_config
 from support.tiny import write_datasets
 
 SMALL = Config().override({
@@ -82,7 +82,7 @@ def test_a_new_run_decides_and_a_resumed_one_keeps(stores):
   assert begun.config.data.subvolume == begun.record.plan.subvolume != SMALL.data.subvolume
   assert begun.config.model.strides != SMALL.model.strides
   assert len(begun.config.model.layers_per_level) == len(begun.config.model.strides) + 1
-  assert begun.planned["memory_gb"] <= 0.05
+  assert begun.plan_summary["memory_gb"] <= 0.05
   again = make_setup(auto.override({"data.memory_gb": 8.0}), stores, begun.record, "run")
   assert again.record.plan == begun.record.plan and again.model == begun.model
 
@@ -146,7 +146,7 @@ def test_another_model_is_refused(changes):
 
 
 def test_what_a_config_says_anew_is_taken():
-  again = resume(SMALL.override({"train.steps": 7}), SMALL)
+  again = resumed_config(SMALL.override({"train.steps": 7}), SMALL)
   assert again.train.steps == 7 and again.data.subvolume == SMALL.data.subvolume
 
 

@@ -27,7 +27,8 @@ AUGMENTATION = Augment(**OFF | dict(probability=1.0, rotate=20.0, zoom=0.2, shif
 
 @pytest.fixture(scope="module")
 def model():
-  return DenseUNet(codes=(-0.5, 0.7), strides=((2, 2, 2),), depth=(1, 1), channels=8, growth=8)
+  return DenseUNet(codes=(-0.5, 0.7), strides=((2, 2, 2),), layers_per_level=(1, 1), channels=8,
+                   growth=8)
 
 
 @pytest.fixture(scope="module")
@@ -226,8 +227,8 @@ def test_several_classes_of_an_image_are_the_sum_of_single_class_steps(model, pa
 @pytest.mark.slow
 def test_batch_moments_are_those_of_all_devices():
   """jit = pmap with batch normalisation, where samples meet: state, moments and gradient."""
-  model = DenseUNet(codes=(-0.5, 0.7), strides=((2, 2, 2),), depth=(1, 1), channels=4, growth=4,
-                    mechanism="batch_norm", vector="embedding", embedding_size=3)
+  model = DenseUNet(codes=(-0.5, 0.7), strides=((2, 2, 2),), layers_per_level=(1, 1), channels=4,
+                    growth=4, mechanism="batch_norm", vector="embedding", embedding_size=3)
   image = jnp.zeros((1, *SHAPE, 1))
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
   optimizer, results = optax.sgd(0.1), {}

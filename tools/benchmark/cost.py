@@ -20,7 +20,7 @@ from tools.benchmark.timing import progress
 from tools.benchmark.timing import seconds
 
 CLASSES = (1, 3, 14, 64)
-DYNAMIC = {"position": "head", "mechanism": "dynamic"}
+DYNAMIC = {"position": "output_head", "mechanism": "dynamic"}
 # Network → config, changes of it, and values of `from_level`.
 NETS = {"hippocampus": ("hippocampus", {}, (0, 1, 2)),
         "dynamic head": ("hippocampus", {"conditioning": DYNAMIC}, (None,)),

@@ -99,7 +99,7 @@ def work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> tuple[float
       continue
     kind, level = kind_and_level(name)
     late = kind == "head" or (kind in ("up", "merge") and level <= last)
-    if kind == "head" and model.position == "head":  # its kernels are generated for each class
+    if kind == "head" and model.position == "output_head":  # kernels are generated for each class
       sums["decode"] += 2.0 * sum(map(math.prod, head_layers(model.channels))) * voxels[0]
       continue
     weights = sum(leaf.size for path, leaf in jax.tree.leaves_with_path(tree)
@@ -142,9 +142,9 @@ def _voxels(model: DenseUNet, shape: Sequence[int]) -> list[int]:
 
 def _last_level(model: DenseUNet) -> int:
   """Returns the coarsest decoder level that belongs to `decode`; -1 if only the head does."""
-  if model.position == "head":
+  if model.position == "output_head":
     return -1
-  return len(model.depth) - 2 if model.from_level is None else model.from_level
+  return len(model.layers_per_level) - 2 if model.from_level is None else model.from_level
 
 
 def max_difference(ours: ArrayLike, theirs: ArrayLike) -> float:

@@ -58,7 +58,7 @@ def run(folder: Path) -> list[dict]:
       predict = [f"--workdir={run_of}_cold", f"--input={image}", "--nopicture",
                  f"--output={folder / 'masks'}"]
       for name, watch, arguments in (
-          ("first step", ("train", "condseg_jax.train.record:Record", "scalars"), train),
+          ("first step", ("train", "condseg_jax.train.run_files:RunFiles", "scalars"), train),
           ("first prediction", ("predict", "condseg_jax.formats.files:", "write_label"), predict)):
         seconds = _first(watch, arguments, cache)
         times.setdefault(f"{name}, {state}", []).append(seconds)

@@ -86,7 +86,7 @@ class Block(nn.Module):
     super().__init__()
     growth, features = model.growth * (level + 1), model.channels * (level + 1)
     self.layers = nn.ModuleList()
-    for _ in range(model.depth[level]):
+    for _ in range(model.layers_per_level[level]):
       self.layers.append(Layer(model, channels, growth, 3, condition))
       channels += growth
     self.join = Layer(model, channels, features, 1, condition)
@@ -108,7 +108,7 @@ class TorchNet(nn.Module):
     super().__init__()
     if model.position not in ("decoder", "none"):
       raise ValueError(f"the peer does not support the position {model.position!r}")
-    levels, learned = len(model.depth), model.vector == "embedding"
+    levels, learned = len(model.layers_per_level), model.vector == "embedding"
     size = 0 if model.position == "none" else model.embedding_size if learned else 1
     last = levels - 2 if model.from_level is None else model.from_level
     self.conditioned_levels = last + 1  # number of decoder levels, finest first, in `decode`
