@@ -10,7 +10,7 @@ from condseg_jax.predictor import Predictor
 
 
 def load(workdir: str | os.PathLike, checkpoint: str = "last", runtime: str = "jax",
-         locator: str | os.PathLike = "") -> Predictor:
+         locator: str | os.PathLike = "", *, verify: bool = True) -> Predictor:
   """Loads a training run or a model bundle.
 
   Args:
@@ -18,11 +18,13 @@ def load(workdir: str | os.PathLike, checkpoint: str = "last", runtime: str = "j
     checkpoint: `last`, `best` (on the held-out part of the training cases) or a step.
     runtime: `jax`, or `onnx` (onnxruntime, for bundles exported with ONNX graphs).
     locator: run or bundle of the locator, see `Predictor`; "" for none.
+    verify: whether arrays and record of a run are compared with their SHA-256 digests; bundles
+      always are.
 
   Raises:
     InputError: the run, bundle or checkpoint does not exist or is damaged.
   """
-  trained = read_model(workdir, checkpoint)
+  trained = read_model(workdir, checkpoint, verify=verify)
   record = trained.record
   model = build_model(record.config.model, record.config.conditioning, record.table.codes)
   functions = None
@@ -34,4 +36,4 @@ def load(workdir: str | os.PathLike, checkpoint: str = "last", runtime: str = "j
   return Predictor(model, trained.variables, record.table, record.plan,
                    trained.facts["step"], record.training,
                    record.config.augment.mirror, record.priors, record.cleaning,
-                   functions, load(locator) if locator else None)
+                   functions, load(locator, verify=verify) if locator else None)

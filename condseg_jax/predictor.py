@@ -167,7 +167,8 @@ class Predictor:
     ids = self.table.select(classes)
     image_DHWC = self.normalise(volume, factor).array
     shape = image_DHWC.shape[:-1]
-    best, score = fuse.best_class(self._window_slabs(image_DHWC, ids, options, None), shape, ids)
+    slabs = fuse.finite(self._window_slabs(image_DHWC, ids, options, None))
+    best, score = fuse.best_class(slabs, shape, ids)
     best[score < options.threshold / 2] = 0
     return {name: postprocess.main_box(best, class_id + 1)
             for name, class_id in zip(classes, ids, strict=True)}, shape
@@ -192,6 +193,7 @@ class Predictor:
       slabs = full_volume_slabs(self.model, self.variables, image_DHWC, ids)
     else:
       slabs = self._window_slabs(image_DHWC, ids, options, announce, boxes)
+    slabs = fuse.finite(slabs)
     if options.priors:
       slabs = with_priors(slabs, image_DHWC.shape[:-1], self._locations(ids))
     return slabs

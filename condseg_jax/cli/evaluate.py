@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
   shell.define_model(values)
+  shell.define_verify(values)
   shell.define_locator(values)
   flags.DEFINE_string("data", "", "Raw dataset or prepared store with labels.", flag_values=values)
   flags.DEFINE_string("out", "", "Folder for the results.", flag_values=values)
@@ -53,7 +54,8 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.system.cache import enable_compilation_cache
 
   enable_compilation_cache()
-  predictor = load(values.workdir, values.checkpoint, locator=values.locator)
+  predictor = load(values.workdir, values.checkpoint, locator=values.locator,
+                   verify=values.verify == "on")
   cases, split = labelled_cases(values.data, values.split)
   if not any(name in predictor.table.names for case in cases for name in case.annotated):
     raise InputError(values.data, "annotates no class of this network",

@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _define(values: flags.FlagValues) -> None:
   shell.define_model(values)
+  shell.define_verify(values)
   flags.DEFINE_string("out", "", "The bundle, NAME.condseg.", flag_values=values)
   flags.DEFINE_bool("onnx", False, "Add encoder.onnx and decoder.onnx.", flag_values=values)
 
@@ -44,7 +45,7 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.system.cache import enable_compilation_cache
 
   enable_compilation_cache()
-  bundle = read_model(values.workdir, values.checkpoint)
+  bundle = read_model(values.workdir, values.checkpoint, verify=values.verify == "on")
   if not is_bundle(values.workdir):
     bundle = bundle._replace(facts=run_facts(values.workdir, bundle.facts["step"]))
   if values.onnx:

@@ -63,6 +63,7 @@ def _define(values: flags.FlagValues) -> None:
   number = functools.partial(flags.DEFINE_float, lower_bound=0.0, flag_values=values)
   whole = functools.partial(flags.DEFINE_integer, flag_values=values)
   shell.define_model(values)
+  shell.define_verify(values)
   shell.define_locator(values)
   text("input", "", "An image, a folder of images, a folder of one or more DICOM series, or a text "
        "file with one image or DICOM folder per line.")
@@ -139,7 +140,8 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.system.cache import enable_compilation_cache
 
   enable_compilation_cache()
-  predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator)
+  predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator,
+                   verify=values.verify == "on")
   ids = predictor.table.select(values.classes, values.preset)
   classes = [predictor.table.names[i] for i in ids]
   stems = [image.stem for image in images]

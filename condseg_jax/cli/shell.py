@@ -7,7 +7,9 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import logging
 import os
+import signal
 import sys
+import threading
 
 from absl import flags
 
@@ -34,6 +36,7 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
   program = os.path.basename(argv[0]).removesuffix(".py")
   values = flags.FlagValues()
   before = sys.argv
+  handler = _hear_sigterm()
   configure_logging()
   try:
     argv = config_file.resolved(argv) if has_config else argv
@@ -63,8 +66,27 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
                  "and free space)", 1)
   except KeyboardInterrupt:
     return _fail(program, "interrupted", 130)
+  except Terminated:
+    return _fail(program, "interrupted by SIGTERM; the same command goes on where it can", 143)
   finally:
     sys.argv = before
+    if handler is not None:
+      signal.signal(signal.SIGTERM, handler)
+
+
+class Terminated(BaseException):
+  """SIGTERM was received; what is half-written is cleaned up on the way out."""
+
+
+def _hear_sigterm():
+  """Lets SIGTERM raise `Terminated`; returns the handler before, None if it is left unchanged."""
+  if (threading.current_thread() is not threading.main_thread()
+      or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL):
+    return None  # a program that calls the command handles signals itself
+
+  def terminate(*_):
+    raise Terminated
+  return signal.signal(signal.SIGTERM, terminate)
 
 
 def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
@@ -95,6 +117,13 @@ def define_model(values: flags.FlagValues) -> None:
   """Defines the flags of commands that use a trained network."""
   flags.DEFINE_string("workdir", "", "Folder of the training run, or a bundle.", flag_values=values)
   flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+
+
+def define_verify(values: flags.FlagValues) -> None:
+  """Defines the flag of commands that read a checkpoint once."""
+  flags.DEFINE_enum("verify", "on", ("on", "off"), "off: load a checkpoint without comparing it "
+                    "with its SHA-256 digests, which takes about a second per GB.",
+                    flag_values=values)
 
 
 def define_locator(values: flags.FlagValues) -> None:

@@ -27,9 +27,11 @@ def _define(values: flags.FlagValues) -> None:
   config_file.define(values)
   flags.DEFINE_string("workdir", "", "Folder of the run, local or in a bucket.",
                       flag_values=values)
-  flags.DEFINE_enum("resume", "auto", ("auto", "must", "never"), "auto: resume from the last "
-                    "checkpoint if there is one; must: fail without one; never: fail if there is "
-                    "one.", flag_values=values)
+  flags.DEFINE_enum("resume", "auto", ("auto", "must", "never", "last_whole"), "auto: resume from "
+                    "the last checkpoint if there is one; must: fail without one; never: fail if "
+                    "there is one; last_whole: resume from the last one that is not damaged.",
+                    flag_values=values)
+  shell.define_verify(values)
   flags.DEFINE_bool("distributed", False, "Several processes train one network: start the same "
                     "command in each. Clusters that JAX detects (Cloud TPU, SLURM, …) need no "
                     "other flag.", flag_values=values)
@@ -64,7 +66,7 @@ def _work(values: flags.FlagValues) -> int:
   check_workdir(values.workdir, values.resume)
   with parallel.first_process_first():
     stores = _stores(config.data, progress=parallel.is_first())
-  train(config, stores, values.workdir, resume=values.resume)
+  train(config, stores, values.workdir, resume=values.resume, verify=values.verify == "on")
   return 0
 
 

@@ -121,6 +121,21 @@ def check_fusion(name: str) -> None:
 
 
 # --- Location priors from the training masks, combined with the network's probabilities.
+def finite(slabs: Iterable[Slab]) -> Iterator[Slab]:
+  """Passes slabs on.
+
+  NaN compares as smaller than every threshold, so that it would otherwise become background.
+
+  Raises:
+    InputError: a probability is NaN.
+  """
+  for slab in slabs:
+    if np.isnan(np.max(slab.planes, initial=0.0)):
+      raise InputError("network", "computes probabilities that are NaN",
+                       "use another checkpoint, or float32 where it was float16 or bfloat16")
+    yield slab
+
+
 def with_priors(slabs: Iterable[Slab], shape: Sequence[int],
                 location: Mapping[int, np.ndarray]) -> Iterator[Slab]:
   """Applies Bayes' rule to a network that was trained with classes at their mean frequency.

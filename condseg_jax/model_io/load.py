@@ -14,12 +14,13 @@ def is_bundle(source) -> bool:
   return path.is_file() or (path.suffix == ".condseg" and not path.is_dir())
 
 
-def read_model(source, checkpoint: str = "last") -> Bundle:
+def read_model(source, checkpoint: str = "last", *, verify: bool = True) -> Bundle:
   """Reads the model of a run or a bundle. For a run, `facts` hold only the step.
 
   Args:
     source: folder of the run, or the bundle; local or in a bucket.
     checkpoint: `last`, `best` or a step; a bundle holds a single checkpoint.
+    verify: whether a checkpoint is compared with its SHA-256 digests; a bundle always is.
 
   Raises:
     InputError: the run, checkpoint or bundle is missing or damaged.
@@ -31,7 +32,7 @@ def read_model(source, checkpoint: str = "last") -> Bundle:
                        f"is not in {source}, which holds that of step {bundle.facts['step']}",
                        "omit the checkpoint", usage=True)
     return bundle
-  checkpoints = Checkpoints(source, read_only=True)
+  checkpoints = Checkpoints(source, read_only=True, verify=verify)
   try:
     step = checkpoints.pick(checkpoint)
     variables = checkpoints.restore_variables(step)

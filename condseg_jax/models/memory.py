@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import math
+import os
+from pathlib import Path
 from typing import Any
 from typing import NamedTuple
 
@@ -23,9 +25,25 @@ from condseg_jax.models.network import Network
 # 1.0 of this one.
 PEAK = {"cpu": 2.0, "gpu": 1.25, "tpu": 1.25}
 
+# How far the estimate of a training step can lie above the true peak, by the number of axes: what
+# is larger than memory by more than this cannot fit.
+OVERESTIMATE = {2: 2.3, 3: 1.25}
+
 # The same for a forward pass: XLA's memory analysis on CPU is 0.41 to 0.52 in 3-D and 0.25 to 0.31
 # in 2-D, for one class and for eight.
 FORWARD_PEAK = 0.55
+
+
+def device_bytes() -> int:
+  """Returns the memory of a device; on a CPU, that of the machine or of the process's cgroup."""
+  stats = jax.local_devices()[0].memory_stats()
+  if stats and "bytes_limit" in stats:
+    return stats["bytes_limit"]
+  limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  try:
+    return min(limit, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+  except (OSError, ValueError):  # no cgroup, or "max"
+    return limit
 
 
 class Outputs(NamedTuple):

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import logging
 
@@ -13,6 +14,7 @@ from condseg_jax.config import Config
 from condseg_jax.data import sampling
 from condseg_jax.data.priors import smallest_ml
 from condseg_jax.data.store import Store
+from condseg_jax.errors import InputError
 from condseg_jax.evaluate.cases import stored_cases
 from condseg_jax.evaluate.postprocess_tuning import Candidates
 from condseg_jax.evaluate.postprocess_tuning import choose
@@ -23,6 +25,7 @@ from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.losses import make_objective
 from condseg_jax.models.network import initial_variables
 from condseg_jax.predictor import Predictor
+from condseg_jax.system.lock import held
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.run_files import finished
@@ -30,6 +33,7 @@ from condseg_jax.train.run_files import RunFiles
 from condseg_jax.train.run_files import trim_metrics
 from condseg_jax.train.setup import alphas
 from condseg_jax.train.setup import check_config
+from condseg_jax.train.setup import check_memory
 from condseg_jax.train.setup import check_resume
 from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
@@ -42,10 +46,13 @@ from condseg_jax.train.step import make_train_step
 from condseg_jax.train.timing import Clock
 from condseg_jax.train.timing import Interrupt
 
+NOT_FINITE_STEPS = 50  # steps in a row, after which a run fails; each of them changed nothing
+
 log = logging.getLogger("condseg_jax")
 
 
-def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "auto") -> str:
+def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "auto",
+          verify: bool = True) -> str:
   """Trains a network.
 
   Args:
@@ -53,18 +60,26 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
     stores: prepared data.
     workdir: folder for checkpoints and records, local or in a bucket.
     resume: `auto` resumes from the last checkpoint if there is one, `must` fails without one,
-      `never` fails if there is one, so that nothing is overwritten.
+      `never` fails if there is one, so that nothing is overwritten, and `last_whole` resumes from
+      the newest checkpoint that is not damaged and moves damaged ones to WORKDIR/damaged.
+    verify: whether a checkpoint to resume from is compared with its SHA-256 digests.
 
   Returns:
     `finished`, or `interrupted` after a SIGTERM; the same call then resumes.
 
   Raises:
-    InputError: unusable data or settings.
+    InputError: unusable data or settings, a workdir that another process uses, a step that does not
+      fit into memory, or a run that diverged.
   """
-  # --- previous progress ----------------------------------------------------------------------
   check_config(config)
-  checkpoints = Checkpoints(workdir)
-  last = checkpoints.last_step
+  with held(workdir) if parallel.is_first() else contextlib.nullcontext():
+    return _train(config, stores, workdir, resume, verify)
+
+
+def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify: bool) -> str:
+  # --- previous progress ----------------------------------------------------------------------
+  checkpoints = Checkpoints(workdir, verify=verify)
+  last = checkpoints.newest_whole() if resume == "last_whole" else checkpoints.last_step
   check_resume(resume, last, workdir)
   recorded = None if last is None else checkpoints.read_record(last)
 
@@ -78,6 +93,7 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
     return "finished"
   for line in memory_lines(setup.plan_summary, config.data.memory_gb):
     log.info("%s", line)
+  check_memory(setup.plan_summary, config.data.batch_size)
 
   # --- step -----------------------------------------------------------------------------------
   optimizer = make_optimizer(config.optimizer, config.train.steps)
@@ -106,10 +122,10 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   run_files = RunFiles(workdir, config.to_dict(), resumed=last is not None)
   run_files.plan(setup.plan_summary)
   clock = Clock(first, config.train.steps)
-  since_log, results, status = [], {}, "finished"
+  since_log, results, status, not_finite = [], {}, "finished", 0
 
   # --- steps ----------------------------------------------------------------------------------
-  with Interrupt() as interrupt:
+  with Interrupt(at_end=lambda: run_files.finish("interrupted", {"step": first})) as interrupt:
     try:
       for step in range(first, config.train.steps):
         with jax.transfer_guard("disallow"):
@@ -122,12 +138,18 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
         stop = interrupt.everywhere(asks=logs)
 
         if logs:
-          values = training_scalars(jax.device_get(since_log), table)
+          since_log = jax.device_get(since_log)
+          values = training_scalars(since_log, table)
           values["learning_rate"] = float(schedule(step))
           values["steps_per_second"] = clock.rate(done)
           run_files.scalars(done, values)
           log.info("step %d/%d  loss %.4f  dice %.3f  %s", done, config.train.steps,
                    values["loss"], values["mean_dice"], clock.left(done))
+          not_finite = trailing_not_finite(since_log, not_finite)
+          if not_finite >= min(NOT_FINITE_STEPS, config.train.steps - first):
+            raise InputError(f"step {done}", "loss or gradient has not been finite for the last "
+                             f"{not_finite} steps", "lower optimizer.learning_rate, or check "
+                             "the intensities with condseg-verify")
           since_log = []
 
         score = None
@@ -169,6 +191,19 @@ def training_scalars(metrics: Sequence[Mapping], table: ClassTable) -> dict[str,
             "mean_dice": float(np.mean(dice_K[seen] / count_K[seen])) if seen.any() else np.nan}
   values |= {f"dice/{table.names[k]}": float(dice_K[k] / count_K[k]) for k in np.flatnonzero(seen)}
   return values
+
+
+def trailing_not_finite(metrics: Sequence[Mapping], before: int) -> int:
+  """Returns the number of latest steps in a row whose loss or gradient was not finite.
+
+  Args:
+    metrics: of the steps since the last call.
+    before: what the last call returned.
+  """
+  for m in metrics:
+    finite = np.isfinite(m["loss"]) and np.isfinite(m["gradient_norm"])
+    before = 0 if finite else before + 1
+  return before
 
 
 def _score_held_out(held_out, model, state, record, run_files, step) -> tuple[float | None, dict]:

@@ -25,6 +25,8 @@ from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
 from condseg_jax.models.class_vector import read_texts
 from condseg_jax.models.conditioning import LAYERS
+from condseg_jax.models.memory import device_bytes
+from condseg_jax.models.memory import OVERESTIMATE
 from condseg_jax.models.memory import training_bytes
 from condseg_jax.models.network import Network
 from condseg_jax.plan import fit_subvolume
@@ -33,7 +35,7 @@ from condseg_jax.plan import same_spacing
 from condseg_jax.train.augment import check_augmentations
 from condseg_jax.train.checkpoint import Checkpoints
 
-RESUME = ("auto", "must", "never")
+RESUME = ("auto", "must", "never", "last_whole")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +257,27 @@ def memory_lines(summary: Mapping, budget_gb: float) -> list[str]:
           f"{summary['decodes_per_image']} class(es) decoded per image",
           f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {shape} (for images of the "
           "median shape)"]
+
+
+def check_memory(summary: Mapping, batch_size: int, memory_bytes: int | None = None) -> None:
+  """Raises InputError for a step that cannot fit into memory, before it is compiled.
+
+  Args:
+    summary: from `plan_summary`.
+    batch_size: images per step.
+    memory_bytes: memory of a device; None for that of this machine.
+  """
+  available = (device_bytes() if memory_bytes is None else memory_bytes) / 1e9
+  least = summary["memory_gb"] / OVERESTIMATE[len(summary["plan"]["subvolume"])]
+  if least <= available:
+    return
+  fitting = int(batch_size * available / summary["memory_gb"])
+  largest = summary["largest_subvolume"]
+  cures = ([f"set data.batch_size to {fitting}"] if fitting else []) + (
+      [f"set data.subvolume to {tuple(largest)}"] if largest else [])
+  raise InputError("data.batch_size, data.subvolume", f"a step needs {least:.1f} GB or more, a "
+                   f"device has {available:.1f} GB",
+                   " or ".join(cures) or "choose a smaller subvolume or network", usage=True)
 
 
 # --- whether a run can start or resume ----------------------------------------------------------

@@ -1,11 +1,19 @@
 """Remaining time, and early stopping on SIGTERM."""
 
+from collections.abc import Callable
+import contextlib
+import logging
+import os
 import signal
+import socket
+import threading
 import time
 
 import jax
 from jax.experimental import multihost_utils
 import numpy as np
+
+log = logging.getLogger("condseg_jax")
 
 
 class Clock:
@@ -56,21 +64,52 @@ class Interrupt:
 
   Several processes must stop after the same step. Agreeing on it synchronises with the devices,
   which would leave them idle between steps, so processes do it only where the loop waits anyway.
+
+  While the first step is compiled, which may take minutes, Python runs no signal handler. A thread
+  then ends the process, since there is nothing yet to save.
+
+  Args:
+    at_end: called before the thread ends the process.
   """
+
+  def __init__(self, at_end: Callable[[], None] = lambda: None):
+    self._at_end = at_end
 
   def __enter__(self):
     self._caught = False
+    self._stepped = False
     self._before = signal.signal(signal.SIGTERM, self._catch)
+    # The interpreter writes to this file when a signal arrives, whatever the main thread does.
+    self._reader, self._writer = socket.socketpair()
+    self._writer.setblocking(False)
+    self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+    threading.Thread(target=self._watch, name="interrupt", daemon=True).start()
     return self
 
   def __exit__(self, *_):
+    self._stepped = True
+    signal.set_wakeup_fd(self._wakeup)
     signal.signal(signal.SIGTERM, self._before)
+    self._writer.close()  # ends the thread
+    self._reader.close()
 
   def _catch(self, *_):
     self._caught = True
 
+  def _watch(self) -> None:
+    with contextlib.suppress(OSError):
+      while number := self._reader.recv(1):
+        if number[0] == signal.SIGTERM and not self._stepped:
+          log.info("stopped before the first step; re-run the command to resume")
+          self._at_end()
+          os._exit(0)
+
   def everywhere(self, *, asks: bool) -> bool:
-    """Returns whether to stop; with several processes only if `asks`, which must agree in all."""
+    """Returns whether to stop; with several processes only if `asks`, which must agree in all.
+
+    Call it after every step.
+    """
+    self._stepped = True
     if jax.process_count() == 1:
       return self._caught
     return asks and bool(multihost_utils.process_allgather(np.array(self._caught)).any())

@@ -3,7 +3,10 @@
 import gzip
 import json
 import logging
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from condseg_jax.cli import evaluate
 from condseg_jax.cli import predict
 from condseg_jax.cli import prepare
+from condseg_jax.cli import shell
 from condseg_jax.cli import train
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
@@ -247,3 +251,20 @@ def test_a_command_filters_the_messages_of_absl_once():
     assert train.main(["condseg-train", "--help"]) == 0
   filters = logging.getLogger("absl").filters
   assert len([f for f in filters if getattr(f, "__name__", "") == "_errors_only"]) == 1
+
+
+def test_sigterm_ends_a_command_in_one_line_after_it_has_cleaned_up(capsys):
+  cleaned = []
+
+  def work(_):
+    try:
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(30)
+    finally:
+      cleaned.append(True)
+
+  before = signal.getsignal(signal.SIGTERM)
+  assert shell.run("A command.", lambda _: None, work, ["condseg-any"]) == 143
+  assert cleaned and signal.getsignal(signal.SIGTERM) is before
+  assert capsys.readouterr().err == ("condseg-any: interrupted by SIGTERM; the same command goes on "
+                                     "where it can\n")

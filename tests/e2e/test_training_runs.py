@@ -16,6 +16,7 @@ import pytest
 import condseg_jax
 from condseg_jax.cli.train import main
 from condseg_jax.errors import InputError
+from condseg_jax.system.lock import held
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.parallel import join
 from support.tiny import overrides
@@ -113,6 +114,38 @@ def test_a_finished_run_asked_again_builds_nothing(root, finished, tmp_path, mon
       main(arguments(root, run))
   assert main(arguments(root, run)) == 0
   assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(root, finished, tmp_path, capsys):
+  run = shutil.copytree(finished, tmp_path / "run")
+  (run / "run.json").write_text('{"status": "running"}')
+  for path in (run / "checkpoints" / "6" / "state").rglob("d/*"):
+    path.write_bytes(b"")
+  assert main([*arguments(root, run), "--resume=must"]) == 1
+  said = capsys.readouterr().err.strip().splitlines()[-1]
+  assert "checkpoints/6: is damaged" in said and "use checkpoint 3; to resume" in said
+  with pytest.raises(InputError, match="checkpoints/6: is damaged"):
+    condseg_jax.load(run)
+  assert condseg_jax.load(run, "3").step == 3
+  assert main([*arguments(root, run), "--resume=last_whole"]) == 0
+  assert max(differences(parameters(finished), parameters(run))) == 0
+  assert json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_workdir_belongs_to_one_training(root, finished, tmp_path, capsys):
+  run = shutil.copytree(finished, tmp_path / "run")
+  with held(run):
+    assert main(arguments(root, run)) == 1
+  assert "run: is in use by process" in capsys.readouterr().err
+
+
+def test_a_run_that_diverges_fails_by_name(root, tmp_path, capsys):
+  """A network with an overflow in every step has learned nothing, and is not saved."""
+  changes = {"loss.bce_weight": 3e38, "train.steps": 4}
+  assert main(arguments(root, tmp_path, **changes)) == 1
+  assert "has not been finite for the last 4 steps" in capsys.readouterr().err
+  assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
+  assert Checkpoints(tmp_path, read_only=True).last_step is None
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.infer.fuse import best_class
 from condseg_jax.infer.fuse import check_fusion
 from condseg_jax.infer.fuse import confidence
+from condseg_jax.infer.fuse import finite
 from condseg_jax.infer.fuse import ranks
 from condseg_jax.infer.sliding_window import Slab
 
@@ -74,6 +75,17 @@ def test_a_part_of_itself_is_wrong_usage():
   with pytest.raises(InputError, match="part of itself") as error:
     ranks({0: 1, 1: 0})
   assert error.value.usage
+
+
+def test_a_network_that_answers_nan_is_an_error_and_not_background():
+  planes = np.zeros((2, 4, 4), np.float32)
+  good = Slab([0, 1], (slice(0, 4), slice(0, 4)), planes)
+  assert list(finite([good])) == [good]
+  planes[1, 3, 3] = np.nan
+  with pytest.raises(InputError, match="network: computes probabilities that are NaN"):
+    list(finite([good]))
+  empty = Slab([0], (slice(0, 0), slice(0, 4)), planes[:1, :0])
+  assert list(finite([empty])) == [empty]
 
 
 def test_unknown_fusion_is_wrong_usage():

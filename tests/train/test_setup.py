@@ -12,6 +12,7 @@ from condseg_jax.datasets import discover
 from condseg_jax.errors import InputError
 from condseg_jax.train.setup import alphas
 from condseg_jax.train.setup import check_config
+from condseg_jax.train.setup import check_memory
 from condseg_jax.train.setup import check_same_model
 from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
@@ -85,6 +86,20 @@ def test_a_new_run_decides_and_a_resumed_one_keeps(stores):
   assert begun.plan_summary["memory_gb"] <= 0.05
   again = make_setup(auto.override({"data.memory_gb": 8.0}), stores, begun.record, "run")
   assert again.record.plan == begun.record.plan and again.model == begun.model
+
+
+def test_a_step_that_cannot_fit_is_refused_with_settings_that_do(stores):
+  summary = make_setup(SMALL, stores, None, "run").plan_summary
+  needs = summary["memory_gb"] * 1e9
+  check_memory(summary, 4, int(needs))
+  check_memory(summary, 4, int(needs / 1.2))  # the estimate may be too high by this much
+  with pytest.raises(InputError, match=r"a step needs .* GB or more.*set data.batch_size to 2 or "
+                     "set data.subvolume to") as caught:
+    check_memory(summary, 4, int(needs * 0.55))
+  assert caught.value.usage
+  with pytest.raises(InputError, match="a step needs .* GB or more, a device has"):
+    check_memory(make_setup(SMALL.override({"data.batch_size": 10**8}), stores, None,
+                            "run").plan_summary, 10**8)
 
 
 def test_the_texts_of_a_run_are_in_its_config(stores, tmp_path):
