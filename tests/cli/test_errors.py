@@ -266,5 +266,4 @@ def test_sigterm_ends_a_command_in_one_line_after_it_has_cleaned_up(capsys):
   before = signal.getsignal(signal.SIGTERM)
   assert shell.run("A command.", lambda _: None, work, ["condseg-any"]) == 143
   assert cleaned and signal.getsignal(signal.SIGTERM) is before
-  assert capsys.readouterr().err == ("condseg-any: interrupted by SIGTERM; the same command goes on "
-                                     "where it can\n")
+  assert capsys.readouterr().err.startswith("condseg-any: interrupted by SIGTERM; ")

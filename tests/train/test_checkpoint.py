@@ -160,7 +160,8 @@ def test_parameters_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
     kept.save(broken, RECORD, None)
   assert kept.last_step is None
   kept._manager.save(5, args=ocp.args.Composite(
-      state=ocp.args.StandardSave(broken), model=ocp.args.JsonSave(RECORD.to_json() | {"version": 2})))
+      state=ocp.args.StandardSave(broken),
+      model=ocp.args.JsonSave(RECORD.to_json() | {"version": 2})))
   kept.wait()
   kept.close()
   with pytest.raises(InputError, match=r"params\.w is not finite"):
