@@ -1,10 +1,22 @@
 """What every test stands on: two CPU devices, strict arithmetic, real data where it is."""
 
+import atexit
 import os
 from pathlib import Path
+import shutil
+import tempfile
 
-# Before jax reads it: nothing of the user's is found, or left, there.
-os.environ.pop("JAX_COMPILATION_CACHE_DIR", None)
+
+def _one_cache_of_programs() -> None:
+  """Lets all workers and their subprocesses compile each program once, in a folder of this run."""
+  if "PYTEST_XDIST_WORKER" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="condseg_tests_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+
+
+_one_cache_of_programs()  # before jax reads it
 
 
 def _own_cores() -> None:

@@ -159,12 +159,13 @@ def configure_logging() -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-  # orbax warns about expected conditions, and absl's own threshold follows flags not used here.
-  logging.getLogger("absl").addFilter(_errors_only)  # added once even if called repeatedly
+  # absl's own threshold follows flags not used here.
+  logging.getLogger("absl").addFilter(_is_news)  # added once even if called repeatedly
 
 
-def _errors_only(record: logging.LogRecord) -> bool:
-  return record.levelno >= logging.ERROR
+def _is_news(record: logging.LogRecord) -> bool:
+  """Drops warnings, and all that orbax says of files, which an error of ours sums up."""
+  return record.levelno >= logging.ERROR and "orbax" not in record.pathname
 
 
 def _fail(program: str, message: str, code: int) -> int:

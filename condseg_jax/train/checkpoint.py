@@ -11,10 +11,13 @@ no checksum of its own: a flipped bit would otherwise be a slightly different ne
 
 from collections.abc import Callable
 from collections.abc import Mapping
+import functools
 import hashlib
+import inspect
 import json
 import logging
 import re
+import sys
 from typing import Any
 
 from etils import epath
@@ -194,6 +197,7 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # orbax and tensorstore raise bare exceptions, too
+      _ignore_abandoned_reads()
       if "not compatible" in str(error) or "do not match" in str(error):
         raise InputError(self.folder / str(step), f"is of another model ({_line(error)})",
                          "train in a new workdir, or restore the config it was trained with"
@@ -266,10 +270,22 @@ def _named(tree) -> list[tuple[str, np.ndarray]]:
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
+@functools.cache
+def _ignore_abandoned_reads() -> None:
+  """Keeps the other reads that a failed restore leaves behind from printing a traceback each."""
+  before = sys.unraisablehook
+
+  def hook(unraisable) -> None:
+    closed = "Event loop is closed" in str(unraisable.exc_value)
+    if not closed and not inspect.iscoroutine(unraisable.object):
+      before(unraisable)
+  sys.unraisablehook = hook
+
+
 def _line(error: BaseException) -> str:
   """Returns the first line of an error, with the name of the file that a storage error is about."""
   text = str(error).strip() or repr(error)
-  line, files = text.splitlines()[0][:160], re.findall(r"/checkpoints/[\w./-]+", text)
+  line, files = text.splitlines()[0].partition(". See full")[0][:160], re.findall(r"/checkpoints/[\w./-]+", text)
   return line if not files or files[0] in line else f"{line} in {files[0][1:]}"
 
 

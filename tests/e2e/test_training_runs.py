@@ -141,7 +141,7 @@ def test_a_workdir_belongs_to_one_training(root, finished, tmp_path, capsys):
 
 def test_a_run_that_diverges_fails_by_name(root, tmp_path, capsys):
   """A network with an overflow in every step has learned nothing, and is not saved."""
-  changes = {"loss.bce_weight": 3e38, "train.steps": 4}
+  changes = {"loss.bce_weight": 3e38, "train.steps": 4, "train.eval_every": 4}
   assert main(arguments(root, tmp_path, **changes)) == 1
   assert "has not been finite for the last 4 steps" in capsys.readouterr().err
   assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"

@@ -24,12 +24,13 @@ with held(sys.argv[1]):
 
 
 def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
-  process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
-  assert process.stdout is not None and process.stdout.readline() == b"held\n"
-  with pytest.raises(InputError, match=f"is in use by process {process.pid} on "):
-    held(tmp_path).__enter__()
-  process.kill()
-  process.wait()
+  with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)],
+                        stdout=subprocess.PIPE) as process:
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"held\n"
+    with pytest.raises(InputError, match=f"is in use by process {process.pid} on "):
+      held(tmp_path).__enter__()
+    process.kill()
   with held(tmp_path):
     pass
   with held(tmp_path):  # and again, after an orderly end

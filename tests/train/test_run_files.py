@@ -3,13 +3,13 @@
 import json
 from types import SimpleNamespace
 
-from condseg_jax.train import record
+from condseg_jax.train import run_files
 from condseg_jax.train.run_files import RunFiles
 
 
 def session(workdir, monkeypatch, start, end, **arguments):
   now = SimpleNamespace(time=lambda: now.value, value=start)
-  monkeypatch.setattr(record, "time", now)
+  monkeypatch.setattr(run_files, "time", now)
   writer = RunFiles(workdir, {}, **arguments)
   now.value = end
   writer.finish("finished", {"step": 6})

@@ -21,9 +21,10 @@ with Interrupt(at_end=lambda: print("ended", flush=True)) as interrupt:
 @pytest.mark.parametrize("when, rounds, said", [
     ("compiling", 2_000_000_000, "ended\n"), ("step", 3_000_000, "stops\n")])
 def test_sigterm_ends_compilation_and_waits_for_a_step(when, rounds, said):
-  process = subprocess.Popen([sys.executable, "-c", PROGRAM, when, str(rounds)],
-                             stdout=subprocess.PIPE, encoding="utf-8")
-  assert process.stdout is not None and process.stdout.readline() == "ready\n"
-  process.send_signal(signal.SIGTERM)
-  assert process.wait(60) == 0
-  assert process.stdout.read() == said
+  with subprocess.Popen([sys.executable, "-c", PROGRAM, when, str(rounds)],
+                        stdout=subprocess.PIPE, encoding="utf-8") as process:
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert process.stdout.read() == said
