@@ -159,13 +159,12 @@ def configure_logging() -> None:
     log.addHandler(handler)
     log.setLevel(logging.INFO)
     log.propagate = False
-  # absl's own threshold follows flags not used here.
-  logging.getLogger("absl").addFilter(_is_news)  # added once even if called repeatedly
+  # Libraries that log through absl (orbax, grain) raise what matters, after pages of traceback.
+  logging.getLogger("absl").addFilter(_fatal_only)  # added once even if called repeatedly
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-  """Drops warnings, and all that orbax says of files, which an error of ours sums up."""
-  return record.levelno >= logging.ERROR and "orbax" not in record.pathname
+def _fatal_only(record: logging.LogRecord) -> bool:
+  return record.levelno >= logging.CRITICAL
 
 
 def _fail(program: str, message: str, code: int) -> int:

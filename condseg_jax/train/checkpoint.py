@@ -51,6 +51,7 @@ class Checkpoints:
   def __init__(self, workdir, *, read_only: bool = False, verify: bool = True):
     self.folder = epath.Path(workdir) / "checkpoints"
     self._verify = verify
+    _ignore_abandoned_requests()
     policies = ocp.checkpoint_managers
     best = policies.BestN(get_metric_fn=lambda m: m["mean_dice"], n=1,
                           keep_checkpoints_without_metrics=False)
@@ -197,7 +198,6 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**{item: args}))[item]
     except Exception as error:  # orbax and tensorstore raise bare exceptions, too
-      _ignore_abandoned_reads()
       if "not compatible" in str(error) or "do not match" in str(error):
         raise InputError(self.folder / str(step), f"is of another model ({_line(error)})",
                          "train in a new workdir, or restore the config it was trained with"
@@ -236,7 +236,9 @@ class Checkpoints:
     try:
       work()
     except Exception as error:  # of the background thread, with a page of its storage library
-      raise InputError(self.folder, f"cannot be written ({_line(error)})",
+      full = "No space left" in str(error)
+      reason = "no space left on device" if full else _line(error)
+      raise InputError(self.folder, f"cannot be written: {reason}",
                        "check free space and permissions; the last checkpoint is unchanged, and "
                        "the same command resumes from it") from error
 
@@ -271,8 +273,8 @@ def _named(tree) -> list[tuple[str, np.ndarray]]:
 
 
 @functools.cache
-def _ignore_abandoned_reads() -> None:
-  """Keeps the other reads that a failed restore leaves behind from printing a traceback each."""
+def _ignore_abandoned_requests() -> None:
+  """Keeps requests that a failed save or restore leaves behind from printing a traceback each."""
   before = sys.unraisablehook
 
   def hook(unraisable) -> None:
@@ -285,7 +287,8 @@ def _ignore_abandoned_reads() -> None:
 def _line(error: BaseException) -> str:
   """Returns the first line of an error, with the name of the file that a storage error is about."""
   text = str(error).strip() or repr(error)
-  line, files = text.splitlines()[0].partition(". See full")[0][:160], re.findall(r"/checkpoints/[\w./-]+", text)
+  line = text.splitlines()[0].partition(". See full")[0][:160]
+  files = re.findall(r"/checkpoints/[\w./-]+", text)
   return line if not files or files[0] in line else f"{line} in {files[0][1:]}"
 
 

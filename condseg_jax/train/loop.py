@@ -111,8 +111,8 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   state = TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
   if last is not None:
     state = checkpoints.restore(last, state)
-    trim_metrics(workdir, last)
     log.info("resuming from step %d", last)
+  trim_metrics(workdir, last or 0)
   first = int(state.step)
   state = driver.place_state(state)
   _describe(setup, state)

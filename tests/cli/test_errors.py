@@ -250,7 +250,7 @@ def test_a_command_filters_the_messages_of_absl_once():
   for _ in range(3):
     assert train.main(["condseg-train", "--help"]) == 0
   filters = logging.getLogger("absl").filters
-  assert len([f for f in filters if getattr(f, "__name__", "") == "_is_news"]) == 1
+  assert len([f for f in filters if getattr(f, "__name__", "") == "_fatal_only"]) == 1
 
 
 def test_sigterm_ends_a_command_in_one_line_after_it_has_cleaned_up(capsys):
