@@ -106,13 +106,13 @@ def _check_rle(path: Path, frame: bytes, pixels: int, count: int) -> None:
   if segments != count:
     raise InputError(path, f"has {8 * segments} bits per pixel, but declares {8 * count}", AGAIN)
   ends = [*offsets[1:count], len(frame)]
-  for start, end in zip(offsets, ends, strict=False):
+  for start, end in zip(offsets[:count], ends, strict=True):
     size, rest = _unpacked_rle(frame[start:end], pixels)
     if size < pixels:
       raise _truncated(path, size, pixels)
     if size > pixels or any(rest):
-      raise InputError(path, f"has more than {pixels} bytes of pixel data, against its rows and "
-                       "columns", AGAIN, kind="size")
+      raise InputError(path, f"has more pixels than the {pixels} of its rows and columns", AGAIN,
+                       kind="size")
 
 
 def _unpacked_rle(segment: bytes, limit: int) -> tuple[int, bytes]:

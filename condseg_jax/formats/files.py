@@ -139,6 +139,7 @@ def list_images(path: str | os.PathLike) -> list[Path]:
   if path.suffix.lower() == ".txt":
     return _listed(path)
   if not path.is_dir():
+    check_file(path)
     return [path]
   images = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
   if images:

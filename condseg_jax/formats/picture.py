@@ -194,10 +194,12 @@ def _check_png_size(path: Path) -> None:
     if columns > 0:
       expected += max(rows, 0) * (1 + math.ceil(columns * bits / 8))  # one byte for the filter
   size = unpacked_size(_png_data(path), expected, zlib.MAX_WBITS)
-  if size != expected:
-    found = f"{size} bytes" if size < expected else "more"
-    raise InputError(path, f"contains {found} instead of {expected} bytes of pixels", AGAIN,
-                     kind="truncated" if size < expected else "size")
+  if size < expected:
+    raise InputError(path, f"is truncated: {size} of {expected} bytes of pixels", AGAIN,
+                     kind="truncated")
+  if size > expected:
+    raise InputError(path, f"contains more than the {expected} bytes of pixels that its width and "
+                     "height require", AGAIN, kind="size")
 
 
 def _png_data(path: Path) -> Iterator[bytes]:

@@ -297,10 +297,12 @@ def _check_packed(path: Path, stored: _Stored) -> None:
   except EOFError as error:
     raise InputError(path, "is truncated: its compressed voxels are incomplete", AGAIN,
                      kind="truncated") from error
-  if size != stored.size:
-    found = f"{size} bytes" if size < stored.size else "more"
-    raise InputError(path, f"its compressed voxels contain {found} instead of {stored.size} bytes",
-                     CORRECT, kind="truncated" if size < stored.size else "size")
+  if size < stored.size:
+    raise InputError(path, f"its compressed voxels contain {size} of {stored.size} bytes", CORRECT,
+                     kind="truncated")
+  if size > stored.size:
+    raise InputError(path, f"its compressed voxels contain more than {stored.size} bytes, the size "
+                     "in its header", CORRECT, kind="size")
 
 
 def _gzip_size(stream: IO[bytes], limit: int) -> int:

@@ -147,7 +147,7 @@ def no_waiting():
 def test_a_pipe_is_not_waited_for(suffix, tmp_path, no_waiting):
   path = tmp_path / f"a{suffix}"
   os.mkfifo(path)
-  for read in (files.read_volume, files.read_header):
+  for read in (files.read_volume, files.read_header, files.list_images):
     with pytest.raises(InputError, match="is not a regular file"):
       read(path)
 
