@@ -19,6 +19,7 @@ from condseg_jax.errors import InputError
 CANONICAL = ("S", "P", "L")  # imshow draws its axial slices in radiological convention
 MAX_CORNER_MM = 0.1  # maximal misalignment of an image and its label
 QUIET_CORNER_MM = 1e-3  # misalignment due to float32 headers and rounded decimals: no warning
+MAX_MM = 1e6  # of an origin or a spacing; further away, float32 headers resolve a tenth of a mm
 MIN_UNIT_VOLUME = 1e-4  # volume spanned by the unit axes: 1 if orthogonal, 0 if singular
 
 
@@ -30,7 +31,8 @@ def check_affine(affine: np.ndarray, subject: str | os.PathLike = "affine") -> N
     subject: the file to name in the error.
 
   Raises:
-    InputError: wrong shape or last row, NaN or Inf, a zero column, linearly dependent columns.
+    InputError: wrong shape or last row, NaN, Inf or absurdly large, a zero column, linearly
+      dependent columns.
   """
   cure = "correct the orientation in the header, or convert the original image again"
   affine = np.asarray(affine)
@@ -38,6 +40,9 @@ def check_affine(affine: np.ndarray, subject: str | os.PathLike = "affine") -> N
     raise InputError(subject, f"affine has the shape {affine.shape}, not (3, 3) or (4, 4)", cure)
   if not np.isfinite(affine).all():
     raise InputError(subject, "affine contains NaN or Inf", cure)
+  largest = np.abs(affine).max()
+  if largest > MAX_MM:
+    raise InputError(subject, f"affine contains {largest:.3g} mm, beyond {MAX_MM:g}", cure)
   axes = affine[:-1, :-1]
   if np.any(affine[-1] != [0.0] * len(axes) + [1.0]):
     raise InputError(subject, f"the last row of the affine is {affine[-1].tolist()}", cure)

@@ -2,8 +2,8 @@
 
 Slices are grouped by SeriesInstanceUID and sorted by their position along the normal of the image
 plane, never by name or instance number. Input that would give a wrong volume is refused: several
-series, two slices at one position, a missing slice, slices of different size or orientation, a
-gantry tilt, several frames in one file.
+series or patients, two slices at one position, a missing slice, slices of different size or
+orientation, a gantry tilt, several frames in one file, pixel data of another size than declared.
 
 Standard: DICOM PS3.3, C.7.6.2 (Image Plane).
 """
@@ -21,10 +21,12 @@ import numpy as np
 import SimpleITK as sitk
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats.dicom_pixels import check_pixels
 from condseg_jax.formats.sitk import check_directions
 from condseg_jax.formats.sitk import DTYPES
 from condseg_jax.formats.sitk import last_line
 from condseg_jax.formats.sitk import LPS_TO_RAS
+from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
 from condseg_jax.formats.voxels import Header
 from condseg_jax.geometry import check_affine
@@ -34,7 +36,7 @@ from condseg_jax.geometry import Volume
 SERIES_ID, SERIES_NAME, MODALITY = "0020|000e", "0008|103e", "0008|0060"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 SLICE_SPACING, SLICE_THICKNESS = "0018|0088", "0018|0050"
-SERIES_NUMBER = "0020|0011"
+SERIES_NUMBER, PATIENT_ID, BITS_ALLOCATED = "0020|0011", "0010|0020", "0028|0100"
 # SOP classes of objects other than images: directories (DICOMDIR), presentation states, reports,
 # segmentations, plans.
 NO_IMAGE = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{suffix}" for suffix in
@@ -108,6 +110,9 @@ def read_series(folder: str | os.PathLike, series: str = "") -> Volume:
   slices, geometry = _ordered(folder, series)
   array = np.empty(geometry.shape, np.result_type(*(s.dtype for s in slices)), order="F")
   for index, item in enumerate(slices):
+    bits = item.numbers(BITS_ALLOCATED)
+    if bits:
+      check_pixels(item.path, *item.size[:2], int(bits[0]))
     try:
       image = _reader(item.path).Execute()  # keeps the memory of the view below alive
       array[..., index] = sitk.GetArrayViewFromImage(image)[0].T
@@ -141,7 +146,7 @@ def series_modality(folder: str | os.PathLike, series: str = "") -> str:
 
 def contains_dicom(folder: str | os.PathLike) -> bool:
   """Returns whether a folder or one of its subfolders contains a DICOM file."""
-  return any(_preamble(path) for path in _files(Path(folder)))
+  return any(path.is_file() and _preamble(path) for path in _files(Path(folder)))
 
 
 def clear_header_cache() -> None:
@@ -162,6 +167,9 @@ def _ordered(folder: Path, series: str) -> tuple[list[_Slice], Geometry]:
         item.numbers(PIXEL_SPACING), first.numbers(PIXEL_SPACING)):
       raise InputError(item.path, "has another orientation or pixel spacing than the other slices",
                        "remove it from the series; it may be a localiser")
+  if len({item.tags.get(PATIENT_ID, "").strip(" \0") for item in slices} - {""}) > 1:
+    raise InputError(folder, "contains slices of several patients in one series (PatientID)",
+                     "keep the slices of one patient")
   across, down = np.reshape(first.numbers(ORIENTATION), (2, 3))
   check_directions((across, down), first.path)
   if min(first.numbers(PIXEL_SPACING)) <= 0:
@@ -237,8 +245,12 @@ def _scanned(folder: Path) -> list[_Slice]:
   if not folder.is_dir():
     raise InputError(folder, "does not exist" if not folder.exists() else "is not a folder",
                      "give the folder of a DICOM series")
-  stats = ((path, path.stat()) for path in _files(folder))
-  return _scanned_files(tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in stats))
+  stamps = []
+  for path in _files(folder):
+    check_file(path)
+    stat = path.stat()
+    stamps.append((path, stat.st_mtime_ns, stat.st_size))
+  return _scanned_files(tuple(stamps))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -255,7 +267,7 @@ def _scanned_files(stamps: tuple[tuple[Path, int, int], ...]) -> list[_Slice]:
                          AGAIN, kind="truncated") from error
       continue  # not DICOM, or not an image
     wanted = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS, MODALITY,
-              SERIES_NUMBER)
+              SERIES_NUMBER, PATIENT_ID, BITS_ALLOCATED)
     tags = {tag: reader.GetMetaData(tag).strip() for tag in wanted if reader.HasMetaDataKey(tag)}
     dtype = np.dtype(DTYPES.get(reader.GetPixelIDValue(), np.float32))
     slices.append(_Slice(path, _text(reader, SERIES_ID), _text(reader, SERIES_NAME),

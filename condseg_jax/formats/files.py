@@ -17,6 +17,7 @@ from condseg_jax.formats import dicom
 from condseg_jax.formats import nifti
 from condseg_jax.formats import picture
 from condseg_jax.formats import sitk
+from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import Header
 from condseg_jax.formats.voxels import to_labels
 from condseg_jax.geometry import Geometry
@@ -138,6 +139,7 @@ def list_images(path: str | os.PathLike) -> list[Path]:
   if path.suffix.lower() == ".txt":
     return _listed(path)
   if not path.is_dir():
+    check_file(path)
     return [path]
   images = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
   if images:
@@ -150,6 +152,7 @@ def list_images(path: str | os.PathLike) -> list[Path]:
 
 def _listed(path: Path) -> list[Path]:
   """Returns the images that are listed in a text file."""
+  check_file(path)
   try:
     lines = path.read_text(encoding="utf-8").splitlines()
   except ValueError as error:

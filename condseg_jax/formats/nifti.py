@@ -2,6 +2,10 @@
 
 The affine is the sform if its code is set, else the qform, as in nibabel and most readers. A file
 that sets neither has no orientation and is refused; no default is assumed.
+
+A file must end with its voxels: if more data follow, the header may give a wrong size, and all
+voxels would be in wrong places. Only zero padding shorter than a row is tolerated.
+
 Standard: https://nifti.nimh.nih.gov/nifti-1/documentation
 """
 
@@ -10,11 +14,13 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import gzip
+import logging
 import math
 import os
 from pathlib import Path
 import re
 from typing import IO
+from typing import NamedTuple
 import zlib
 
 import nibabel
@@ -24,6 +30,7 @@ import numpy as np
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats import label_table
+from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
 from condseg_jax.formats.voxels import Header
 from condseg_jax.formats.voxels import planes
@@ -33,14 +40,46 @@ from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 from condseg_jax.system.atomic import replacing
 
+log = logging.getLogger("condseg_jax.nifti")
+
 LABEL_INTENT = 1002
+XFORM_CODES = range(6)  # of sform_code and qform_code; 5 is an addition to the standard of 2007
 MM_PER_UNIT = {"unknown": 1.0, "mm": 1.0, "meter": 1e3, "micron": 1e-3}
 MAX_GZIP_RATIO = 1100  # deflate cannot exceed 1032:1; a header with a larger size is invalid
 BLOCK = 1 << 22
 MAX_HEADER = 1 << 24  # maximal bytes before the voxels, since extensions are read into memory
-MAX_REST = 16 * BLOCK  # maximal bytes after the voxels
+EXTENDER = 4  # bytes between header and extensions
 QFORM_TOLERANCE = 0.1  # maximal deviation of a qform from the affine at a corner, in voxels
 AGAIN = "copy or download it again"
+CORRECT = "correct the header, or convert the original again"
+
+
+class _Opened(NamedTuple):
+  """An open file.
+
+  Attributes:
+    header: checked and repaired by nibabel.
+    repairs: descriptions of what was repaired.
+    stream: the unpacked file, at any position.
+  """
+
+  header: nibabel.Nifti1Header
+  repairs: list[str]
+  stream: IO[bytes]
+
+  @property
+  def scaling(self) -> tuple[float, float]:
+    """Slope and intercept; (1, 0) if the header does not set them."""
+    slope, inter = self.header.get_slope_inter()
+    return (1.0, 0.0) if slope is None else (slope, inter)
+
+
+class _Repairs(list):
+  """Collects nibabel's messages about a header; its own logger prints them for every opening."""
+
+  def log(self, level: int, message: str) -> None:
+    if level >= logging.WARNING:
+      self.append(message)
 
 
 def read_nifti(path: str | os.PathLike) -> Volume:
@@ -68,23 +107,22 @@ def read_nifti_header(path: str | os.PathLike) -> Header:
   Raises:
     InputError: as `read_nifti`, except for damaged or invalid voxels.
   """
-  with _opened(Path(path)) as (image, _):
-    geometry = _checked_geometry(Path(path), image.header)
-    scaled = (image.dataobj.slope, image.dataobj.inter) != (1.0, 0.0)
-    itemsize = image.header.get_data_dtype().itemsize + 4 * scaled
+  with _opened(Path(path)) as opened:
+    geometry = _checked_geometry(Path(path), opened.header)
+    itemsize = opened.header.get_data_dtype().itemsize + 4 * (opened.scaling != (1.0, 0.0))
   return Header(geometry, math.prod(geometry.shape) * itemsize)
 
 
 def read_names(path: str | os.PathLike) -> dict[str, int]:
   """Reads class names and their values from the label table of a file; {} if it has none."""
-  with _opened(Path(path)) as (image, _):
-    return label_table.read_table(image.header.extensions)[0]
+  with _opened(Path(path)) as opened:
+    return label_table.read_table(opened.header.extensions)[0]
 
 
 def read_colors(path: str | os.PathLike) -> dict[str, tuple[int, int, int]]:
   """Reads class names and their colours, 0-255, from the label table; {} if it has none."""
-  with _opened(Path(path)) as (image, _):
-    return label_table.read_table(image.header.extensions)[1]
+  with _opened(Path(path)) as opened:
+    return label_table.read_table(opened.header.extensions)[1]
 
 
 def write_nifti(
@@ -135,8 +173,8 @@ def write_nifti(
 
 
 def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
-  with _opened(path) as (image, stream):
-    header = image.header
+  with _opened(path) as opened:
+    header, stream = opened.header, opened.stream
     geometry = _checked_geometry(path, header)
     dtype = header.get_data_dtype()
     if dtype.kind not in "iuf":
@@ -148,15 +186,16 @@ def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
       raise EOFError  # before memory is allocated
     # nibabel would need the memory of a gzipped file twice.
     raw = np.empty(geometry.shape, dtype, order="F")
-    stream.seek(image.dataobj.offset)
+    stream.seek(header.get_data_offset())
     _fill(stream, memoryview(raw.reshape(-1, order="F")).cast("B"))
-    for _ in range(MAX_REST // BLOCK):  # gzip checks the checksum at the end of the stream only
-      if not stream.read(BLOCK):
-        break
-    else:
-      raise InputError(path, f"has more than {MAX_REST >> 20} MiB after its voxels", AGAIN)
-    # nibabel clears the scaling in the header and stores it in the array proxy.
-    slope, inter = image.dataobj.slope, image.dataobj.inter
+    row = geometry.shape[0] * dtype.itemsize
+    rest = stream.read(row)  # normally to the end of the file, where gzip checks its checksum
+    if len(rest) == row or any(rest):
+      raise InputError(path, "contains more than the voxels that its header declares", CORRECT,
+                       kind="size")
+    slope, inter = opened.scaling
+  for repair in opened.repairs:
+    log.warning("%s: header: %s", path, repair)
   if (slope, inter) == (1.0, 0.0):
     native = dtype.newbyteorder("=") if dtype.itemsize <= 8 else np.dtype(np.float64)
     return raw.astype(native, copy=False), geometry
@@ -176,12 +215,9 @@ def _fill(stream: IO[bytes], target: memoryview) -> None:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple]:
-  """Yields (image, stream) of an open file, and converts exceptions to InputError."""
-  if not path.exists():
-    raise InputError(path, "does not exist", "check the path")
-  if path.is_dir():
-    raise InputError(path, "is a folder", "give the .nii or .nii.gz file in it")
+def _opened(path: Path) -> Iterator[_Opened]:
+  """Opens a file, reads its header, and converts exceptions to InputError."""
+  check_file(path, "give the .nii or .nii.gz file in it")
   compressed = _suffix(path).lower() == ".nii.gz"
   try:
     with path.open("rb") as file:
@@ -193,9 +229,11 @@ def _opened(path: Path) -> Iterator[tuple]:
       correct = path.name[:-3] if compressed else path.name + ".gz"
       raise InputError(path, f"{state} despite its name", f"name it {correct}, if it is NIfTI")
     with gzip.open(path) if compressed else path.open("rb") as stream:
-      kind = _image_class(path, stream)
+      kind = _header_class(path, stream)
       stream.seek(0)
-      yield kind.from_file_map(kind.make_file_map({"image": stream}), mmap=False), stream
+      header, repairs = kind.from_fileobj(stream, check=False), _Repairs()
+      header.check_fix(repairs, logging.ERROR)
+      yield _Opened(header, repairs, stream)
   except InputError:
     raise
   except (zlib.error, gzip.BadGzipFile) as error:
@@ -208,30 +246,54 @@ def _opened(path: Path) -> Iterator[tuple]:
     raise InputError(path, f"cannot be read: {error.strerror}", "check its permissions") from error
 
 
-def _image_class(path: Path, stream: IO[bytes]) -> type:
+def _header_class(path: Path, stream: IO[bytes]) -> type:
   """Returns the class by magic bytes, and checks the header before nibabel modifies it."""
   head = stream.read(540)
   if head[344:348] in (b"n+1\0", b"n+1 "):
-    kind = nibabel.Nifti1Image
+    kind = nibabel.Nifti1Header
   elif head[4:8] == b"n+2\0":
-    kind = nibabel.Nifti2Image
+    kind = nibabel.Nifti2Header
   elif head[344:347] == b"ni1":
     raise InputError(path, "is one half of a NIfTI pair (.hdr and .img)", "convert it to .nii")
   else:
     raise InputError(path, "is not a NIfTI file", "convert it, e.g. with dcm2niix or SimpleITK")
-  stream.seek(0)
-  header = kind.header_class.from_fileobj(stream, check=False)
+  size = kind.template_dtype.itemsize
+  header = kind(head[:size], check=False)
   if header["sform_code"] == 0 and header["qform_code"] == 0:
     reason = "has no orientation: sform_code and qform_code are 0"
     raise InputError(path, reason, "set the affine, or convert the original again", kind="affine")
-  if not header["vox_offset"] <= MAX_HEADER:  # true for NaN, too
+  # nibabel sets an invalid code to 0, and assumes an orientation if none is left.
+  used = "qform_code" if header["sform_code"] == 0 else "sform_code"
+  if int(header[used]) not in XFORM_CODES:
+    raise InputError(path, f"has an invalid orientation: {used} is {header[used]}, not 1 to 5",
+                     "set the affine, or convert the original again", kind="affine")
+  if not size + EXTENDER <= header["vox_offset"] <= MAX_HEADER:  # refuses NaN, too
     reason = f"has an invalid header: voxels start at byte {header['vox_offset']:g}"
     raise InputError(path, reason, AGAIN)
+  _check_extensions(path, stream, header)
   pixdim = header["pixdim"][1:4]
   if header["sform_code"] == 0 and not np.all((pixdim > 0) & np.isfinite(pixdim)):
     raise InputError(path, f"has an invalid spacing: {pixdim.tolist()} mm",
                      "set pixdim to the voxel size")
   return kind
+
+
+def _check_extensions(path: Path, stream: IO[bytes], header: nibabel.Nifti1Header) -> None:
+  """Checks that the extensions end before the voxels; nibabel would read voxels as extensions."""
+  position, end = header.template_dtype.itemsize, int(header["vox_offset"])
+  stream.seek(position)
+  if stream.read(EXTENDER)[:1] in (b"", b"\0"):
+    return
+  position += EXTENDER
+  while end - position >= 16:  # the smallest extension
+    stream.seek(position)
+    size = stream.read(4)
+    if len(size) < 4:
+      raise EOFError
+    length = int.from_bytes(size, "little" if header.endianness == "<" else "big", signed=True)
+    if not 8 <= length <= end - position:
+      raise InputError(path, f"has an invalid header: an extension of {length} bytes", AGAIN)
+    position += length
 
 
 def _checked_geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
@@ -249,8 +311,8 @@ def _checked_geometry(path: Path, header: nibabel.Nifti1Header) -> Geometry:
   if min(shape) < 1:
     raise InputError(path, f"has no voxels: shape {shape}", AGAIN)
   affine = header.get_best_affine()
-  check_affine(affine, path)
   affine[:3] *= MM_PER_UNIT[header.get_xyzt_units()[0]]
+  check_affine(affine, path)
   return Geometry(shape, affine)
 
 

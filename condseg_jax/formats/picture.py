@@ -1,5 +1,11 @@
-"""Reads PNG, TIFF and JPEG images and label maps as 2-D `Volume`s, and writes PNG."""
+"""Reads PNG, TIFF and JPEG images and label maps as 2-D `Volume`s, and writes PNG.
 
+Pillow accepts data of another size than width and height require. This module refuses them in PNG
+and in uncompressed TIFF; in JPEG and in compressed TIFF, surplus data are not noticed.
+"""
+
+from collections.abc import Iterator
+import math
 import os
 from pathlib import Path
 import struct
@@ -7,16 +13,26 @@ import zlib
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats.voxels import BLOCK
+from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
+from condseg_jax.formats.voxels import unpacked_size
 from condseg_jax.geometry import Volume
 from condseg_jax.system.atomic import replacing
 
 FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".jpg": "JPEG", ".jpeg": "JPEG"}
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 RGB, GREY_ALPHA, RGBA = 2, 4, 6  # colour types of the PNG header
-BITS_PER_SAMPLE = 258  # TIFF tag
+CHANNELS = {RGB: 3, GREY_ALPHA: 2, RGBA: 4}
+# First column and row, and steps, of the passes of an interlaced PNG (PNG standard, 8.2).
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
+          (0, 1, 1, 2))
+# TIFF tags
+BITS_PER_SAMPLE, COMPRESSION, SAMPLES, PLANAR = 258, 259, 277, 284
+STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_BYTES = 279, 322, 323, 325
 WITHOUT_ALPHA = {"LA": "L", "RGBA": "RGB"}
 AGAIN = "copy or download it again"
 
@@ -38,10 +54,7 @@ def read_picture(path: str | os.PathLike) -> Volume:
       and other ambiguous colour spaces; NaN or Inf.
   """
   path = Path(path)
-  if not path.exists():
-    raise InputError(path, "does not exist", "check the path")
-  if path.is_dir():
-    raise InputError(path, "is a folder", "give the image file in it")
+  check_file(path)
   kind = FORMATS[path.suffix.lower()]
   try:
     if kind == "PNG":
@@ -73,11 +86,11 @@ def picture_shape(path: str | os.PathLike) -> tuple[int, int]:
   Raises:
     InputError: as `read_picture`, except for damaged or invalid pixels.
   """
+  path = Path(path)
+  check_file(path)
   try:
-    with Image.open(path, formats=(FORMATS[Path(path).suffix.lower()],)) as picture:
+    with Image.open(path, formats=(FORMATS[path.suffix.lower()],)) as picture:
       return picture.height, picture.width
-  except FileNotFoundError as error:
-    raise InputError(path, "does not exist", "check the path") from error
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
     raise InputError(path, f"cannot be read ({error})", AGAIN) from error
 
@@ -118,6 +131,10 @@ def _pixels(path: Path, picture: Image.Image) -> np.ndarray:
   bits = getattr(picture, "tag_v2", {}).get(BITS_PER_SAMPLE, (8,))
   if len(bits) > 1 and max(bits) > 8:
     raise InputError(path, "has 16 bits per colour channel", "convert it to 8 bits, or to grey")
+  if isinstance(picture, TiffImageFile):
+    _check_tiff_size(path, picture)
+  if picture.format == "PNG":
+    _check_png_size(path)
   if picture.mode in WITHOUT_ALPHA:
     picture = picture.convert(WITHOUT_ALPHA[picture.mode])
   if picture.mode not in ("1", "L", "P", "RGB", "F") and not picture.mode.startswith("I"):
@@ -128,6 +145,26 @@ def _pixels(path: Path, picture: Image.Image) -> np.ndarray:
   if picture.format == "PNG" and array.dtype.kind in "iu" and array.dtype.itemsize > 1:
     return array.astype(np.uint16)  # Pillow opens some 16-bit images with 32 bits
   return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _check_tiff_size(path: Path, picture: TiffImageFile) -> None:
+  """Checks that uncompressed pixels take as many bytes as width and height require."""
+  tags = picture.tag_v2
+  stored = tags.get(TILE_BYTES, tags.get(STRIP_BYTES))
+  if tags.get(COMPRESSION, 1) != 1 or stored is None:
+    return
+  samples = tags.get(SAMPLES, 1)
+  bits = tags.get(BITS_PER_SAMPLE, (1,))
+  bits = bits * samples if len(bits) == 1 else bits
+  separate = tags.get(PLANAR, 1) == 2  # one plane per sample
+  tile_width, tile_height = tags.get(TILE_WIDTH, picture.width), tags.get(TILE_HEIGHT, 1)
+  width = math.ceil(picture.width / tile_width) * tile_width
+  height = math.ceil(picture.height / tile_height) * tile_height
+  row = sum(math.ceil(width * n / 8) for n in (bits if separate else (sum(bits),)))
+  if sum(stored) != row * height:
+    raise InputError(path, f"has {sum(stored)} bytes of pixels, but {row * height} according to "
+                     "its width and height", "save it again with the program that wrote it",
+                     kind="size")
 
 
 def _check_png(path: Path) -> None:
@@ -144,3 +181,36 @@ def _check_png(path: Path) -> None:
   if depth == 16 and color in (RGB, RGBA, GREY_ALPHA):
     # Pillow would silently drop the lower eight bits.
     raise InputError(path, "has 16 bits per colour channel", "convert it to 8 bits, or to grey")
+
+
+def _check_png_size(path: Path) -> None:
+  """Checks that the compressed pixels have the size that width and height require."""
+  with path.open("rb") as file:
+    file.seek(16)
+    width, height, depth, color, interlaced = struct.unpack(">2I2B2xB", file.read(13))
+  expected, bits = 0, depth * CHANNELS.get(color, 1)
+  for left, top, across, down in PASSES if interlaced else ((0, 0, 1, 1),):
+    columns, rows = math.ceil((width - left) / across), math.ceil((height - top) / down)
+    if columns > 0:
+      expected += max(rows, 0) * (1 + math.ceil(columns * bits / 8))  # one byte for the filter
+  size = unpacked_size(_png_data(path), expected, zlib.MAX_WBITS)
+  if size < expected:
+    raise InputError(path, f"is truncated: {size} of {expected} bytes of pixels", AGAIN,
+                     kind="truncated")
+  if size > expected:
+    raise InputError(path, f"contains more than the {expected} bytes of pixels that its width and "
+                     "height require", AGAIN, kind="size")
+
+
+def _png_data(path: Path) -> Iterator[bytes]:
+  """Yields the compressed pixels; Pillow checks the checksums of the chunks."""
+  with path.open("rb") as file:
+    file.seek(len(SIGNATURE))
+    while len(head := file.read(8)) == 8:
+      length, = struct.unpack(">I", head[:4])
+      if head[4:] == b"IDAT":
+        for start in range(0, length, BLOCK):
+          yield file.read(min(BLOCK, length - start))
+        file.seek(4, 1)
+      else:
+        file.seek(length + 4, 1)

@@ -1,26 +1,34 @@
 """Reads MetaImage (.mhd with its .raw, .mha) and NRRD (.nrrd, .nhdr), with SimpleITK.
 
 SimpleITK replaces missing or invalid header fields by defaults (spacing 1, origin 0, axes of the
-patient), and accepts damaged compressed data. This module refuses files without a complete
-geometry, checks compressed voxels, and requires that data files are in the folder of the header.
+patient), accepts damaged compressed data, ignores what follows the voxels, and where compressed
+voxels are missing it returns whatever the memory contained. This module refuses files without a
+complete geometry, requires stored voxels of exactly the size in the header, checks compressed ones,
+and requires that data files are in the folder of the header.
 
 Formats: https://itk.org/Wiki/ITK/MetaIO/Documentation and
 https://teem.sourceforge.net/nrrd/format.html
 """
 
 from collections.abc import Sequence
+import gzip
 import math
 import os
 from pathlib import Path
 import re
+from typing import IO
+from typing import NamedTuple
 import zlib
 
 import numpy as np
 import SimpleITK as sitk
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats.voxels import BLOCK
+from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
 from condseg_jax.formats.voxels import Header
+from condseg_jax.formats.voxels import unpacked_size
 from condseg_jax.geometry import check_affine
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
@@ -40,12 +48,26 @@ NRRD_GEOMETRY = {("space",): 0, ("space directions",): 9, ("space origin",): 3}
 # Other NRRD spaces do not define the patient's left; SimpleITK would read them as LPS.
 NRRD_SPACES = ("left-posterior-superior", "lps", "right-anterior-superior", "ras",
                "left-anterior-superior", "las")
-META_BYTES = {"CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4,
-              "ULONG": 4, "LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8}
 HEADER_LIMIT = 1 << 20
-BLOCK = 1 << 16
 MAX_LENGTH_ERROR = 0.01
 AGAIN = "copy or download it again"
+CORRECT = "correct the header, or convert the original again"
+
+
+class _Stored(NamedTuple):
+  """The stored voxels of an image.
+
+  Attributes:
+    path: the file that contains them.
+    start: position of their first byte, or of the first compressed byte.
+    size: in bytes, when unpacked.
+    packed: compressed with zlib or gzip.
+  """
+
+  path: Path
+  start: int
+  size: int
+  packed: bool
 
 
 def read_sitk(path: str | os.PathLike) -> Volume:
@@ -58,12 +80,13 @@ def read_sitk(path: str | os.PathLike) -> Volume:
     A volume in file axis order, affine in RAS+ mm.
 
   Raises:
-    InputError: missing, damaged or invalid file; 2-D or 4-D; several numbers per voxel; incomplete
-      geometry; NaN or Inf.
+    InputError: missing, damaged or invalid file; voxels of another size than its header says; 2-D
+      or 4-D; several numbers per voxel; incomplete geometry; NaN or Inf.
   """
   path = Path(path)
-  header = read_sitk_header(path)
-  _check_compressed(path)
+  header, stored = _read_header(path)
+  if stored.packed:
+    _check_packed(path, stored)
   try:
     image = _reader(path).Execute()
   except RuntimeError as error:
@@ -80,26 +103,7 @@ def read_sitk_header(path: str | os.PathLike) -> Header:
   Raises:
     InputError: as `read_sitk`, except for damaged or invalid voxels.
   """
-  path = Path(path)
-  _check_header(path)
-  reader = _reader(path)
-  try:
-    reader.ReadImageInformation()
-  except RuntimeError as error:
-    raise InputError(path, f"has an invalid header ({last_line(error)})", AGAIN) from error
-  if reader.GetNumberOfComponents() > 1 or reader.GetPixelIDValue() not in DTYPES:
-    raise InputError(path, f"has {reader.GetNumberOfComponents()} numbers per voxel",
-                     "convert it to one number per voxel, e.g. grey value")
-  affine = np.eye(4)
-  affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
-  affine[:3, 3] = reader.GetOrigin()
-  affine = LPS_TO_RAS @ affine
-  check_affine(affine, path)
-  check_directions(np.reshape(reader.GetDirection(), (3, 3)).T, path)
-  shape = tuple(reader.GetSize())
-  # Two copies in memory: SimpleITK's and numpy's.
-  size = 2 * math.prod(shape) * np.dtype(DTYPES[reader.GetPixelIDValue()]).itemsize
-  return Header(Geometry(shape, affine), size)
+  return _read_header(Path(path))[0]
 
 
 def sitk_members(path: str | os.PathLike) -> list[Path]:
@@ -111,13 +115,14 @@ def sitk_members(path: str | os.PathLike) -> list[Path]:
   path = Path(path)
   fields = _fields(path)[0]
   data = fields.get("ElementDataFile") or fields.get("data file") or fields.get("datafile")
-  if not data or data.upper() == "LOCAL":
+  if not data or _is_meta(path) and data in ("LOCAL", "Local", "local"):
     return [path]
   if re.search(r"[/\\%\s]", data) or data.upper() == "LIST":
     raise InputError(path, f"refers to the data {data!r}, not to one file in the same folder",
                      "convert it to one file, e.g. .mha or .nrrd")
   if not (path.parent / data).exists():
     raise InputError(path, f"its data file {data} is missing", AGAIN)
+  check_file(path.parent / data)
   return [path, path.parent / data]
 
 
@@ -138,6 +143,28 @@ def check_directions(directions: Sequence[Sequence[float]] | np.ndarray,
     listing = " x ".join(f"{x:.4g}" for x in lengths)
     raise InputError(subject, f"its direction vectors have the lengths {listing}, not 1",
                      "correct the header, or convert the original again", kind="direction")
+
+
+def _read_header(path: Path) -> tuple[Header, _Stored]:
+  _check_header(path)
+  reader = _reader(path)
+  try:
+    reader.ReadImageInformation()
+  except RuntimeError as error:
+    raise InputError(path, f"has an invalid header ({last_line(error)})", AGAIN) from error
+  if reader.GetNumberOfComponents() > 1 or reader.GetPixelIDValue() not in DTYPES:
+    raise InputError(path, f"has {reader.GetNumberOfComponents()} numbers per voxel",
+                     "convert it to one number per voxel, e.g. grey value")
+  affine = np.eye(4)
+  affine[:3, :3] = np.reshape(reader.GetDirection(), (3, 3)) * reader.GetSpacing()
+  affine[:3, 3] = reader.GetOrigin()
+  affine = LPS_TO_RAS @ affine
+  check_affine(affine, path)
+  check_directions(np.reshape(reader.GetDirection(), (3, 3)).T, path)
+  shape = tuple(reader.GetSize())
+  size = math.prod(shape) * np.dtype(DTYPES[reader.GetPixelIDValue()]).itemsize
+  # Two copies in memory: SimpleITK's and numpy's.
+  return Header(Geometry(shape, affine), 2 * size), _stored(path, size)
 
 
 def _reader(path: Path) -> sitk.ImageFileReader:
@@ -177,42 +204,123 @@ def _check_header(path: Path) -> None:
   if meta and min(spacing) <= 0:
     raise InputError(path, f"has an invalid spacing: {spacing} mm",
                      "correct ElementSpacing in the header")
-  width = META_BYTES.get(fields.get("ElementType", "").removeprefix("MET_"), 0)
-  if fields.get("CompressedData", "False").lower() != "true":
-    data = sitk_members(path)[-1]
-    expected = math.prod(map(int, sizes)) * width
-    available = data.stat().st_size - (start if data == path else 0)
-    if available < expected:
-      raise InputError(path, f"is truncated: {data.name} has {available} of {expected} bytes",
-                       AGAIN, kind="truncated")
+  sitk_members(path)
 
 
-def _check_compressed(path: Path) -> None:
-  """Checks the checksum of compressed voxels, which MetaImage's reader ignores."""
-  fields, start = _fields(path)
+def _stored(path: Path, size: int) -> _Stored:
+  """Finds the stored voxels and checks their size, as far as possible without unpacking them.
+
+  Args:
+    path: the header.
+    size: of the voxels in bytes, from the header.
+  """
+  fields, header_bytes = _fields(path)
+  members = sitk_members(path)
+  data, local = members[-1], header_bytes if len(members) == 1 else 0
   if _is_meta(path):
-    packed = fields.get("CompressedData", "False").lower() == "true"
+    stored = _stored_in_meta(path, fields, data, local, size)
   else:
-    packed = fields.get("encoding", "").lower() in ("gz", "gzip") and not {
-        "byte skip", "line skip", "byteskip", "lineskip"} & set(fields)
-  if not packed:
-    return
-  data, unpacker = sitk_members(path)[-1], zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib or gzip
-  with data.open("rb") as stream:
-    stream.seek(start if data == path else 0)
-    try:
-      while not unpacker.eof and (block := stream.read(BLOCK)):
-        unpacker.decompress(block)
-    except zlib.error as error:
-      raise InputError(path, f"has damaged compressed voxels ({error})", AGAIN,
-                       kind="truncated") from error
-  if not unpacker.eof:
+    stored = _stored_in_nrrd(path, fields, data, local, size)
+  available = data.stat().st_size - max(stored.start, local)
+  if available < (1 if stored.packed else size):
+    raise InputError(path, f"is truncated: {data.name} has {max(available, 0)} of {size} bytes",
+                     AGAIN, kind="truncated")
+  if not stored.packed and available > size:
+    raise InputError(path, f"has {available} bytes of voxels in {data.name}, but {size} according "
+                     "to its header", CORRECT, kind="size")
+  return stored
+
+
+def _stored_in_meta(path: Path, fields: dict[str, str], data: Path, local: int,
+                    size: int) -> _Stored:
+  """Returns where ITK reads the voxels of a MetaImage.
+
+  Args:
+    path: the header.
+    fields: of the header.
+    data: the data file.
+    local: size of the header in the data file.
+    size: of the voxels in bytes.
+  """
+  if not _true(fields.get("BinaryData", "True")):
+    raise InputError(path, "stores its voxels as text", "convert it to binary data")
+  total = data.stat().st_size
+  skip = (_numbers(fields.get("HeaderSize", "")) or (0,))[0]
+  if 0 < skip < local:
+    raise InputError(path, f"HeaderSize is {skip:g}, but the header has {local} bytes", CORRECT)
+  start = total - size if skip == -1 else int(skip) if skip > 0 else local
+  if not _true(fields.get("CompressedData", "False")):
+    return _Stored(data, start, size, packed=False)
+  # Without the field, ITK unpacks the whole file, the header included if it is in the same file.
+  declared, available = fields.get("CompressedDataSize", ""), total - start
+  expected = (_numbers(declared) or (total,))[0]
+  if available != expected:
+    reason = ("its header has no CompressedDataSize for its compressed voxels" if not declared else
+              f"has {available} bytes of compressed voxels, but CompressedDataSize is {declared}")
+    raise InputError(path, reason, CORRECT,
+                     kind="truncated" if available < expected else "size")
+  return _Stored(data, start, size, packed=True)
+
+
+def _stored_in_nrrd(path: Path, fields: dict[str, str], data: Path, local: int,
+                    size: int) -> _Stored:
+  """Returns where ITK reads the voxels of a NRRD; arguments as in `_stored_in_meta`."""
+  encoding = fields.get("encoding", "").lower()
+  packed = encoding in ("gz", "gzip")
+  if encoding != "raw" and not packed:
+    raise InputError(path, f"has the encoding {encoding!r}", "convert it to raw or gzip")
+  lines, skip = (fields.get(name) or fields.get(name.replace(" ", "")) or "0"
+                 for name in ("line skip", "byte skip"))
+  if lines != "0":
+    raise InputError(path, "skips lines of its data file", "give their bytes as byte skip")
+  if skip == "-1" and not packed:  # the end of the file
+    return _Stored(data, data.stat().st_size - size, size, packed)
+  if not skip.isdigit():
+    raise InputError(path, f"has the byte skip {skip}", CORRECT)
+  # Compressed bytes are skipped after unpacking.
+  return _Stored(data, local + int(skip) * (not packed), size + int(skip) * packed, packed)
+
+
+def _check_packed(path: Path, stored: _Stored) -> None:
+  """Checks the checksum and the size of compressed voxels without keeping them."""
+  try:
+    with stored.path.open("rb") as stream:
+      stream.seek(stored.start)
+      if _is_meta(path):
+        blocks = iter(lambda: stream.read(BLOCK), b"")
+        size = unpacked_size(blocks, stored.size, zlib.MAX_WBITS | 32)  # zlib or gzip
+      else:
+        size = _gzip_size(stream, stored.size)
+  except (zlib.error, gzip.BadGzipFile) as error:
+    raise InputError(path, f"has damaged compressed voxels ({error})", AGAIN,
+                     kind="truncated") from error
+  except EOFError as error:
     raise InputError(path, "is truncated: its compressed voxels are incomplete", AGAIN,
+                     kind="truncated") from error
+  if size < stored.size:
+    raise InputError(path, f"its compressed voxels contain {size} of {stored.size} bytes", CORRECT,
                      kind="truncated")
+  if size > stored.size:
+    raise InputError(path, f"its compressed voxels contain more than {stored.size} bytes, the size "
+                     "in its header", CORRECT, kind="size")
+
+
+def _gzip_size(stream: IO[bytes], limit: int) -> int:
+  """Does the same as `unpacked_size` for gzip files, which may consist of several parts."""
+  size = 0
+  with gzip.GzipFile(fileobj=stream) as unpacked:
+    while size <= limit and (block := unpacked.read(BLOCK)):
+      size += len(block)
+  return size
 
 
 def _is_meta(path: Path) -> bool:
   return path.suffix.lower() in (".mhd", ".mha")
+
+
+def _true(text: str) -> bool:
+  """Returns whether MetaIO takes a value as true."""
+  return text[:1] in ("T", "t", "1")
 
 
 def _positive(text: str) -> bool:
@@ -230,10 +338,7 @@ def _numbers(text: str) -> tuple[float, ...]:
 
 def _fields(path: Path) -> tuple[dict[str, str], int]:
   """Returns the `key = value` or `key: value` lines of the header, and its size in bytes."""
-  if not path.exists():
-    raise InputError(path, "does not exist", "check the path")
-  if path.is_dir():
-    raise InputError(path, "is a folder", "give the image file in it")
+  check_file(path)
   with path.open("rb") as stream:
     text = stream.read(HEADER_LIMIT).decode("latin-1")
   if not text:
@@ -245,8 +350,9 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
   for line in text.split("\n"):
     length += len(line) + 1
     key, equals, value = line.partition("=" if meta else ":")
-    if equals:
-      fields[key.strip()] = value.strip().lstrip("=").strip()
+    # In NRRD, `#` starts a comment and `:=` separates free text from its name.
+    if equals and (meta or not line.startswith("#") and not value.startswith("=")):
+      fields[key.strip() if meta else key.strip().lower()] = value.strip()
     if not line.strip() and not meta or key.strip() == "ElementDataFile":
       break
   if meta and "ElementDataFile" not in fields:

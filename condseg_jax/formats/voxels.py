@@ -1,8 +1,11 @@
-"""Checks of voxels that all readers share: finite numbers, and integral labels."""
+"""Checks that readers share: of files and compressed data, finite numbers, integral labels."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 import os
+from pathlib import Path
 from typing import NamedTuple
+import zlib
 
 import numpy as np
 
@@ -10,6 +13,8 @@ from condseg_jax.errors import InputError
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 
+BLOCK = 1 << 18  # bytes that are unpacked at a time
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 INTEGRAL_TOLERANCE = 1e-4  # rounding error of a label value scaled by a float32 scl_slope
 
 
@@ -25,18 +30,73 @@ class Header(NamedTuple):
   peak_bytes: int
 
 
+def check_file(path: Path, folder_cure: str = "give the image file in it") -> None:
+  """Raises InputError for a path that is missing or a folder, or that may never end.
+
+  A pipe, socket or device must not be opened: reading could wait for ever.
+
+  Args:
+    path: the file to open.
+    folder_cure: what to do if it is a folder.
+  """
+  if not path.exists():
+    raise InputError(path, "does not exist", "check the path")
+  if path.is_dir():
+    raise InputError(path, "is a folder", folder_cure)
+  if not path.is_file():
+    raise InputError(path, "is not a regular file", "copy its content to a file")
+
+
+def unpacked_size(blocks: Iterable[bytes], limit: int, format_bits: int) -> int:
+  """Returns the size of compressed data when unpacked, or a size above `limit` if it is larger.
+
+  The data are not kept, and nothing beyond the limit is unpacked.
+
+  Args:
+    blocks: the compressed data.
+    limit: size in bytes at which to stop.
+    format_bits: the format, as `wbits` of `zlib.decompressobj`.
+
+  Raises:
+    zlib.error: the data are damaged.
+    EOFError: the data are incomplete.
+  """
+  unpacker, size = zlib.decompressobj(format_bits), 0
+  for block in blocks:
+    while True:
+      unpacked = unpacker.decompress(block, BLOCK)
+      size += len(unpacked)
+      if unpacker.eof or size > limit:
+        return size
+      block = unpacker.unconsumed_tail
+      if not block and len(unpacked) < BLOCK:
+        break
+  raise EOFError("compressed data are incomplete")
+
+
 def planes(array: np.ndarray) -> Iterator[np.ndarray]:
   """Yields the slices along the last axis, contiguous in Fortran order, to bound working memory."""
   return (array[..., index] for index in range(array.shape[-1]))
 
 
 def check_finite(path: str | os.PathLike, array: np.ndarray) -> None:
-  """Raises InputError, with `path` as its subject, for an array with NaN or Inf."""
+  """Raises InputError for an array with NaN or Inf, or with numbers that float32 cannot hold.
+
+  Args:
+    path: for the error message.
+    array: the voxels; all computation on them is in float32.
+  """
   if array.dtype.kind != "f":
     return
   finite = sum(np.count_nonzero(np.isfinite(plane)) for plane in planes(array))
   if finite < array.size:
     reason = f"{array.size - finite} of {array.size} voxels are NaN or Inf"
+    raise InputError(path, reason, "replace them, e.g. by the value of air", kind="not_finite")
+  if array.dtype.itemsize <= 4:
+    return
+  large = sum(np.count_nonzero(np.abs(plane) > FLOAT32_MAX) for plane in planes(array))
+  if large:
+    reason = f"{large} of {array.size} voxels are beyond {FLOAT32_MAX:.2g}, the limit of float32"
     raise InputError(path, reason, "replace them, e.g. by the value of air", kind="not_finite")
 
 

@@ -48,7 +48,7 @@ def main(workdir: str, checkpoint: str) -> int:
     print(json.dumps({"event": event, **fields}), file=events, flush=True)
 
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the web process handles Ctrl-C
-  for name in ("absl", "nibabel.global"):
+  for name in ("absl", "condseg_jax.nifti"):
     logging.getLogger(name).setLevel(logging.ERROR)
   enable_compilation_cache()
   try:

@@ -4,6 +4,8 @@ import struct
 
 import numpy as np
 import pydicom
+from pydicom.encaps import encapsulate
+from pydicom.encaps import generate_frames
 import pytest
 from scipy.spatial.transform import Rotation
 import SimpleITK as sitk
@@ -157,6 +159,108 @@ def test_a_damaged_slice_is_named(part, tmp_path):
   with pytest.raises(InputError) as caught:
     read_series(tmp_path)
   assert caught.value.subject == str(path) and caught.value.kind == "truncated"
+
+
+def test_a_series_of_two_patients(tmp_path):
+  ids = {k: {"0010|0020": name} for k, name in enumerate(["A", "A", "B"])}  # and one without
+  write_series(tmp_path, VOXELS, AFFINE, tags=ids)
+  for read in (read_series, read_series_header):
+    with pytest.raises(InputError, match="several patients"):
+      read(tmp_path)
+  write_series(tmp_path, VOXELS, AFFINE, tags={k: {"0010|0020": "A"} for k in range(3)})
+  np.testing.assert_array_equal(read_series(tmp_path).array, VOXELS)
+
+
+# --- pixel data ---------------------------------------------------------------------------------
+def changed(path, change, syntax=pydicom.uid.ExplicitVRLittleEndian):
+  """Lets `change` alter a slice, and stores it as `syntax` says."""
+  one = pydicom.dcmread(path)
+  icon = pydicom.Dataset()
+  icon.PixelData, icon.Rows, icon.BitsAllocated = b"1234", 2, 8
+  icon["PixelData"].VR = "OB"
+  one.IconImageSequence = pydicom.Sequence([icon])
+  one["IconImageSequence"].is_undefined_length = True
+  icon.is_undefined_length_sequence_item = True
+  change(one)
+  if not syntax.is_little_endian:
+    one.PixelData = np.frombuffer(one.PixelData, "<i2").astype(">i2").tobytes()
+  one.file_meta.TransferSyntaxUID = syntax
+  pydicom.dcmwrite(path, one, implicit_vr=syntax.is_implicit_VR,
+                   little_endian=syntax.is_little_endian, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("syntax", [
+    pydicom.uid.ImplicitVRLittleEndian, pydicom.uid.ExplicitVRLittleEndian,
+    pydicom.uid.ExplicitVRBigEndian])
+@pytest.mark.parametrize(("cut", "added", "kind"), [
+    (60, b"", ""), (60, bytes(10), ""), (58, b"", "truncated"), (48, b"", "truncated"),
+    (60, b"\0\1", "size"), (60, bytes(12), "size"), (60, 60 * b"x", "size")])
+def test_native_pixels_of_another_size_than_declared(syntax, cut, added, kind, tmp_path):
+  """A slice has 5 rows of 12 bytes."""
+  paths = write_series(tmp_path, VOXELS, AFFINE)
+
+  def change(one):
+    one.PixelData = one.PixelData[:cut] + added
+  for path in paths:
+    changed(path, change if path == paths[1] else lambda one: None, syntax)
+  if not kind:
+    np.testing.assert_array_equal(read_series(tmp_path).array, VOXELS)
+    return
+  with pytest.raises(InputError, match="bytes of pixel data") as caught:
+    read_series(tmp_path)
+  assert caught.value.kind == kind and caught.value.subject == str(paths[1])
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("Rows", 4), ("Rows", 6), ("Columns", 5), ("Columns", 7), ("BitsAllocated", 8)])
+def test_a_series_of_another_size_than_declared(field, value, tmp_path):
+  for path in write_series(tmp_path, VOXELS, AFFINE):
+    changed(path, lambda one: setattr(one, field, value))
+  with pytest.raises(InputError):
+    read_series(tmp_path)
+
+
+def compressed(folder, change=lambda one: None, frames=lambda frame: [frame], table=True):
+  """A series as RLE. GDCM cannot read it from slices as small as the others here."""
+  voxels = np.random.default_rng(0).integers(-1000, 1500, (16, 20, 2))
+  for path in write_series(folder, voxels, AFFINE):
+    one = pydicom.dcmread(path)
+    one.compress(pydicom.uid.RLELossless)
+    frame, = generate_frames(one.PixelData, number_of_frames=1)
+    one.PixelData = encapsulate(frames(frame), has_bot=table)
+    change(one)
+    one.save_as(path)
+  return voxels
+
+
+def test_compressed_slices(tmp_path):
+  np.testing.assert_array_equal(compressed(tmp_path), read_series(tmp_path).array)
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_compressed_frames_beyond_the_first(table, tmp_path):
+  compressed(tmp_path, frames=lambda frame: [frame, frame], table=table)
+  with pytest.raises(InputError, match="contains 2 compressed frames") as caught:
+    read_series(tmp_path)
+  assert caught.value.subject == str(tmp_path / "slice_000.dcm")
+
+
+@pytest.mark.parametrize(("frames", "fields", "kind"), [
+    (lambda frame: [frame[:-8]], {}, "truncated"), (lambda frame: [frame[:60]], {}, "truncated"),
+    (lambda frame: [frame[:len(frame) // 2]], {}, "truncated"),
+    (lambda frame: [frame], {"Rows": 19}, "size"),
+    (lambda frame: [frame], {"Rows": 21}, "truncated"),
+    (lambda frame: [frame], {"Columns": 15}, "size"),
+    (lambda frame: [frame], {"BitsAllocated": 8}, "unreadable")])
+def test_compressed_slices_of_another_size_than_declared(frames, fields, kind, tmp_path):
+  """GDCM gives pixels in wrong places, or those of another image."""
+  def change(one):
+    for field, value in fields.items():
+      setattr(one, field, value)
+  compressed(tmp_path, change, frames)
+  with pytest.raises(InputError) as caught:
+    read_series(tmp_path)
+  assert caught.value.kind == kind and caught.value.subject == str(tmp_path / "slice_000.dcm")
 
 
 def test_nothing_there(tmp_path):

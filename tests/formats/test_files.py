@@ -1,5 +1,8 @@
 """One door to all formats: the name decides."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 
@@ -127,3 +130,45 @@ def test_members_and_headers_of_plain_files(tmp_path):
     assert files.members(tmp_path / name) == [tmp_path / name]
     header = files.read_header(tmp_path / name)
     assert header.geometry.shape == shape and header.peak_bytes >= np.prod(shape)
+
+
+@pytest.fixture
+def no_waiting():
+  def interrupt(*_):
+    raise TimeoutError
+  before = signal.signal(signal.SIGALRM, interrupt)
+  signal.alarm(10)
+  yield
+  signal.alarm(0)
+  signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("suffix", files.READERS)
+def test_a_pipe_is_not_waited_for(suffix, tmp_path, no_waiting):
+  path = tmp_path / f"a{suffix}"
+  os.mkfifo(path)
+  for read in (files.read_volume, files.read_header, files.list_images):
+    with pytest.raises(InputError, match="is not a regular file"):
+      read(path)
+
+
+def test_a_device_is_not_read(tmp_path, no_waiting):
+  (tmp_path / "a.nii").symlink_to("/dev/zero")
+  with pytest.raises(InputError, match="is not a regular file"):
+    files.read_volume(tmp_path / "a.nii")
+
+
+def test_pipes_beside_images_are_not_waited_for(tmp_path, no_waiting):
+  write_series(tmp_path, IMAGE, np.diag([-1.0, -1, 2, 1]))
+  os.mkfifo(tmp_path / "a")
+  assert files.list_images(tmp_path) == [tmp_path]
+  with pytest.raises(InputError, match="a: is not a regular file"):
+    files.read_volume(tmp_path)
+  os.mkfifo(tmp_path / "list.txt")
+  with pytest.raises(InputError, match="is not a regular file"):
+    files.list_images(tmp_path / "list.txt")
+  text = ("NDims = 3\nDimSize = 1 1 1\nElementSpacing = 1 1 1\nOffset = 0 0 0\n"
+          "TransformMatrix = 1 0 0 0 1 0 0 0 1\nElementType = MET_CHAR\nElementDataFile = a\n")
+  (tmp_path / "a.mhd").write_text(text)
+  with pytest.raises(InputError, match="a: is not a regular file"):
+    files.read_volume(tmp_path / "a.mhd")

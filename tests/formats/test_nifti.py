@@ -1,6 +1,7 @@
 """NIfTI files: what is written comes back, and what cannot be trusted is refused by name."""
 
 import gzip
+import logging
 import os
 from pathlib import Path
 import struct
@@ -419,12 +420,106 @@ def test_a_header_without_end_is_refused_before_it_is_read(tmp_path, offset, rea
 
 def test_zeros_without_end_after_the_voxels_are_not_unpacked(tmp_path):
   whole = saved(tmp_path / "a.nii", ramp()).read_bytes()
-  packed = gzip.compress(whole + bytes(1000), mtime=0)
-  (tmp_path / "padded.nii.gz").write_bytes(packed)
-  np.testing.assert_array_equal(read_nifti(tmp_path / "padded.nii.gz").array, ramp())
-  (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(whole + bytes(1 << 27), 1))
-  with pytest.raises(InputError, match="64 MiB after its voxels"):
-    read_nifti(tmp_path / "bomb.nii.gz")
+  (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(whole + bytes(1 << 24), 1))
+  tracemalloc.start()
+  try:
+    with pytest.raises(InputError, match="more than the voxels"):
+      read_nifti(tmp_path / "bomb.nii.gz")
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize(("rest", "accepted"), [
+  (bytes(5), True), (bytes(6), False), (b"\0\0\1", False), (bytes(24), False)])
+def test_a_file_ends_with_its_voxels(tmp_path, name, rest, accepted):
+  """A row has 6 bytes; the rest of a larger image is at least as long."""
+  whole = saved(tmp_path / "whole.nii", ramp()).read_bytes() + rest
+  (tmp_path / name).write_bytes(gzip.compress(whole) if name.endswith("gz") else whole)
+  if accepted:
+    np.testing.assert_array_equal(read_nifti(tmp_path / name).array, ramp())
+    return
+  for read in (read_nifti, read_label):
+    with pytest.raises(InputError, match="more than the voxels") as caught:
+      read(tmp_path / name)
+    assert caught.value.kind == "size"
+
+
+@pytest.mark.parametrize("read", [read_nifti, read_nifti_header, read_names])
+@pytest.mark.parametrize("codes", [(0, 129), (0, -1), (77, 0), (6, 0), (1, 6)])
+def test_an_invalid_orientation_is_not_replaced_by_another(tmp_path, read, codes):
+  """nibabel sets invalid codes to 0, and assumes an orientation if none is left."""
+  path = patched(saved(tmp_path / "a.nii", ramp()), qform_code=codes[0], sform_code=codes[1])
+  with pytest.raises(InputError, match=f"form_code is {codes[1] or codes[0]}, not 1 to 5") as error:
+    read(path)
+  assert error.value.kind == "affine" and error.value.cure
+
+
+@pytest.mark.parametrize("codes", [(0, 1), (0, 5), (77, 2)])
+def test_a_valid_sform_is_used_whatever_the_qform(tmp_path, codes):
+  path = patched(saved(tmp_path / "a.nii", ramp()), qform_code=codes[0], sform_code=codes[1])
+  np.testing.assert_array_equal(read_nifti(path).affine, AFFINE)
+
+
+@pytest.mark.parametrize("offset", [0.0, -100.0, 100.0, 348.0, 351.0])
+@pytest.mark.parametrize("read", [read_nifti, read_nifti_header, read_names])
+def test_voxels_do_not_begin_in_the_header(tmp_path, offset, read):
+  path = patched(saved(tmp_path / "a.nii", ramp()), vox_offset=offset)
+  with pytest.raises(InputError, match=f"voxels start at byte {offset:g}"):
+    read(path)
+
+
+def test_voxels_do_not_begin_in_the_header_of_nifti_2(tmp_path):
+  path = tmp_path / "a.nii"
+  nibabel.save(nibabel.Nifti2Image(ramp(), AFFINE), path)
+  whole = path.read_bytes()
+  for offset in (0, 352, 543):
+    path.write_bytes(whole[:168] + struct.pack("<q", offset) + whole[176:])
+    with pytest.raises(InputError, match=f"voxels start at byte {offset}"):
+      read_nifti(path)
+
+
+@pytest.mark.parametrize("size", [0, -16, 7, 64, 2**31 - 1])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_extensions_end_before_the_voxels(tmp_path, size, order):
+  image = nibabel.Nifti1Image(ramp(), AFFINE, nibabel.Nifti1Header(endianness=order))
+  image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"a comment"))
+  path = tmp_path / "a.nii"
+  nibabel.save(image, path)
+  np.testing.assert_array_equal(read_nifti(path).array, ramp())
+  data = bytearray(path.read_bytes())
+  assert struct.unpack_from(f"{order}i", data, 352) == (32,)
+  struct.pack_into(f"{order}i", data, 352, size)
+  path.write_bytes(data)
+  for read in (read_nifti, read_nifti_header, read_names):
+    with pytest.raises(InputError, match=f"extension of {size} bytes"):
+      read(path)
+
+
+def test_what_nibabel_repairs_is_logged_once(tmp_path, caplog, capfd, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("condseg_jax"), "propagate", True)  # commands end it
+  path = patched(saved(tmp_path / "a.nii", ramp()), pixdim3=-2.5)
+  read_nifti_header(path)
+  np.testing.assert_array_equal(read_nifti(path).array, ramp())
+  message, = caplog.messages
+  assert str(path) in message and "pixdim" in message
+  assert "pixdim" not in capfd.readouterr().err
+
+
+def test_numbers_that_float32_cannot_hold(tmp_path):
+  array = ramp("f8")
+  array[0, 0, :2] = (1e300, -1e39)
+  with pytest.raises(InputError, match="2 of 60 voxels are beyond 3.4e") as caught:
+    read_nifti(saved(tmp_path / "a.nii", array))
+  assert caught.value.kind == "not_finite"
+
+
+def test_an_origin_beyond_any_scanner(tmp_path):
+  far = AFFINE.copy()
+  far[2, 3] = 1e20
+  with pytest.raises(InputError, match=r"affine contains 1e\+20 mm"):
+    read_nifti(saved(tmp_path / "a.nii", ramp(), far))
 
 
 @pytest.mark.parametrize("datatype", [0, 1, 999])

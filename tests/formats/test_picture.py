@@ -2,6 +2,8 @@
 
 import os
 from pathlib import Path
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -208,6 +210,77 @@ def test_tiff_of_several_pages_or_other_colours_is_refused(tmp_path):
   Image.new("CMYK", (4, 4)).save(tmp_path / "cmyk.tif")
   with pytest.raises(InputError, match="CMYK"):
     read_picture(tmp_path / "cmyk.tif")
+
+
+@pytest.mark.parametrize("options", [{}, {"tiffinfo": {278: 2}}, {"tiffinfo": {278: 100}}])
+@pytest.mark.parametrize("shape", [(20, 32), (20, 32, 3)])
+@pytest.mark.parametrize(("tag", "value"), [(256, 30), (257, 18), (256, 33), (257, 21)])
+def test_tiff_of_another_size_than_declared(tmp_path, options, shape, tag, value):
+  """Pillow gives rows that are shifted against each other, or a part of the image."""
+  path = tmp_path / "a.tif"
+  Image.fromarray(RNG.integers(0, 256, shape).astype(np.uint8)).save(path, **options)
+  assert read_picture(path).array.shape == shape
+  data = bytearray(path.read_bytes())
+  count, = struct.unpack_from("<H", data, struct.unpack_from("<I", data, 4)[0])
+  entries = [struct.unpack_from("<I", data, 4)[0] + 2 + 12 * i for i in range(count)]
+  place, = (entry for entry in entries if struct.unpack_from("<H", data, entry)[0] == tag)
+  assert struct.unpack_from("<H", data, place + 2)[0] in (3, 4)
+  struct.pack_into("<I", data, place + 8, value)
+  path.write_bytes(data)
+  with pytest.raises(InputError):
+    read_picture(path)
+
+
+def test_tiff_with_tiles_and_one_bit(tmp_path):
+  """Pillow writes neither tiles nor planes: a picture of 20 x 32 in tiles of 16 x 16, by hand."""
+  index = RNG.integers(0, 256, (32, 32)).astype(np.uint8)
+  tiles = [index[i:i + 16, j:j + 16].tobytes() for i in (0, 16) for j in (0, 16)]
+  tags = {256: [32], 257: [20], 258: [8], 259: [1], 262: [1], 277: [1], 322: [16], 323: [16],
+          324: [8 + 256 * i for i in range(4)], 325: [256] * 4}
+  start = 8 + 1024
+  values = start + 2 + 12 * len(tags) + 4
+  entries, extra = b"", b""
+  for tag, numbers in tags.items():
+    packed = struct.pack(f"<{len(numbers)}I", *numbers)
+    place = packed if len(numbers) == 1 else struct.pack("<I", values + len(extra))
+    extra += b"" if len(numbers) == 1 else packed
+    entries += struct.pack("<HHI", tag, 4, len(numbers)) + place
+  (tmp_path / "a.tif").write_bytes(b"II*\0" + struct.pack("<I", start) + b"".join(tiles)
+                                   + struct.pack("<H", len(tags)) + entries + bytes(4) + extra)
+  np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").array, index[:20])
+  Image.fromarray(RNG.integers(0, 2, (5, 13)).astype(bool)).save(tmp_path / "b.tif")
+  assert read_picture(tmp_path / "b.tif").array.shape == (5, 13)
+
+
+@pytest.mark.parametrize("interlaced", [0, 1])
+@pytest.mark.parametrize(("depth", "color", "row"), [(8, 0, 8), (1, 0, 2), (8, 2, 22), (16, 0, 15)])
+def test_png_of_another_size_than_declared(tmp_path, interlaced, depth, color, row):
+  """With every checksum right; Pillow leaves the pixels that are missing at 0."""
+  def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(
+        ">I", zlib.crc32(name + content))
+
+  def png(height, size):
+    head = struct.pack(">2I5B", 7, height, depth, color, 0, 0, interlaced)
+    data = zlib.compress(bytes(size))
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data[:5])
+        + chunk(b"IDAT", b"") + chunk(b"IDAT", data[5:]) + chunk(b"IEND", b""))
+    return tmp_path / "a.png"
+
+  sizes = {5: 5 * row, 6: 6 * row}
+  if interlaced:  # columns and rows of the seven passes of 7 x 5 and of 7 x 6 pixels
+    passes = {5: [(1, 1), (1, 1), (2, 1), (2, 2), (4, 1), (3, 3), (7, 2)],
+              6: [(1, 1), (1, 1), (2, 1), (2, 2), (4, 1), (3, 3), (7, 3)]}
+    bits = depth * (3 if color == 2 else 1)
+    sizes = {height: sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in passes[height])
+             for height in passes}
+  for height, size in sizes.items():
+    assert read_picture(png(height, size)).array.shape[:2] == (height, 7)
+  for height, size, kind in ((6, sizes[5], "truncated"), (5, sizes[6], "size")):
+    with pytest.raises(InputError, match="bytes of pixels") as caught:
+      read_picture(png(height, size))
+    assert caught.value.kind == kind
 
 
 def test_tiff_with_nan_is_refused(tmp_path):

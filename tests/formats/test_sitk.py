@@ -1,5 +1,9 @@
 """MetaImage and NRRD: the same voxels in the same places as NIfTI, and nothing assumed."""
 
+import gzip
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -9,6 +13,7 @@ from condseg_jax.formats import files
 from condseg_jax.formats.nifti import read_nifti
 
 VOXELS = np.random.default_rng(0).integers(-500, 500, (4, 5, 6)).astype(np.int16)
+WHOLE = VOXELS.tobytes()
 META = """ObjectType = Image
 NDims = 3
 BinaryData = True
@@ -45,20 +50,37 @@ def image(voxels=VOXELS):
   return out
 
 
-def meta(folder, **changes):
+def meta(folder, stored=WHOLE, **changes):
   """A header by hand; a change to None leaves the field out."""
-  fields = dict(line.split(" = ") for line in META.splitlines())
-  fields.update(changes)
+  fields = {**dict(line.split(" = ") for line in META.splitlines()), **changes}
+  data = fields.pop("ElementDataFile")
   text = "".join(f"{k} = {v}\n" for k, v in fields.items() if v is not None)
-  (folder / "a.mhd").write_text(text)
-  (folder / "a.raw").write_bytes(VOXELS.tobytes())
+  text += f"ElementDataFile = {data}\n"
+  (folder / "a.raw").write_bytes(stored)
+  (folder / "a.mhd").write_bytes(text.encode() + (stored if data == "LOCAL" else b""))
   return folder / "a.mhd"
 
 
-def nrrd(folder, without="", text=NRRD):
+def nrrd(folder, without="", text=NRRD, stored=WHOLE):
   lines = [line for line in text.splitlines() if not without or not line.startswith(without)]
-  (folder / "a.nrrd").write_bytes("\n".join([*lines, "", ""]).encode() + VOXELS.tobytes())
+  (folder / "a.nrrd").write_bytes("\n".join([*lines, "", ""]).encode() + stored)
   return folder / "a.nrrd"
+
+
+def packed_meta(folder, content, **changes):
+  packed = zlib.compress(content)
+  return meta(folder, packed, **{"CompressedData": "True", "CompressedDataSize": len(packed),
+                                 **changes})
+
+
+def detached_nrrd(folder, content):
+  (folder / "a.raw").write_bytes(content)
+  return nrrd(folder, text=NRRD + "data file: a.raw\n", stored=b"")
+
+
+def packed_nrrd(folder, content, fields=""):
+  return nrrd(folder, text=NRRD.replace("encoding: raw", "encoding: gzip") + fields,
+              stored=gzip.compress(content))
 
 
 @pytest.mark.parametrize("name", ["a.mhd", "a.mha", "a.nrrd", "a.nhdr", "A.MHA"])
@@ -143,8 +165,7 @@ def test_a_nrrd_that_names_no_place_in_a_patient(old, new, reason, tmp_path):
     ({"NDims": 4, "DimSize": "6 5 2 2"}, "4-D", "4-D"),
     ({"NDims": 2, "DimSize": "6 5"}, "2-D", "2-D"),
     ({"DimSize": "6 5"}, "size", "unreadable"),
-    ({"ElementNumberOfChannels": 2, "DimSize": "3 5 4", "ElementDataFile": "a.raw"},
-     "2 numbers per voxel", "unreadable"),
+    ({"ElementNumberOfChannels": 2, "DimSize": "3 5 4"}, "2 numbers per voxel", "unreadable"),
     ({"ElementSpacing": "0.5 0 2"}, "spacing", "unreadable"),
     ({"ElementSpacing": "0.5 -1 2"}, "spacing", "unreadable"),
     ({"ElementSpacing": "0.5 2"}, "must be 3 finite numbers, not '0.5 2'", "affine"),
@@ -153,18 +174,13 @@ def test_a_nrrd_that_names_no_place_in_a_patient(old, new, reason, tmp_path):
     ({"TransformMatrix": "1 0 0 0 1 0"}, "must be 9 finite numbers", "affine"),
     ({"TransformMatrix": "2 0 0 0 1 0 0 0 1"}, "lengths 2 x 1 x 1, not 1", "direction"),
     ({"DimSize": "0 5 4"}, "size", "unreadable"),
+    ({"Offset": "1 2 1e20"}, "1e\\+20 mm", "unreadable"),
+    ({"ElementSpacing": "1 1 1e300"}, "1e\\+300 mm", "unreadable"),
+    ({"BinaryData": "False"}, "as text", "unreadable"),
 ])
 def test_what_is_refused(changes, reason, kind, tmp_path):
-  if "ElementNumberOfChannels" in changes:
-    changes = {"ElementDataFile": None, **changes}  # the data file comes last
-    text = META.replace("ElementDataFile", "ElementNumberOfChannels = 2\nElementDataFile")
-    (tmp_path / "a.raw").write_bytes(VOXELS.tobytes())
-    (tmp_path / "a.mhd").write_text(text.replace("6 5 4", "3 5 4"))
-    path = tmp_path / "a.mhd"
-  else:
-    path = meta(tmp_path, **changes)
   with pytest.raises(InputError, match=reason) as caught:
-    files.read_volume(path)
+    files.read_volume(meta(tmp_path, **changes))
   assert caught.value.kind == kind and caught.value.cure
 
 
@@ -214,3 +230,122 @@ def test_nan(tmp_path):
   with pytest.raises(InputError, match="1 of 120 voxels") as caught:
     files.read_volume(tmp_path / "a.mha")
   assert caught.value.kind == "not_finite"
+
+
+# --- headers that lie about the size ------------------------------------------------------------
+WRONG = {"nothing": b"", "a voxel too few": WHOLE[:-2], "a slice too few": WHOLE[:-60],
+         "a byte too many": WHOLE + b"x", "a slice too many": WHOLE + bytes(60)}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+@pytest.mark.parametrize("write", [
+    lambda folder, content: meta(folder, content),
+    lambda folder, content: meta(folder, content, ElementDataFile="LOCAL"),
+    lambda folder, content: packed_meta(folder, content),
+    lambda folder, content: packed_meta(folder, content, ElementDataFile="LOCAL"),
+    lambda folder, content: packed_meta(folder, content, CompressedDataSize=None),
+    lambda folder, content: nrrd(folder, stored=content),
+    lambda folder, content: detached_nrrd(folder, content),
+    lambda folder, content: packed_nrrd(folder, content),
+], ids=["mhd", "mha", "packed mhd", "packed mha", "packed mhd without size", "nrrd", "nhdr",
+        "packed nrrd"])
+def test_voxels_of_another_size_than_declared(kind, write, tmp_path):
+  """ITK fills missing compressed voxels with the memory of the process."""
+  path = write(tmp_path, WRONG[kind])
+  for read in (files.read_volume, files.read_label):
+    with pytest.raises(InputError, match="bytes") as caught:
+      read(path)
+    assert caught.value.kind == ("size" if "many" in kind else "truncated")
+    assert caught.value.subject == str(path) and caught.value.cure
+
+
+def test_the_same_files_with_the_right_size(tmp_path):
+  for write in (meta, packed_meta, packed_nrrd):
+    np.testing.assert_array_equal(files.read_volume(write(tmp_path, WHOLE)).array, VOXELS.T)
+  for size in ({}, {"CompressedDataSize": None}):
+    path = packed_meta(tmp_path, WHOLE, **size)
+    np.testing.assert_array_equal(files.read_volume(path).array, VOXELS.T)
+
+
+@pytest.mark.parametrize(("size", "local", "reason"), [
+    (None, True, "no CompressedDataSize"), ("0", True, "is 0"), ("-1", False, "is -1"),
+    (100, False, "is 100"), (100000, False, "is 100000")])
+def test_the_size_of_the_compressed_voxels_must_be_right(size, local, reason, tmp_path):
+  """ITK would unpack the header, or a part of the data."""
+  path = packed_meta(tmp_path, WHOLE, CompressedDataSize=size,
+                     **{"ElementDataFile": "LOCAL"} if local else {})
+  with pytest.raises(InputError, match=reason):
+    files.read_volume(path)
+
+
+def test_compressed_voxels_without_end_are_not_unpacked(tmp_path):
+  path = packed_meta(tmp_path, bytes(1 << 24))
+  tracemalloc.start()
+  try:
+    with pytest.raises(InputError, match="contain more"):
+      files.read_volume(path)
+    assert tracemalloc.get_traced_memory()[1] < 4e6
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("skip", "before", "reason"), [
+    ("0", b"", ""), ("7", bytes(7), ""), ("-1", bytes(7), ""), ("-1", b"", ""),
+    ("6", bytes(7), "241 bytes of voxels"), ("8", bytes(7), "truncated"),
+    ("0", bytes(7), "247 bytes of voxels"), ("999", b"", "truncated")])
+def test_bytes_before_the_voxels_of_a_metaimage(skip, before, reason, tmp_path):
+  path = meta(tmp_path, before + WHOLE, HeaderSize=skip)
+  if reason:
+    with pytest.raises(InputError, match=reason):
+      files.read_volume(path)
+  else:
+    np.testing.assert_array_equal(files.read_volume(path).array, VOXELS.T)
+
+
+def test_voxels_do_not_begin_in_the_header(tmp_path):
+  with pytest.raises(InputError, match="HeaderSize is 9"):
+    files.read_volume(meta(tmp_path, HeaderSize=9, ElementDataFile="LOCAL"))
+  with pytest.raises(InputError, match="truncated"):
+    files.read_volume(meta(tmp_path, WHOLE[:-2], HeaderSize=-1, ElementDataFile="LOCAL"))
+  with pytest.raises(InputError, match="bytes of voxels in a.mhd"):
+    files.read_volume(meta(tmp_path, ElementDataFile="a.mhd"))
+
+
+@pytest.mark.parametrize(("skip", "before", "packed", "reason"), [
+    ("7", bytes(7), False, ""), ("-1", bytes(7), False, ""), ("7", bytes(7), True, ""),
+    ("6", bytes(7), False, "241 bytes of voxels"), ("8", bytes(7), False, "truncated"),
+    ("6", bytes(7), True, "contain more"), ("8", bytes(7), True, "247 of 248 bytes"),
+    ("-1", bytes(7), True, "byte skip -1"), ("-8", bytes(7), False, "byte skip -8")])
+def test_bytes_before_the_voxels_of_a_nrrd(skip, before, packed, reason, tmp_path):
+  field = f"byte skip: {skip}\n"
+  path = (packed_nrrd(tmp_path, before + WHOLE, field) if packed else
+          nrrd(tmp_path, text=NRRD + field, stored=before + WHOLE))
+  if reason:
+    with pytest.raises(InputError, match=reason):
+      files.read_volume(path)
+  else:
+    np.testing.assert_array_equal(files.read_volume(path).array, VOXELS.T)
+
+
+@pytest.mark.parametrize(("old", "new", "reason"), [
+    ("raw", "ascii", "encoding 'ascii'"), ("raw", "hex", "encoding 'hex'"),
+    ("raw", "bzip2", "encoding 'bzip2'"), ("endian", "line skip: 1\nendian", "skips lines")])
+def test_how_a_nrrd_cannot_be_checked(old, new, reason, tmp_path):
+  with pytest.raises(InputError, match=reason):
+    files.read_volume(nrrd(tmp_path, text=NRRD.replace(old, new)))
+
+
+def test_a_gzip_nrrd_is_gzip(tmp_path):
+  """ITK reads anything else as if it were not compressed; several parts are one file."""
+  text = NRRD.replace("encoding: raw", "encoding: gzip")
+  for stored in (zlib.compress(np.random.default_rng(1).bytes(240)), WHOLE):
+    with pytest.raises(InputError, match="damaged"):
+      files.read_volume(nrrd(tmp_path, text=text, stored=stored))
+  parts = gzip.compress(WHOLE[:100]) + gzip.compress(WHOLE[100:])
+  np.testing.assert_array_equal(
+      files.read_volume(nrrd(tmp_path, text=text, stored=parts)).array, VOXELS.T)
+
+
+def test_comments_and_free_text_in_a_nrrd_are_no_fields(tmp_path):
+  text = NRRD.replace("encoding: raw", "Encoding: raw\n# encoding: gzip\nencoding:=hex")
+  np.testing.assert_array_equal(files.read_volume(nrrd(tmp_path, text=text)).array, VOXELS.T)

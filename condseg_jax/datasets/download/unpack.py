@@ -16,6 +16,8 @@ from condseg_jax.errors import InputError
 TAR = (".tar", ".tar.gz", ".tgz")
 BLOCK = 1 << 20
 MAX_RATIO = 1100  # deflate cannot exceed 1032:1
+MAX_NAME = 255  # bytes of the name of a file, in all common file systems
+MAX_PATH = 1024  # bytes of a path in an archive; file systems allow four times as much in total
 AGAIN = "do not use this archive; download it from the publisher"
 
 
@@ -30,8 +32,9 @@ def unpack(archive: Path, target: Path, *, folder: str = "", limit: int) -> None
     limit: maximal unpacked size in bytes.
 
   Raises:
-    InputError: the target exists; a member has a path outside of the archive, is a link or a
-      device, occurs twice, or is too large; the archive is damaged. No files are left behind.
+    InputError: the target exists; a member has a path outside of the archive or one that is too
+      long, is a link or a device, occurs twice, is both file and folder, or is too large; the
+      archive is damaged. No files are left behind.
   """
   if target.exists():
     raise InputError(target, "already exists", "remove it, or choose another folder")
@@ -119,7 +122,14 @@ def _check(archive: Path, names: Sequence[str], files: Sequence[tuple[str, int]]
       raise InputError(archive, f"member {name!r} has a path outside of the archive", AGAIN)
     if path in paths and path.parts:
       raise InputError(archive, f"member {name!r} occurs twice", AGAIN)
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > MAX_NAME or len(os.fsencode(path)) > MAX_PATH:
+      raise InputError(archive, f"member '{name[:40]}…' has too long a name", AGAIN)
     paths.add(path)
+  folders = {PurePosixPath(), *(parent for path in paths for parent in path.parents)}
+  for name, _ in files:
+    if PurePosixPath(name.replace("\\", "/")) in folders:
+      raise InputError(archive, f"member {name!r} is both a file and a folder", AGAIN)
   size = sum(size for _, size in files)
   if size > limit or size > MAX_RATIO * max(archive.stat().st_size, 1):
     raise InputError(archive, f"would unpack to {size / 1e9:.1f} GB", AGAIN)

@@ -222,6 +222,10 @@ HOSTILE = {
     "device": {"Task/x": special(tarfile.CHRTYPE)}, "pipe": {"Task/x": special(tarfile.FIFOTYPE)},
     "twice": {"Task/a": b"1", "Task//a": b"2"}, "windows": {"Task\\..\\..\\outside": b"x"},
     "drive": {"C:outside": b"x"},
+    "file and folder": {"Task/d": b"x", "Task/d/a": b"x"},
+    "folder and file": {"Task/d/a": b"x", "Task/d": b"x"},
+    "no name": {".": b"x"}, "long name": {"Task/" + 300 * "a": b"x"},
+    "long path": {500 * "Task/" + "a": b"x"},
 }
 
 
@@ -245,6 +249,17 @@ def test_hostile_zips_write_nothing(name, tmp_path):
     stream.writestr(name, b"x")
   before = sorted(tmp_path.rglob("*"))
   with pytest.raises(InputError, match="path outside of the archive"):
+    unpack(tmp_path / "x.zip", tmp_path / "target", limit=10**9)
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("names", [("d", "d/a"), ("d/a", "d"), (300 * "a",), (".",)])
+def test_zips_whose_names_cannot_be_written_leave_nothing(names, tmp_path):
+  with zipfile.ZipFile(tmp_path / "x.zip", "w") as stream:
+    for name in ("ok", *names):
+      stream.writestr(name, b"x")
+  before = sorted(tmp_path.rglob("*"))
+  with pytest.raises(InputError, match="both a file and a folder|too long a name"):
     unpack(tmp_path / "x.zip", tmp_path / "target", limit=10**9)
   assert sorted(tmp_path.rglob("*")) == before
 
