@@ -13,7 +13,6 @@ from absl import flags
 
 from condseg_jax.cli import config_file
 from condseg_jax.cli import shell
-from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
@@ -58,6 +57,7 @@ def _work(values: flags.FlagValues) -> int:
 
   enable_compilation_cache()
   if values.distributed:
+    from condseg_jax.cli.argument_flags import as_flags
     with as_flags(distributed="--distributed", coordinator="--coordinator",
                   processes="--processes", process_id="--process_id"):
       parallel.join(*cluster_flags)
