@@ -168,7 +168,8 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
           log.info("stopped at step %d; re-run the command to resume", done)
           break
     except BaseException:
-      run_files.finish("failed", results)
+      with contextlib.suppress(InputError):  # a full disk, which is the error already
+        run_files.finish("failed", results)
       raise
     finally:
       batches.close()
