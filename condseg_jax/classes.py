@@ -363,8 +363,8 @@ def _check_names(names: Sequence[str], capacity: int) -> None:
     checked_name(name, "class table")
   duplicates = sorted({n for n in names if names.count(n) > 1})
   if duplicates or not names:
-    raise InputError("class table", f"duplicate names: {_join(duplicates)}" if names else
-                     "has no class", "give every class a unique name")
+    reason = f"two classes have the same name: {_join(duplicates)}" if names else "has no class"
+    raise InputError("class table", reason, "give every class a unique name")
   if len(names) > capacity:
     raise InputError("class table", f"{len(names)} classes exceed the capacity of {capacity}",
                      "raise the capacity before the first training")

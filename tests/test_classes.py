@@ -125,7 +125,7 @@ def test_names_of_any_script_and_signs(name):
 def test_a_stored_table_has_each_name_once():
   tree = ClassTable.create(["liver", "spleen"]).to_json()
   tree["classes"][1]["name"] = "liver"
-  with pytest.raises(InputError, match="duplicate names: liver"):
+  with pytest.raises(InputError, match="the same name: liver"):
     ClassTable.from_json(tree)
 
 

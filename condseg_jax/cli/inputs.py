@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import hashlib
 import os
 from pathlib import Path
+import stat
 from typing import NamedTuple
 
 from condseg_jax.errors import InputError
@@ -93,11 +94,18 @@ def identity(image: InputImage) -> dict[str, object]:
   """Returns what identifies the content of an image: file, size, time of change and SHA-256.
 
   For an image of several files: their total size, the last change, and the hash of their hashes.
+
+  Raises:
+    InputError: a file cannot be read.
   """
   paths = files.members(image.path, image.series)
   stats = [path.stat() for path in paths]
-  return {"file": str(image.path), "size": sum(stat.st_size for stat in stats),
-          "mtime_ns": max(stat.st_mtime_ns for stat in stats), "sha256": _content_digest(paths)}
+  for path, status in zip(paths, stats, strict=True):
+    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+      raise InputError(path, "is not a file", "give an image file")
+  return {"file": str(image.path), "size": sum(status.st_size for status in stats),
+          "mtime_ns": max(status.st_mtime_ns for status in stats),
+          "sha256": _content_digest(paths)}
 
 
 def is_unchanged(image: InputImage, recorded: Mapping) -> bool:
@@ -108,8 +116,8 @@ def is_unchanged(image: InputImage, recorded: Mapping) -> bool:
   try:
     paths = files.members(image.path, image.series)
     if len(paths) == 1:
-      stat = paths[0].stat()
-      if (stat.st_size, stat.st_mtime_ns) == (recorded.get("size"), recorded.get("mtime_ns")):
+      status = paths[0].stat()
+      if (status.st_size, status.st_mtime_ns) == (recorded.get("size"), recorded.get("mtime_ns")):
         return True
     return recorded.get("sha256") == _content_digest(paths)
   except (InputError, OSError):  # as is reported when it is predicted

@@ -349,6 +349,14 @@ def test_a_series_is_the_same_if_all_its_slices_are(tmp_path):
   assert not inputs.is_unchanged(image, recorded)
 
 
+def test_a_pipe_in_a_list_is_not_waited_for(run, images, tmp_path, capsys):
+  os.mkfifo(tmp_path / "pipe.nii")
+  (tmp_path / "list.txt").write_text(f"pipe.nii\n{images / 'scan_0.nii.gz'}\n")
+  assert segment(run, tmp_path / "list.txt", tmp_path / "out") == 1
+  assert results(tmp_path / "out").keys() == {"scan_0.nii.gz"}
+  assert "pipe.nii: is not a file" in capsys.readouterr().err
+
+
 def test_a_second_run_into_one_folder_is_refused(run, images, tmp_path, capsys):
   only = images / "scan_0.nii.gz"
   with held(tmp_path):
