@@ -9,13 +9,13 @@ from collections.abc import Sequence
 import hashlib
 import os
 from pathlib import Path
-import stat
 from typing import NamedTuple
 
 from condseg_jax.errors import InputError
 from condseg_jax.errors import printable
 from condseg_jax.formats import dicom
 from condseg_jax.formats import files
+from condseg_jax.formats.voxels import check_file
 from condseg_jax.report.results import overwriting
 from condseg_jax.report.results import safe_name
 
@@ -99,13 +99,11 @@ def identity(image: InputImage) -> dict[str, object]:
     InputError: a file cannot be read.
   """
   paths = files.members(image.path, image.series)
+  for path in paths:
+    check_file(path)
   stats = [path.stat() for path in paths]
-  for path, status in zip(paths, stats, strict=True):
-    if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
-      raise InputError(path, "is not a file", "give an image file")
-  return {"file": str(image.path), "size": sum(status.st_size for status in stats),
-          "mtime_ns": max(status.st_mtime_ns for status in stats),
-          "sha256": _content_digest(paths)}
+  return {"file": str(image.path), "size": sum(stat.st_size for stat in stats),
+          "mtime_ns": max(stat.st_mtime_ns for stat in stats), "sha256": _content_digest(paths)}
 
 
 def is_unchanged(image: InputImage, recorded: Mapping) -> bool:
@@ -116,8 +114,8 @@ def is_unchanged(image: InputImage, recorded: Mapping) -> bool:
   try:
     paths = files.members(image.path, image.series)
     if len(paths) == 1:
-      status = paths[0].stat()
-      if (status.st_size, status.st_mtime_ns) == (recorded.get("size"), recorded.get("mtime_ns")):
+      stat = paths[0].stat()
+      if (stat.st_size, stat.st_mtime_ns) == (recorded.get("size"), recorded.get("mtime_ns")):
         return True
     return recorded.get("sha256") == _content_digest(paths)
   except (InputError, OSError):  # as is reported when it is predicted

@@ -354,7 +354,7 @@ def test_a_pipe_in_a_list_is_not_waited_for(run, images, tmp_path, capsys):
   (tmp_path / "list.txt").write_text(f"pipe.nii\n{images / 'scan_0.nii.gz'}\n")
   assert segment(run, tmp_path / "list.txt", tmp_path / "out") == 1
   assert results(tmp_path / "out").keys() == {"scan_0.nii.gz"}
-  assert "pipe.nii: is not a file" in capsys.readouterr().err
+  assert "pipe.nii: is not a regular file" in capsys.readouterr().err
 
 
 def test_a_second_run_into_one_folder_is_refused(run, images, tmp_path, capsys):
