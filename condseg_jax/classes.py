@@ -19,7 +19,9 @@ import re
 import numpy as np
 
 from condseg_jax.errors import InputError
+from condseg_jax.errors import printable
 
+MAX_NAME = 100  # characters of a class name, which becomes a part of file names
 NEGATIVE, POSITIVE, UNLABELLED = 0, 1, 255
 
 _WORD = 0xFFFFFFFF
@@ -108,7 +110,7 @@ class ClassTable:
       capacity: number of classes for which the code range is divided.
 
     Raises:
-      InputError: duplicate, empty or too many names, an empty preset, a preset with an unknown
+      InputError: invalid, duplicate or too many names, an empty preset, a preset with an unknown
         class, or an unknown axis.
     """
     names = tuple(normal_name(name) for name in names)
@@ -191,9 +193,14 @@ class ClassTable:
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "ClassTable":
-    """Creates a table from the output of `to_json`, with the codes given there."""
+    """Creates a table from the output of `to_json`, with the codes given there.
+
+    Raises:
+      InputError: an invalid, a duplicate or too many names.
+    """
     classes = tuple(SegClass(c["name"], float(c["code"]), _rgb(c["color"]), tuple(c["no_mirror"]))
                     for c in tree["classes"])
+    _check_names([c.name for c in classes], int(tree["capacity"]))
     presets = {normal_name(k): tuple(v) for k, v in tree["presets"].items()}
     return cls(classes, presets, int(tree["capacity"]))
 
@@ -215,7 +222,7 @@ class Annotation:
 
   @classmethod
   def create(cls, labels: Mapping[int, str], *, keep: Sequence[str] = (),
-             void: Sequence[int] = ()) -> "Annotation":
+             void: Sequence[int] = (), subject: object = "labels") -> "Annotation":
     """Creates an annotation from a table of label values, as in an MSD `dataset.json`.
 
     Args:
@@ -223,14 +230,16 @@ class Annotation:
       keep: classes to keep as annotated (case is ignored); all of them if empty. Voxels of the
         other classes are negatives of the kept ones; the other classes themselves are unlabelled.
       void: values of voxels that are unlabelled for every class.
+      subject: file of the table, for error messages.
 
     Raises:
-      InputError: a class in `keep` that has no label value.
+      InputError: an invalid class name, or a class in `keep` that has no label value.
     """
     values: dict[str, tuple[int, ...]] = {}
     for value, name in sorted(labels.items()):
       if value != 0 and value not in void:
-        values[normal_name(name)] = (*values.get(normal_name(name), ()), value)
+        name = checked_name(name, subject)
+        values[name] = (*values.get(name, ()), value)
     for name in keep:
       if normal_name(name) not in values:
         raise InputError(f"class {name!r}", "not a label of the dataset",
@@ -316,6 +325,33 @@ def normal_name(name: str) -> str:
   return str(name).strip().lower()
 
 
+def checked_name(name: object, subject: object) -> str:
+  """Returns the canonical spelling of a class name that was read from a file.
+
+  Args:
+    name: the name.
+    subject: the file, for the error.
+
+  Raises:
+    InputError: not a text, empty, too long, or with characters that cannot be part of a line or of
+      a file name.
+  """
+  fault = ""
+  if not isinstance(name, str):
+    fault = "is not a text"
+  elif not name.strip():
+    fault = "is empty"
+  elif len(name.strip()) > MAX_NAME:
+    fault = f"has {len(name.strip())} characters, more than {MAX_NAME}"
+  elif printable(name.strip()) != name.strip():
+    fault = "contains control characters or invalid Unicode"
+  elif "/" in name or name.strip() in (".", ".."):
+    fault = "is a path"
+  if fault:
+    raise InputError(subject, f"class name {name!r:.60} {fault}", "rename the class")
+  return normal_name(str(name))
+
+
 def hue(i: int) -> tuple[int, int, int]:
   """Returns a colour for class i; hues are a golden angle apart, so any number is distinct."""
   rgb = colorsys.hsv_to_rgb((0.02 + i * 0.61803398875) % 1.0, 0.75 - 0.2 * (i % 2), 0.95)
@@ -323,10 +359,12 @@ def hue(i: int) -> tuple[int, int, int]:
 
 
 def _check_names(names: Sequence[str], capacity: int) -> None:
+  for name in names:
+    checked_name(name, "class table")
   duplicates = sorted({n for n in names if names.count(n) > 1})
-  if duplicates or not names or "" in names:
-    raise InputError("class table", f"duplicate or empty names: {_join(duplicates) or names}",
-                     "give every class a unique name")
+  if duplicates or not names:
+    reason = f"two classes have the same name: {_join(duplicates)}" if names else "has no class"
+    raise InputError("class table", reason, "give every class a unique name")
   if len(names) > capacity:
     raise InputError("class table", f"{len(names)} classes exceed the capacity of {capacity}",
                      "raise the capacity before the first training")

@@ -50,7 +50,7 @@ class Data:
   root: str = setting("", "prepared store, raw dataset, or a folder of these")
   cache: str = setting("", "folder for what is prepared of raw data; the user's cache when empty")
   spacing: tuple[float, ...] = setting(
-      (), "mm per voxel and axis; the median of the training cases when empty", above=0)
+      (), "mm per voxel and axis; the median of the training cases when empty", low=1e-4, high=1e3)
   plan: str = setting(
       "config", "auto: subvolume and model.strides are fitted to the data and memory_gb",
       choices=("config", "auto"))
@@ -68,7 +68,7 @@ class Data:
       (), "sampling weight of every dataset; equal when empty", above=0)
   hold_out: float = setting(
       0.1, "share of every training dataset kept for periodic scores and the best checkpoint",
-      low=0, high=1)
+      low=0, below=1)
   classes: tuple[str, ...] = setting(
       (), "classes in the order of their ids; in order of appearance when empty")
   include_classes: tuple[str, ...] = setting(
@@ -90,14 +90,17 @@ class Augment:
   probability: float = setting(
       0.5, "with which each transformation is applied to a sample", low=0, high=1)
   rotate: float = setting(15.0, "largest rotation about every axis, degrees", low=0, high=180)
-  zoom: float = setting(0.15, "largest relative change of size: 0.2 for 1/1.2 to 1.2", low=0)
-  shift: float = setting(0.1, "largest shift along every axis, share of the subvolume", low=0)
-  scale: float = setting(0.2, "largest relative change of contrast", low=0)
+  zoom: float = setting(
+      0.15, "largest relative change of size: 0.2 for 1/1.2 to 1.2", low=0, high=10)
+  shift: float = setting(
+      0.1, "largest shift along every axis, share of the subvolume", low=0, high=1)
+  scale: float = setting(0.2, "largest relative change of contrast", low=0, high=10)
   offset: float = setting(
-      0.2, "largest change of brightness, units of the normalised image", low=0)
-  gamma: float = setting(0.2, "largest change of log gamma", low=0)
+      0.2, "largest change of brightness, units of the normalised image", low=0, high=100)
+  gamma: float = setting(0.2, "largest change of log gamma", low=0, high=10)
   noise: float = setting(
-      0.1, "largest standard deviation of added noise, units of the normalised image", low=0)
+      0.1, "largest standard deviation of added noise, units of the normalised image", low=0,
+      high=100)
   mirror: tuple[str, ...] = setting(
       (), "axes that are flipped with probability 1/2", choices=("D", "H", "W"))
   extra: Mapping[str, float] = setting(
@@ -110,7 +113,7 @@ class Model:
 
   network: str = setting("dense_unet", "a name in `models.build.NETWORKS`")
   strides: tuple[tuple[int, ...], ...] = setting(
-      ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1)
+      ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1, least=1)
   layers_per_level: tuple[int, ...] = setting((1, 2, 2, 2), "layers in every block", low=0)
   decoder_layers_per_level: tuple[int, ...] | None = setting(
       None, "the same for the decoder; as layers_per_level when None", low=0)
@@ -121,7 +124,8 @@ class Model:
   decoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
   decoder: str = setting("unet", "fcn and deeplab are decoders without class conditioning",
                           choices=("unet", "fcn", "deeplab"))
-  rates: tuple[int, ...] = setting((6, 12, 18), "dilation rates of the pyramid of deeplab", low=1)
+  rates: tuple[int, ...] = setting(
+      (6, 12, 18), "dilation rates of the pyramid of deeplab", low=1, least=1)
   norm: str = setting("group", "normalisation", choices=("group", "instance", "none"))
   activation: str = setting("leaky_relu", "a name in `models.layers.ACTIVATIONS`")
   dtype: str = setting("float32", "of the computation; parameters are float32",
@@ -155,10 +159,11 @@ class Loss:
 
   objective: str = setting("dice_bce", "a name in `losses.OBJECTIVES`")
   bce_weight: float = setting(
-      1.0, "weight of the cross-entropy beside the Dice; 0 for Dice alone", low=0)
+      1.0, "weight of the cross-entropy beside the Dice; 0 for Dice alone", low=0, high=1e6)
   lse_sharpness: float = setting(
-      5.0, "for image_level: sharpness r of the log-sum-exp maximum over voxels", above=0)
-  alpha: Mapping[str, float] = setting({}, "weight of a class; 1 where not named", low=0)
+      5.0, "for image_level: sharpness r of the log-sum-exp maximum over voxels", above=0,
+      high=1e6)
+  alpha: Mapping[str, float] = setting({}, "weight of a class; 1 where not named", low=0, high=1e6)
   options: Mapping[str, float] = setting({}, "numbers that an objective of one's own reads")
 
 
@@ -167,14 +172,14 @@ class Optimizer:
   """The update rule and the schedule of its learning rate."""
 
   name: str = setting("adam", "update rule", choices=("adam", "adamw", "sgd"))
-  learning_rate: float = setting(2e-3, "after warm-up", above=0)
+  learning_rate: float = setting(2e-3, "after warm-up", above=0, high=100)
   schedule: str = setting("cosine", "decay to 0 over train.steps; polynomial is (1 - t)^0.9",
                            choices=("constant", "cosine", "polynomial"))
   warmup: int = setting(20, "steps of linear warm-up", low=0)
-  b1: float = setting(0.9, "decay of the first moment", low=0, high=1)
-  b2: float = setting(0.999, "decay of the second moment", low=0, high=1)
-  weight_decay: float = setting(0.0, "of adamw", low=0)
-  momentum: float = setting(0.9, "of sgd (Nesterov)", low=0, high=1)
+  b1: float = setting(0.9, "decay of the first moment", low=0, below=1)
+  b2: float = setting(0.999, "decay of the second moment", low=0, below=1)
+  weight_decay: float = setting(0.0, "of adamw", low=0, high=100)
+  momentum: float = setting(0.9, "of sgd (Nesterov)", low=0, below=1)
   clip_norm: float = setting(1.0, "largest global gradient norm; 0 for no limit", low=0)
 
 
@@ -185,7 +190,7 @@ class Train:
   steps: int = setting(1000, "length of the run", low=1)
   driver: str = setting("jit", "how a step is spread over devices", choices=("jit", "pmap"))
   ema_decay: float = setting(
-      0.0, "decay of the moving average of the parameters; 0 for none", low=0, high=1)
+      0.0, "decay of the moving average of the parameters; 0 for none", low=0, below=1)
   log_every: int = setting(10, "steps between lines of the log", low=1)
   eval_every: int = setting(250, "steps between scores on held-out cases and checkpoints", low=1)
   grad_accum_steps: int = setting(
@@ -197,7 +202,8 @@ class Train:
 class Config:
   """All settings of a run."""
 
-  seed: int = setting(0, "of initialisation, sampling and augmentation", low=0)
+  seed: int = setting(
+      0, "of initialisation, sampling and augmentation", low=0, high=2**32 - 1)
   data: Data = dataclasses.field(default_factory=Data)
   augment: Augment = dataclasses.field(default_factory=Augment)
   model: Model = dataclasses.field(default_factory=Model)

@@ -1,8 +1,28 @@
 """The error for users: which file or setting is wrong, why, and what to do about it."""
 
+import unicodedata
+
+_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph ends
+
+
+def printable(text: object) -> str:
+  """Returns a text as one line of valid Unicode, for terminals, figures and pages.
+
+  File names may contain line breaks, control characters and bytes that are not UTF-8, which Python
+  keeps as surrogates. They become escapes: `\\n`, `\\x1b`, `\\xe9`.
+  """
+  return "".join(_escaped(character) if unicodedata.category(character) in _UNPRINTABLE else
+                 character for character in str(text))
+
+
+def _escaped(character: str) -> str:
+  if 0xDC80 <= ord(character) <= 0xDCFF:  # a byte of a file name, see `os.fsdecode`
+    return f"\\x{ord(character) - 0xDC00:02x}"
+  return character.encode("unicode_escape").decode()
+
 
 class InputError(ValueError):
-  """Invalid input, reported in one line: `subject: reason (cure)`.
+  """Invalid input, reported in one line: `subject: reason (cure)`, made `printable`.
 
   Args:
     subject: the file, folder, class, setting or argument at fault.
@@ -16,5 +36,6 @@ class InputError(ValueError):
   def __init__(self, subject: object, reason: str, cure: str, *, usage: bool = False,
                kind: str = "unreadable") -> None:
     self.kind = kind
-    self.subject, self.reason, self.cure, self.usage = str(subject), reason, cure, usage
-    super().__init__(f"{subject}: {reason} ({cure})")
+    self.usage = usage
+    self.subject, self.reason, self.cure = map(printable, (subject, reason, cure))
+    super().__init__(f"{self.subject}: {self.reason} ({self.cure})")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
 from typing import Any
@@ -24,7 +24,8 @@ class Setting:
     doc: its meaning and unit.
     choices: allowed values; any when empty.
     low, high: inclusive bounds of every number in the value.
-    above: exclusive lower bound of every number in the value.
+    above, below: exclusive bounds of every number in the value.
+    least: smallest number of entries of a tuple.
   """
 
   doc: str
@@ -32,19 +33,22 @@ class Setting:
   low: float | None = None
   high: float | None = None
   above: float | None = None
+  below: float | None = None
+  least: int = 0
 
   @property
   def allowed(self) -> str:
     """Describes the allowed values; "" if the type says it all."""
     if self.choices:
       return "one of " + ", ".join(map(repr, self.choices))
-    if self.low is not None and self.high is not None:
-      return f"in [{self.low:g}, {self.high:g}]"
-    if self.above is not None and self.high is not None:
-      return f"in ({self.above:g}, {self.high:g}]"
-    if self.above is not None:
-      return f"> {self.above:g}"
-    return "" if self.low is None else f"≥ {self.low:g}"
+    smallest = self.low if self.above is None else self.above
+    largest = self.high if self.below is None else self.below
+    if smallest is None:
+      return ""
+    if largest is None:
+      return f"≥ {smallest:g}" if self.above is None else f"> {smallest:g}"
+    return (f"in {'[' if self.above is None else '('}{smallest:g}, {largest:.10g}"
+            f"{']' if self.below is None else ')'}")
 
 
 class FrozenDict(dict):
@@ -177,7 +181,7 @@ def _value(value: Any, hint, name: str, whole: tuple) -> Any:
     return FrozenDict((str(k), _value(v, arguments[1], f"{name}.{k}", (v, arguments[1])))
                       for k, v in value.items())
   number = isinstance(value, int | float) and not isinstance(value, bool)
-  if hint is float and number and not math.isfinite(value):
+  if hint is float and number and not -sys.float_info.max <= value <= sys.float_info.max:
     raise InputError(name, f"{value!r} is not a finite number", "correct the config", usage=True)
   if hint is float and number:
     return float(value)
@@ -190,12 +194,16 @@ def _value(value: Any, hint, name: str, whole: tuple) -> Any:
 
 
 def _check_range(value: Any, setting: Setting, name: str) -> None:
+  if isinstance(value, tuple) and len(value) < setting.least:
+    raise InputError(name, f"has {len(value)} entries, must have at least {setting.least}",
+                     "correct the config", usage=True)
   for leaf in _leaves(value):
     wrong = bool(setting.choices) and leaf not in setting.choices
     if isinstance(leaf, int | float) and not isinstance(leaf, bool):
       wrong |= setting.low is not None and leaf < setting.low
       wrong |= setting.high is not None and leaf > setting.high
       wrong |= setting.above is not None and leaf <= setting.above
+      wrong |= setting.below is not None and leaf >= setting.below
     if wrong:
       near = difflib.get_close_matches(str(leaf), [str(c) for c in setting.choices], 1)
       raise InputError(name, f"{leaf!r} is not allowed, must be {setting.allowed}",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from condseg_jax.classes import Annotation
+from condseg_jax.classes import checked_name
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import distinct_codes
 from condseg_jax.classes import hash_code
@@ -95,6 +96,37 @@ def test_settings_that_would_have_no_effect_are_errors(settings):
   with pytest.raises(InputError) as error:
     ClassTable.create(["liver", "spleen"], **settings)
   assert error.value.usage
+
+
+@pytest.mark.parametrize("name", [
+    "", " ", "a\nb", "a\0", "\x1b[31m", "a\udce9", "a\u2028b", "a/b", "../a", "..", "x" * 101, None,
+    5, ["liver"]])
+def test_names_that_no_file_or_line_can_hold(name):
+  with pytest.raises(InputError, match="labels.json: class name ") as caught:
+    checked_name(name, "labels.json")
+  assert len(str(caught.value)) < 200
+  tree = ClassTable.create(["liver"]).to_json()
+  tree["classes"][0]["name"] = name
+  with pytest.raises(InputError, match="class name"):
+    ClassTable.from_json(tree)
+  if isinstance(name, str):
+    with pytest.raises(InputError):
+      ClassTable.create([name])
+
+
+@pytest.mark.parametrize("name", ["Left Kidney", "größe", "肝臓", r"a$\frac{x$", "a..b", "x" * 100,
+                                  "<b>", "%s", "a_b-c.d (1)"])
+def test_names_of_any_script_and_signs(name):
+  assert checked_name(f" {name} ", "labels.json") == name.lower()
+  table = ClassTable.create([name])
+  assert ClassTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+
+
+def test_a_stored_table_has_each_name_once():
+  tree = ClassTable.create(["liver", "spleen"]).to_json()
+  tree["classes"][1]["name"] = "liver"
+  with pytest.raises(InputError, match="the same name: liver"):
+    ClassTable.from_json(tree)
 
 
 def test_names_ignore_case_wherever_they_come_from():

@@ -56,9 +56,9 @@ def test_every_setting_has_a_meaning_and_refuses_what_it_is_not(name):
     ({"model": {"strides": (2, 2)}}, "model.strides: (2, 2) is not a tuple of tuples of whole "
      "numbers"),
     ({"data": 3}, "data: must be a dict, got 3"),
-    ({"data": {"hold_out": 1.5}}, "data.hold_out: 1.5 is not allowed, must be in [0, 1]"),
+    ({"data": {"hold_out": 1.5}}, "data.hold_out: 1.5 is not allowed, must be in [0, 1)"),
     ({"optimizer": {"learning_rate": 0}},
-     "optimizer.learning_rate: 0.0 is not allowed, must be > 0"),
+     "optimizer.learning_rate: 0.0 is not allowed, must be in (0, 100]"),
     ({"optimizer": {"learning_rate": float("nan")}},
      "optimizer.learning_rate: nan is not a finite number"),
     ({"train": {"steps": 0}}, "train.steps: 0 is not allowed, must be ≥ 1"),
@@ -69,6 +69,46 @@ def test_every_setting_has_a_meaning_and_refuses_what_it_is_not(name):
     ({"data": {"unannotated": "ignored"}}, "(did you mean 'ignore'?)")])
 def test_what_is_refused(tree, line):
   assert line in refused(tree)
+
+
+NAN, INF = float("nan"), float("inf")
+SENSELESS = {
+    "seed": [-1, 2**32, 99999999999999999999, 1.0],
+    "data.spacing": [(1e-9, 1.0, 1.0), (0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (NAN, 1.0, 1.0), (1e9,)],
+    "data.memory_gb": [NAN, INF, 0, -1, 10**400], "data.subvolume": [(0, 8, 8), (-8, 8, 8), ()],
+    "data.batch_size": [0, -1], "data.foreground_fraction": [-0.1, 1.1, NAN],
+    "data.classes_per_image": [-1], "data.weights": [(NAN,), (0.0,), (-1.0,)],
+    "data.hold_out": [1.0, -0.5, NAN], "data.max_cases": [-1], "data.lateral_axes": [{"a": ("Q",)}],
+    "augment.probability": [7, -0.1, NAN], "augment.rotate": [-1, 400, NAN],
+    "augment.zoom": [-3, 1e30, NAN], "augment.shift": [-1, 5], "augment.scale": [-1, 1e30],
+    "augment.offset": [-1, 1e30], "augment.gamma": [NAN, -1, 1e30], "augment.noise": [-1, INF],
+    "augment.mirror": [("Q",), ("d",)], "augment.extra": [{"blur": NAN}, {"blur": -1}],
+    "model.strides": [(), ((0, 1, 1),) * 3, ((-1, 1, 1),) * 3], "model.layers_per_level": [()],
+    "model.channels": [0, -1], "model.growth": [0], "model.rates": [(), (0,), (-6,)],
+    "model.deep_supervision": [-1], "conditioning.embedding_size": [0],
+    "conditioning.from_level": [-1], "conditioning.texts": [((NAN,),)],
+    "loss.bce_weight": [NAN, -1, 1e30], "loss.lse_sharpness": [0, -1, NAN, INF],
+    "loss.alpha": [{"liver": NAN}, {"liver": -1}], "loss.options": [{"a": INF}],
+    "optimizer.learning_rate": [-1, 0, 1e30, NAN, INF], "optimizer.warmup": [-3],
+    "optimizer.b1": [2, 1, -0.1, NAN], "optimizer.b2": [2, 1, -0.1, NAN],
+    "optimizer.weight_decay": [NAN, -1, 1e30], "optimizer.momentum": [1, -0.1, NAN],
+    "optimizer.clip_norm": [-1, NAN, INF], "train.steps": [0, -5, 2.5],
+    "train.ema_decay": [2, 1, -0.1, NAN], "train.log_every": [0, -1], "train.eval_every": [0, -1],
+    "train.grad_accum_steps": [0, -1]}
+
+
+@pytest.mark.parametrize("name, value", [(n, v) for n, values in SENSELESS.items() for v in values])
+def test_values_that_make_no_sense(name, value):
+  message = refused(nested(name, value))
+  assert message.startswith((f"{name}: ", f"{name}.")) and len(message) < 600
+
+
+def test_every_number_has_been_thought_of():
+  """A new setting with numbers is added to the list above."""
+  numbers = {name for name, default, _ in settings.walk(Config)
+             if any(isinstance(x, int | float) and not isinstance(x, bool)
+                    for x in settings._leaves(default))}
+  assert numbers - {"model.decoder_layers_per_level"} <= set(SENSELESS)
 
 
 @pytest.mark.parametrize("changes, line", [

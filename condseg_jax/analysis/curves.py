@@ -149,6 +149,10 @@ def mean_over_classes(table: Mapping[str, Sequence]) -> np.ndarray:
 
 def save(path: str | os.PathLike, figure: "Figure") -> None:
   """Writes a matplotlib figure atomically."""
+  from matplotlib.text import Text
+
+  for text in figure.findobj(Text):
+    text.set_parse_math(False)  # names of classes and runs are not formulas
   with replacing(path) as temporary:
     figure.savefig(temporary, dpi=150, facecolor="white")
 

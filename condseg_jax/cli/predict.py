@@ -17,12 +17,14 @@ the SeriesInstanceUID.
 An image that is clearly of another kind than the training images is refused. A batch continues
 after a bad image and lists it at the end. Several machines can share a folder of images with
 --num_parts=N and --part=0 … N-1, each with its own records (run_PART.json). --continue resumes an
-interrupted run: the masks of an image are written last and atomically.
+interrupted run: the masks of an image are written last and atomically, and kept while the image is
+the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
 import functools
 import math
@@ -36,6 +38,7 @@ from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
+from condseg_jax.errors import printable
 from condseg_jax.system.large_pages import restart_with_large_pages
 
 if TYPE_CHECKING:  # imported late, so that --help is fast
@@ -44,7 +47,9 @@ if TYPE_CHECKING:  # imported late, so that --help is fast
   from condseg_jax.infer.prediction import Prediction
   from condseg_jax.infer.schedule import Schedule
   from condseg_jax.predictor import Predictor
+  from condseg_jax.report.page.case import Case
   from condseg_jax.report.results import OutputOptions
+  from condseg_jax.report.results import Run
 
 SETTINGS = ("fusion", "threshold", "step", "tta", "fast", "two_pass", "partition",
             "priors", "clean")
@@ -95,7 +100,7 @@ def _define(values: flags.FlagValues) -> None:
   switch("force", False, "Segment images that look implausible, too.")
   whole("num_parts", 1, "Number of parts into which the images are divided.", lower_bound=1)
   whole("part", 0, "The part to process.", lower_bound=0)
-  switch("continue", False, "Skip images whose results exist.")
+  switch("continue", False, "Skip images whose results exist, unless the image was changed since.")
   several("dicom", ["seg"], "DICOM objects to write for a DICOM series: seg, rtstruct.")
   switch("separate", False, "Write one mask per class instead of the label map.")
   switch("probabilities", False, "Also write the probabilities of all classes, as zarr.")
@@ -132,46 +137,57 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.cli import inputs
   images = inputs.list_inputs(Path(values.input), values.series)
   options = _output_options(values, images)
+  inputs.check_apart(images, Path(values.input), output, options.separate)
   inputs.check_writable(output)
 
   from condseg_jax.loading import load
   from condseg_jax.report import results
-  from condseg_jax.report.page import collect
   from condseg_jax.system.cache import enable_compilation_cache
+  from condseg_jax.system.lock import held
 
   enable_compilation_cache()
   predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator,
                    verify=values.verify == "on")
   ids = predictor.table.select(values.classes, values.preset)
   classes = [predictor.table.names[i] for i in ids]
-  stems = [image.stem for image in images]
-  results.check_names(output, stems, predictor, classes, options.separate)
-  output.mkdir(parents=True, exist_ok=True)
+  results.check_names(output, [image.stem for image in images], predictor, classes,
+                      options.separate, [image.path for image in images])
   suffix = "" if values.num_parts == 1 else f"_{values.part}"  # other parts write at the same time
-  recorded = settings | ({"locator": values.locator} if values.locator else {})
-  run = results.Run(output / f"run{suffix}.json", predictor, classes, recorded,
-                    same=values["continue"].value)
-  job = _Job(values, output, predictor, classes, settings, options)
+  with held(output, suffix):
+    recorded = settings | ({"locator": values.locator} if values.locator else {})
+    run = results.Run(output / f"run{suffix}.json", predictor, classes, recorded,
+                      same=values["continue"].value)
+    job = _Job(values, output, predictor, classes, settings, options)
+    return _segment_all(job, images, run, suffix)
 
-  names = collect.case_names(stems, values.report_names)
+
+def _segment_all(job: _Job, images: list[InputImage], run: Run, suffix: str) -> int:
+  """Segments the images of this part; returns the exit code."""
+  from condseg_jax.cli import inputs
+  from condseg_jax.report import results
+  from condseg_jax.report.page import collect
+  values = job.values
+  names = collect.case_names([image.stem for image in images], values.report_names)
   mine = list(zip(images, names, strict=True))[values.part::values.num_parts]
   failures, cases = [], []
   for number, (image, name) in enumerate(mine, 1):
     title = f"{number}/{len(mine)} {image.stem}"
-    masks = results.mask_files(output, image.stem, predictor, classes, options.separate)
+    masks = results.mask_files(job.output, image.stem, job.predictor, job.classes,
+                               job.options.separate)
     if values["continue"].value and all(path.exists() for path in masks.values()):
-      print(f"{title}: already done", flush=True)
-      cases.append(collect.earlier_case(name))
-      continue
+      reason = _outdated(image, run, masks.values())
+      print(f"{title}: {reason or 'already done'}", flush=True)
+      if not reason:
+        cases.append(collect.earlier_case(name))
+        continue
     try:
       with run.case(image.stem) as record:
+        record.source = inputs.identity(image)
         result = _segment(job, image, title)
         record.files = result.files
       print("  ".join(map(str, result.files)), flush=True)
       if values.report:
-        collect.add(cases, collect.predicted_case(
-            name, result.volume, result.prediction, predictor, statistics=result.measures,
-            warnings=result.findings))
+        collect.add(cases, _page_case(job, name, image, result))
       del result  # its memory is needed for the next image
     except (InputError, OSError, MemoryError) as error:
       error = _as_input_error(error, image.path)
@@ -179,11 +195,45 @@ def _work(values: flags.FlagValues) -> int:
         raise error from None
       failures.append(f"{image.stem}: {error}" if image.series else str(error))
       cases.append(collect.failed_case(name, error, image.path, values.report_names))
+  failures += [str(run.problem)] if run.problem else []
   if values.report:
-    print(collect.write_report(output / f"report{suffix}.html", cases, predictor))
+    page = job.output / f"report{suffix}.html"
+    try:
+      print(collect.write_report(page, cases, job.predictor))
+    except InputError as error:
+      failures.append(str(error))
+    except Exception as error:  # must not hide the failures above
+      failures.append(f"{page}: cannot be made: {_kind(error)}")
   for failure in failures:
     print(f"failed: {failure}", file=sys.stderr)
   return 1 if failures else 0
+
+
+def _page_case(job: _Job, name: str, image: InputImage, result: _Result) -> Case:
+  """Renders an image for the page; its results are written, whether or not that succeeds."""
+  from condseg_jax.report.page import collect
+  try:
+    return collect.predicted_case(name, result.volume, result.prediction, job.predictor,
+                                  statistics=result.measures, warnings=result.findings)
+  except Exception as error:
+    print(f"warning: {printable(image.label)}: is not shown on the page: {_kind(error)}",
+          file=sys.stderr)
+    return collect.unshown_case(name)
+
+
+def _kind(error: Exception) -> str:
+  return printable(f"{type(error).__name__}: {error}")
+
+
+def _outdated(image: InputImage, run: Run, masks: Iterable[Path]) -> str:
+  """Returns why existing masks are not those of an image; "" if they are."""
+  from condseg_jax.cli import inputs
+  entry = run.earlier_case(image.stem)
+  if entry.get("status", "done") != "done":
+    return "failed since its masks were written, predicted again"
+  recorded = entry.get("input")
+  unchanged = inputs.is_unchanged(image, recorded) if recorded else inputs.is_older(image, masks)
+  return "" if unchanged else "was changed since its masks were written, predicted again"
 
 
 def _segment(job: _Job, image: InputImage, title: str) -> _Result:
@@ -204,8 +254,14 @@ def _segment(job: _Job, image: InputImage, title: str) -> _Result:
       raise InputError(image.path, error.reason, error.cure) from error
     raise
   measures = results.structures(volume, prediction, job.options.separate)
-  written = results.write(job.output, image.stem, image.path, volume, prediction, job.predictor,
-                          job.options._replace(series=image.series), measures, findings)
+  try:
+    written = results.write(job.output, image.stem, image.path, volume, prediction, job.predictor,
+                            job.options._replace(series=image.series), measures, findings)
+  except InputError as error:
+    raise InputError(image.path, f"{error.subject} {error.reason}", error.cure) from error
+  except OSError as error:
+    raise InputError(image.path, f"{error.filename or job.output} cannot be written: "
+                     f"{error.strerror or error}", "check permissions and free space") from error
   return _Result(volume, prediction, measures, findings, written)
 
 
@@ -278,7 +334,7 @@ def _read(image: InputImage, predictor: Predictor,
                                              modality=modality),
                      force=values.force, switch="--force")
   for finding in findings:
-    print(f"warning: {image.label}: {finding}", file=sys.stderr)
+    print(f"warning: {printable(image.label)}: {finding}", file=sys.stderr)
   return volume, findings
 
 

@@ -5,6 +5,7 @@ Exit codes: 0 success, 1 failed job, 2 wrong usage.
 
 from collections.abc import Callable
 from collections.abc import Sequence
+import io
 import logging
 import os
 import signal
@@ -38,6 +39,8 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
   before = sys.argv
   handler = _hear_sigterm()
   configure_logging()
+  if isinstance(sys.stdout, io.TextIOWrapper):  # as stderr: no name must end a command
+    sys.stdout.reconfigure(errors="backslashreplace")
   try:
     argv = config_file.resolved(argv) if has_config else argv
     sys.argv = argv  # ml_collections reads overrides (--config.a.b=c) from there

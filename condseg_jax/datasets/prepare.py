@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 
 from etils import epath
-import numpy as np
 import tqdm
 
 from condseg_jax.classes import ClassTable
@@ -29,6 +28,7 @@ from condseg_jax.system.allocator import lean_memory
 from condseg_jax.system.atomic import write_text
 from condseg_jax.system.lock import locked
 
+SPACINGS = (1e-4, 1e3)  # mm, smallest and largest target spacing
 WORKERS = 8  # maximal number of cases prepared at a time
 SLAB_WORKERS = 16  # maximal number of threads that resample and compress; each needs some 50 MB
 # Bound on the memory of all files being read, in units of the largest volume. Together with the
@@ -64,8 +64,9 @@ def prepare(folder: RawFolder, out: str | os.PathLike, spacing: Sequence[float] 
   """
   folder = validated(folder)
   spacing = tuple(map(float, spacing)) if spacing else median_spacing([folder])
-  if not all(np.isfinite(s) and s > 0 for s in spacing):
-    raise InputError("spacing", f"must be positive numbers, not {_numbers(spacing)}",
+  if not all(SPACINGS[0] <= s <= SPACINGS[1] for s in spacing):  # also refuses nan
+    low, high = SPACINGS
+    raise InputError("spacing", f"must be numbers in [{low:g}, {high:g}], not {_numbers(spacing)}",
                      "e.g. 3,1.5,1.5", usage=True)
   ids = [case.id for case in folder.cases]
   if len(set(ids)) < len(ids):

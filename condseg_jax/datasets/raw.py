@@ -150,9 +150,9 @@ def validated(folder: RawFolder) -> RawFolder:
   appearance.
 
   Raises:
-    InputError: the first fault of the folder.
+    InputError: the first fault of the folder, or a group in several splits.
   """
-  for fault in folder.faults:
+  for fault in (*folder.faults, *leaks(folder)):
     raise fault
   variants: dict[str, list[tuple[str, ...]]] = {}
   for case in folder.cases:
@@ -166,6 +166,23 @@ def validated(folder: RawFolder) -> RawFolder:
 
   cases = (dataclasses.replace(case, dataset=dataset_of(case)) for case in folder.cases)
   return dataclasses.replace(folder, cases=tuple(cases))
+
+
+def leaks(folder: RawFolder) -> list[InputError]:
+  """Returns an error for each group, e.g. a patient, that is in several splits.
+
+  Scores on such splits are too high, since images of one patient resemble each other.
+  """
+  first: dict[str, RawCase] = {}
+  errors: dict[str, InputError] = {}
+  for case in folder.cases:
+    other = first.setdefault(case.group, case)
+    if case.group and case.split != other.split:
+      errors.setdefault(case.group, InputError(
+          case.image, f"is in {case.split}, but {other.id} of the same patient ({case.group}) in "
+          f"{other.split}", 'assign both to one split, or declare "patient", see docs/data.md',
+          kind="leak"))
+  return list(errors.values())
 
 
 def keep_classes(folder: RawFolder, names: Sequence[str]) -> RawFolder:
@@ -222,6 +239,8 @@ def read_json(path: Path) -> dict:
     raise InputError(path, f"cannot be read ({error.strerror})", "check the path") from error
   except ValueError as error:
     raise InputError(path, f"is not valid JSON ({error})", "correct the file") from error
+  except RecursionError as error:
+    raise InputError(path, "is not valid JSON (nested too deeply)", "correct the file") from error
   if not isinstance(tree, dict):
     raise InputError(path, "is not a JSON object", "it should start with {")
   return tree

@@ -38,6 +38,26 @@ def patient_of(case_id: str, pattern: str = "") -> str:
   return ""
 
 
+def check_pattern(pattern: object, subject: object) -> str:
+  """Returns a regular expression that a file declares for `patient_of`; "" for none.
+
+  Args:
+    pattern: the entry.
+    subject: the file, for the error.
+
+  Raises:
+    InputError: it is not a regular expression with a group.
+  """
+  cure = 'write e.g. "^([^_]+)"'
+  if not isinstance(pattern, str):
+    raise InputError(subject, f'"patient": {pattern!r:.60} is not a regular expression', cure)
+  try:
+    patient_of("", pattern)
+  except InputError as error:
+    raise InputError(subject, f"{error.subject} {error.reason}", error.cure) from error
+  return pattern
+
+
 def k_fold(folder: RawFolder, folds: int, fold: int, seed: int = 0) -> RawFolder:
   """Splits a dataset into folds: one becomes `val`, the others `train`; `test` is unchanged.
 

@@ -24,7 +24,9 @@ from condseg_jax.errors import InputError
 from condseg_jax.formats.dicom_pixels import check_pixels
 from condseg_jax.formats.sitk import check_directions
 from condseg_jax.formats.sitk import DTYPES
+from condseg_jax.formats.sitk import is_utf8
 from condseg_jax.formats.sitk import last_line
+from condseg_jax.formats.sitk import linked
 from condseg_jax.formats.sitk import LPS_TO_RAS
 from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
@@ -299,7 +301,7 @@ def _files(folder: Path) -> Iterator[Path]:
 def _reader(path: Path) -> sitk.ImageFileReader:
   reader = sitk.ImageFileReader()
   reader.SetImageIO("GDCMImageIO")
-  reader.SetFileName(str(path))
+  reader.SetFileName(str(path) if is_utf8(str(path)) else linked(path))
   return reader
 
 

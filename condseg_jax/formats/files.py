@@ -153,10 +153,10 @@ def list_images(path: str | os.PathLike) -> list[Path]:
 def _listed(path: Path) -> list[Path]:
   """Returns the images that are listed in a text file."""
   check_file(path)
-  try:
-    lines = path.read_text(encoding="utf-8").splitlines()
-  except ValueError as error:
-    raise InputError(path, "is not a text file", "write one image per line") from error
+  content = path.read_bytes()
+  if b"\0" in content:
+    raise InputError(path, "is not a text file", "write one image per line")
+  lines = os.fsdecode(content).split("\n")  # names need not be UTF-8
   images = [path.parent / line.strip() for line in lines if line.strip()]
   for image in images:
     if not image.exists():

@@ -11,11 +11,15 @@ https://teem.sourceforge.net/nrrd/format.html
 """
 
 from collections.abc import Sequence
+import contextlib
+import functools
 import gzip
+import hashlib
 import math
 import os
 from pathlib import Path
 import re
+import tempfile
 from typing import IO
 from typing import NamedTuple
 import zlib
@@ -170,8 +174,35 @@ def _read_header(path: Path) -> tuple[Header, _Stored]:
 def _reader(path: Path) -> sitk.ImageFileReader:
   reader = sitk.ImageFileReader()
   reader.SetImageIO("MetaImageIO" if _is_meta(path) else "NrrdImageIO")
-  reader.SetFileName(str(path))
+  name = str(path)
+  if not is_utf8(name):
+    name = linked(path, *sitk_members(path)[1:])
+  reader.SetFileName(name)
   return reader
+
+
+def is_utf8(name: str) -> bool:
+  """Returns whether a file name is UTF-8, the only encoding that SimpleITK takes."""
+  return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def linked(path: Path, *others: Path) -> str:
+  """Returns an ASCII name of a file, beside which `others` have the names that its header gives.
+
+  The names are symbolic links in a folder that is removed when the process ends.
+  """
+  folder = Path(_links().name, hashlib.sha256(os.fsencode(path.absolute())).hexdigest())
+  folder.mkdir(exist_ok=True)
+  link = folder / ("image" + (path.suffix if path.suffix.isascii() else ""))
+  for name, target in ((link.name, path), *((other.name, other) for other in others)):
+    with contextlib.suppress(FileExistsError):
+      (folder / name).symlink_to(target.absolute())
+  return str(link)
+
+
+@functools.cache
+def _links() -> tempfile.TemporaryDirectory:
+  return tempfile.TemporaryDirectory(prefix="condseg-")
 
 
 def _check_header(path: Path) -> None:

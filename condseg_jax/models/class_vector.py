@@ -78,7 +78,7 @@ def read_texts(path: str | os.PathLike, table: ClassTable) -> list[list[float]]:
   try:
     tree = json.loads(epath.Path(path).read_text(encoding="utf-8"))
     vectors = {normal_name(name): [float(x) for x in row] for name, row in tree.items()}
-  except (OSError, ValueError, TypeError, AttributeError) as error:
+  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
     raise InputError(path, f"cannot be read ({error})", cure) from error
   texts = []
   for name in table.names:

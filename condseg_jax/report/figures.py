@@ -12,6 +12,7 @@ from scipy import ndimage
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import label_map
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.errors import printable
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import nan_mean
 from condseg_jax.geometry import to_canonical
@@ -121,9 +122,12 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
   palette = np.concatenate([np.zeros((1, 3)), np.asarray(colors, np.float64) / 255])
   import matplotlib  # slow to import
 
-  # The hatching of contours can only be coloured here; it is evaluated when they are saved.
-  with matplotlib.rc_context({"hatch.color": _HATCH, "hatch.linewidth": 0.8}):
-    _save(path, _draw(panels, headings, names, class_names, palette, title))
+  # The hatching of contours can only be coloured here; it is evaluated when they are saved. Names
+  # of files and classes are not formulas, even with "$".
+  style = {"hatch.color": _HATCH, "hatch.linewidth": 0.8, "text.parse_math": False}
+  with matplotlib.rc_context(style):
+    _save(path, _draw(panels, headings, names, list(map(printable, class_names)), palette,
+                      printable(title)))
 
 
 def robust_window(image: np.ndarray) -> tuple[float, float]:

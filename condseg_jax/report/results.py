@@ -1,5 +1,6 @@
 """Writes the results of segmented images: masks, overlay, statistics, DICOM objects, run.json."""
 
+from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -9,11 +10,13 @@ import logging
 from pathlib import Path
 import re
 import time
+import types
 from typing import NamedTuple
 
 import numpy as np
 
 from condseg_jax.errors import InputError
+from condseg_jax.errors import printable
 from condseg_jax.formats import files
 from condseg_jax.formats.dicom_results import write_results as write_dicom
 from condseg_jax.geometry import Volume
@@ -63,8 +66,18 @@ def safe_name(text: str) -> str:
 
 
 def check_names(folder: Path, stems: Sequence[str], predictor: Predictor, names: Sequence[str],
-                separate: bool) -> None:
-  """Raises InputError if two results of a batch would have the same file name."""
+                separate: bool, sources: Iterable[Path] = ()) -> None:
+  """Raises InputError if two results of a batch would have the same file name, or that of an image.
+
+  Args:
+    folder: output folder.
+    stems: beginnings of the file names of the images' results.
+    predictor: the network.
+    names: requested classes.
+    separate: see `mask_files`.
+    sources: the images.
+  """
+  inputs = {source.resolve() for source in sources}
   owners: dict[Path, str] = {}
   for stem in stems:
     for name, path in mask_files(folder, stem, predictor, names, separate).items():
@@ -72,6 +85,14 @@ def check_names(folder: Path, stems: Sequence[str], predictor: Predictor, names:
       if owners.setdefault(path, owner) != owner:
         raise InputError(path, f"is the file name of both {owners[path]} and {owner}",
                          "rename the images, or use separate output folders", usage=True)
+      if path.resolve() in inputs:
+        raise overwriting(path)
+
+
+def overwriting(path: Path) -> InputError:
+  """Returns the error for a result with the path of an input image."""
+  return InputError(path, "the result would overwrite the input image",
+                    "choose another output folder", usage=True)
 
 
 def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Prediction,
@@ -94,13 +115,9 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
     The files, masks first.
 
   Raises:
-    InputError: a mask would overwrite the image, or a file cannot be written.
+    InputError: a file cannot be written.
   """
   masks = mask_files(folder, stem, predictor, tuple(prediction.names), options.separate)
-  for path in masks.values():
-    if path.resolve() == source.resolve():
-      raise InputError(path, "the result would overwrite the input image",
-                       "choose another output folder", usage=True)
   colors = dict(zip(predictor.table.names, predictor.table.colors, strict=True))
   path = folder / f"{stem}_statistics.json"
   statistics.write_statistics(path, volume, measures, findings)
@@ -108,9 +125,15 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
   if options.picture:
     from condseg_jax.report.figures import draw_prediction
     path = folder / f"{stem}_overlay.png"
-    draw_prediction(path, volume, prediction.label, predictor.table, stem,
-                    modality=predictor.plan.modality)
-    written.append(path)
+    try:
+      draw_prediction(path, volume, prediction.label, predictor.table, stem,
+                      modality=predictor.plan.modality)
+      written.append(path)
+    except (InputError, OSError, MemoryError):
+      raise
+    except Exception as error:  # of the drawing library: the masks are worth more than a picture
+      reason = printable(f"{type(error).__name__}: {error}")
+      log.warning("%s: no overlay is drawn: %s", path, reason)
   if options.dicom and source.is_dir():
     written += _write_dicom(folder, stem, source, prediction, predictor, options, colors)
   for name, path in masks.items():
@@ -155,8 +178,14 @@ def structures(volume: Volume, prediction: Prediction, separate: bool) -> dict[s
 
 
 class CaseRecord:
-  """The files written for one image; set within `Run.case`."""
+  """What `Run.case` records of one image; set within it.
 
+  Attributes:
+    source: what identifies the image's content: file, size, time of change, SHA-256.
+    files: the files written.
+  """
+
+  source: Mapping = types.MappingProxyType({})
   files: Sequence[Path] = ()
 
 
@@ -170,17 +199,22 @@ class Run:
     settings: of the prediction.
     same: whether to require that an earlier run used the same network, classes and settings.
 
+  Attributes:
+    problem: why the file could not be written at last; None if it is complete.
+
   Raises:
     InputError: an earlier run differs.
   """
+
+  problem: InputError | None = None
 
   def __init__(self, path: Path, predictor: Predictor, classes: Sequence[str], settings: Mapping,
                same: bool = False):
     self._path = path
     try:
       earlier = dict(json.loads(path.read_text(encoding="utf-8")))
-      cases = dict(earlier["cases"])
-    except (OSError, ValueError, KeyError, TypeError):
+      cases = {name: dict(entry) for name, entry in earlier["cases"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
       earlier, cases = {}, {}
     request = {"step": predictor.step, "classes": list(classes), "settings": dict(settings)}
     for key, value in request.items():
@@ -189,9 +223,16 @@ class Run:
                          "choose another output folder, or do not continue", usage=True)
     self._run = {**request, "versions": versions(), "devices": devices(), "cases": cases}
 
+  def earlier_case(self, name: str) -> Mapping:
+    """Returns what was recorded of an image; {} if nothing was."""
+    return self._run["cases"].get(name, {})
+
   @contextlib.contextmanager
   def case(self, name: str) -> Iterator[CaseRecord]:
-    """Records the outcome of one image: its files, or the reason of its failure."""
+    """Records the outcome of one image: its files, or the reason of its failure.
+
+    A record that cannot be written costs no result: see `problem`.
+    """
     case, start = CaseRecord(), time.perf_counter()
     entry = {"status": "failed"}
     try:
@@ -201,6 +242,10 @@ class Run:
       entry["reason"] = str(error)
       raise
     finally:
-      entry["seconds"] = round(time.perf_counter() - start, 2)
+      entry |= {"seconds": round(time.perf_counter() - start, 2), "input": dict(case.source)}
       self._run["cases"][name] = entry
-      write_text(self._path, json.dumps(self._run, indent=1) + "\n")
+      try:
+        write_text(self._path, json.dumps(self._run, indent=1) + "\n")
+        self.problem = None
+      except InputError as error:
+        self.problem = error

@@ -8,6 +8,7 @@ import json
 import math
 import os
 
+from condseg_jax.errors import printable
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.metrics import Metric
 from condseg_jax.metrics import METRICS
@@ -31,7 +32,7 @@ def write_cases(path: str | os.PathLike, rows: Iterable[CaseScore]) -> None:
   writer.writerow(["case", "class", *keys])
   for row in rows:
     values = (row.metrics.get(key, math.nan) for key in keys)
-    writer.writerow([row.case, row.class_name,
+    writer.writerow([printable(row.case), row.class_name,
                      *("" if math.isnan(value) else f"{value:.10g}" for value in values)])
   write_text(path, text.getvalue())
 

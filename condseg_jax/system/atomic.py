@@ -9,6 +9,8 @@ from etils import epath
 
 from condseg_jax.errors import InputError
 
+NAME_END = 24  # characters at the end of a name, which contain all suffixes
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[epath.Path]:
@@ -17,13 +19,14 @@ def replacing(path: str | os.PathLike) -> Iterator[epath.Path]:
   If writing fails, the temporary file is removed and an existing file is unchanged.
 
   Args:
-    path: local, or in a bucket. The temporary name has the same suffix.
+    path: local, or in a bucket. The temporary name is hidden and has the same suffix.
 
   Raises:
     InputError: the file cannot be written.
   """
   path = epath.Path(path)
-  temporary = path.parent / f".{uuid.uuid4().hex}.{path.name}"
+  # Not the whole name, as the system limits its length.
+  temporary = path.parent / f".{uuid.uuid4().hex}.{path.name[-NAME_END:]}"
   try:
     yield temporary
     temporary.replace(path)

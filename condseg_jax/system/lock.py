@@ -43,7 +43,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held(folder: str | os.PathLike) -> Iterator[None]:
+def held(folder: str | os.PathLike, part: str = "") -> Iterator[None]:
   """Holds a folder for this process alone; a second one fails at once.
 
   On a local file system this is a lock, which the operating system releases when the process ends.
@@ -53,6 +53,7 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
 
   Args:
     folder: local, or in a bucket; created if it does not exist.
+    part: of the folder, if processes for other parts may work there at the same time.
 
   Raises:
     InputError: another process holds the folder.
@@ -60,17 +61,17 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
   place = epath.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
   if "://" in str(folder):
-    with leased(place):
+    with leased(place, part=part):
       yield
     return
-  with open(place / ".lock", "a+", encoding="utf-8") as stream:
+  with open(place / f".lock{part}", "a+", encoding="utf-8") as stream:
     try:
       fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       stream.seek(0)
       raise _in_use(folder, stream.read().strip()) from None
     except OSError:  # a file system without locks
-      with leased(place):
+      with leased(place, part=part):
         yield
       return
     stream.truncate(0)
@@ -80,17 +81,18 @@ def held(folder: str | os.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def leased(folder: epath.Path, seconds: float = LEASE_SECONDS) -> Iterator[None]:
+def leased(folder: epath.Path, seconds: float = LEASE_SECONDS, *, part: str = "") -> Iterator[None]:
   """Holds a folder by a lease, a file `.lease` that is renewed while this lasts.
 
   Args:
     folder: an existing folder.
     seconds: age at which the lease of another process is stale and is taken over.
+    part: see `held`.
 
   Raises:
     InputError: another process holds the lease.
   """
-  path, own = folder / ".lease", uuid.uuid4().hex
+  path, own = folder / f".lease{part}", uuid.uuid4().hex
   other = _read_lease(path)
   age = time.time() - float(other.get("renewed", 0))
   if other and age < seconds:

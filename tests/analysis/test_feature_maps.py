@@ -60,7 +60,7 @@ def test_a_packed_picture_is_the_same_to_half_a_step():
 
 def test_an_image_and_more_classes_than_it_annotates(tmp_path):
   """In 2-D there is no slice to choose; the classes of the image are shown first."""
-  names, window = ("a", "b", "c", "d", "e"), (16, 24)
+  names, window = ("a", "b", r"c$\frac{x$", "d", "e"), (16, 24)
   table = ClassTable.create(names)
   model = DenseUNet(tuple(table.codes.tolist()), ((2, 2),), (0, 0), channels=4, growth=4,
                     vector="embedding")
@@ -75,7 +75,7 @@ def test_an_image_and_more_classes_than_it_annotates(tmp_path):
   predictor = Predictor(model, variables, table, Plan("rgb", (1.0, 1.0), window))
   found = maps(predictor, Sample("one", image, masks, (4,)), every_layer)
   assert [layer["name"] for layer in found["layers"]] == layers
-  assert list(found["layers"][0]["maps"]) == ["e", "a", "b", "c"]
+  assert list(found["layers"][0]["maps"]) == ["e", *names[:3]]
   assert found["layers"][0]["share"] == 0 and found["layers"][-1]["share"] > 0
   assert np.unique(found["label"]).tolist() == [0, 5]
   network = {"maps": found, "classes": names, "colors": table.colors,

@@ -80,7 +80,7 @@ def test_in_a_dict_of_ones_own(tmp_path, capsys):
      "data.hold_out?)"),
     ("--config.train.stepz=1", "train.stepz: unknown setting (did you mean train.steps?)"),
     ("--config.data.cases=3", "data.cases: unknown setting (renamed to data.max_cases)"),
-    ("--config.data.hold_out=1.5", "data.hold_out: 1.5 is not allowed, must be in [0, 1]"),
+    ("--config.data.hold_out=1.5", "data.hold_out: 1.5 is not allowed, must be in [0, 1)"),
     ("--config.train.steps=many", "config.train.steps"),
     ("--config.data.spacing=(1.0,2.0)", "data.spacing: has 2 axes, model.strides 3")])
 def test_on_the_command_line(flag, error, tmp_path, capsys):

@@ -18,6 +18,7 @@ from condseg_jax.cli import shell
 from condseg_jax.cli import train
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
+from support.dicom_files import write_series
 from support.tiny import AFFINE
 from support.tiny import case
 
@@ -169,8 +170,28 @@ def test_one_bad_case_does_not_stop_the_others(run, tmp_path, capsys):
 def test_input_is_never_overwritten(says, run, tmp_path):
   path = image(tmp_path / "a.nii.gz")
   before = path.read_bytes()
-  assert "would overwrite the input image" in prediction(says, 2, run, path, tmp_path)
-  assert path.read_bytes() == before
+  nowhere = tmp_path / "norun"  # refused before a network is looked for
+  assert "would overwrite the input image" in prediction(says, 2, nowhere, path, tmp_path)
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+  # The names of single masks are known with the classes of the network.
+  ball = image(tmp_path / "a_ball.nii.gz")
+  (tmp_path / "list.txt").write_text("a.nii.gz\na_ball.nii.gz\n")
+  line = prediction(says, 2, run, tmp_path / "list.txt", tmp_path, "--separate")
+  assert f"{ball}: the result would overwrite" in line and not (tmp_path / "run.json").exists()
+
+
+def test_results_are_not_put_among_the_images(says, tmp_path):
+  nowhere, folder = tmp_path / "norun", tmp_path / "in"
+  folder.mkdir()
+  (tmp_path / "link").symlink_to(folder)
+  image(folder / "a.nii.gz")
+  for output in (folder, folder / "x" / "..", tmp_path / "link"):
+    assert "is the folder of the input images" in prediction(says, 2, nowhere, folder, output)
+  assert "no checkpoint" in prediction(says, 1, nowhere, folder, folder / "masks")
+  write_series(tmp_path / "scan", np.zeros((4, 5, 3)), np.diag([-1.0, -1, 2, 1]))
+  for output in (tmp_path / "scan", tmp_path / "scan" / "masks"):
+    line = prediction(says, 2, nowhere, tmp_path / "scan", output)
+    assert "is the folder of the input images" in line or "is inside the DICOM folder" in line
 
 
 def copy_of(root, tmp_path):

@@ -1,6 +1,8 @@
 """condseg-predict on many images: parts, memory budgets, and interrupted runs."""
 
 import errno
+import hashlib
+import html
 import json
 import os
 import resource
@@ -13,12 +15,15 @@ import numpy as np
 import pytest
 
 import condseg_jax
+from condseg_jax.cli import inputs
 from condseg_jax.cli import predict
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.formats import nifti
 from condseg_jax.geometry import Volume
 from condseg_jax.report import results as written
+from condseg_jax.system.lock import held
+from support.dicom_files import write_series
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +226,160 @@ def test_an_output_folder_that_cannot_be_written_fails_in_one_line(run, images, 
   assert "file" in capsys.readouterr().err.splitlines()[-1]
 
 
+# --- names --------------------------------------------------------------------------------------
+NAMES = {b"caf\xe9": "caf\\xe9", b"$\\frac{x$": "$\\frac{x$", b"two\nlines": "two\\nlines",
+         b"x" * 248: "x" * 248, "größe 👍".encode(): "größe 👍", b"\x1b[31mred": "\\x1b[31mred",
+         b"--help": "--help", b"'\"<b>&": "'\"<b>&", b"%d {0}": "%d {0}"}
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")  # the font has no such character
+def test_every_name_that_the_system_allows(run, images, tmp_path, capsys, expected):
+  """Into mask, picture, record, page and progress, without the end of the batch."""
+  folder, out = tmp_path / "in", tmp_path / "out"
+  folder.mkdir()
+  names = list(NAMES)[:5]
+  for name in names:
+    shutil.copy(images / "scan_0.nii.gz", folder / os.fsdecode(name + b".nii.gz"))
+  assert predict.main(["condseg-predict", f"--workdir={run}", f"--input={folder}",
+                       f"--output={out}", "--threshold=0.3", "--report", "--report_names"]) == 0
+  masks = results(out)
+  assert len(masks) == len(names) and set(masks.values()) == {expected["scan_0.nii.gz"]}
+  for kind in ("overlay.png", "statistics.json"):
+    assert len(list(out.glob(f"*_{kind}"))) == len(names)
+  assert all(path.name.isprintable() and len(os.fsencode(path.name)) < 200 for path in
+             out.iterdir())
+  assert {"größe 👍.nii.gz", "$\\frac{x$.nii.gz"} <= set(masks)
+  cases = json.loads((out / "run.json").read_text(encoding="utf-8"))["cases"].values()
+  found = {os.fsencode(case["input"]["file"]): case["files"][0] for case in cases}
+  assert found.keys() == {os.fsencode(folder) + b"/" + name + b".nii.gz" for name in names}
+  assert set(found.values()) == set(masks)
+  page = (out / "report.html").read_text(encoding="utf-8")
+  assert all(html.escape(masked.removesuffix(".nii.gz")) in page for masked in masks)
+  printed = capsys.readouterr()
+  assert len(printed.out.splitlines()) == len(names) + 1 and "\x1b" not in printed.out
+
+
+def test_a_bad_image_of_any_name_is_one_line(run, images, tmp_path, capsys):
+  folder = tmp_path / "in"
+  folder.mkdir()
+  shutil.copy(images / "scan_0.nii.gz", folder / "good.nii.gz")
+  for name in NAMES:
+    (folder / os.fsdecode(name + b".nii.gz")).write_bytes(b"no image")
+  assert segment(run, folder, tmp_path / "out", "--report", "--report_names") == 1
+  failures = [line for line in capsys.readouterr().err.splitlines() if line.startswith("failed: ")]
+  assert len(failures) == len(NAMES)
+  for shown in NAMES.values():
+    assert sum(line.startswith(f"failed: {folder}/{shown}.nii.gz: ") for line in failures) == 1
+  assert results(tmp_path / "out").keys() == {"good.nii.gz"}
+
+
+def test_a_picture_or_page_that_fails_ends_no_batch(run, images, tmp_path, capsys, caplog,
+                                                   monkeypatch, expected):
+  def fails(*_, **__):
+    raise RuntimeError("no font")
+
+  monkeypatch.setattr("condseg_jax.system.lock.log.propagate", True)
+  monkeypatch.setattr("condseg_jax.report.figures.draw_prediction", fails)
+  monkeypatch.setattr("condseg_jax.report.page.collect.predicted_case", fails)
+  only = images / "scan_0.nii.gz"
+  assert segment(run, only, tmp_path, "--picture", "--report") == 0
+  assert results(tmp_path) == {"scan_0.nii.gz": expected["scan_0.nii.gz"]}
+  assert "scan_0_overlay.png: no overlay is drawn: RuntimeError: no font" in caplog.text
+  assert "scan_0.nii.gz: is not shown on the page: RuntimeError" in capsys.readouterr().err
+  assert "segmented, but cannot be shown here" in (tmp_path / "report.html").read_text()
+  monkeypatch.setattr("condseg_jax.report.page.collect.write_report", fails)
+  assert segment(run, only, tmp_path, "--report") == 1
+  assert "failed: " in (error := capsys.readouterr().err) and "report.html: cannot be made" in error
+
+
+# --- the input of an earlier run ----------------------------------------------------------------
+def test_continue_predicts_an_image_again_that_was_replaced(run, images, tmp_path, capsys,
+                                                            expected):
+  image, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+  shutil.copy(images / "scan_0.nii.gz", image)
+  assert segment(run, image, out) == 0
+  recorded = json.loads((out / "run.json").read_text())["cases"]["scan"]["input"]
+  assert recorded == {"file": str(image), "size": image.stat().st_size,
+                      "mtime_ns": image.stat().st_mtime_ns,
+                      "sha256": hashlib.sha256(image.read_bytes()).hexdigest()}
+  (out / "scan.nii.gz").write_bytes(b"as it was")
+  os.utime(image, ns=(1, 1))  # the same content of another time, as of a copy
+  assert segment(run, image, out, "--continue") == 0
+  assert "1/1 scan: already done" in capsys.readouterr().out
+  shutil.copy(images / "scan_1.nii.gz", image)
+  assert segment(run, image, out, "--continue") == 0
+  assert "1/1 scan: was changed since its masks were written, predicted again" in (
+      capsys.readouterr().out)
+  assert results(out) == {"scan.nii.gz": expected["scan_1.nii.gz"]}
+  assert segment(run, image, out, "--continue") == 0
+  assert "already done" in capsys.readouterr().out
+  image.write_bytes(b"no image")
+  assert segment(run, image, out, "--continue") == 1
+  shutil.copy(images / "scan_0.nii.gz", image)
+  capsys.readouterr()
+  assert segment(run, image, out, "--continue") == 0
+  assert "failed since its masks were written" in capsys.readouterr().out
+  assert results(out) == {"scan.nii.gz": expected["scan_0.nii.gz"]}
+
+
+def test_continue_without_a_record_trusts_masks_that_are_newer(run, images, tmp_path, capsys,
+                                                               expected):
+  image, out = tmp_path / "scan.nii.gz", tmp_path / "out"
+  shutil.copy(images / "scan_0.nii.gz", image)
+  out.mkdir()
+  (out / "scan.nii.gz").write_bytes(b"as it was")
+  assert segment(run, image, out, "--continue") == 0
+  assert results(out) == {"scan.nii.gz": b"as it was"}
+  later = (out / "scan.nii.gz").stat().st_mtime_ns + 1_000_000_000
+  os.utime(image, ns=(later, later))
+  assert segment(run, image, out, "--continue") == 0
+  assert results(out) == {"scan.nii.gz": expected["scan_0.nii.gz"]}
+
+
+def test_a_series_is_the_same_if_all_its_slices_are(tmp_path):
+  write_series(tmp_path / "scan", np.zeros((4, 5, 3)), np.diag([-1.0, -1, 2, 1]))
+  image = inputs.InputImage(tmp_path / "scan", "scan")
+  recorded = inputs.identity(image)
+  assert inputs.is_unchanged(image, recorded)
+  first, *_ = sorted((tmp_path / "scan").iterdir())
+  content, stat = bytearray(first.read_bytes()), first.stat()
+  content[-1] ^= 1  # of the same size and time
+  first.write_bytes(content)
+  os.utime(first, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert not inputs.is_unchanged(image, recorded)
+
+
+def test_a_pipe_in_a_list_is_not_waited_for(run, images, tmp_path, capsys):
+  os.mkfifo(tmp_path / "pipe.nii")
+  (tmp_path / "list.txt").write_text(f"pipe.nii\n{images / 'scan_0.nii.gz'}\n")
+  assert segment(run, tmp_path / "list.txt", tmp_path / "out") == 1
+  assert results(tmp_path / "out").keys() == {"scan_0.nii.gz"}
+  assert "pipe.nii: is not a regular file" in capsys.readouterr().err
+
+
+def test_a_second_run_into_one_folder_is_refused(run, images, tmp_path, capsys):
+  only = images / "scan_0.nii.gz"
+  with held(tmp_path):
+    assert segment(run, only, tmp_path) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"condseg-predict: {tmp_path}: is in use by process {os.getpid()} on ")
+    assert not results(tmp_path) and not (tmp_path / "run.json").exists()
+    assert segment(run, only, tmp_path, "--num_parts=2") == 0  # with a record of its own
+  (tmp_path / ".lock").write_text("left by a killed process")
+  assert segment(run, only, tmp_path) == 0
+  assert sorted(path.name for path in tmp_path.glob("[!.]*")) == [
+      "run.json", "run_0.json", "scan_0.nii.gz", "scan_0_statistics.json"]
+
+
+def test_a_record_that_cannot_be_written_is_told_once_and_costs_no_mask(run, images, tmp_path,
+                                                                        capsys, expected):
+  (tmp_path / "run.json" / "in_the_way").mkdir(parents=True)
+  assert segment(run, images, tmp_path) == 1
+  assert results(tmp_path) == expected
+  failed, = (line for line in capsys.readouterr().err.splitlines() if "failed: " in line)
+  assert failed.startswith(f"failed: {tmp_path}/run.json: cannot be written: ")
+
+
 def test_a_list_of_images(run, images, tmp_path, capsys, expected):
   shutil.copy(images / "scan_1.nii.gz", tmp_path / "scan_1.nii.gz")
   (tmp_path / "list.txt").write_text(f"{images / 'scan_3.nii.gz'}\n\nscan_1.nii.gz\n")
@@ -272,7 +431,9 @@ def test_a_full_disk_leaves_no_half_written_mask(run, images, tmp_path, monkeypa
   monkeypatch.setattr(files, "write_label", full)
   assert segment(run, images, tmp_path) == 1
   assert sorted(results(tmp_path)) == [f"scan_{n}.nii.gz" for n in (1, 2, 3, 4)]
-  assert "No space left on device" in capsys.readouterr().err
+  failed, = (line for line in capsys.readouterr().err.splitlines() if "failed: " in line)
+  assert failed == (f"failed: {images}/scan_0.nii.gz: {tmp_path}/scan_0.nii.gz cannot be written: "
+                    "No space left on device (check permissions and free space)")
   monkeypatch.setattr(files, "write_label", write)
   assert segment(run, images, tmp_path, "--continue") == 0
   assert len(results(tmp_path)) == 5

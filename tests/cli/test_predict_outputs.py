@@ -43,7 +43,7 @@ def start(run, path, output, *more):
 
 
 def names_in(folder):
-  return {path.name for path in folder.iterdir()} - {"run.json"}
+  return {path.name for path in folder.glob("[!.]*")} - {"run.json"}
 
 
 @pytest.fixture

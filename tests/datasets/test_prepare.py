@@ -1,5 +1,6 @@
 """Preparing: where voxels go, what masks say, what a killed run leaves, and what is refused."""
 
+from concurrent import futures
 import fcntl
 import gzip
 import json
@@ -15,6 +16,8 @@ from condseg_jax.data import writer as write_lib
 from condseg_jax.data.store import Store
 from condseg_jax.datasets import prepare as prepare_lib
 from condseg_jax.datasets.carve import partial_labels_by_frames
+from condseg_jax.datasets.case import Memory
+from condseg_jax.datasets.case import prepare_case
 from condseg_jax.datasets.corrupt import Corruption
 from condseg_jax.datasets.layouts.camvid import read_camvid
 from condseg_jax.datasets.layouts.msd import read_msd
@@ -402,6 +405,30 @@ def test_no_spacing(spacing, tmp_path):
   with pytest.raises(InputError, match="spacing") as caught:
     made(write(tmp_path / "raw"), tmp_path / "out", spacing)
   assert caught.value.usage
+
+
+def test_a_spacing_at_which_no_machine_holds_a_case(tmp_path):
+  with pytest.raises(InputError, match="would have 1800 x 180000 x 140000 voxels at the target "):
+    made(write(tmp_path / "raw"), tmp_path / "out", (0.01, 1e-4, 1e-4))
+
+
+def test_an_error_within_a_mask_keeps_no_memory_from_other_threads(tmp_path):
+  """As of a full disk, after which all other threads waited for ever."""
+  class Failing(futures.ThreadPoolExecutor):
+    def map(self, function, *arguments):
+      if function.func is write_lib._write_mask:
+        raise OSError("disk full")
+      return super().map(function, *arguments)
+
+  folder = read_msd(write(tmp_path / "raw"))
+  memory = Memory(1.0)
+  with Failing(1) as pool, pytest.raises(OSError, match="disk full") as caught:
+    prepare_case(folder.cases[0], folder, tmp_path / "out", SPACING[::-1], memory, pool)
+  assert caught.traceback  # which keeps the frames of the failed case
+  waiting = threading.Thread(target=lambda: memory.take(1 << 40).__enter__(), daemon=True)
+  waiting.start()
+  waiting.join(10)
+  assert not waiting.is_alive()
 
 
 def test_spacing_of_another_number_of_axes(tmp_path):

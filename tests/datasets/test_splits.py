@@ -1,6 +1,7 @@
 """Splits and carving: every case once, patients together, the rest untouched."""
 
 import collections
+import dataclasses
 from pathlib import Path
 
 from hypothesis import given
@@ -12,9 +13,11 @@ from condseg_jax.classes import Annotation
 from condseg_jax.datasets.carve import annotate_in_full
 from condseg_jax.datasets.carve import partial_labels_by_cases
 from condseg_jax.datasets.carve import partial_labels_by_frames
+from condseg_jax.datasets.raw import leaks
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
+from condseg_jax.datasets.raw import validated
 from condseg_jax.datasets.splits import k_fold
 from condseg_jax.datasets.splits import patient_of
 from condseg_jax.errors import InputError
@@ -75,6 +78,21 @@ def test_folds_that_do_not_exist(folds, fold):
     ("patient001_frame12", "patient001"), ("p03-07", "p03"), ("s0001", ""), ("a", "")])
 def test_the_patient_that_an_id_names(case_id, patient):
   assert patient_of(case_id) == patient
+
+
+def test_a_patient_in_two_splits_is_a_leak():
+  raw = folder(["a", "a", "b", ""], test=1)
+  assert validated(raw) == raw and not leaks(raw)
+  parted = [dataclasses.replace(case, split=split) for case, split in zip(
+      raw.cases, ("train", "val", "train", "val", "test"), strict=True)]
+  error, = leaks(dataclasses.replace(raw, cases=tuple(parted)))
+  assert str(error).startswith("c1.nii: is in val, but c0 of the same patient (a) in train")
+  with pytest.raises(InputError, match="same patient"):
+    validated(dataclasses.replace(raw, cases=tuple(parted)))
+  # Folds keep the patients of train and val together, but leave those of test where they are.
+  assert not leaks(k_fold(dataclasses.replace(raw, cases=tuple(parted)), 2, 0))
+  parted[1] = dataclasses.replace(parted[1], split="test")
+  assert leaks(k_fold(dataclasses.replace(raw, cases=tuple(parted)), 2, 0))
 
 
 def test_the_patient_by_an_expression():

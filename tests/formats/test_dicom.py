@@ -1,5 +1,6 @@
 """DICOM: slices in the order of their places, and no volume from what is no regular stack."""
 
+import os
 import struct
 
 import numpy as np
@@ -41,6 +42,15 @@ def test_every_slice_has_a_slope_of_its_own(tmp_path):
     one.save_as(path)
   assert (expected % 1).any()
   np.testing.assert_allclose(read_series(tmp_path).array, expected)
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+  folder = tmp_path / os.fsdecode(b"caf\xe9")
+  write_series(tmp_path / "plain", VOXELS, AFFINE)
+  (tmp_path / "plain").rename(folder)
+  for path in sorted(folder.iterdir())[::2]:
+    path.rename(folder / os.fsdecode(b"\xff" + os.fsencode(path.name)))
+  np.testing.assert_array_equal(read_series(folder).array, VOXELS)
 
 
 @pytest.mark.parametrize("affine", [AFFINE, oblique()], ids=["axial", "oblique"])

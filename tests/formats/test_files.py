@@ -103,6 +103,17 @@ def test_images_of_a_folder_in_order(tmp_path):
   assert files.list_images(tmp_path / "b.png") == [tmp_path / "b.png"]
 
 
+def test_images_of_a_list_need_not_have_names_in_utf_8(tmp_path):
+  names = [os.fsdecode(b"caf\xe9.nii.gz"), "a b.png", "form\ffeed.png"]
+  for name in names:
+    (tmp_path / name).touch()
+  (tmp_path / "list.txt").write_bytes(b"\r\n".join(map(os.fsencode, names)) + b"\n\n")
+  assert files.list_images(tmp_path / "list.txt") == [tmp_path / name for name in names]
+  (tmp_path / "list.txt").write_bytes("a b.png".encode("utf-16"))
+  with pytest.raises(InputError, match="is not a text file"):
+    files.list_images(tmp_path / "list.txt")
+
+
 def test_no_images(tmp_path):
   with pytest.raises(InputError, match="does not exist"):
     files.list_images(tmp_path / "nowhere")

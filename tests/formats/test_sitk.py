@@ -1,6 +1,8 @@
 """MetaImage and NRRD: the same voxels in the same places as NIfTI, and nothing assumed."""
 
 import gzip
+import os
+from pathlib import Path
 import tracemalloc
 import zlib
 
@@ -59,6 +61,21 @@ def meta(folder, stored=WHOLE, **changes):
   (folder / "a.raw").write_bytes(stored)
   (folder / "a.mhd").write_bytes(text.encode() + (stored if data == "LOCAL" else b""))
   return folder / "a.mhd"
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.mha", b"caf\xe9.nrrd", b"caf\xe9.mhd"])
+def test_names_that_are_not_utf_8(name, tmp_path):
+  """SimpleITK itself takes UTF-8 only."""
+  folder = tmp_path / os.fsdecode(b"gr\xf6sse")
+  folder.mkdir()
+  plain = tmp_path / f"a{Path(os.fsdecode(name)).suffix}"
+  sitk.WriteImage(image(), str(plain))
+  expected = files.read_volume(plain)
+  for path in tmp_path.glob("a.*"):  # .mhd has its voxels in a.raw
+    path.rename(folder / (os.fsdecode(name) if path == plain else path.name))
+  found = files.read_volume(folder / os.fsdecode(name))
+  np.testing.assert_array_equal(found.array, expected.array)
+  np.testing.assert_array_equal(found.affine, expected.affine)
 
 
 def nrrd(folder, without="", text=NRRD, stored=WHOLE):

@@ -1,6 +1,7 @@
 """Overlays: orientation, proportions, and the choice of slices and cases."""
 
 import itertools
+import os
 
 import numpy as np
 from PIL import Image
@@ -174,6 +175,15 @@ def test_without_a_truth_the_image_is_beside_the_prediction(monkeypatch, tmp_pat
 def test_flat_and_broken_images_are_drawn(tmp_path, values):
   _, truth = volume()
   assert draw(tmp_path, values(truth.shape), truth, truth, (2, 1, 1)).size
+
+
+@pytest.mark.parametrize("name", [r"a$\frac{x$", os.fsdecode(b"caf\xe9"), "two\nlines\x1b", "肝臓"])
+@pytest.mark.filterwarnings("ignore:Glyph")  # the font has no such character
+def test_no_name_is_a_formula_or_an_error(tmp_path, name):
+  image, truth = volume()
+  path = tmp_path / "x.png"
+  figures.overlay_figure(path, image, truth, truth, (name, "spleen"), COLORS, (2, 1, 1), name)
+  assert path.stat().st_size
 
 
 def test_legend_names_the_classes_that_are_seen(monkeypatch, tmp_path):

@@ -24,6 +24,12 @@ def test_the_new_file_appears_at_the_end(tmp_path):
   assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_may_be_as_long_as_the_system_allows(tmp_path):
+  path = tmp_path / ("x" * 250 + ".json")
+  write_text(path, "new")
+  assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
+
+
 def test_a_folder_that_is_not_there(tmp_path):
   with pytest.raises(InputError, match="cannot be written"):
     write_text(tmp_path / "none" / "a.json", "")

@@ -37,6 +37,14 @@ def test_a_folder_is_held_by_one_process_and_free_when_that_is_killed(tmp_path):
     pass
 
 
+def test_parts_of_a_folder_are_held_apart(tmp_path):
+  with held(tmp_path), held(tmp_path, "_0"), held(tmp_path, "_1"):
+    with pytest.raises(InputError, match="is in use by process"):
+      held(tmp_path, "_0").__enter__()
+  with leased(epath.Path(tmp_path), 0.4), leased(epath.Path(tmp_path), 0.4, part="_0"):
+    pass
+
+
 def test_a_lease_is_renewed_and_given_up(tmp_path):
   folder = epath.Path(tmp_path)
   with leased(folder, seconds=0.4):

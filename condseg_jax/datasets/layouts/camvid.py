@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 
 from condseg_jax.classes import Annotation
-from condseg_jax.classes import normal_name
+from condseg_jax.classes import checked_name
+from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.raw import label_missing_error
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
@@ -34,11 +35,13 @@ def read_camvid(root: str | os.PathLike) -> RawFolder:
   """
   root = Path(os.path.abspath(root))  # the path "." has no name
   tree = read_json(root / "classes.json")
-  try:
-    names, ignore = [normal_name(name) for name in tree["classes"]], int(tree["ignore"])
-  except (KeyError, TypeError, ValueError) as error:
-    raise InputError(root / "classes.json", f"has an unexpected content ({error!r})",
-                     'write {"classes": [NAME, …], "ignore": VALUE}') from error
+  path = root / "classes.json"
+  listed = tree.get("classes")
+  if not isinstance(listed, list) or "ignore" not in tree:
+    raise InputError(path, 'has no list "classes", or no value "ignore"',
+                     'write {"classes": [NAME, …], "ignore": VALUE}')
+  names = [checked_name(name, path) for name in listed]
+  ignore = label_value(tree["ignore"], path, "ignore")
   # In this layout 0 is a class, not background.
   values = {name: (value,) for value, name in enumerate(names)}
   known = tuple(sorted({*range(len(names)), ignore}))

@@ -1,9 +1,12 @@
-"""Entries of `dataset.json` that MSD and nnU-Net have in common."""
+"""Entries that the descriptions of several layouts have in common."""
 
 from collections.abc import Mapping
+import operator
+import os
 from pathlib import Path
 
 from condseg_jax.classes import normal_name
+from condseg_jax.datasets.splits import check_pattern
 from condseg_jax.errors import InputError
 
 MODALITIES = {"ct": "ct", "mri": "mr", "mr": "mr", "t1": "mr", "t2": "mr", "rgb": "rgb"}
@@ -37,3 +40,33 @@ def modality_of(path: Path, tree: Mapping) -> str:
 def void_values(labels: Mapping[int, str]) -> list[int]:
   """Returns the values of unlabelled voxels, which are called `ignore`."""
   return [value for value, name in labels.items() if normal_name(name) == "ignore"]
+
+
+def label_value(value: object, path: str | os.PathLike, key: str) -> int:
+  """Returns a label value: a whole number, or a text of digits.
+
+  Args:
+    value: the entry.
+    path: the file, for the error.
+    key: of the entry, for the error.
+
+  Raises:
+    InputError: anything else.
+  """
+  try:
+    number = -1 if isinstance(value, bool) else (
+        int(value) if isinstance(value, str) else operator.index(value))  # type: ignore[arg-type]
+  except (TypeError, ValueError):
+    number = -1
+  if number < 0:
+    raise InputError(path, f'"{key}": {value!r:.60} is not a label value', "give whole numbers ≥ 0")
+  return number
+
+
+def patient_pattern(path: Path, tree: Mapping) -> str:
+  """Returns the entry "patient" of `dataset.json`, an addition to its layouts; "" without one.
+
+  Raises:
+    InputError: it is not a regular expression with a group.
+  """
+  return check_pattern(tree.get("patient") or "", path)

@@ -18,6 +18,8 @@ A YAML file, or a Python file whose `get_description()` returns the same as a di
 An image may be the folder of a DICOM series. `known` contains descriptions of public datasets.
 """
 
+from collections.abc import Collection
+from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import fnmatch
@@ -29,13 +31,16 @@ import re
 import yaml
 
 from condseg_jax.classes import Annotation
+from condseg_jax.classes import checked_name
 from condseg_jax.classes import normal_name
+from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.layouts.known import KNOWN
 from condseg_jax.datasets.raw import class_missing_error
 from condseg_jax.datasets.raw import label_missing_error
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
+from condseg_jax.datasets.splits import check_pattern
 from condseg_jax.datasets.splits import patient_of
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
@@ -59,7 +64,7 @@ def read_description(path: str | os.PathLike) -> RawFolder:
   tree = _python(path) if path.suffix == ".py" else _yaml(path)
   if not isinstance(tree, dict):
     raise InputError(path, "does not describe a dataset", "write keys and values, see docs/data.md")
-  return read_described(path.parent / str(tree.get("root", "")), tree, path, path.stem)
+  return read_described(path.parent / str(tree.get("root") or ""), tree, path, path.stem)
 
 
 def read_known(name: str, root: str | os.PathLike) -> RawFolder:
@@ -114,20 +119,29 @@ def read_described(root: Path, tree: Mapping, subject: str | os.PathLike, name: 
 def _labels(root: Path, entries: Sequence[str], tree: Mapping,
             subject: str | os.PathLike) -> list[tuple[dict[str, Path], Annotation]]:
   """Returns (case id → file, annotation) for each pattern of labels."""
-  void = tuple(map(int, tree.get("void") or ()))
+  void = tuple(label_value(value, subject, "void") for value in tree.get("void") or ())
   keep = [normal_name(name) for name in tree.get("annotated") or ()]
   if isinstance(tree["labels"], dict):
-    masks = {normal_name(k): v for k, v in tree["labels"].items()}
-    for name in keep:
-      if name not in masks:
-        raise InputError(subject, f"annotated class {name!r} has no masks",
-                         f"labels: {', '.join(masks)}")
+    masks = {checked_name(name, subject): pattern for name, pattern in tree["labels"].items()}
+    _check_classes(keep, masks, "annotated", "has no masks", subject)
+    _check_classes(tree.get("no_mirror") or (), masks, "no_mirror", "has no masks", subject)
     return [(_matching(root, entries, pattern, subject),
              Annotation({name: (1,)}, void, tuple(sorted({0, 1, *void}))))
             for name, pattern in masks.items() if not keep or name in keep]
-  values = {int(value): str(name) for value, name in tree["classes"].items()}
-  annotation = Annotation.create(values, keep=keep, void=void)
+  values = {label_value(value, subject, "classes"): name
+            for value, name in tree["classes"].items()}
+  known = Annotation.create(values, void=void, subject=subject).classes
+  _check_classes(keep, known, "annotated", "is not in classes", subject)
+  _check_classes(tree.get("no_mirror") or (), known, "no_mirror", "is not in classes", subject)
+  annotation = Annotation.create(values, keep=keep, void=void, subject=subject)
   return [(_matching(root, entries, tree["labels"], subject), annotation)]
+
+
+def _check_classes(names: Iterable[str], known: Collection[str], key: str, reason: str,
+                   subject: str | os.PathLike) -> None:
+  for name in names:
+    if normal_name(name) not in known:
+      raise InputError(subject, f"{key}: class {name!r} {reason}", f"classes: {', '.join(known)}")
 
 
 def _entries(root: Path) -> list[str]:
@@ -175,12 +189,15 @@ def _split(case_id: str, splits: Mapping[str, list[str]], subject: str | os.Path
 
 
 def _check(tree: Mapping, subject: str | os.PathLike) -> None:
-  unknown = sorted(set(tree) - set(KEYS))
+  unknown = sorted(str(key) for key in set(tree) - set(KEYS))
   if unknown:
     raise InputError(subject, f"unknown key {unknown[0]!r}", f"keys: {', '.join(KEYS)}")
   for key in ("modality", "images", "labels"):
     if not tree.get(key):
       raise InputError(subject, f"{key!r} is missing", "see docs/data.md")
+  for key in ("modality", "root", "images"):
+    if not isinstance(tree.get(key) or "", str):
+      raise InputError(subject, f"{key!r} must be a text", "see docs/data.md")
   if tree["modality"] not in MODALITIES:
     raise InputError(subject, f"unknown modality {tree['modality']!r}",
                      f"choose from: {', '.join(MODALITIES)}")
@@ -191,7 +208,19 @@ def _check(tree: Mapping, subject: str | os.PathLike) -> None:
     if tree.get(key) is not None and not isinstance(tree[key], kind):
       raise InputError(subject, f"{key!r} must be a {'list' if kind is list else 'mapping'}",
                        "see docs/data.md")
-  unknown = sorted(set(tree.get("splits") or ()) - {"train", "val", "test"})
+  for split, ids in (tree.get("splits") or {}).items():
+    if not isinstance(ids, list | tuple) or not all(isinstance(x, str | int) for x in ids):
+      raise InputError(subject, f"splits: {split}: {ids!r:.60} is not a list of ids",
+                       'write e.g. splits: {train: ["a*"], val: [b01]}')
+  for name, axes in (tree.get("no_mirror") or {}).items():
+    if not isinstance(axes, list | tuple) or not set(map(str, axes)) <= set("DHW"):
+      raise InputError(subject, f"no_mirror: {name}: {axes!r:.60} is not a list of axes",
+                       "axes: D, H, W")
+  if tree.get("unlabelled") not in (None, "skip"):
+    raise InputError(subject, f"unlabelled: {tree['unlabelled']!r:.60} is not known",
+                     "write unlabelled: skip, or leave it out")
+  check_pattern(tree.get("patient") or "", subject)
+  unknown = sorted(str(key) for key in set(tree.get("splits") or ()) - {"train", "val", "test"})
   if unknown:
     raise InputError(subject, f"unknown split {unknown[0]!r}", "choose from: train, val, test")
 
@@ -199,9 +228,11 @@ def _check(tree: Mapping, subject: str | os.PathLike) -> None:
 def _yaml(path: Path) -> object:
   try:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
-  except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+  except (yaml.YAMLError, ValueError, OSError) as error:
     line = " ".join(str(error).split())
     raise InputError(path, f"is not valid YAML ({line})", "correct the file") from error
+  except RecursionError as error:
+    raise InputError(path, "is not valid YAML (nested too deeply)", "correct the file") from error
 
 
 def _python(path: Path) -> object:

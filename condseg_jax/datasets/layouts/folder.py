@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from condseg_jax.classes import Annotation
-from condseg_jax.classes import normal_name
+from condseg_jax.classes import checked_name
+from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.raw import class_missing_error
 from condseg_jax.datasets.raw import label_missing_error
 from condseg_jax.datasets.raw import RawCase
@@ -71,15 +72,12 @@ def _masks(root: Path) -> list[tuple[dict[str, Path], Annotation]]:
   """Returns (case id → file, annotation) for each folder of masks."""
   folders = sorted(p for p in (root / "masks").iterdir() if p.is_dir() and p.name[0] != ".")
   if folders:
-    return [(_images(p), Annotation({normal_name(p.name): (1,)}, (), (0, 1))) for p in folders]
+    return [(_images(p), Annotation({checked_name(p.name, p): (1,)}, (), (0, 1))) for p in folders]
   path = root / "classes.json"
   values = read_json(path) if path.exists() else {root.name: 1}
-  try:
-    labels = {int(value): name for name, value in values.items()}
-  except (TypeError, ValueError) as error:
-    raise InputError(path, f"does not map classes to values ({error})", 'write {"liver": 1}'
-                     ) from error
-  return [(_images(root / "masks"), Annotation.create(labels))]
+  labels = {label_value(value, path, name): name for name, value in values.items()}
+  subject = path if path.exists() else root
+  return [(_images(root / "masks"), Annotation.create(labels, subject=subject))]
 
 
 def _images(folder: Path) -> dict[str, Path]:

@@ -2,7 +2,8 @@
 
     DIR/dataset.json    "modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver"},
                         "training": [{"image": "./imagesTr/a.nii.gz", "label": …}, …];
-                        voxels of a label called "ignore" are unlabelled
+                        voxels of a label called "ignore" are unlabelled; optional: "patient", a
+                        regular expression, its group in an id is the patient
     DIR/splits.json     optional: {"train": [ids], "val": [ids]}, or "train": {class: [ids]}, where
                         the cases of a class annotate only this class
 """
@@ -16,7 +17,9 @@ from pathlib import Path
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import normal_name
 from condseg_jax.datasets.layouts import nnunet
+from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.layouts.declared import modality_of
+from condseg_jax.datasets.layouts.declared import patient_pattern
 from condseg_jax.datasets.layouts.declared import void_values
 from condseg_jax.datasets.raw import class_missing_error
 from condseg_jax.datasets.raw import RawCase
@@ -47,25 +50,49 @@ def read_msd(root: str | os.PathLike) -> RawFolder:
   path = root / "dataset.json"
   tree = read_json(path)
   labels = _labels(path, tree)
-  entries = tree.get("training") or []
-  if not entries:
-    raise InputError(path, "lists no training case", 'fill the list "training"')
-  try:
-    pairs = {files.stem(e["image"]): (root / e["image"], root / e["label"]) for e in entries}
-  except (KeyError, TypeError) as error:
-    raise InputError(path, f'{error} is missing in an entry of "training"',
-                     'write {"image": FILE, "label": FILE}') from error
-  if len(pairs) < len(entries):
-    raise InputError(path, "lists two training cases of the same name",
-                     "give every image a unique name")
-
-  annotation = Annotation.create(labels, void=void_values(labels))
+  pairs = _pairs(path, tree)
+  patient = patient_pattern(path, tree)
+  annotation = Annotation.create(labels, void=void_values(labels), subject=path)
   cases: list[RawCase] = []
   for dataset, split, ids, keep in _groups(root, pairs, labels):
     kept = annotation.keep([normal_name(name) for name in keep]) if keep else annotation
     cases += [RawCase(i, pairs[i][0], (RawLabel(pairs[i][1], kept),), dataset, split,
-                      patient_of(i)) for i in ids]
+                      patient_of(i, patient)) for i in ids]
   return RawFolder(root, modality_of(path, tree), tuple(cases))
+
+
+def _pairs(path: Path, tree: Mapping) -> dict[str, tuple[Path, Path]]:
+  """Returns case id → image and label of the training cases in `dataset.json`."""
+  entries = tree.get("training") or []
+  if not isinstance(entries, list) or not entries:
+    raise InputError(path, "lists no training case", 'fill the list "training"')
+  pairs = {}
+  for number, entry in enumerate(entries, 1):
+    image, label = (_member(path, entry, number, key) for key in ("image", "label"))
+    pairs[files.stem(image)] = image, label
+  if len(pairs) < len(entries):
+    raise InputError(path, "lists two training cases of the same name",
+                     "give every image a unique name")
+  return pairs
+
+
+def _member(path: Path, entry: object, number: int, key: str) -> Path:
+  """Returns the path of a file, which must be in the folder of `dataset.json`."""
+  name = entry.get(key) if isinstance(entry, dict) else None
+  place = f'"{key}" in entry {number} of "training"'
+  try:
+    named = isinstance(name, str) and b"\0" not in os.fsencode(name)
+  except UnicodeEncodeError:
+    named = False
+  if not named:
+    raise InputError(path, f"{place} is not a file name",
+                     'write {"image": FILE, "label": FILE}')
+  # Not resolved: a link in the folder may point to a file elsewhere.
+  member = Path(os.path.normpath(path.parent / str(name)))
+  if not member.is_relative_to(path.parent):
+    raise InputError(path, f"{place} is outside of the dataset: {name}",
+                     "put the file, or a symbolic link to it, into the folder of dataset.json")
+  return member
 
 
 def _groups(root: Path, pairs: Mapping[str, tuple[Path, Path]],
@@ -77,7 +104,11 @@ def _groups(root: Path, pairs: Mapping[str, tuple[Path, Path]],
   splits = read_json(splits_path)
   groups: list[tuple[str, str, list[str], list[str]]] = []
   for split in ("train", "val", "test"):
-    members = splits.get(split, [])
+    members = splits.get(split) or []
+    for ids in members.values() if isinstance(members, dict) else [members]:
+      if not isinstance(ids, list) or not all(isinstance(case_id, str) for case_id in ids):
+        raise InputError(splits_path, f'"{split}": {ids!r:.60} is not a list of case ids',
+                         'write {"train": [ids], "val": [ids]}')
     if isinstance(members, dict):
       _check_known(splits_path, members, labels)
       groups += [(normal_name(name), split, ids, [name]) for name, ids in members.items()]
@@ -114,10 +145,6 @@ def _labels(path: Path, tree: Mapping) -> dict[int, str]:
   labels = tree.get("labels")
   if not isinstance(labels, dict) or not labels:
     raise InputError(path, 'has no "labels"', 'add {"0": "background", "1": "liver", …}')
-  try:
-    if all(str(key).isdigit() for key in labels):
-      return {int(value): name for value, name in labels.items()}
-    return {int(value): name for name, value in labels.items()}
-  except (TypeError, ValueError) as error:
-    raise InputError(path, f'"labels" does not map values to names ({error})',
-                     'write {"0": "background", "1": "liver", …}') from error
+  if all(str(key).isdigit() for key in labels):
+    return {label_value(value, path, "labels"): name for value, name in labels.items()}
+  return {label_value(value, path, "labels"): name for name, value in labels.items()}

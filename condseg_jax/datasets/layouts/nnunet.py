@@ -2,7 +2,8 @@
 
     DIR/dataset.json     "channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1},
                          "file_ending": ".nii.gz"; a label may be a list of values (a region);
-                         voxels of a label called "ignore" are unlabelled
+                         voxels of a label called "ignore" are unlabelled; optional: "patient", a
+                         regular expression, its group in an id is the patient
     DIR/imagesTr/ID_0000.ENDING, DIR/labelsTr/ID.ENDING      training cases
     DIR/imagesTs/ID_0000.ENDING, DIR/labelsTs/ID.ENDING      test cases, where labelled
 
@@ -12,10 +13,13 @@ Source: https://github.com/MIC-DKFZ/nnUNet/blob/master/documentation/dataset_for
 from collections.abc import Mapping
 import os
 from pathlib import Path
+import re
 
 from condseg_jax.classes import Annotation
-from condseg_jax.classes import normal_name
+from condseg_jax.classes import checked_name
+from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.layouts.declared import modality_of
+from condseg_jax.datasets.layouts.declared import patient_pattern
 from condseg_jax.datasets.raw import label_missing_error
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
@@ -43,9 +47,9 @@ def read_nnunet(root: str | os.PathLike) -> RawFolder:
   path = root / "dataset.json"
   tree = read_json(path)
   ending = tree.get("file_ending")
-  if not isinstance(ending, str) or not ending.startswith("."):
+  if not isinstance(ending, str) or not re.fullmatch(r"\.[A-Za-z0-9.]+", ending):
     raise InputError(path, 'has no "file_ending"', 'add e.g. "file_ending": ".nii.gz"')
-  annotation = _annotation(path, tree)
+  annotation, patient = _annotation(path, tree), patient_pattern(path, tree)
   cases, faults = [], []
   for split, suffix in (("train", "Tr"), ("test", "Ts")):
     images, labels = f"images{suffix}", f"labels{suffix}"
@@ -58,7 +62,7 @@ def read_nnunet(root: str | os.PathLike) -> RawFolder:
         faults.append(label_missing_error(image, label))
         continue
       cases.append(RawCase(case_id, image, (RawLabel(label, annotation),), root.name, split,
-                           patient_of(case_id)))
+                           patient_of(case_id, patient)))
   if not cases:
     raise InputError(root, "contains no labelled case",
                      f"expected imagesTr/ID{CHANNEL}{ending} and labelsTr/ID{ending}")
@@ -69,12 +73,8 @@ def _annotation(path: Path, tree: Mapping) -> Annotation:
   labels = tree.get("labels")
   if not isinstance(labels, dict) or not labels:
     raise InputError(path, 'has no "labels"', 'add {"background": 0, "liver": 1, …}')
-  try:
-    values = {normal_name(name): tuple(map(int, value if isinstance(value, list) else [value]))
-              for name, value in labels.items()}
-  except (TypeError, ValueError) as error:
-    raise InputError(path, f'"labels" does not map names to values ({error})',
-                     'write {"background": 0, "liver": 1, …}') from error
+  values = {checked_name(name, path): tuple(label_value(v, path, "labels") for v in (
+      value if isinstance(value, list) else [value])) for name, value in labels.items()}
   void = values.pop("ignore", ())
   known = tuple(sorted({0, *void, *(v for region in values.values() for v in region)}))
   values = {name: region for name, region in values.items() if region != (0,)}

@@ -12,7 +12,7 @@ import os
 from pathlib import Path
 
 from condseg_jax.classes import Annotation
-from condseg_jax.classes import normal_name
+from condseg_jax.classes import checked_name
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
@@ -47,7 +47,7 @@ def read_totalsegmentator(root: str | os.PathLike) -> RawFolder:
     modalities[IMAGES[images[0].name]] = folder
     labels = []
     for mask in masks:
-      name = normal_name(mask.name.removesuffix(".nii.gz"))
+      name = checked_name(mask.name.removesuffix(".nii.gz"), mask)
       labels.append(RawLabel(mask, Annotation({name: (1,)}, (), (0, 1))))
     split = splits.get(folder.name, "train")
     cases.append(RawCase(folder.name, images[0], tuple(labels), root.name, split))

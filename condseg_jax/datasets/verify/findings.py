@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from condseg_jax.errors import InputError
+from condseg_jax.errors import printable
 
 ERROR, WARNING = "error", "warning"
 FEW = 4  # minimal number of cases for the detection of outliers
@@ -148,7 +149,7 @@ def leak_findings(images: Iterable[ImageRecord]) -> list[Finding]:
 def table(findings: Sequence[Finding], root: str | os.PathLike) -> str:
   """Formats findings as aligned lines, errors first; file names are relative to `root`."""
   header = ("", "name", "file", "finding", "cure")
-  rows = [(f.severity, f.name, _relative(f.file, root), f.finding, f.cure)
+  rows = [tuple(map(printable, (f.severity, f.name, _relative(f.file, root), f.finding, f.cure)))
           for f in sorted(findings, key=lambda f: (f.severity, f.name, f.file))]
   # A cell with many ids may exceed the width of its column.
   widths = [min(60, max(len(row[i]) for row in (header, *rows))) for i in range(4)]

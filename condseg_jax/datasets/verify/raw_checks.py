@@ -16,6 +16,7 @@ import tqdm
 
 from condseg_jax.classes import POSITIVE
 from condseg_jax.datasets import discover
+from condseg_jax.datasets.raw import leaks
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
@@ -91,7 +92,7 @@ def verify(root: str | os.PathLike, read: Callable[[Path], RawFolder] | None = N
       continue
     try:
       folders.append(read(Path(path)) if read else discover.open_layout(path))
-      findings += map(Finding.of, folders[-1].faults)
+      findings += map(Finding.of, (*folders[-1].faults, *leaks(folders[-1])))
     except InputError as error:
       findings.append(Finding.of(error))
   jobs = [(folder, case) for folder in folders for case in folder.cases]

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from condseg_jax.errors import InputError
+from condseg_jax.errors import printable
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.formats import files
 from condseg_jax.geometry import Volume
@@ -35,7 +36,9 @@ def case_names(names: Sequence[str], show_names: bool) -> list[str]:
 
   File names often contain patient names, and a page is easily passed on.
   """
-  return list(names) if show_names else [f"case {number}" for number in range(1, len(names) + 1)]
+  if show_names:
+    return list(map(printable, names))
+  return [f"case {number}" for number in range(1, len(names) + 1)]
 
 
 def predicted_case(name: str, volume: Volume, prediction: Prediction, predictor: Predictor, *,
@@ -100,20 +103,25 @@ def earlier_case(name: str) -> Case:
   return Case(name, failure="segmented in an earlier run, not shown here")
 
 
+def unshown_case(name: str) -> Case:
+  """Returns a case that is segmented, but could not be drawn."""
+  return Case(name, failure="segmented, but cannot be shown here")
+
+
 def failed_case(name: str, error: InputError, path: str | os.PathLike, show_names: bool) -> Case:
   """Returns a case without a result; file names are removed from the reason unless `show_names`."""
   return Case(name, failure=error.reason if show_names else without_names(error.reason, path))
 
 
 def without_names(text: str, path: str | os.PathLike) -> str:
-  """Replaces every mention of a file, its folder, or the slices of a DICOM folder in a text."""
+  """Replaces every mention of a file, its folder, or the slices of a DICOM folder in a message."""
   path = Path(path)
   folder = path.parent.absolute()
   slices = sorted((p.name for p in path.iterdir()), key=len, reverse=True) if path.is_dir() else ()
   for mention in (*slices, str(path), str(path.absolute()), str(folder), path.name,
                   files.stem(path)):
     if len(mention) > 1:
-      text = text.replace(mention, "(file)")
+      text = text.replace(printable(mention), "(file)")  # as in an InputError
   return text
 
 

@@ -118,7 +118,8 @@ def test_a_missing_label_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("changes", [
-    {"classes": None}, {"ignore": None}, {"classes": 7}, {"ignore": "void"}, {"ignore": [11]}])
+    {"classes": None}, {"ignore": None}, {"classes": 7}, {"ignore": "void"}, {"ignore": [11]},
+    {"classes": "sky"}, {"classes": ["sky", None, "car"]}, {"classes": ["sky", "a\n b", "car"]}])
 def test_wrong_classes_json_is_named(changes, tmp_path):
   root = write(tmp_path / "x", **changes)
   with pytest.raises(InputError) as caught:

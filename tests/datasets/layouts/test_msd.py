@@ -126,10 +126,29 @@ def test_modalities(channels, modality, tmp_path):
     ({"labels": {}}, "labels"),
     ({"labels": ["background", "liver"]}, "labels"),
     ({"labels": {"background": 0, "whole": [1, 2]}}, "labels"),
+    ({"labels": {"background": 0, "liver": 1.5}}, '"labels": 1.5 is not a label value'),
+    ({"labels": {"background": 0, "liver": float("inf")}}, '"labels": inf is not a label value'),
+    ({"labels": {"background": 0, "liver": True}}, '"labels": True is not a label value'),
+    ({"labels": {"0": "background", "1": None}}, "class name None is not a text"),
+    ({"labels": {"0": "background", "1": " "}}, "class name ' ' is empty"),
+    ({"labels": {"0": "background", "1": "a\udce9"}}, "class name .* invalid Unicode"),
+    ({"labels": {"0": "background", "1": "../a"}}, r"class name '\.\./a' is a path"),
+    ({"labels": {"0": "background", "1": 5000 * "a"}}, "has 5000 characters"),
     ({"training": []}, "no training case"),
     ({"training": None}, "no training case"),
     ({"training": [{"image": "a.nii.gz"}]}, "training"),
     ({"training": ["a.nii.gz"]}, "training"),
+    ({"training": 5}, "no training case"),
+    ({"training": {"image": "a.nii.gz"}}, "no training case"),
+    ({"training": [{"image": 5, "label": "l.nii.gz"}]}, '"image" in entry 1 of "training"'),
+    ({"training": [{"image": "a\0.nii", "label": "l.nii.gz"}]}, '"image" in entry 1'),
+    ({"training": [{"image": "a.nii", "label": "\ud800.nii"}]}, '"label" in entry 1'),
+    ({"training": [{"image": "/etc/a.nii", "label": "l.nii"}]}, "outside of the dataset: /etc/a.n"),
+    ({"training": [{"image": "a.nii", "label": "../x2/l.nii"}]}, "outside of the dataset"),
+    ({"training": [{"image": "a/../../../b.nii", "label": "l.nii"}]}, "outside of the dataset"),
+    ({"patient": 5}, '"patient": 5 is not a regular expression'),
+    ({"patient": "["}, "not a valid regular expression"),
+    ({"patient": "a"}, "has no group"),
     ({"training": [{"image": f"{d}/a.nii.gz", "label": "l.nii.gz"} for d in "xy"]}, "same name")])
 def test_a_wrong_description_is_named(changes, reason, tmp_path):
   root = describe(tmp_path / "x", **changes)
@@ -146,6 +165,9 @@ def test_a_wrong_description_is_named(changes, reason, tmp_path):
     ({"train": {"anterior": ["a"], "liver": ["b"]}}, "'liver' is not a label"),
     ({"train": [], "val": []}, "contains no case"),
     ({"fold": ["a"]}, "contains no case"),
+    ({"train": 5}, '"train": 5 is not a list of case ids'),
+    ({"train": ["a", 5]}, "is not a list of case ids"),
+    ({"train": {"anterior": "a"}}, "'a' is not a list of case ids"),
     ([{"train": ["a"]}], "not a JSON object")])
 def test_a_wrong_split_is_named(splits, reason, tmp_path):
   root = describe(tmp_path / "x", splits=splits)
@@ -154,7 +176,24 @@ def test_a_wrong_split_is_named(splits, reason, tmp_path):
   assert caught.value.subject == str(root / "splits.json") and not caught.value.usage
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "", "7"])
+def test_files_may_be_links_to_elsewhere_or_named_in_full(tmp_path):
+  root = describe(tmp_path / "x", training=[
+      {"image": "./link/../a.nii", "label": str(tmp_path / "x" / "l.nii")}])
+  (tmp_path / "real.nii").touch()
+  (root / "a.nii").symlink_to(tmp_path / "real.nii")
+  case, = read_msd(root).cases
+  assert case.image == root / "a.nii" and case.labels[0].path == root / "l.nii"
+
+
+def test_the_patient_is_declared(tmp_path):
+  ids = ("brats20_training_001", "brats20_training_002")
+  guessed = read_msd(describe(tmp_path / "x", ids))
+  assert {case.group for case in guessed.cases} == {"brats20"}
+  declared = read_msd(describe(tmp_path / "x", ids, patient="^(.*)$"))
+  assert [case.group for case in declared.cases] == list(ids)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "", "7", "[" * 100_000, '{"a": ' * 100_000])
 def test_json_that_is_none(text, tmp_path):
   (tmp_path / "dataset.json").write_text(text)
   with pytest.raises(InputError, match="JSON"):

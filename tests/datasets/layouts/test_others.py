@@ -454,6 +454,19 @@ def test_a_description_of_masks_and_series(tmp_path):
     ("annotated: [left kidney]", "annotated: [heart]", "'heart'"), ("_seg", "_mask", "no label"),
     ("{train:", "{training:", "unknown split 'training'"), ("[q1]", '["p1"]', "in several splits"),
     ('"^([a-z])"', '"["', "not a valid regular expression"), ('"^([a-z])"', '"p"', "has no group"),
+    ("{1: left kidney,", "{x: left kidney,", "\"classes\": 'x' is not a label value"),
+    ("{1: left kidney,", "{1: null,", "class name None is not a text"),
+    ("{1: left kidney,", r'{1: "a\tb",', "control characters"),
+    ("[9]", "[x]", "\"void\": 'x' is not a label value"), ("[q1]", "5", "5 is not a list of ids"),
+    ("[W, H]", "5", "no_mirror: left kidney: 5 is not a list of axes"),
+    ("[W, H]", "[X]", "is not a list of axes"), ("{left kidney: [W", "{heart: [W", "'heart'"),
+    ("modality: mr", "modality: [mr]", "'modality' must be a text"),
+    ("modality: mr", "modality: mr\n5: 6", "unknown key '5'"),
+    ("modality: mr", "modality: mr\nroot: 5", "'root' must be a text"),
+    ("modality: mr", "modality: mr\nunlabelled: drop", "'drop' is not known"),
+    ('"^([a-z])"', "5", "5 is not a regular expression"),
+    ("modality: mr", "modality: 2001-99-99", "not valid YAML"),
+    ("modality: mr", "modality: " + 3_000 * "[", "nested too deeply"),
     ("[9]", "9", "'void' must be a list"), ("modality: mr", "modality: [", "not valid YAML"),
     ("scans/{id}/t1", "scan/{id}/t1", "no labelled case"),
     ('"scans/{id}/t1.nii.gz"', '"scans/{id}*/t1.nii.gz"', "the same id 'p'"),
@@ -545,7 +558,7 @@ def test_the_command_prepares_carves_and_damages(tmp_path, capsys):
     (["--folds=2", "--fold=2"], "--fold: must be in [0, 1], not 2"),
     (["--carve=frames", "--block=0"], "--block: must be at least 1"),
     (["--keep=heart"], "'heart'"), (["--spacing=a"], "--spacing"),
-    (["--spacing=1,0,1"], "--spacing: must be positive numbers, not 1,0,1")])
+    (["--spacing=1,0,1"], "--spacing: must be numbers in [0.0001, 1000], not 1,0,1")])
 def test_wrong_usage_of_the_command(flags, reason, tmp_path, capsys):
   root = write_nnunet(tmp_path / "d")
   assert command.main(["condseg-prepare", "--format=nnunet", f"--source={root}",

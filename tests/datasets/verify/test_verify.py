@@ -19,6 +19,7 @@ from condseg_jax.data.store import Store
 from condseg_jax.datasets.layouts.msd import read_msd
 from condseg_jax.datasets.prepare import prepare
 from condseg_jax.datasets.verify.raw_checks import verify
+from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.formats.picture import write_png
@@ -163,6 +164,19 @@ def test_several_datasets_are_checked_together(tmp_path):
   findings, count = verify(tmp_path / "all", progress=False)
   # Both sets are drawn alike, so that d is a copy of b: in one split that is no leak.
   assert found(findings) == [("duplicate", "error")] and count == 4
+
+
+def test_a_patient_in_two_splits_is_an_error_of_both_commands(tmp_path, capsys):
+  ids = ["liver_001_0", "liver_001_1", "liver_001_2", "liver_002_0"]
+  root = write(tmp_path / "raw", ids, val=["liver_001_2", "liver_002_0"])
+  findings, count = verify(root, progress=False)
+  assert found(findings) == [("leak", "error")] and count == 4
+  assert "liver_001_0 of the same patient (liver_001) in train" in findings[0].finding
+  with pytest.raises(InputError, match="liver_001_2.nii.gz: is in val, but liver_001_0"):
+    prepare(read_msd(root), tmp_path / "out", progress=False)
+  tree = json.loads((root / "dataset.json").read_text())
+  (root / "dataset.json").write_text(json.dumps(tree | {"patient": "^(.*)$"}))
+  assert verify(root, progress=False) == ([], 4)
 
 
 def test_an_unusable_dataset_is_a_finding_and_the_others_are_read(tmp_path):

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import math
+import os
 import re
 
 from hypothesis import given
@@ -182,6 +183,7 @@ def test_more_classes_than_a_byte_holds_make_no_scan():
 def test_names_are_numbers_unless_asked_for():
   assert collect.case_names(["doe_jane", "roe"], False) == ["case 1", "case 2"]
   assert collect.case_names(["doe_jane", "roe"], True) == ["doe_jane", "roe"]
+  assert collect.case_names([os.fsdecode(b"caf\xe9\n")], True) == [r"caf\xe9\n"]
 
 
 def test_reasons_of_failures_name_no_file(tmp_path):
@@ -191,6 +193,9 @@ def test_reasons_of_failures_name_no_file(tmp_path):
   hidden = collect.failed_case("case 1", error, path, show_names=False).failure
   assert "doe" not in hidden and "ward" not in hidden and "holds" in hidden
   assert collect.failed_case("x", error, path, show_names=True).failure == reason
+  path = tmp_path / os.fsdecode(b"doe\xe9\n.nii")
+  error = InputError(path, f"in {path}", "cure")
+  assert collect.failed_case("case 1", error, path, show_names=False).failure == "in (file)"
 
 
 def test_a_page_holds_scans_within_its_budget():
