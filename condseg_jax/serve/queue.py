@@ -115,26 +115,16 @@ class Queue:
       InputError: the first start of the device fails.
     """
     await self.device.start()
+    LOG.info("ready")
     while True:
       if not self.device.ready:
         if self._closing:
           return
         await self._restart()
-        continue
-      while not self._entries:
-        self._wake.clear()
-        await self._wake.wait()
-      entry = self._running = self._entries.popleft()
-      start, outcome = time.monotonic(), None
-      try:
-        outcome = await self.device.run(entry.folder, entry.request, entry.cancelled)
-      finally:
-        self._running = None
-        if outcome is None and not self._closing and not entry.cancelled.is_set():
-          self._entries.appendleft(entry)
-        else:
-          entry.outcome.set_result(outcome or {"status": 0})
-      self._usual_seconds += (time.monotonic() - start - self._usual_seconds) / 4
+      elif self._entries:
+        await self._run(self._entries.popleft())
+      else:
+        await self._wait()
 
   def close(self) -> None:
     """Rejects new and waiting requests; stops the running one after `CLOSING_SECONDS`."""
@@ -148,10 +138,35 @@ class Queue:
       self._running.cancelled.set()
       self.device.kill()
 
+  async def _wait(self) -> None:
+    """Waits for a request, or for the exit of the idle worker."""
+    self._wake.clear()
+    tasks = [asyncio.ensure_future(event) for event in (self._wake.wait(), self.device.exited())]
+    try:
+      await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+      for task in tasks:
+        task.cancel()
+
+  async def _run(self, entry: _Entry) -> None:
+    """Runs a request; it returns to the queue if the worker had exited before receiving it."""
+    self._running = entry
+    start, outcome = time.monotonic(), None
+    try:
+      outcome = await self.device.run(entry.folder, entry.request, entry.cancelled)
+    finally:
+      self._running = None
+      if outcome is None and not self._closing and not entry.cancelled.is_set():
+        self._entries.appendleft(entry)
+      else:
+        entry.outcome.set_result(outcome or {"status": 0})
+    self._usual_seconds += (time.monotonic() - start - self._usual_seconds) / 4
+
   async def _restart(self) -> None:
     LOG.warning("the worker has exited; restarting it")
     try:
       await self.device.start()
+      LOG.info("ready")
     except InputError as error:
       LOG.error("%s", error)
       while self._entries:

@@ -120,7 +120,10 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
       limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
   server = _Server(config, queue)
   web = asyncio.create_task(server.serve([listener]))
-  work = asyncio.create_task(_run_queue(queue, listener))
+  host, port = listener.getsockname()[:2]
+  LOG.info("listening on http://%s:%d; loading the network", f"[{host}]" if ":" in host else host,
+           port)
+  work = asyncio.create_task(queue.run())
   try:
     await asyncio.wait({web, work}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
@@ -131,22 +134,6 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
     await device.close()
-
-
-async def _run_queue(queue: Queue, listener: socket.socket) -> None:
-  """Runs the queue and logs when it is ready."""
-  host, port = listener.getsockname()[:2]
-  LOG.info("listening on http://%s:%d; loading the network", f"[{host}]" if ":" in host else host,
-           port)
-  run = asyncio.create_task(queue.run())
-  try:
-    while not queue.device.ready and not run.done():
-      await asyncio.sleep(0.05)
-    if not run.done():
-      LOG.info("ready")
-    await run
-  finally:
-    run.cancel()
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -257,6 +257,19 @@ def test_a_killed_worker_is_restarted(service):
   assert httpx2.post(f"{address}/predict", content=nifti(), timeout=None).status_code == 200
 
 
+def test_a_worker_killed_while_idle_is_seen_and_restarted(service):
+  process, address, _ = service
+  before = worker(process)
+  before.kill()
+  start = time.monotonic()
+  until(lambda: httpx2.get(f"{address}/health").status_code == 503)
+  print(f"seen after {time.monotonic() - start:.2f} s")
+  assert httpx2.get(f"{address}/health").json()["ready"] is False
+  until(lambda: httpx2.get(f"{address}/health").status_code == 200)
+  assert worker(process).pid != before.pid
+  assert httpx2.post(f"{address}/predict", content=nifti(), timeout=None).status_code == 200
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_shuts_down_in_order(workdir, tmp_path, number):
   with serving(workdir, tmp_path, "--max_mb=1") as (process, address):

@@ -63,6 +63,9 @@ class Inside:
     return await asyncio.to_thread(handle, self._predictor, folder, vars(request), self._limits,
                                    lambda _event: None)
 
+  async def exited(self):
+    await asyncio.Event().wait()
+
   def kill(self):
     pass
 
