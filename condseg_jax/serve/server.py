@@ -6,6 +6,7 @@ the worker's memory.
 """
 
 import asyncio
+from collections.abc import Collection
 import json
 import logging
 from pathlib import Path
@@ -22,6 +23,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
+from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import HttpError
@@ -33,7 +35,8 @@ MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files
 LOG = logging.getLogger("condseg_jax")
 
 
-def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -> None:
+def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
+          allowed_hosts: Collection[str] = ()) -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
@@ -42,10 +45,12 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -
     host: address to listen on.
     port: port to listen on; 0 for any free port.
     limits: of requests.
+    allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
 
   Raises:
-    InputError: the network cannot be loaded, or the address cannot be used.
+    InputError: the network cannot be loaded, the address cannot be used, or a name is invalid.
   """
+  hosts = Hosts(host, allowed_hosts)
   # uvicorn raises the signal again after its shutdown.
   handlers = {number: signal.signal(number, lambda *_: None)
               for number in (signal.SIGTERM, signal.SIGINT)}
@@ -55,7 +60,7 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
       device = Device(worker_command(workdir, checkpoint), limits)
-      asyncio.run(_serve(device, listener, limits, Path(folder)))
+      asyncio.run(_serve(device, listener, limits, Path(folder), hosts))
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
@@ -111,12 +116,13 @@ class Protocol(H11Protocol):
       self.transport.close()
 
 
-async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path) -> None:
+async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path,
+                 hosts: Hosts) -> None:
   freeze_gc()
   queue = Queue(device, limits)
   config = uvicorn.Config(
-      build_app(queue, limits, folder), loop="asyncio", http=Protocol, ws="none", lifespan="off",
-      log_config=None, access_log=False, server_header=False, proxy_headers=False,
+      build_app(queue, limits, folder, hosts), loop="asyncio", http=Protocol, ws="none",
+      lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
       limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
   server = _Server(config, queue)
   web = asyncio.create_task(server.serve([listener]))

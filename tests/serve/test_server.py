@@ -13,7 +13,7 @@ from support.service import LIMITS
 from support.service import listening
 from support.service import network
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +53,11 @@ def test_a_connection_that_says_nothing_is_closed(address, monkeypatch):
   monkeypatch.setattr(server, "HEADER_SECONDS", 0.1)
   assert answer(address, b"") == answer(address, HEAD) == b""
   monkeypatch.setattr(server, "HEADER_SECONDS", 3600)
-  request = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+  request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
   assert answer(address, request).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_connection_that_begins_another_request_and_stops_is_closed(address, monkeypatch):
   monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
-  found = answer(address, b"GET /health HTTP/1.1\r\nHost: x\r\n\r\nG")
+  found = answer(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG")
   assert found.startswith(b"HTTP/1.1 200 ") and found.count(b"HTTP/1.1") == 1

@@ -163,11 +163,15 @@ async def mixed(address, good, bad, count):
   return answers, seen
 
 
+def head(size):
+  """The head of a request with a body of `size` bytes."""
+  return f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
+
+
 async def broken(address, body):
   host, port = address.removeprefix("http://").split(":")
   _, writer = await asyncio.open_connection(host, int(port))
-  writer.write(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-               + body[:len(body) // 2])
+  writer.write(head(len(body)) + body[:len(body) // 2])
   with contextlib.suppress(ConnectionError):
     await writer.drain()
   writer.close()
@@ -228,8 +232,7 @@ def running(address):
   host, port = address.removeprefix("http://").split(":")
   body = long_body()
   with socket.create_connection((host, int(port))) as caller:
-    caller.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-                   .encode() + body)
+    caller.sendall(head(len(body)) + body)
     until(lambda: httpx2.get(f"{address}/health").json()["running"] == 1)
     yield caller
 
@@ -287,7 +290,7 @@ def test_an_unfinished_upload_does_not_delay_the_shutdown(workdir, tmp_path):
   with serving(workdir, tmp_path) as (process, address):
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as caller:
-      caller.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nbegin")
+      caller.sendall(head(999) + b"begin")
       until(lambda: httpx2.get(f"{address}/health").json()["waiting"] == 1)
       process.send_signal(signal.SIGTERM)
       assert caller.recv(100).startswith(b"HTTP/1.1 503")

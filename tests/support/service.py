@@ -28,6 +28,7 @@ from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.handler import handle
+from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.server import Protocol
@@ -80,7 +81,8 @@ def application(device, limits: Limits, folder: Path) -> Starlette:
     yield
     run.cancel()
 
-  return Starlette(routes=[Mount("/", build_app(queue, limits, folder))], lifespan=lifespan)
+  return Starlette(routes=[Mount("/", build_app(queue, limits, folder, Hosts("127.0.0.1")))],
+                   lifespan=lifespan)
 
 
 @contextlib.contextmanager
@@ -89,6 +91,7 @@ def client(device, limits: Limits = LIMITS, folder: Path | None = None):
   with contextlib.ExitStack() as stack:
     folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
     yield stack.enter_context(TestClient(application(device, limits, folder),
+                                         base_url="http://localhost",
                                          raise_server_exceptions=False))
 
 
