@@ -42,6 +42,7 @@ from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import read_request
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
+from condseg_jax.serve.upload import Uploads
 
 BLOCK = 1 << 18  # bytes of a response that are sent at once
 WEB = Path(__file__).parent / "web"
@@ -104,6 +105,7 @@ class Predict:
 
   def __init__(self, queue: Queue, limits: Limits, folder: Path):
     self._queue, self._limits, self._folder = queue, limits, folder
+    self._uploads = Uploads(limits)
 
   async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     """Handles one request, see the ASGI specification."""
@@ -111,18 +113,21 @@ class Predict:
     incoming = Incoming(receive, request.headers, self._limits)
     start = time.monotonic()
     try:
-      with self._queue.place():
-        accept = request.headers.get("accept", "*/*")
-        wanted = read_request(request.query_params.multi_items(), accept,
-                              self._queue.device.table, self._queue.device.fusions)
-        with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as name:
-          folder = Path(name)
+      self._queue.check()
+      accept = request.headers.get("accept", "*/*")
+      wanted = read_request(request.query_params.multi_items(), accept, self._queue.device.table,
+                            self._queue.device.fusions)
+      with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        # A slow sender or receiver occupies no place of the queue.
+        with self._uploads.place(incoming):
           size = await incoming.save(folder / BODY)
+        with self._queue.place():
           outcome = await _while_connected(receive, self._queue.predict(folder, wanted))
-          if outcome["status"] != 200:
-            raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
-          await self._send_answer(send, folder / ANSWER, outcome)
-          LOG.info("predict: %d bytes, %s, %.1f s", size, wanted.output, time.monotonic() - start)
+        if outcome["status"] != 200:
+          raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
+        await self._send_answer(send, folder / ANSWER, outcome)
+        LOG.info("predict: %d bytes, %s, %.1f s", size, wanted.output, time.monotonic() - start)
     except Disconnected:
       LOG.info("predict: client disconnected after %.1f s", time.monotonic() - start)
     except asyncio.CancelledError:  # by the server, at the end of its graceful shutdown

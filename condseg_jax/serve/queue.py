@@ -35,7 +35,7 @@ class Queue:
 
   Attributes:
     device: runs the requests.
-    taken: occupied places, by requests that are being sent, waiting or running.
+    taken: occupied places, by requests that are waiting or running.
   """
 
   def __init__(self, device: Device, limits: Limits):
@@ -48,20 +48,15 @@ class Queue:
   @property
   def places(self) -> int:
     """Number of places, including the one of the running request."""
-    return self._limits.waiting + 1
+    return self._limits.places
 
   @property
   def running(self) -> bool:
     """Whether a prediction is running."""
     return self._running is not None
 
-  @contextlib.contextmanager
-  def place(self) -> Iterator[None]:
-    """Occupies a place from the first byte of a body until its answer is sent.
-
-    Raises:
-      HttpError: the queue is full, or the service is not ready.
-    """
+  def check(self) -> None:
+    """Raises HttpError if there is no place: the queue is full, or the service is not ready."""
     if self._closing:
       raise closing_error()
     if self.device.table is None:
@@ -70,6 +65,15 @@ class Queue:
       seconds = round(self._usual_seconds * self.taken / 2)
       raise HttpError(429, "service", f"the queue is full ({self.taken} requests)",
                       "try again later", retry_after=min(max(1, seconds), MAX_RETRY_SECONDS))
+
+  @contextlib.contextmanager
+  def place(self) -> Iterator[None]:
+    """Occupies a place while a request waits and runs.
+
+    Raises:
+      HttpError: see `check`.
+    """
+    self.check()
     self.taken += 1
     try:
       yield

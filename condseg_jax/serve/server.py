@@ -1,8 +1,8 @@
 """The web process: listens at once, becomes ready with its worker, shuts down in order.
 
-Runs uvicorn with `Protocol`, which adds JSON errors for invalid HTTP and a timeout for idle
-connections. It imports none of the libraries that read images or predict, and so needs a tenth of
-the worker's memory.
+Runs uvicorn with `Protocol`, which adds JSON errors for invalid HTTP and closes idle connections.
+It imports none of the libraries that read images or predict, and so needs a tenth of the worker's
+memory.
 """
 
 import asyncio
@@ -30,8 +30,10 @@ from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.system.allocator import freeze_gc
 
-HEADER_SECONDS = 30.0  # for a connection to send a complete request header
-MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files
+# For a connection to send a complete request header, or to receive anything of its response.
+IDLE_SECONDS = 30.0
+# Both together remain below the usual limit of 1024 open files.
+MAX_CONNECTIONS, BACKLOG = 600, 256
 LOG = logging.getLogger("condseg_jax")
 
 
@@ -80,17 +82,32 @@ class _Server(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-  """An HTTP connection with JSON errors and a timeout."""
+  """An HTTP connection with JSON errors, which gives way to others while it is idle."""
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     """Starts the timeout of the first request."""
     super().connection_made(transport)
-    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+    self._dropped = False
+    self._idle = self.loop.call_later(IDLE_SECONDS, self._drop_if_idle)
+    self._stalled: asyncio.TimerHandle | None = None
+    self._make_room()
 
   def connection_lost(self, exc: Exception | None) -> None:
-    """Stops the timeout, which would keep the connection in memory."""
+    """Stops the timeouts, which would keep the connection in memory."""
     self._idle.cancel()
+    self.resume_writing()
     super().connection_lost(exc)
+
+  def pause_writing(self) -> None:
+    """Starts the timeout of a receiver that reads nothing."""
+    super().pause_writing()
+    self._stalled = self.loop.call_later(IDLE_SECONDS, self._drop)
+
+  def resume_writing(self) -> None:
+    """Stops the timeout of a receiver that reads nothing."""
+    super().resume_writing()
+    if self._stalled is not None:
+      self._stalled.cancel()
 
   def send_400_response(self, _msg: str) -> None:
     """Answers invalid HTTP with the JSON error of the service."""
@@ -109,11 +126,27 @@ class Protocol(H11Protocol):
     """Starts the timeout of the next request."""
     super().on_response_complete()
     self._idle.cancel()
-    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+    self._idle = self.loop.call_later(IDLE_SECONDS, self._drop_if_idle)
 
-  def _close_idle(self) -> None:
-    if self.cycle is None or self.cycle.response_complete:
-      self.transport.close()
+  def _make_room(self) -> None:
+    """Drops the connection that has been idle for longest, if there are too many."""
+    others = [c for c in self.connections
+              if isinstance(c, Protocol) and c is not self and not c._dropped]
+    idle = [c for c in others if c._is_idle()]
+    if len(others) + 1 >= MAX_CONNECTIONS and idle:
+      min(idle, key=lambda c: c._idle.when())._drop()
+
+  def _is_idle(self) -> bool:
+    return self.cycle is None or self.cycle.response_complete
+
+  def _drop_if_idle(self) -> None:
+    if self._is_idle():
+      self._drop()
+
+  def _drop(self) -> None:
+    """Closes the connection at once, even if the receiver has not read all of a response."""
+    self._dropped = True
+    self.transport.abort()
 
 
 async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path,
@@ -123,7 +156,8 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
   config = uvicorn.Config(
       build_app(queue, limits, folder, hosts), loop="asyncio", http=Protocol, ws="none",
       lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
-      limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
+      limit_concurrency=MAX_CONNECTIONS, backlog=BACKLOG,
+      timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
   server = _Server(config, queue)
   web = asyncio.create_task(server.serve([listener]))
   host, port = listener.getsockname()[:2]
@@ -145,7 +179,7 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
 def _listen(host: str, port: int) -> socket.socket:
   try:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family, backlog=512)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
   except OSError as error:
     reason = str(error.strerror).partition(" (")[0]
     raise InputError(f"host {host}, port {port}", f"cannot listen: {reason}",

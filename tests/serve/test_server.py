@@ -1,25 +1,42 @@
 """Connections with invalid HTTP or without any data, and the imports of the web process."""
 
+import contextlib
 import json
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
 from condseg_jax.serve import server
+from condseg_jax.serve.app import WEB
+from condseg_jax.serve.request import Limits
 from support.service import Inside
 from support.service import LIMITS
 from support.service import listening
 from support.service import network
+from support.service import nifti
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory):
-  with listening(Inside(network(), LIMITS), tmp_path_factory.mktemp("requests")) as made:
+def predictor():
+  return network()
+
+
+@pytest.fixture(scope="module")
+def address(predictor, tmp_path_factory):
+  with listening(Inside(predictor, LIMITS), tmp_path_factory.mktemp("requests")) as made:
     yield made.removeprefix("http://").split(":")
+
+
+def until(condition):
+  end = time.monotonic() + 60
+  while not condition():
+    assert time.monotonic() < end, "never"
+    time.sleep(0.05)
 
 
 def answer(address, sent):
@@ -50,14 +67,54 @@ def test_the_web_process_is_light():
 
 
 def test_a_connection_that_says_nothing_is_closed(address, monkeypatch):
-  monkeypatch.setattr(server, "HEADER_SECONDS", 0.1)
+  monkeypatch.setattr(server, "IDLE_SECONDS", 0.1)
   assert answer(address, b"") == answer(address, HEAD) == b""
-  monkeypatch.setattr(server, "HEADER_SECONDS", 3600)
+  monkeypatch.setattr(server, "IDLE_SECONDS", 3600)
   request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
   assert answer(address, request).startswith(b"HTTP/1.1 200 ")
 
 
 def test_a_connection_that_begins_another_request_and_stops_is_closed(address, monkeypatch):
-  monkeypatch.setattr(server, "HEADER_SECONDS", 0.3)
+  monkeypatch.setattr(server, "IDLE_SECONDS", 0.3)
   found = answer(address, b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\nG")
   assert found.startswith(b"HTTP/1.1 200 ") and found.count(b"HTTP/1.1") == 1
+
+
+def test_idle_connections_give_way(address, monkeypatch):
+  monkeypatch.setattr(server, "MAX_CONNECTIONS", 10)
+  request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+  with contextlib.ExitStack() as stack:
+    idle = [stack.enter_context(socket.create_connection((address[0], int(address[1]))))
+            for _ in range(30)]
+    assert answer(address, request).startswith(b"HTTP/1.1 200 ")
+    assert idle[0].recv(1) == b""  # the oldest
+    idle[-1].sendall(request)
+    assert idle[-1].recv(100).startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_connection_that_reads_nothing_is_closed(address, monkeypatch):
+  monkeypatch.setattr(server, "IDLE_SECONDS", 0.2)
+  count, request = 2000, b"GET /viewer.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
+  with socket.create_connection((address[0], int(address[1]))) as connection:
+    connection.sendall(count * request)
+    time.sleep(1)
+    received = 0
+    with contextlib.suppress(ConnectionResetError):
+      while part := connection.recv(1 << 20):
+        received += len(part)
+  assert received < count * (WEB / "viewer.js").stat().st_size
+
+
+def test_slow_senders_do_not_keep_others_out(predictor, tmp_path):
+  limits = Limits(body=1 << 20, waiting=1, contended_seconds=0.2)
+  with contextlib.ExitStack() as stack:
+    made = stack.enter_context(listening(Inside(predictor, limits), tmp_path, limits))
+    place = made.removeprefix("http://").split(":")
+    slow = [stack.enter_context(socket.create_connection((place[0], int(place[1]))))
+            for _ in range(6)]
+    for connection in slow:
+      connection.sendall(HEAD + b"Content-Length: 1000\r\n\r\nbegin")
+    body = nifti()
+    request = HEAD + f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+    until(lambda: answer(place, request).startswith(b"HTTP/1.1 200 "))
+    assert any(connection.recv(100).startswith(b"HTTP/1.1 408 ") for connection in slow[:2])
