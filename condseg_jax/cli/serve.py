@@ -39,8 +39,11 @@ def _define(values: flags.FlagValues) -> None:
                     flag_values=values)
   flags.DEFINE_integer("queue", 8, "Maximum number of waiting requests; further ones get status "
                        "429.", lower_bound=0, flag_values=values)
-  flags.DEFINE_integer("max_mb", 512, "Maximum size of a request body in MiB; a volume may have "
-                       "half a million voxels per MiB.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("max_mb", 512, "Maximum size of a request body in MiB.", lower_bound=1,
+                       flag_values=values)
+  flags.DEFINE_float("memory_gb", 4, "Maximum memory of a prediction in GB, besides that of the "
+                     "idle service. It is estimated from the header of an image; larger ones get "
+                     "status 413.", lower_bound=0.001, flag_values=values)
   flags.DEFINE_float("timeout", 1800, "Maximum duration of a prediction in seconds.",
                      lower_bound=0.1, flag_values=values)
 
@@ -54,9 +57,9 @@ def _work(values: flags.FlagValues) -> int:
                      'pip install "condseg-jax[serve]"') from error
   from condseg_jax.serve.request import Limits
 
-  serve(values.workdir, values.checkpoint, values.host, values.port,
-        Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout),
-        values.allowed_hosts)
+  limits = Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout,
+                  memory=int(values.memory_gb * 1e9))
+  serve(values.workdir, values.checkpoint, values.host, values.port, limits, values.allowed_hosts)
   return 0
 
 

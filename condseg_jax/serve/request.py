@@ -45,6 +45,8 @@ class Limits:
     bytes_per_second: minimum average rate of a transfer, in either direction.
     contended_seconds: the same as `grace_seconds` for a body whose place another one needs.
     members: maximum number of files in a zip archive.
+    memory: maximum memory of a prediction in bytes, besides that of an idle worker; estimated from
+      the header of an image.
   """
 
   body: int = 512 << 20
@@ -54,6 +56,7 @@ class Limits:
   bytes_per_second: int = 64 << 10
   contended_seconds: float = 2.0
   members: int = 5000
+  memory: int = 4_000_000_000
 
   @property
   def places(self) -> int:
@@ -64,12 +67,6 @@ class Limits:
   def unpacked(self) -> int:
     """Maximum unpacked size of a zip archive in bytes; DICOM compresses to a third at best."""
     return 4 * self.body
-
-  @property
-  def voxels(self) -> int:
-    """Maximum voxels of a volume, stored or at the network's spacing: a full body of 2-byte voxels.
-    """
-    return self.body // 2
 
   def transfer_seconds(self, size: int) -> float:
     """Returns the maximum duration of a transfer of `size` bytes."""

@@ -35,7 +35,7 @@ from condseg_jax.serve.server import Protocol
 from support.dicom_files import write_series
 
 AFFINE = np.array([[-1.0, 0, 0, 9], [0, -1.0, 0, 7], [0, 0, 2.0, -5], [0, 0, 0, 1]])
-LIMITS = Limits(body=1 << 20, members=50, grace_seconds=60)
+LIMITS = Limits(body=1 << 20, members=50, grace_seconds=60, memory=8 << 20)
 WINDOW = (4, 8, 8)
 
 
