@@ -137,7 +137,9 @@ class Protocol(H11Protocol):
       min(idle, key=lambda c: c._idle.when())._drop()
 
   def _is_idle(self) -> bool:
-    return self.cycle is None or self.cycle.response_complete
+    """Whether there is no request, or it has been answered (even before its body is complete)."""
+    return self.cycle is None or self.cycle.response_complete or (
+        self.cycle.response_started and self.cycle.more_body)
 
   def _drop_if_idle(self) -> None:
     if self._is_idle():

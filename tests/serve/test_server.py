@@ -80,16 +80,21 @@ def test_a_connection_that_begins_another_request_and_stops_is_closed(address, m
   assert found.startswith(b"HTTP/1.1 200 ") and found.count(b"HTTP/1.1") == 1
 
 
-def test_idle_connections_give_way(address, monkeypatch):
+# Nothing, half of a header, and a request that is refused before its body is complete.
+@pytest.mark.parametrize("begin", [b"", b"GET /he", HEAD.replace(b"localhost", b"other")
+                                   + b"Content-Length: 99\r\n\r\nbegin"])
+def test_idle_connections_give_way(address, monkeypatch, begin):
   monkeypatch.setattr(server, "MAX_CONNECTIONS", 10)
   request = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
   with contextlib.ExitStack() as stack:
-    idle = [stack.enter_context(socket.create_connection((address[0], int(address[1]))))
-            for _ in range(30)]
+    idle = []
+    for _ in range(30):
+      idle.append(stack.enter_context(socket.create_connection((address[0], int(address[1])))))
+      idle[-1].sendall(begin)
     assert answer(address, request).startswith(b"HTTP/1.1 200 ")
-    assert idle[0].recv(1) == b""  # the oldest
-    idle[-1].sendall(request)
-    assert idle[-1].recv(100).startswith(b"HTTP/1.1 200 ")
+    with contextlib.suppress(ConnectionResetError):
+      while idle[0].recv(1000):  # the oldest
+        pass
 
 
 def test_a_connection_that_reads_nothing_is_closed(address, monkeypatch):
