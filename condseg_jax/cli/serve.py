@@ -41,9 +41,9 @@ def _define(values: flags.FlagValues) -> None:
                        "429.", lower_bound=0, flag_values=values)
   flags.DEFINE_integer("max_mb", 512, "Maximum size of a request body in MiB.", lower_bound=1,
                        flag_values=values)
-  flags.DEFINE_float("memory_gb", 4, "Maximum memory of a prediction in GB, besides that of the "
-                     "idle service. It is estimated from the header of an image; larger ones get "
-                     "status 413.", lower_bound=0.001, flag_values=values)
+  flags.DEFINE_float("memory_gb", 4, "Maximum memory of an image and its prediction in GB, besides "
+                     "that of the network. It is estimated from the header of the image; larger "
+                     "ones get status 413.", lower_bound=0.001, flag_values=values)
   flags.DEFINE_float("timeout", 1800, "Maximum duration of a prediction in seconds.",
                      lower_bound=0.1, flag_values=values)
 

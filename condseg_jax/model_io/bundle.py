@@ -23,6 +23,7 @@ import numpy as np
 
 from condseg_jax.config import Config
 from condseg_jax.errors import InputError
+from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.model_io.archive import damaged
 from condseg_jax.model_io.archive import read_archive
 from condseg_jax.model_io.archive import write_archive
@@ -113,6 +114,9 @@ def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], 
   if not isinstance(facts["step"], int):
     raise ValueError("facts.json has no step")
   check_record(record)
+  for name, fields in record.cleaning.items():
+    if not math.isfinite(ComponentFilter(**fields).minimum_ml):
+      raise ValueError(f"cleaning: minimum_ml of {name} is not a number")
   settings = record.config.model
   layers = sum((*settings.layers_per_level, *(settings.decoder_layers_per_level or ())))
   if layers > len(arrays["params"]):  # before they are built: each has an array at least

@@ -11,7 +11,6 @@ from condseg_jax import config as config_lib
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import normal_name
 from condseg_jax.config import Config
-from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.plan import Plan
 
 MAX_WINDOW = 512**3  # voxels of the network's input
@@ -84,9 +83,6 @@ def check_record(record: ModelRecord) -> None:
     if location.ndim != axes or min(location.shape) < 2 or not np.isfinite(location).all() or (
         location.min() < 0):
       raise ValueError(f"priors: the location of {name} is not {axes}-D, finite and positive")
-  for name, fields in record.cleaning.items():
-    if not _are_numbers([ComponentFilter(**fields).minimum_ml], 1):
-      raise ValueError(f"cleaning: minimum_ml of {name} is not a number")
 
 
 def _check_table(table: ClassTable) -> None:

@@ -21,9 +21,9 @@ from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import to_http_error
 
-# Memory of a prediction per voxel at the network's spacing: three copies of the image during
-# normalisation; later the image, label map, best probability and sums, and the slab of a class.
-PREDICTION_BYTES = 14
+# Per voxel at the network's spacing: three copies of the image; and the image, best probability and
+# sums as float32 and the label map.
+NORMALISATION_BYTES, PREDICTION_BYTES = 12, 13
 HEADER_BYTES = 348  # of NIfTI-1
 
 
@@ -79,14 +79,23 @@ def _check_size(header: Header, plan: Plan, limits: Limits) -> None:
   """Raises HttpError if reading and predicting a volume would take too much memory."""
   native = canonical_geometry(header.geometry)
   shape = resampled_geometry(native, plan.spacing).shape
-  needed = header.peak_bytes + max(_resampling_bytes(native.shape, shape),
-                                   PREDICTION_BYTES * math.prod(shape))
+  needed = header.peak_bytes + max(
+      _resampling_bytes(native.shape, shape), NORMALISATION_BYTES * math.prod(shape),
+      _prediction_bytes(shape, plan.subvolume))
   if needed > limits.memory:
     size, resampled = (" x ".join(map(str, s)) for s in (header.geometry.shape, shape))
     raise HttpError(413, "body", f"needs about {needed / 1e9:.3g} GB of memory ({size} voxels, "
                     f"{resampled} at the network's spacing); the limit is "
                     f"{limits.memory / 1e9:g} GB", "crop or resample the volume, store it with 2 "
                     "bytes per voxel, and check the spacing in its header")
+
+
+def _prediction_bytes(shape: Sequence[int], window: Sequence[int]) -> int:
+  """Returns the memory of predicting one class, without that of the network."""
+  padded = [max(size, width) for size, width in zip(shape, window, strict=True)]
+  voxels = math.prod(padded)
+  slab = min(voxels // size * width for size, width in zip(padded, window, strict=True))
+  return PREDICTION_BYTES * voxels + 2 * 4 * slab  # sums of probabilities and of weights
 
 
 def _resampling_bytes(old: Sequence[int], new: Sequence[int]) -> int:

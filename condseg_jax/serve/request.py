@@ -45,8 +45,8 @@ class Limits:
     bytes_per_second: minimum average rate of a transfer, in either direction.
     contended_seconds: the same as `grace_seconds` for a body whose place another one needs.
     members: maximum number of files in a zip archive.
-    memory: maximum memory of a prediction in bytes, besides that of an idle worker; estimated from
-      the header of an image.
+    memory: maximum memory in bytes of an image and its prediction, besides that of the network;
+      estimated from the header of the image.
   """
 
   body: int = 512 << 20

@@ -76,18 +76,20 @@ def test_one_of_several_series(tmp_path):
   np.testing.assert_array_equal(volume.array, voxels(2))
 
 
+# Bytes per voxel of the file: its own, and 13 for the image, label map, best probability and sums
+# at the network's spacing, with slabs of a fifth of the volume; or for resampling one in eight
+# voxels, 4 for all and 2 x 2 for half of them.
 @pytest.mark.parametrize("dtype, spacing, needed", [
-    (np.int16, (2, 1, 1), 16), (np.float64, (2, 1, 1), 22),  # 14 besides the voxels
-    # One in eight voxels: 4 for all, 2 x 2 for half of them.
-    (np.int16, (4, 2, 2), 2 + 4 + 4)])
+    (np.int16, (2.0, 1.0, 1.0), 2 + 13 + 8 / 5), (np.float64, (2.0, 1.0, 1.0), 8 + 13 + 8 / 5),
+    (np.int16, (4.0, 2.0, 2.0), 2 + 4 + 4)])
 def test_memory_is_bounded_before_voxels_are_unpacked(tmp_path, monkeypatch, dtype, spacing,
                                                       needed):
   array = np.zeros((40, 30, 20), dtype)
-  content, plan = gzip.compress(nifti(array)), Plan("mr", tuple(map(float, spacing)), (4, 8, 8))
-  enough = dataclasses.replace(LIMITS, memory=needed * array.size)
+  content, plan = gzip.compress(nifti(array)), Plan("mr", spacing, (4, 8, 8))
+  enough = dataclasses.replace(LIMITS, memory=int(1.01 * needed * array.size))
   assert read(tmp_path, content, plan=plan, limits=enough).array.shape == array.shape
   monkeypatch.setattr(payload.files, "read_volume", None)
-  too_little = dataclasses.replace(LIMITS, memory=needed * array.size - 1)
+  too_little = dataclasses.replace(LIMITS, memory=int(0.99 * needed * array.size))
   with pytest.raises(HttpError, match=r"GB of memory \(40 x 30 x 20 voxels, ") as caught:
     read(tmp_path, content, plan=plan, limits=too_little)
   assert caught.value.status == 413

@@ -97,6 +97,11 @@ def test_idle_connections_give_way(address, monkeypatch, begin):
         pass
 
 
+def is_accepted(connection):
+  """Whether the service, in this process, has a socket for a connection."""
+  return connection.getsockname() in [c.raddr for c in psutil.Process().net_connections()]
+
+
 def test_a_connection_that_reads_nothing_is_closed(address, monkeypatch):
   monkeypatch.setattr(server, "IDLE_SECONDS", 0.2)
   count, request = 1000, b"GET /viewer.js HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -104,8 +109,8 @@ def test_a_connection_that_reads_nothing_is_closed(address, monkeypatch):
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.connect((address[0], int(address[1])))
     connection.sendall(count * request)
-    ours = connection.getsockname()
-    until(lambda: ours not in [c.raddr for c in psutil.Process().net_connections()])
+    until(lambda: is_accepted(connection))
+    until(lambda: not is_accepted(connection))
     received = 0
     with contextlib.suppress(ConnectionResetError):
       while part := connection.recv(1 << 20):
