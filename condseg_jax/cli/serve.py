@@ -10,7 +10,8 @@ parameters: classes, preset, fusion, threshold, series, force=1, and output=zip,
 statistics. Also GET /classes and GET /health.
 
 There is no authentication and no encryption: serve only this machine, or put the service behind a
-proxy that provides both. No data of a request is kept.
+proxy that provides both. Requests from pages of other sites are refused. No data of a request is
+kept.
 """
 
 import sys
@@ -33,10 +34,16 @@ def _define(values: flags.FlagValues) -> None:
                       flag_values=values)
   flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for any free port.", lower_bound=0,
                        upper_bound=65535, flag_values=values)
+  flags.DEFINE_list("allowed_hosts", [], "Names under which the service is reached besides "
+                    "--host, e.g. that of a proxy; other requests get status 421.",
+                    flag_values=values)
   flags.DEFINE_integer("queue", 8, "Maximum number of waiting requests; further ones get status "
                        "429.", lower_bound=0, flag_values=values)
-  flags.DEFINE_integer("max_mb", 512, "Maximum size of a request body in MiB; a volume may have "
-                       "half a million voxels per MiB.", lower_bound=1, flag_values=values)
+  flags.DEFINE_integer("max_mb", 512, "Maximum size of a request body in MiB.", lower_bound=1,
+                       flag_values=values)
+  flags.DEFINE_float("memory_gb", 4, "Maximum memory of an image and its prediction in GB, besides "
+                     "that of the network. It is estimated from the header of the image; larger "
+                     "ones get status 413.", lower_bound=0.001, flag_values=values)
   flags.DEFINE_float("timeout", 1800, "Maximum duration of a prediction in seconds.",
                      lower_bound=0.1, flag_values=values)
 
@@ -50,8 +57,9 @@ def _work(values: flags.FlagValues) -> int:
                      'pip install "condseg-jax[serve]"') from error
   from condseg_jax.serve.request import Limits
 
-  serve(values.workdir, values.checkpoint, values.host, values.port,
-        Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout))
+  limits = Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout,
+                  memory=int(values.memory_gb * 1e9))
+  serve(values.workdir, values.checkpoint, values.host, values.port, limits, values.allowed_hosts)
   return 0
 
 

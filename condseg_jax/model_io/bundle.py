@@ -23,10 +23,12 @@ import numpy as np
 
 from condseg_jax.config import Config
 from condseg_jax.errors import InputError
+from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.model_io.archive import damaged
 from condseg_jax.model_io.archive import read_archive
 from condseg_jax.model_io.archive import write_archive
 from condseg_jax.model_io.card import model_card
+from condseg_jax.model_io.record import check_record
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
 from condseg_jax.train.state import variables
@@ -108,12 +110,23 @@ def without_paths(config: Config) -> Config:
 
 
 def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], facts) -> None:
-  """Raises ValueError if parameters or statistics do not match the network."""
+  """Raises ValueError for an invalid record, or arrays that do not match its network."""
   if not isinstance(facts["step"], int):
     raise ValueError("facts.json has no step")
+  check_record(record)
+  for name, fields in record.cleaning.items():
+    if not math.isfinite(ComponentFilter(**fields).minimum_ml):
+      raise ValueError(f"cleaning: minimum_ml of {name} is not a number")
+  settings = record.config.model
+  layers = sum((*settings.layers_per_level, *(settings.decoder_layers_per_level or ())))
+  if layers > len(arrays["params"]):  # before they are built: each has an array at least
+    raise ValueError(f"config: {layers} layers, but only {len(arrays['params'])} arrays")
   model = build_model(record.config.model, record.config.conditioning, record.table.codes)
   if len(record.plan.subvolume) != model.ndim:
     raise ValueError("plan and network differ in their axes")
+  if any(size % stride for size, stride in zip(record.plan.subvolume, model.stride, strict=True)):
+    raise ValueError(f"plan: subvolume {record.plan.subvolume} is not a multiple of the network's "
+                     f"stride {model.stride}")
   image = jax.ShapeDtypeStruct((1, *model.stride, record.plan.channels), jnp.float32)
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)
   needed = jax.eval_shape(model.init, jax.random.key(0), image, ids)
@@ -125,6 +138,8 @@ def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], 
       if wanted.get(name) != found.get(name):
         raise ValueError(f"{_KINDS[kind]} {name}: {found.get(name)}, the network has "
                          f"{wanted.get(name)}")
+      if not np.isfinite(held[name]).all():
+        raise ValueError(f"{_KINDS[kind]} {name} contains NaN or Inf")
 
 
 def _to_json(tree) -> bytes:

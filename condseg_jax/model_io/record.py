@@ -1,13 +1,20 @@
 """The model record: everything a checkpoint or bundle stores about its network but the arrays."""
 
 from collections.abc import Mapping
+import math
 from typing import Any
 from typing import NamedTuple
 
+import numpy as np
+
 from condseg_jax import config as config_lib
 from condseg_jax.classes import ClassTable
+from condseg_jax.classes import normal_name
 from condseg_jax.config import Config
 from condseg_jax.plan import Plan
+
+MAX_WINDOW = 512**3  # voxels of the network's input
+SPACINGS = (1e-6, 1e6)  # mm
 
 
 class ModelRecord(NamedTuple):
@@ -51,3 +58,72 @@ class ModelRecord(NamedTuple):
     return cls(Config.from_dict(tree["config"], version), ClassTable.from_json(tree["table"]),
                Plan.from_json(tree["plan"]),
                *(tree.get(key, {}) for key in ("training", "priors", "cleaning")))
+
+
+def check_record(record: ModelRecord) -> None:
+  """Checks a record that may not come from a training, before a network is built from it.
+
+  Raises:
+    ValueError: a value that no training writes and prediction cannot use.
+    TypeError: a value of another type.
+  """
+  _check_table(record.table)
+  _check_plan(record.plan)
+  axes = len(record.plan.spacing)
+  for key in ("native_spacing", "native_field"):
+    for end in ("min", "max") if key in record.training else ():
+      if not _are_numbers(record.training[key][end], axes, above=0):
+        raise ValueError(f"training: {key} is not {axes} positive numbers")
+  if not _are_numbers(record.training.get("oblique_degrees", {"max": [0.0]})["max"], 1):
+    raise ValueError("training: oblique_degrees is not a number")
+  if not _are_numbers([(record.training.get("intensity") or {}).get("p0.5", 0.0)], 1):
+    raise ValueError("training: intensity is not a number")
+  for name, prior in record.priors.items():
+    location = np.asarray(prior["location"], np.float32)
+    if location.ndim != axes or min(location.shape) < 2 or not np.isfinite(location).all() or (
+        location.min() < 0):
+      raise ValueError(f"priors: the location of {name} is not {axes}-D, finite and positive")
+
+
+def _check_table(table: ClassTable) -> None:
+  names = [entry.name for entry in table.classes]
+  if not names or not all(isinstance(name, str) and name == normal_name(name) != ""
+                          for name in names):
+    raise ValueError("class table: a name is missing or not in lower case")
+  if len(set(names)) < len(names):
+    raise ValueError("class table: two classes have the same name")
+  if len(names) > table.capacity:
+    raise ValueError(f"class table: {len(names)} classes exceed the capacity of {table.capacity}")
+  for entry in table.classes:
+    if not abs(entry.code) <= 1:  # true for NaN, too
+      raise ValueError(f"class table: the code {entry.code} of {entry.name} is not in [-1, 1]")
+    if not all(0 <= value <= 255 for value in entry.color):
+      raise ValueError(f"class table: the colour {entry.color} of {entry.name} is not in [0, 255]")
+    if not set(entry.no_mirror) <= set("DHW"):
+      raise ValueError(f"class table: {entry.name} has other axes than D, H, W in no_mirror")
+  for preset, members in table.presets.items():
+    if not members or not set(members) <= set(names):
+      raise ValueError(f"class table: preset {preset!r} has no classes, or unknown ones")
+
+
+def _check_plan(plan: Plan) -> None:
+  axes = len(plan.spacing)
+  if not _are_numbers(plan.spacing, axes) or not all(
+      SPACINGS[0] <= value <= SPACINGS[1] for value in plan.spacing):
+    raise ValueError(f"plan: spacing {plan.spacing} is not in [{SPACINGS[0]:g}, {SPACINGS[1]:g}]")
+  if not _are_numbers((plan.low, plan.high, plan.mean, plan.sd), 4):
+    raise ValueError("plan: intensity statistics are not finite numbers")
+  if plan.sd <= 0 or plan.low > plan.high:
+    raise ValueError(f"plan: sd {plan.sd} is not positive, or low {plan.low} exceeds high "
+                     f"{plan.high}")
+  if not all(type(size) is int for size in plan.subvolume):
+    raise ValueError(f"plan: subvolume {plan.subvolume} is not whole numbers")
+  if math.prod(plan.subvolume) > MAX_WINDOW:
+    raise ValueError(f"plan: subvolume {plan.subvolume} has more than {MAX_WINDOW} voxels")
+
+
+def _are_numbers(values: Any, count: int, above: float = -math.inf) -> bool:
+  """Returns whether values are a sequence of `count` finite numbers, all above a bound."""
+  return isinstance(values, list | tuple) and len(values) == count and all(
+      isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+      and value > above for value in values)

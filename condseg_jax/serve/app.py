@@ -10,7 +10,6 @@
 import asyncio
 from collections.abc import Awaitable
 from collections.abc import Callable
-from collections.abc import Mapping
 import json
 import logging
 from pathlib import Path
@@ -18,12 +17,20 @@ import tempfile
 import time
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
+from starlette.types import Message
+from starlette.types import Receive
+from starlette.types import Scope
+from starlette.types import Send
 
+from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.queue import closing_error
 from condseg_jax.serve.queue import loading_error
 from condseg_jax.serve.queue import Queue
@@ -35,6 +42,7 @@ from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import read_request
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
+from condseg_jax.serve.upload import Uploads
 
 BLOCK = 1 << 18  # bytes of a response that are sent at once
 WEB = Path(__file__).parent / "web"
@@ -48,21 +56,42 @@ HEADERS = {"Content-Security-Policy": "default-src 'self'; img-src 'self' blob: 
 LOG = logging.getLogger("condseg_jax")
 
 
-def build_app(queue: Queue, limits: Limits, folder: Path) -> Starlette:
+def build_app(queue: Queue, limits: Limits, folder: Path, hosts: Hosts) -> Starlette:
   """Builds the application.
 
   Args:
     queue: runs the requests.
     limits: of requests.
     folder: folder in which each request gets a temporary folder.
+    hosts: names of the service; requests for other hosts or from other sites are refused.
   """
   routes = [Route("/predict", Predict(queue, limits, folder), methods=["POST"]),
             Route("/classes", _classes(queue)), Route("/health", _health(queue)),
             *(Route(path, _page_file(*file)) for path, file in PAGE.items())]
-  return Starlette(routes=routes, exception_handlers={
-      HttpError: lambda _request, error: _error_response(error),
-      HTTPException: lambda _request, error: _routing_error(error),
-      Exception: lambda _request, _error: _internal_error()})
+  app = Starlette(
+      routes=routes, middleware=[Middleware(_HostCheck, hosts, limits)], exception_handlers={
+          HttpError: lambda _request, error: _error_response(error),
+          HTTPException: lambda _request, error: _routing_error(error),
+          Exception: lambda _request, _error: _internal_error()})
+  app.router.redirect_slashes = False
+  return app
+
+
+class _HostCheck:
+  """Middleware that answers requests which `Hosts.check` refuses."""
+
+  def __init__(self, app: ASGIApp, hosts: Hosts, limits: Limits):
+    self._app, self._hosts, self._limits = app, hosts, limits
+
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "http":
+      headers = Headers(scope=scope)
+      try:
+        self._hosts.check(scope["method"], headers)
+      except HttpError as error:
+        await _send_error(scope, error, Incoming(receive, headers, self._limits), send)
+        return
+    await self._app(scope, receive, send)
 
 
 class Predict:
@@ -76,25 +105,29 @@ class Predict:
 
   def __init__(self, queue: Queue, limits: Limits, folder: Path):
     self._queue, self._limits, self._folder = queue, limits, folder
+    self._uploads = Uploads(limits)
 
-  async def __call__(self, scope: Mapping, receive: Callable, send: Callable) -> None:
+  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
     """Handles one request, see the ASGI specification."""
     request = Request(scope)
     incoming = Incoming(receive, request.headers, self._limits)
     start = time.monotonic()
     try:
-      with self._queue.place():
-        accept = request.headers.get("accept", "*/*")
-        wanted = read_request(request.query_params.multi_items(), accept,
-                              self._queue.device.table, self._queue.device.fusions)
-        with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as name:
-          folder = Path(name)
+      self._queue.check()
+      accept = request.headers.get("accept", "*/*")
+      wanted = read_request(request.query_params.multi_items(), accept, self._queue.device.table,
+                            self._queue.device.fusions)
+      with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        # A slow sender or receiver occupies no place of the queue.
+        with self._uploads.place(incoming):
           size = await incoming.save(folder / BODY)
+        with self._queue.place():
           outcome = await _while_connected(receive, self._queue.predict(folder, wanted))
-          if outcome["status"] != 200:
-            raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
-          await self._send_answer(send, folder / ANSWER, outcome)
-          LOG.info("predict: %d bytes, %s, %.1f s", size, wanted.output, time.monotonic() - start)
+        if outcome["status"] != 200:
+          raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
+        await self._send_answer(send, folder / ANSWER, outcome)
+        LOG.info("predict: %d bytes, %s, %.1f s", size, wanted.output, time.monotonic() - start)
     except Disconnected:
       LOG.info("predict: client disconnected after %.1f s", time.monotonic() - start)
     except asyncio.CancelledError:  # by the server, at the end of its graceful shutdown
@@ -103,25 +136,10 @@ class Predict:
       await response(scope, receive, send)
     except OSError as error:
       LOG.exception("a request could not be written to disk")
-      await self._send_error(scope, disk_error(error), incoming, send)
+      await _send_error(scope, disk_error(error), incoming, send)
     except HttpError as error:
       LOG.info("predict: %d", error.status)  # the text may quote file names of a patient
-      await self._send_error(scope, error, incoming, send)
-
-  async def _send_error(self, scope: Mapping, error: HttpError, incoming: Incoming,
-                        send: Callable) -> None:
-    """Sends an error, and drains the rest of the body before the response ends."""
-    async def send_and_drain(message: dict) -> None:
-      if message["type"] == "http.response.body" and not incoming.ended:
-        await send({**message, "more_body": True})
-        await incoming.drain()
-        message = {"type": "http.response.body", "body": b""}
-      await send(message)
-
-    response = _error_response(error)
-    if not incoming.ended:
-      response.headers["Connection"] = "close"
-    await response(scope, incoming.drain, send_and_drain)
+      await _send_error(scope, error, incoming, send)
 
   async def _send_answer(self, send: Callable, path: Path, outcome: dict) -> None:
     """Sends a file; gives up if the client receives it too slowly."""
@@ -139,6 +157,21 @@ class Predict:
         await send({"type": "http.response.body", "body": b""})
     except (TimeoutError, asyncio.CancelledError):  # the server closes an incomplete response
       LOG.info("predict: client receives too slowly")
+
+
+async def _send_error(scope: Scope, error: HttpError, incoming: Incoming, send: Send) -> None:
+  """Sends an error, and drains the rest of the body before the response ends."""
+  async def send_and_drain(message: Message) -> None:
+    if message["type"] == "http.response.body" and not incoming.ended:
+      await send({**message, "more_body": True})
+      await incoming.drain()
+      message = {"type": "http.response.body", "body": b""}
+    await send(message)
+
+  response = _error_response(error)
+  if not incoming.ended:
+    response.headers["Connection"] = "close"
+  await response(scope, incoming.drain, send_and_drain)
 
 
 async def _while_connected(receive: Callable, work: Awaitable):

@@ -113,6 +113,11 @@ class Device:
       for task in (outcome, cancellation):
         task.cancel()
 
+  async def exited(self) -> None:
+    """Waits until the worker has exited and no longer is `ready`."""
+    await self._process.wait()
+    self.ready = False
+
   def kill(self) -> None:
     """Kills the worker."""
     self._signal(signal.SIGKILL)

@@ -16,6 +16,7 @@ from condseg_jax.formats import files
 from condseg_jax.geometry import Volume
 from condseg_jax.infer.image_check import check_image
 from condseg_jax.infer.image_check import enforce
+from condseg_jax.infer.schedule import default_budget
 from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.results import structures
@@ -43,7 +44,7 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
     predictor: the network.
     folder: folder of the request with its body; the file `ANSWER` is written there.
     request: fields of `PredictRequest`.
-    limits: of size.
+    limits: of size and memory.
     on_phase: called with `reading` and, once the body has been read, `predicting`. Failures in the
       first phase are attributed to the body.
 
@@ -58,8 +59,10 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
     try:
       findings = check_image(volume, predictor.plan, predictor.training, modality=modality)
       findings = enforce("body", findings, force=request["force"], switch="force=1")
+      budget = min(default_budget(), limits.memory - volume.array.nbytes)
       prediction = predictor.predict(volume, request["classes"], request["preset"],
-                                     fusion=request["fusion"], threshold=request["threshold"])
+                                     fusion=request["fusion"], threshold=request["threshold"],
+                                     memory_bytes=budget)
     except InputError as error:
       raise to_http_error(error, 422, folder) from error
     except MemoryError as error:

@@ -3,6 +3,7 @@
 Its format is detected from its first bytes, never from a name.
 """
 
+from collections.abc import Sequence
 import math
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import to_http_error
 
-MAX_VOXEL_BYTES = 8
+# Per voxel at the network's spacing: three copies of the image; and the image, best probability and
+# sums as float32 and the label map.
+NORMALISATION_BYTES, PREDICTION_BYTES = 12, 13
 HEADER_BYTES = 348  # of NIfTI-1
 
 
@@ -30,14 +33,15 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Vo
   Args:
     folder: folder of the request with the file `BODY`; a zip archive is unpacked into it.
     series: SeriesInstanceUID to select from a zip archive with several series, or "".
-    plan: of the network; its spacing limits the size of the volume.
+    plan: of the network; its spacing determines the memory of a prediction.
     limits: of size.
 
   Returns:
     The volume, and its DICOM modality ("" if unknown).
 
   Raises:
-    HttpError: the body is not a valid volume, or is too large.
+    HttpError: the body is not a valid volume, or would take too much memory; the latter is known
+      from its header, before voxels are unpacked.
   """
   names: list[str] = []
   try:
@@ -72,11 +76,35 @@ def _rename_by_format(folder: Path) -> Path:
 
 
 def _check_size(header: Header, plan: Plan, limits: Limits) -> None:
-  grid = resampled_geometry(canonical_geometry(header.geometry), plan.spacing)
-  for shape, where in ((header.geometry.shape, ""), (grid.shape, " at the network's spacing")):
-    if math.prod(shape) > limits.voxels:
-      size = " x ".join(map(str, shape))
-      raise HttpError(413, "body", f"has {size} voxels{where}; the limit is {limits.voxels}",
-                      "crop or resample the volume, and check the spacing in its header")
-  if header.peak_bytes > 2 * MAX_VOXEL_BYTES * limits.voxels:
-    raise HttpError(413, "body", "takes too much memory to read", "store it with 2 bytes per voxel")
+  """Raises HttpError if reading and predicting a volume would take too much memory."""
+  native = canonical_geometry(header.geometry)
+  shape = resampled_geometry(native, plan.spacing).shape
+  needed = header.peak_bytes + max(
+      _resampling_bytes(native.shape, shape), NORMALISATION_BYTES * math.prod(shape),
+      _prediction_bytes(shape, plan.subvolume))
+  if needed > limits.memory:
+    size, resampled = (" x ".join(map(str, s)) for s in (header.geometry.shape, shape))
+    raise HttpError(413, "body", f"needs about {needed / 1e9:.3g} GB of memory ({size} voxels, "
+                    f"{resampled} at the network's spacing); the limit is "
+                    f"{limits.memory / 1e9:g} GB", "crop or resample the volume, store it with 2 "
+                    "bytes per voxel, and check the spacing in its header")
+
+
+def _prediction_bytes(shape: Sequence[int], window: Sequence[int]) -> int:
+  """Returns the memory of predicting one class, without that of the network."""
+  padded = [max(size, width) for size, width in zip(shape, window, strict=True)]
+  voxels = math.prod(padded)
+  slab = min(voxels // size * width for size, width in zip(padded, window, strict=True))
+  return PREDICTION_BYTES * voxels + 2 * 4 * slab  # sums of probabilities and of weights
+
+
+def _resampling_bytes(old: Sequence[int], new: Sequence[int]) -> int:
+  """Returns the memory of `resample.resample_image`, its result included."""
+  shape = list(old)
+  peak = size = math.prod(shape)
+  for axis in sorted(range(len(shape)), key=lambda axis: new[axis] / old[axis]):
+    if new[axis] != old[axis]:
+      shape[axis] = new[axis]
+      # The input of the pass, the result, and the difference of neighbours.
+      peak, size = max(peak, size + 2 * math.prod(shape)), math.prod(shape)
+  return 4 * peak

@@ -35,7 +35,7 @@ class Queue:
 
   Attributes:
     device: runs the requests.
-    taken: occupied places, by requests that are being sent, waiting or running.
+    taken: occupied places, by requests that are waiting or running.
   """
 
   def __init__(self, device: Device, limits: Limits):
@@ -48,20 +48,15 @@ class Queue:
   @property
   def places(self) -> int:
     """Number of places, including the one of the running request."""
-    return self._limits.waiting + 1
+    return self._limits.places
 
   @property
   def running(self) -> bool:
     """Whether a prediction is running."""
     return self._running is not None
 
-  @contextlib.contextmanager
-  def place(self) -> Iterator[None]:
-    """Occupies a place from the first byte of a body until its answer is sent.
-
-    Raises:
-      HttpError: the queue is full, or the service is not ready.
-    """
+  def check(self) -> None:
+    """Raises HttpError if there is no place: the queue is full, or the service is not ready."""
     if self._closing:
       raise closing_error()
     if self.device.table is None:
@@ -70,6 +65,15 @@ class Queue:
       seconds = round(self._usual_seconds * self.taken / 2)
       raise HttpError(429, "service", f"the queue is full ({self.taken} requests)",
                       "try again later", retry_after=min(max(1, seconds), MAX_RETRY_SECONDS))
+
+  @contextlib.contextmanager
+  def place(self) -> Iterator[None]:
+    """Occupies a place while a request waits and runs.
+
+    Raises:
+      HttpError: see `check`.
+    """
+    self.check()
     self.taken += 1
     try:
       yield
@@ -115,26 +119,16 @@ class Queue:
       InputError: the first start of the device fails.
     """
     await self.device.start()
+    LOG.info("ready")
     while True:
       if not self.device.ready:
         if self._closing:
           return
         await self._restart()
-        continue
-      while not self._entries:
-        self._wake.clear()
-        await self._wake.wait()
-      entry = self._running = self._entries.popleft()
-      start, outcome = time.monotonic(), None
-      try:
-        outcome = await self.device.run(entry.folder, entry.request, entry.cancelled)
-      finally:
-        self._running = None
-        if outcome is None and not self._closing and not entry.cancelled.is_set():
-          self._entries.appendleft(entry)
-        else:
-          entry.outcome.set_result(outcome or {"status": 0})
-      self._usual_seconds += (time.monotonic() - start - self._usual_seconds) / 4
+      elif self._entries:
+        await self._run(self._entries.popleft())
+      else:
+        await self._wait()
 
   def close(self) -> None:
     """Rejects new and waiting requests; stops the running one after `CLOSING_SECONDS`."""
@@ -148,10 +142,35 @@ class Queue:
       self._running.cancelled.set()
       self.device.kill()
 
+  async def _wait(self) -> None:
+    """Waits for a request, or for the exit of the idle worker."""
+    self._wake.clear()
+    tasks = [asyncio.ensure_future(event) for event in (self._wake.wait(), self.device.exited())]
+    try:
+      await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+      for task in tasks:
+        task.cancel()
+
+  async def _run(self, entry: _Entry) -> None:
+    """Runs a request; it returns to the queue if the worker had exited before receiving it."""
+    self._running = entry
+    start, outcome = time.monotonic(), None
+    try:
+      outcome = await self.device.run(entry.folder, entry.request, entry.cancelled)
+    finally:
+      self._running = None
+      if outcome is None and not self._closing and not entry.cancelled.is_set():
+        self._entries.appendleft(entry)
+      else:
+        entry.outcome.set_result(outcome or {"status": 0})
+    self._usual_seconds += (time.monotonic() - start - self._usual_seconds) / 4
+
   async def _restart(self) -> None:
     LOG.warning("the worker has exited; restarting it")
     try:
       await self.device.start()
+      LOG.info("ready")
     except InputError as error:
       LOG.error("%s", error)
       while self._entries:

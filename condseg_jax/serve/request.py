@@ -39,11 +39,14 @@ class Limits:
 
   Attributes:
     body: maximum size of a body, in bytes.
-    waiting: maximum number of requests that wait or are being sent during a prediction.
+    waiting: maximum number of requests that wait during a prediction.
     job_seconds: maximum time for reading, prediction and writing of one request.
     grace_seconds: duration of a transfer before its rate is checked.
     bytes_per_second: minimum average rate of a transfer, in either direction.
+    contended_seconds: the same as `grace_seconds` for a body whose place another one needs.
     members: maximum number of files in a zip archive.
+    memory: maximum memory in bytes of an image and its prediction, besides that of the network;
+      estimated from the header of the image.
   """
 
   body: int = 512 << 20
@@ -51,18 +54,19 @@ class Limits:
   job_seconds: float = 1800.0
   grace_seconds: float = 20.0
   bytes_per_second: int = 64 << 10
+  contended_seconds: float = 2.0
   members: int = 5000
+  memory: int = 4_000_000_000
+
+  @property
+  def places(self) -> int:
+    """Maximum number of waiting and running requests; also of bodies received at a time."""
+    return self.waiting + 1
 
   @property
   def unpacked(self) -> int:
     """Maximum unpacked size of a zip archive in bytes; DICOM compresses to a third at best."""
     return 4 * self.body
-
-  @property
-  def voxels(self) -> int:
-    """Maximum voxels of a volume, stored or at the network's spacing: a full body of 2-byte voxels.
-    """
-    return self.body // 2
 
   def transfer_seconds(self, size: int) -> float:
     """Returns the maximum duration of a transfer of `size` bytes."""

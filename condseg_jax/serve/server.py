@@ -1,11 +1,12 @@
 """The web process: listens at once, becomes ready with its worker, shuts down in order.
 
-Runs uvicorn with `Protocol`, which adds JSON errors for invalid HTTP and a timeout for idle
-connections. It imports none of the libraries that read images or predict, and so needs a tenth of
-the worker's memory.
+Runs uvicorn with `Protocol`, which adds JSON errors for invalid HTTP and closes idle connections.
+It imports none of the libraries that read images or predict, and so needs a tenth of the worker's
+memory.
 """
 
 import asyncio
+from collections.abc import Collection
 import json
 import logging
 from pathlib import Path
@@ -22,18 +23,22 @@ from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
+from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.system.allocator import freeze_gc
 
-HEADER_SECONDS = 30.0  # for a connection to send a complete request header
-MAX_CONNECTIONS = 900  # below the usual limit of 1024 open files
+# For a connection to send a complete request header, or to receive anything of its response.
+IDLE_SECONDS = 30.0
+# Both together remain below the usual limit of 1024 open files.
+MAX_CONNECTIONS, BACKLOG = 600, 256
 LOG = logging.getLogger("condseg_jax")
 
 
-def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -> None:
+def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
+          allowed_hosts: Collection[str] = ()) -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
@@ -42,10 +47,12 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -
     host: address to listen on.
     port: port to listen on; 0 for any free port.
     limits: of requests.
+    allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
 
   Raises:
-    InputError: the network cannot be loaded, or the address cannot be used.
+    InputError: the network cannot be loaded, the address cannot be used, or a name is invalid.
   """
+  hosts = Hosts(host, allowed_hosts)
   # uvicorn raises the signal again after its shutdown.
   handlers = {number: signal.signal(number, lambda *_: None)
               for number in (signal.SIGTERM, signal.SIGINT)}
@@ -55,7 +62,7 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits) -
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
       device = Device(worker_command(workdir, checkpoint), limits)
-      asyncio.run(_serve(device, listener, limits, Path(folder)))
+      asyncio.run(_serve(device, listener, limits, Path(folder), hosts))
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
@@ -75,17 +82,32 @@ class _Server(uvicorn.Server):
 
 
 class Protocol(H11Protocol):
-  """An HTTP connection with JSON errors and a timeout."""
+  """An HTTP connection with JSON errors, which gives way to others while it is idle."""
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     """Starts the timeout of the first request."""
     super().connection_made(transport)
-    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+    self._dropped = False
+    self._idle = self.loop.call_later(IDLE_SECONDS, self._drop_if_idle)
+    self._stalled: asyncio.TimerHandle | None = None
+    self._make_room()
 
   def connection_lost(self, exc: Exception | None) -> None:
-    """Stops the timeout, which would keep the connection in memory."""
+    """Stops the timeouts, which would keep the connection in memory."""
     self._idle.cancel()
+    self.resume_writing()
     super().connection_lost(exc)
+
+  def pause_writing(self) -> None:
+    """Starts the timeout of a receiver that reads nothing."""
+    super().pause_writing()
+    self._stalled = self.loop.call_later(IDLE_SECONDS, self._drop)
+
+  def resume_writing(self) -> None:
+    """Stops the timeout of a receiver that reads nothing."""
+    super().resume_writing()
+    if self._stalled is not None:
+      self._stalled.cancel()
 
   def send_400_response(self, _msg: str) -> None:
     """Answers invalid HTTP with the JSON error of the service."""
@@ -104,23 +126,46 @@ class Protocol(H11Protocol):
     """Starts the timeout of the next request."""
     super().on_response_complete()
     self._idle.cancel()
-    self._idle = self.loop.call_later(HEADER_SECONDS, self._close_idle)
+    self._idle = self.loop.call_later(IDLE_SECONDS, self._drop_if_idle)
 
-  def _close_idle(self) -> None:
-    if self.cycle is None or self.cycle.response_complete:
-      self.transport.close()
+  def _make_room(self) -> None:
+    """Drops the connection that has been idle for longest, if there are too many."""
+    others = [c for c in self.connections
+              if isinstance(c, Protocol) and c is not self and not c._dropped]
+    idle = [c for c in others if c._is_idle()]
+    if len(others) + 1 >= MAX_CONNECTIONS and idle:
+      min(idle, key=lambda c: c._idle.when())._drop()
+
+  def _is_idle(self) -> bool:
+    """Whether there is no request, or it has been answered (even before its body is complete)."""
+    return self.cycle is None or self.cycle.response_complete or (
+        self.cycle.response_started and self.cycle.more_body)
+
+  def _drop_if_idle(self) -> None:
+    if self._is_idle():
+      self._drop()
+
+  def _drop(self) -> None:
+    """Closes the connection at once, even if the receiver has not read all of a response."""
+    self._dropped = True
+    self.transport.abort()
 
 
-async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path) -> None:
+async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path,
+                 hosts: Hosts) -> None:
   freeze_gc()
   queue = Queue(device, limits)
   config = uvicorn.Config(
-      build_app(queue, limits, folder), loop="asyncio", http=Protocol, ws="none", lifespan="off",
-      log_config=None, access_log=False, server_header=False, proxy_headers=False,
-      limit_concurrency=MAX_CONNECTIONS, timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
+      build_app(queue, limits, folder, hosts), loop="asyncio", http=Protocol, ws="none",
+      lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
+      limit_concurrency=MAX_CONNECTIONS, backlog=BACKLOG,
+      timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
   server = _Server(config, queue)
   web = asyncio.create_task(server.serve([listener]))
-  work = asyncio.create_task(_run_queue(queue, listener))
+  host, port = listener.getsockname()[:2]
+  LOG.info("listening on http://%s:%d; loading the network", f"[{host}]" if ":" in host else host,
+           port)
+  work = asyncio.create_task(queue.run())
   try:
     await asyncio.wait({web, work}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
@@ -133,26 +178,10 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
     await device.close()
 
 
-async def _run_queue(queue: Queue, listener: socket.socket) -> None:
-  """Runs the queue and logs when it is ready."""
-  host, port = listener.getsockname()[:2]
-  LOG.info("listening on http://%s:%d; loading the network", f"[{host}]" if ":" in host else host,
-           port)
-  run = asyncio.create_task(queue.run())
-  try:
-    while not queue.device.ready and not run.done():
-      await asyncio.sleep(0.05)
-    if not run.done():
-      LOG.info("ready")
-    await run
-  finally:
-    run.cancel()
-
-
 def _listen(host: str, port: int) -> socket.socket:
   try:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-    return socket.create_server((host, port), family=family, backlog=512)
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
   except OSError as error:
     reason = str(error.strerror).partition(" (")[0]
     raise InputError(f"host {host}, port {port}", f"cannot listen: {reason}",

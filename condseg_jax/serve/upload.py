@@ -3,7 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from collections.abc import Callable
+from collections.abc import Iterator
 from collections.abc import Mapping
+import contextlib
+import math
 from pathlib import Path
 import time
 
@@ -16,6 +19,7 @@ from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import MAX_VALUE
 
 DRAIN_SECONDS = 5.0
+RETRY_SECONDS = 2
 MAX_BOUNDARY = 70  # bytes, RFC 2046, 5.1.1
 
 SEND_RAW = "send the file as the request body, e.g. with curl --data-binary @FILE"
@@ -36,6 +40,8 @@ class Incoming:
     self._receive, self._headers, self._limits = receive, headers, limits
     # Whether the sender waits for a "100 Continue" response before it sends the body.
     self._held = headers.get("expect", "").lower() == "100-continue"
+    self._start, self._size = time.monotonic(), 0
+    self._timeout: asyncio.Timeout | None = None  # of the next chunk
     self.ended = False
 
   async def save(self, path: Path) -> int:
@@ -64,6 +70,16 @@ class Incoming:
     if not size:
       raise HttpError(400, "body", "is empty (0 bytes)", SEND_RAW)
     return size
+
+  def rate(self) -> float:
+    """Returns the average bytes per second; inf during the first `Limits.contended_seconds`."""
+    seconds = time.monotonic() - self._start
+    return self._size / seconds if seconds > self._limits.contended_seconds else math.inf
+
+  def stop(self) -> None:
+    """Lets `save` fail, as if the body were too slow."""
+    if self._timeout is not None and not self._timeout.expired():
+      self._timeout.reschedule(asyncio.get_running_loop().time())
 
   async def drain(self) -> None:
     """Receives and discards the rest of the body for at most `DRAIN_SECONDS`.
@@ -94,23 +110,54 @@ class Incoming:
                      "compress it as .nii.gz or zip, crop the volume, or ask for a higher limit")
 
   async def _chunks(self) -> AsyncIterator[bytes]:
-    start, size, self._held = time.monotonic(), 0, False
+    self._start, self._held = time.monotonic(), False
     while not self.ended:
-      deadline = start + self._limits.transfer_seconds(size)
+      deadline = self._start + self._limits.transfer_seconds(self._size)
       try:
-        async with asyncio.timeout(deadline - time.monotonic()):
+        async with asyncio.timeout(deadline - time.monotonic()) as self._timeout:
           message = await self._receive()
       except TimeoutError:
-        raise HttpError(408, "body", f"arrives too slowly: {size} bytes so far",
+        raise HttpError(408, "body", f"arrives too slowly: {self._size} bytes so far",
                         "send it again over a faster connection") from None
       if message["type"] == "http.disconnect":
         raise Disconnected
       chunk = message.get("body", b"")
-      size += len(chunk)
-      if size > self._limits.body:
+      self._size += len(chunk)
+      if self._size > self._limits.body:
         raise self._too_large()
       self.ended = not message.get("more_body", False)
       yield chunk
+
+
+class Uploads:
+  """The bodies that are being received: a bounded number.
+
+  When all places are taken, the slowest body below the minimum rate gives its place to a new one.
+  """
+
+  def __init__(self, limits: Limits):
+    self._limits = limits
+    self._receiving: set[Incoming] = set()
+
+  @contextlib.contextmanager
+  def place(self, incoming: Incoming) -> Iterator[None]:
+    """Occupies a place while a body is received.
+
+    Raises:
+      HttpError: all places are taken by bodies that are fast enough.
+    """
+    if len(self._receiving) >= self._limits.places:
+      slowest = min(self._receiving, key=Incoming.rate)
+      if slowest.rate() >= self._limits.bytes_per_second:
+        raise HttpError(429, "service", f"is receiving {len(self._receiving)} other bodies",
+                        "try again later", retry_after=RETRY_SECONDS)
+      self._receiving.remove(slowest)
+      slowest.stop()
+    self._receiving.add(incoming)
+    try:
+      yield
+    finally:
+      self._receiving.discard(incoming)
 
 
 class FormFile:

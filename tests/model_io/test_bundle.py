@@ -184,6 +184,61 @@ def test_parameters_of_another_network(members, refused):
   assert "down_0/join/conv/kernel" in refused(**{"config.json": json.dumps(config).encode()})
 
 
+def edited(members, member, path, value):
+  """A member of JSON with another value at a path of keys."""
+  tree = json.loads(members[member])
+  *parents, last = path
+  place = tree
+  for key in parents:
+    place = place[key]
+  place[last] = value
+  return {member: json.dumps(tree).encode()}
+
+
+@pytest.mark.parametrize("member, path, value, reason", [
+    ("plan.json", ["spacing", 0], np.nan, "plan: spacing"),
+    ("plan.json", ["spacing", 0], 1e-300, "plan: spacing"),
+    ("plan.json", ["spacing", 0], "2", ""),
+    ("plan.json", ["sd"], np.nan, "not finite"), ("plan.json", ["mean"], np.inf, "not finite"),
+    ("plan.json", ["sd"], 0, "sd 0 is not positive"),
+    ("plan.json", ["sd"], -3.5, "sd -3.5 is not positive"),
+    ("plan.json", ["low"], 1e9, "exceeds high"),
+    ("plan.json", ["subvolume"], [8, 16, 15], "not a multiple of the network's stride"),
+    ("plan.json", ["subvolume", 0], 8.0, "whole numbers"),
+    ("plan.json", ["subvolume"], [1 << 20] * 3, "more than"),
+    ("config.json", ["model", "layers_per_level"], [1_000_000] * 2, "2000000 layers"),
+    ("config.json", ["model", "decoder_layers_per_level"], [1_000_000], "layers"),
+    ("config.json", ["model", "channels"], 1 << 40, ""),
+    ("config.json", ["model", "strides"], [[1 << 40] * 3], ""),
+    ("table.json", ["classes", 0, "color"], "red", ""),
+    ("table.json", ["classes", 0, "color"], [1, 2], ""),
+    ("table.json", ["classes", 0, "color"], [1, 2, 256], "colour"),
+    ("table.json", ["classes", 0, "code"], np.nan, "code nan"),
+    ("table.json", ["classes", 0, "name"], 5, "name"),
+    ("table.json", ["classes", 0, "name"], "", "name"),
+    ("table.json", ["classes", 0, "name"], "Cube", "lower case"),
+    ("table.json", ["classes", 1, "name"], "ball", "same name"),
+    ("table.json", ["classes", 0, "no_mirror"], ["X"], "other axes"),
+    ("table.json", ["capacity"], 1, "capacity"),
+    ("table.json", ["presets"], {"a": ["heart"]}, "preset"),
+    ("training.json", ["native_spacing", "max"], [1, np.nan, 1], "native_spacing"),
+    ("training.json", ["native_field"], {"min": 3}, ""),
+    ("training.json", ["intensity"], {"p0.5": "x"}, "intensity"),
+    ("priors.json", ["ball"], {"location": [[np.inf]]}, "priors"),
+    ("cleaning.json", ["ball"], {"smallest": 1}, ""),
+    ("cleaning.json", ["ball"], {"minimum_ml": np.nan}, "cleaning")])
+def test_values_that_no_training_writes(members, refused, member, path, value, reason):
+  assert reason in refused(**edited(members, member, path, value))
+
+
+def test_arrays_that_are_not_finite(members, refused):
+  array = np.lib.format.read_array(io.BytesIO(members[KERNEL.replace("__", "/")]))
+  for value in (np.nan, np.inf):
+    changed = array.copy()
+    changed.flat[-1] = value
+    assert "stem/conv/kernel contains NaN or Inf" in refused(**{KERNEL: npy(changed)})
+
+
 def test_arrays_that_are_none(members, refused):
   pickled = npy(np.array([{"any": "object"}], object))
   fortran = npy(np.asfortranarray(np.ones((3, 3, 3, 1, 8), np.float32)))

@@ -156,6 +156,26 @@ def test_other_addresses(service):
   told(service.post("/classes"), 405)
 
 
+def test_a_name_that_is_not_of_the_service(service):
+  for path in ("/", "/health", "/classes", "/page.js"):
+    line = told(service.get(path, headers={"Host": "evil.example:8000"}), 421)
+    assert "'evil.example:8000' is not a name of this service" in line["reason"]
+  told(service.post("/predict", content=nifti(), headers={"Host": "evil.example"}), 421)
+
+
+def test_a_page_of_another_site_cannot_predict(service):
+  for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+    line = told(service.post("/predict", content=nifti(), headers=headers), 403)
+    assert line["error"] == "Origin"
+  own = {"Origin": "http://localhost", "Sec-Fetch-Site": "same-origin"}
+  assert service.post("/predict", content=nifti(), headers=own).status_code == 200
+
+
+def test_nothing_is_redirected(service):
+  for path in ("/health/", "/classes/", "/page.js/"):
+    told(service.get(path, follow_redirects=False), 404)
+
+
 def test_classes_and_health(service, predictor):
   classes = service.get("/classes").json()
   assert [c["name"] for c in classes["classes"]] == ["liver", "spleen", "pancreas"]

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 from pathlib import Path
+import signal
 import sys
 
 import pytest
@@ -80,6 +82,20 @@ def test_a_worker_that_exited_before_the_request():
     await device.start()
     assert await outcome(device, "reading") is None and not device.ready
   run(test, GONE)
+
+
+def test_the_exit_of_an_idle_worker_is_seen():
+  async def test(device):
+    await device.start()
+    watch = asyncio.create_task(device.exited())
+    await asyncio.sleep(0)
+    assert device.ready and not watch.done()
+    os.kill(device.pid(), signal.SIGKILL)
+    await asyncio.wait_for(watch, 60)
+    assert not device.ready
+    await device.start()
+    assert device.ready and (await outcome(device, "reading"))["status"] == 200
+  run(test)
 
 
 @pytest.mark.parametrize("acts, status, error", [

@@ -1,5 +1,6 @@
 """Reading bodies: the format is detected from the bytes, and errors contain no paths."""
 
+import dataclasses
 import gzip
 import re
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from condseg_jax.plan import Plan
+from condseg_jax.serve import payload
 from condseg_jax.serve.payload import read_body
 from condseg_jax.serve.request import HttpError
 from support.service import AFFINE
@@ -22,9 +24,9 @@ BAD = {name: body for name, body in bad_bodies().items()
        if name not in ("empty", "too many bytes")}  # these fail during the upload
 
 
-def read(folder, content, wanted="", plan=PLAN):
+def read(folder, content, wanted="", plan=PLAN, limits=LIMITS):
   (folder / "body").write_bytes(content)
-  return read_body(folder, wanted, plan, LIMITS)[0]
+  return read_body(folder, wanted, plan, limits)[0]
 
 
 @pytest.mark.parametrize("content", [nifti(), gzip.compress(nifti()), series()],
@@ -72,6 +74,25 @@ def test_one_of_several_series(tmp_path):
     read(tmp_path / "a", zipped(both.items()))
   volume = read(tmp_path / "b", zipped(both.items()), "1.2.2")
   np.testing.assert_array_equal(volume.array, voxels(2))
+
+
+# Bytes per voxel of the file: its own, and 13 for the image, label map, best probability and sums
+# at the network's spacing, with slabs of a fifth of the volume; or for resampling one in eight
+# voxels, 4 for all and 2 x 2 for half of them.
+@pytest.mark.parametrize("dtype, spacing, needed", [
+    (np.int16, (2.0, 1.0, 1.0), 2 + 13 + 8 / 5), (np.float64, (2.0, 1.0, 1.0), 8 + 13 + 8 / 5),
+    (np.int16, (4.0, 2.0, 2.0), 2 + 4 + 4)])
+def test_memory_is_bounded_before_voxels_are_unpacked(tmp_path, monkeypatch, dtype, spacing,
+                                                      needed):
+  array = np.zeros((40, 30, 20), dtype)
+  content, plan = gzip.compress(nifti(array)), Plan("mr", spacing, (4, 8, 8))
+  enough = dataclasses.replace(LIMITS, memory=int(1.01 * needed * array.size))
+  assert read(tmp_path, content, plan=plan, limits=enough).array.shape == array.shape
+  monkeypatch.setattr(payload.files, "read_volume", None)
+  too_little = dataclasses.replace(LIMITS, memory=int(0.99 * needed * array.size))
+  with pytest.raises(HttpError, match=r"GB of memory \(40 x 30 x 20 voxels, ") as caught:
+    read(tmp_path, content, plan=plan, limits=too_little)
+  assert caught.value.status == 413
 
 
 def test_the_spacing_of_the_network_counts(tmp_path):

@@ -1,6 +1,7 @@
 """One prediction at a time, in order of arrival; clients that disconnect leave the queue."""
 
 import asyncio
+import logging
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,16 @@ class Device:
   def __init__(self):
     self.table, self.ready = object(), False
     self.diary, self.go, self.killed = [], asyncio.Event(), asyncio.Event()
+    self.gone = asyncio.Event()
 
   async def start(self):
     self.diary.append("start")
     self.ready = True
+
+  async def exited(self):
+    await self.gone.wait()
+    self.ready = False
+    self.gone.clear()
 
   async def run(self, folder, request, cancelled):
     self.diary.append(folder.name)
@@ -120,6 +127,19 @@ def test_a_device_that_has_ended_is_started_again():
     await predict(queue, "b")
     assert device.diary == ["start", "a", "start", "b"]
   run(test)
+
+
+def test_a_device_that_ends_while_it_is_idle_is_started_again(caplog):
+  async def test(queue, device):
+    device.gone.set()
+    await settle()
+    assert device.diary == ["start", "start"] and device.ready
+    device.go.set()
+    assert (await predict(queue, "a"))["status"] == 200
+  caplog.set_level(logging.WARNING, "condseg_jax")
+  run(test)
+  assert [record.getMessage() for record in caplog.records] == [
+      "the worker has exited; restarting it"]
 
 
 def test_a_request_that_a_dead_device_did_not_receive_is_run_again():

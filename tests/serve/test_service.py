@@ -163,11 +163,15 @@ async def mixed(address, good, bad, count):
   return answers, seen
 
 
+def head(size):
+  """The head of a request with a body of `size` bytes."""
+  return f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
+
+
 async def broken(address, body):
   host, port = address.removeprefix("http://").split(":")
   _, writer = await asyncio.open_connection(host, int(port))
-  writer.write(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-               + body[:len(body) // 2])
+  writer.write(head(len(body)) + body[:len(body) // 2])
   with contextlib.suppress(ConnectionError):
     await writer.drain()
   writer.close()
@@ -228,8 +232,7 @@ def running(address):
   host, port = address.removeprefix("http://").split(":")
   body = long_body()
   with socket.create_connection((host, int(port))) as caller:
-    caller.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
-                   .encode() + body)
+    caller.sendall(head(len(body)) + body)
     until(lambda: httpx2.get(f"{address}/health").json()["running"] == 1)
     yield caller
 
@@ -257,6 +260,19 @@ def test_a_killed_worker_is_restarted(service):
   assert httpx2.post(f"{address}/predict", content=nifti(), timeout=None).status_code == 200
 
 
+def test_a_worker_killed_while_idle_is_seen_and_restarted(service):
+  process, address, _ = service
+  before = worker(process)
+  before.kill()
+  start = time.monotonic()
+  until(lambda: httpx2.get(f"{address}/health").status_code == 503)
+  print(f"seen after {time.monotonic() - start:.2f} s")
+  assert httpx2.get(f"{address}/health").json()["ready"] is False
+  until(lambda: httpx2.get(f"{address}/health").status_code == 200)
+  assert worker(process).pid != before.pid
+  assert httpx2.post(f"{address}/predict", content=nifti(), timeout=None).status_code == 200
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_shuts_down_in_order(workdir, tmp_path, number):
   with serving(workdir, tmp_path, "--max_mb=1") as (process, address):
@@ -274,8 +290,8 @@ def test_an_unfinished_upload_does_not_delay_the_shutdown(workdir, tmp_path):
   with serving(workdir, tmp_path) as (process, address):
     host, port = address.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port))) as caller:
-      caller.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n\r\nbegin")
-      until(lambda: httpx2.get(f"{address}/health").json()["waiting"] == 1)
+      caller.sendall(head(999) + b"begin")
+      until(lambda: list(tmp_path.glob("condseg-serve-*/*/body")))
       process.send_signal(signal.SIGTERM)
       assert caller.recv(100).startswith(b"HTTP/1.1 503")
       assert process.wait() == 0

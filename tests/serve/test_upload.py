@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+from pathlib import Path
+import tempfile
 
 import pytest
 
@@ -9,11 +11,13 @@ from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
+from condseg_jax.serve.upload import Uploads
 
 CONTENT = bytes(range(256)) * 40
 FORM = {"content-type": "multipart/form-data; boundary=frontier"}
 
 LIMITS = Limits(body=20_000, grace_seconds=3600)
+LIMITS_OF_TWO = Limits(waiting=1, contended_seconds=0.2, bytes_per_second=1000)
 
 
 def saved(path, chunks, headers=None, limits=LIMITS, pause=0.0):
@@ -90,6 +94,43 @@ def test_too_slow(tmp_path):
     saved(tmp_path / "a", pieces(CONTENT, 50), limits=limits, pause=0.05)
   assert caught.value.status == 408
   assert 0 < (tmp_path / "a").stat().st_size < len(CONTENT)
+
+
+def test_a_slow_body_gives_its_place_to_another():
+  async def receive(sent):
+    if sent:
+      return {"type": "http.request", "body": sent.pop(), "more_body": True}
+    await asyncio.Event().wait()
+
+  async def body(folder):
+    uploads = Uploads(LIMITS_OF_TWO)
+    outcomes = {}
+
+    async def upload(name, content):
+      chunks = [content]
+      incoming = Incoming(lambda: receive(chunks), {}, LIMITS_OF_TWO)
+      try:
+        with uploads.place(incoming):
+          await incoming.save(folder / name)
+      except HttpError as error:
+        outcomes[name] = error.status
+
+    tasks = [asyncio.create_task(upload(name, content))
+             for name, content in (("fast", CONTENT), ("slow", b"x"))]
+    await asyncio.sleep(0)
+    await upload("early", CONTENT)  # the other two may still become fast
+    assert outcomes == {"early": 429}
+    await asyncio.sleep(1.5 * LIMITS_OF_TWO.contended_seconds)
+    tasks.append(asyncio.create_task(upload("next", CONTENT)))
+    await asyncio.wait(tasks, timeout=0.01)
+    assert outcomes == {"early": 429, "slow": 408}
+    await upload("last", CONTENT)
+    assert outcomes["last"] == 429
+    for task in tasks:
+      task.cancel()
+
+  with tempfile.TemporaryDirectory() as folder:
+    asyncio.run(body(Path(folder)))
 
 
 def test_a_disconnected_sender(tmp_path):

@@ -28,13 +28,14 @@ from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.handler import handle
+from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.server import Protocol
 from support.dicom_files import write_series
 
 AFFINE = np.array([[-1.0, 0, 0, 9], [0, -1.0, 0, 7], [0, 0, 2.0, -5], [0, 0, 0, 1]])
-LIMITS = Limits(body=1 << 20, members=50, grace_seconds=60)
+LIMITS = Limits(body=1 << 20, members=50, grace_seconds=60, memory=8 << 20)
 WINDOW = (4, 8, 8)
 
 
@@ -63,6 +64,9 @@ class Inside:
     return await asyncio.to_thread(handle, self._predictor, folder, vars(request), self._limits,
                                    lambda _event: None)
 
+  async def exited(self):
+    await asyncio.Event().wait()
+
   def kill(self):
     pass
 
@@ -77,7 +81,8 @@ def application(device, limits: Limits, folder: Path) -> Starlette:
     yield
     run.cancel()
 
-  return Starlette(routes=[Mount("/", build_app(queue, limits, folder))], lifespan=lifespan)
+  return Starlette(routes=[Mount("/", build_app(queue, limits, folder, Hosts("127.0.0.1")))],
+                   lifespan=lifespan)
 
 
 @contextlib.contextmanager
@@ -86,6 +91,7 @@ def client(device, limits: Limits = LIMITS, folder: Path | None = None):
   with contextlib.ExitStack() as stack:
     folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
     yield stack.enter_context(TestClient(application(device, limits, folder),
+                                         base_url="http://localhost",
                                          raise_server_exceptions=False))
 
 
