@@ -23,6 +23,12 @@ print(sum(name.endswith("cache_hits") for name in found),
 """
 
 
+@pytest.fixture(autouse=True)
+def no_cache_of_the_tests(monkeypatch):
+  for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+    monkeypatch.delenv(name, raising=False)
+
+
 def run(folder, **environment):
   variables = {"JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(folder), **environment}
   done = subprocess.run([sys.executable, "-W", "error", "-c", CHILD], text=True,
