@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from condseg_jax.errors import InputError
+from condseg_jax.model_io.record import check_record
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.state import variables
@@ -117,7 +118,9 @@ class Checkpoints:
     if digests and record_digest(tree) != digests.get("model"):
       raise self._damaged(step, "model differs from its SHA-256")
     try:
-      return ModelRecord.from_json(tree)
+      record = ModelRecord.from_json(tree)
+      check_record(record)
+      return record
     except (ValueError, TypeError, KeyError, AttributeError) as error:
       raise self._damaged(step, f"model cannot be read: {_line(error)}") from error
 
