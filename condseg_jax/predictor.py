@@ -130,7 +130,8 @@ class Predictor:
       float32 [*shape, C] on canonical axes.
 
     Raises:
-      InputError: the number of axes or channels differs from that of the training images.
+      InputError: the number of axes or channels differs from that of the training images, or the
+        voxels are so large that there would be too many.
     """
     if volume.ndim != len(self.plan.spacing):
       raise InputError("image", f"has {volume.ndim} axes, the model expects "
@@ -141,7 +142,9 @@ class Predictor:
       raise InputError("image", f"has {channels} channels, the model expects {self.plan.channels}",
                        "convert the image")
     spacing = tuple(factor * s for s in self.plan.spacing)
-    volume = resample.resample_image(to_canonical(volume), spacing)
+    volume = to_canonical(volume)
+    resample.check_size("image", resample.resampled_geometry(volume.geometry, spacing))
+    volume = resample.resample_image(volume, spacing)
     image = volume.array if volume.array.ndim > volume.ndim else volume.array[..., None]
     mean = image.mean(dtype=np.float64)
     # Plane by plane, to avoid a float64 copy of the volume.

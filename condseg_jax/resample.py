@@ -6,14 +6,20 @@ Outside of [0, n - 1] the border voxels are repeated. Interpolation is separable
 axis that changes, for any number of axes, with channels as trailing axes.
 """
 
+import math
+import os
+
 import numpy as np
 from scipy import ndimage
 
+from condseg_jax.errors import InputError
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 
 SAME_SPACING = 1e-3  # relative difference below which an axis is not resampled
 SPLINE_PAD = 12  # padding before the cubic prefilter, whose response decays by 0.27 per voxel
+
+MAX_VOXELS = 1 << 32  # of a resampled image, some 50 times as many as the largest CTs have
 
 AxisTaps = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -103,6 +109,15 @@ def resampled_rows(source: np.ndarray, shape: tuple[int, ...], order: int, rows:
     passes[0] = low - low[0], high - low[0], weight
   shape = (rows.stop - rows.start, *shape[1:])
   return _majority(source, shape, passes) if order == 0 else _linear(source, passes)
+
+
+def check_size(image: str | os.PathLike, grid: Geometry) -> None:
+  """Raises InputError if a resampled image would have too many voxels, see `MAX_VOXELS`."""
+  if math.prod(grid.shape) > MAX_VOXELS:
+    shape = " x ".join(map(str, grid.shape))
+    raise InputError(image, f"would have {shape} voxels at the target spacing "
+                     f"{','.join(f'{s:g}' for s in grid.spacing)}",
+                     "choose a coarser `spacing`, or check the voxel size in its header")
 
 
 def resampled_geometry(geometry: Geometry, spacing: tuple[float, ...]) -> Geometry:

@@ -140,6 +140,12 @@ def test_a_volume_split_over_the_devices(network, volume):
     assert np.mean(mask == split[name]) > 0.999
 
 
+def test_voxels_of_a_kilometre_are_refused_before_they_are_resampled(network, volume):
+  affine = volume.affine @ np.diag([1e6, 1e6, 1e6, 1.0])
+  with pytest.raises(InputError, match="voxels at the target spacing .* check the voxel size"):
+    network.predict(Volume(volume.array, affine))
+
+
 def test_mirror_images_are_averaged_along_the_axes_that_have_no_sides(network, volume):
   """By hand: image mirrored, predicted, mirrored back; the window is the whole volume."""
   image = np.random.default_rng(5).normal(size=(16, 16, 8)).astype(np.float32)

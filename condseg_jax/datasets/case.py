@@ -6,7 +6,6 @@ from concurrent.futures import Executor
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import threading
 
@@ -35,7 +34,6 @@ ALTERED = 2  # likewise, when only altered masks change
 DTYPES = {"ct": np.int16, "mr": np.float32, "rgb": np.uint8}
 LIMITS = {"ct": (-32768, 32767), "rgb": (0, 255)}
 PIECE = 1 << 18  # voxels that a thread resamples at a time: a slice of a CT
-MAX_VOXELS = 1 << 32  # of a prepared image, some 50 times as many as the largest CTs have
 
 
 class Memory:
@@ -88,7 +86,7 @@ def prepare_case(case: RawCase, folder: RawFolder, out: str | os.PathLike,
                      "give one number per axis")
   canonical = canonical_geometry(native)
   grid = resample.resampled_geometry(canonical, spacing)
-  check_size(case.image, grid)
+  resample.check_size(case.image, grid)
   channels = 3 if folder.modality == "rgb" else 1
 
   @contextlib.contextmanager
@@ -117,15 +115,6 @@ def prepare_case(case: RawCase, folder: RawFolder, out: str | os.PathLike,
   with contextlib.closing(masks()) as prepared_masks:
     return write_case(out, facts, grid, image(), prepared_masks, channels=channels,
                       dtype=DTYPES[folder.modality], pool=pool)
-
-
-def check_size(image: str | os.PathLike, grid: Geometry) -> None:
-  """Raises InputError if a resampled image would have too many voxels, see `MAX_VOXELS`."""
-  if math.prod(grid.shape) > MAX_VOXELS:
-    shape = " x ".join(map(str, grid.shape))
-    raise InputError(image, f"would have {shape} voxels at the target spacing "
-                     f"{','.join(f'{s:g}' for s in grid.spacing)}",
-                     "choose a coarser `spacing`, or check the voxel size in its header")
 
 
 def source_of(case: RawCase, folder: RawFolder, spacing: Sequence[float]) -> str:
