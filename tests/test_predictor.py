@@ -140,8 +140,8 @@ def test_a_volume_split_over_the_devices(network, volume):
     assert np.mean(mask == split[name]) > 0.999
 
 
-def test_voxels_of_a_kilometre_are_refused_before_they_are_resampled(network, volume):
-  affine = volume.affine @ np.diag([1e6, 1e6, 1e6, 1.0])
+def test_voxels_of_metres_are_refused_before_they_are_resampled(network, volume):
+  affine = volume.affine @ np.diag([1e4, 1e4, 1e4, 1.0])
   with pytest.raises(InputError, match="voxels at the target spacing .* check the voxel size"):
     network.predict(Volume(volume.array, affine))
 
