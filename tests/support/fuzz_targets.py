@@ -5,6 +5,7 @@ import sys
 import time
 
 from condseg_jax.errors import InputError
+from tools.fuzz.content import Damaged
 from tools.fuzz.mutate import Place
 from tools.fuzz.target import Target
 
@@ -38,7 +39,9 @@ class Faulty(Target):
   def explain(self, variant, intact, files, content):
     head, _, text = files["a.txt"].partition(b"\n")
     valid = head == b"10" and len(text) == 10 and content == {"text": text.hex()}
-    return "ten other bytes" if valid else ""
+    if not valid:
+      raise Damaged("its length shows it")
+    return "ten other bytes"
 
   def _sound(self, folder, _out):
     raise InputError(folder / "a.txt", "has another length", "copy it again")

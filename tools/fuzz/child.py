@@ -129,21 +129,18 @@ def _captured(folder: Path) -> Iterator:
   former, saved, stream = sys.stderr, os.dup(2), tempfile.TemporaryFile("w+b")
   temporary, tempfile.tempdir = tempfile.tempdir, str(folder / TEMPORARY)
   lines: list[str] = []
-  # They hold the stream that was stderr when they were made.
-  handlers = [handler for logger in (logging.root, *logging.root.manager.loggerDict.values())
-              if isinstance(logger, logging.Logger) for handler in logger.handlers
-              if type(handler) is logging.StreamHandler]
-  streams: list = []
+  before = {handler: handler.stream for handler in _handlers()}
   try:
     os.dup2(stream.fileno(), 2)
     sys.stderr = io.TextIOWrapper(os.fdopen(os.dup(2), "wb", buffering=0), "utf-8",
                                   "backslashreplace", write_through=True)
-    for handler in handlers:
-      streams.append(handler.setStream(sys.stderr))
+    for handler in before:
+      handler.stream = sys.stderr
     yield lambda: lines
   finally:
-    for handler, before in zip(handlers, streams, strict=True):
-      handler.setStream(before)
+    for handler in _handlers():  # some may have been made meanwhile
+      if handler.stream is sys.stderr:
+        handler.stream = before.get(handler, former)
     sys.stderr.close()
     sys.stderr, tempfile.tempdir = former, temporary
     os.dup2(saved, 2)
@@ -153,6 +150,13 @@ def _captured(folder: Path) -> Iterator:
     text = stream.read(100_000).decode("utf-8", "backslashreplace")
     lines += [line.rpartition("\r")[2] for line in text.split("\n") if line.strip()]
     stream.close()
+
+
+def _handlers() -> list[logging.StreamHandler]:
+  """Returns the handlers of all loggers that hold what was stderr when they were made."""
+  return [handler for logger in (logging.root, *logging.root.manager.loggerDict.values())
+          if isinstance(logger, logging.Logger) for handler in logger.handlers
+          if type(handler) is logging.StreamHandler]
 
 
 @contextlib.contextmanager

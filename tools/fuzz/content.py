@@ -2,9 +2,8 @@
 
 A damaged file that the package reads is a find unless this reading accepts it, too, and gives the
 same: then the damage has made another valid file, which no reader can know. Every function returns
-a description that `describe` would give for the package's reading, or None for a file that shows
-its damage: a value that the standard excludes, a length or checksum that does not match, a field
-given twice.
+what `describe` gives, or raises `Damaged` for a file that shows its damage: a value that the
+standard excludes, a length or checksum that does not match, a field given twice.
 """
 
 from collections.abc import Mapping
@@ -19,6 +18,11 @@ import zipfile
 import zlib
 
 import numpy as np
+
+
+class Damaged(ValueError):
+  """A file that shows its damage; the text says how."""
+
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
@@ -41,16 +45,16 @@ _NIFTI_2 = (16, "8q", 12, 104, "8d", 168, "q", 176, "2d", 344, "2i", 352, "6d", 
 _MM = {0: 1.0, 1: 1e3, 2: 1.0, 3: 1e-3}
 
 
-def nifti(data: bytes, compressed: bool) -> dict | None:
+def nifti(data: bytes, compressed: bool) -> dict:
   """Reads a NIfTI file. The sform wins over the qform, as the package documents."""
   if compressed:
     try:
       data = gzip.decompress(data)
-    except (OSError, EOFError, zlib.error):
-      return None
+    except (OSError, EOFError, zlib.error) as error:
+      raise Damaged("its stream is damaged") from error
   order, size = _nifti_kind(data)
   if not order:
-    return None
+    raise Damaged("its header is no header")
   (dim_at, dim_form, type_at, pixdim_at, pixdim_form, offset_at, offset_form, slope_at, slope_form,
    code_at, code_form, q_at, q_form, s_at, s_form, units_at, units_form) = (
        _NIFTI_1 if size == 348 else _NIFTI_2)
@@ -60,18 +64,21 @@ def nifti(data: bytes, compressed: bool) -> dict | None:
   (offset,), (qform, sform), (units,) = (read(offset_form, offset_at), read(code_form, code_at),
                                          read(units_form, units_at))
   if not 3 <= dim[0] <= 7 or min(dim[1:dim[0] + 1]) < 1 or any(n != 1 for n in dim[4:dim[0] + 1]):
-    return None
+    raise Damaged("its dimensions are none")
   dtype = _NIFTI_TYPES.get(kind)
   if dtype is None or bits != 8 * int(dtype[1]):
-    return None
+    raise Damaged("datatype and bitpix do not agree")
   # The space behind the header is for its extensions; the voxels are the end of the file.
   if not math.isfinite(offset) or offset != int(offset) or offset < size + 4:
-    return None
+    raise Damaged(f"its voxels start at byte {offset:g}")
   offset, count = int(offset), math.prod(dim[1:4])
   if len(data) != offset + count * int(dtype[1]):
-    return None
-  if qform not in range(6) or sform not in range(6) or not (qform or sform) or units & 7 not in _MM:
-    return None
+    raise Damaged("it is not as long as its header says")
+  # A qform is of no use beside a sform.
+  if sform not in range(6) or not sform and qform not in range(1, 6):
+    raise Damaged("its codes are undefined")
+  if units & 7 not in _MM:
+    raise Damaged("its units are undefined")
   affine = np.eye(4)
   if sform:
     affine[:3] = np.reshape(read(s_form, s_at), (3, 4))
@@ -82,12 +89,10 @@ def nifti(data: bytes, compressed: bool) -> dict | None:
   if slope == 0 or slope == 1 and inter == 0:
     array = raw
   elif not math.isfinite(slope) or not math.isfinite(inter):
-    return None
+    raise Damaged("its slope or intercept is not finite")
   else:
     with np.errstate(over="ignore"):
       array = (raw * np.float64(slope) + inter).astype(np.float32)
-  if not np.isfinite(affine).all() or not np.isfinite(array).all():
-    return None
   return describe(array, affine)
 
 
@@ -106,7 +111,7 @@ def _quaternion(values, pixdim) -> np.ndarray:
   b, c, d, *offsets = values
   rest = 1 - (b * b + c * c + d * d)
   if rest < -1e-6 or pixdim[0] not in (-1, 0, 1) or min(pixdim[1:4]) <= 0:
-    return np.full((3, 4), np.nan)
+    raise Damaged("its quaternion, qfac or spacing is undefined")
   a = math.sqrt(max(rest, 0.0))
   turn = np.array([
       [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
@@ -136,11 +141,11 @@ _NRRD_SPACES = {"left-posterior-superior": (-1, -1), "lps": (-1, -1),
 _NRRD_OTHER = {"kinds", "space units", "content", "labels", "units", "centers"}
 
 
-def metaimage(files: Mapping[str, bytes], name: str) -> dict | None:
+def metaimage(files: Mapping[str, bytes], name: str) -> dict:
   """Reads MetaImage: fields once each, of the known values, and voxels of exactly their size."""
   header, rest = _header(files[name], " = ", b"ElementDataFile")
-  if header is None or "ElementDataFile" not in header:
-    return None
+  if "ElementDataFile" not in header:
+    raise Damaged("its header has no end")
   try:
     flags = {key: {"true": True, "false": False}[header.pop(key, "False").lower()]
              for key in ("CompressedData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB")}
@@ -149,8 +154,8 @@ def metaimage(files: Mapping[str, bytes], name: str) -> dict | None:
     directions = np.reshape([float(x) for x in header["TransformMatrix"].split()], (3, 3))
     origin = np.array([float(x) for x in header["Offset"].split()])
     spacing = np.array([float(x) for x in header["ElementSpacing"].split()])
-  except (KeyError, ValueError):
-    return None
+  except (KeyError, ValueError) as error:
+    raise Damaged("a field is missing or has an unknown value") from error
   aliases = {"Position", "Origin", "Rotation", "Orientation", "ElementSize", "HeaderSize",
              "ElementToIntensityFunctionSlope"} & set(header)
   if (header.get("ObjectType") != "Image" or header.get("BinaryData") != "True" or aliases
@@ -158,24 +163,22 @@ def metaimage(files: Mapping[str, bytes], name: str) -> dict | None:
       or header.get("ElementNumberOfChannels", "1") != "1"
       or flags["BinaryDataByteOrderMSB"] != flags["ElementByteOrderMSB"]
       and "ElementByteOrderMSB" in header):
-    return None
+    raise Damaged("fields contradict each other or the format")
   data = rest if header["ElementDataFile"] == "LOCAL" else files.get(header["ElementDataFile"])
   if flags["CompressedData"] and data is not None:
-    if int(header.get("CompressedDataSize", len(data))) != len(data):
-      return None
+    if header.get("CompressedDataSize", str(len(data))) != str(len(data)):
+      raise Damaged("CompressedDataSize is not that of its stream")
     data = _inflated(data)
   order = ">" if flags["BinaryDataByteOrderMSB"] else "<"
   return _grid(data, order + dtype, sizes, LPS_TO_RAS, directions.T * spacing, origin)
 
 
-def nrrd(files: Mapping[str, bytes], name: str) -> dict | None:
+def nrrd(files: Mapping[str, bytes], name: str) -> dict:
   """Reads NRRD: fields once each, of the known values, and voxels of exactly their size."""
   content = files[name]
   if content[:7] != b"NRRD000" or content[7:9] not in (b"1\n", b"2\n", b"3\n", b"4\n", b"5\n"):
-    return None
+    raise Damaged("its first line is not that of NRRD")
   header, rest = _header(content[9:], ": ", b"")
-  if header is None:
-    return None
   try:
     sizes = [int(n) for n in header.pop("sizes").split()]
     dtype = _NRRD_TYPES[header.pop("type")]
@@ -186,21 +189,21 @@ def nrrd(files: Mapping[str, bytes], name: str) -> dict | None:
     order = {"little": "<", "big": ">"}[header.pop("endian", "little" if dtype[1] == "1" else "")]
     encoding = {"raw": "raw", "gzip": "gzip", "gz": "gzip"}[header.pop("encoding")]
     columns = np.reshape(vectors, (3, 3)).T
-  except (KeyError, ValueError):
-    return None
+  except (KeyError, ValueError) as error:
+    raise Damaged("a field is missing or has an unknown value") from error
   data = files.get(header.pop("data file")) if "data file" in header else rest
   if header.pop("dimension", "") != "3" or len(sizes) != 3 or min(sizes) < 1 or len(origin) != 3:
-    return None
-  if set(header) - _NRRD_OTHER or {
-      unit for unit in header.get("space units", "").split()} - {'"mm"'}:
-    return None
+    raise Damaged("its dimension is not 3")
+  units = header.get("space units", "").split()
+  if set(header) - _NRRD_OTHER or set(units) - {'"mm"'}:
+    raise Damaged("a field is unknown")
   if encoding == "gzip" and data is not None:
     data = _inflated(data)
   return _grid(data, order + dtype, sizes, np.diag([*space, 1.0, 1.0]), columns, origin)
 
 
-def _header(content: bytes, separator: str, last: bytes) -> tuple[dict[str, str] | None, bytes]:
-  """Returns the fields up to a blank line or a last one, and what follows; None if one is twice."""
+def _header(content: bytes, separator: str, last: bytes) -> tuple[dict[str, str], bytes]:
+  """Returns the fields up to a blank line or a last one, and what follows."""
   fields: dict[str, str] = {}
   while content:
     line, _, content = content.partition(b"\n")
@@ -212,38 +215,36 @@ def _header(content: bytes, separator: str, last: bytes) -> tuple[dict[str, str]
     key, found, value = text.partition(separator)
     key = key.strip()
     if not found or key in fields:
-      return None, b""
+      raise Damaged("a line is no field" if not found else "a field is given twice")
     fields[key] = value.strip()
     if last and key == last.decode():
       return fields, content
   return fields, b""
 
 
-def _inflated(data: bytes) -> bytes | None:
+def _inflated(data: bytes) -> bytes:
   """Decompresses one stream of zlib or gzip that is all of the data."""
   unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)
   try:
     out = unpacker.decompress(data)
-  except zlib.error:
-    return None
-  return out if unpacker.eof and not unpacker.unused_data else None
+  except zlib.error as error:
+    raise Damaged("its stream is damaged") from error
+  if not unpacker.eof or unpacker.unused_data:
+    raise Damaged("its stream is not as long as the file")
+  return out
 
 
-def _grid(data: bytes | None, dtype: str, sizes, space, columns, origin) -> dict | None:
+def _grid(data: bytes | None, dtype: str, sizes, space, columns, origin) -> dict:
   if data is None or len(data) != math.prod(sizes) * np.dtype(dtype).itemsize:
-    return None
+    raise Damaged("its voxels are not as many as its header says")
   affine = np.eye(4)
   affine[:3, :3], affine[:3, 3] = columns, origin
   affine = space @ affine
-  array = np.frombuffer(data, dtype).reshape(sizes, order="F")
-  with np.errstate(invalid="ignore"):
-    if not np.isfinite(affine).all() or not np.isfinite(array.astype(np.float64)).all():
-      return None
-  return describe(array, affine)
+  return describe(np.frombuffer(data, dtype).reshape(sizes, order="F"), affine)
 
 
 # --- DICOM --------------------------------------------------------------------------------------
-def dicom(files: Mapping[str, bytes]) -> dict | None:
+def dicom(files: Mapping[str, bytes]) -> dict:
   """Reads a series with pydicom: every file a whole slice, at regular places along the normal."""
   import pydicom
   slices = []
@@ -263,26 +264,28 @@ def dicom(files: Mapping[str, bytes]) -> dict | None:
             or one.SamplesPerPixel != 1 or one.HighBit != one.BitsStored - 1
             or not 0 < one.BitsStored <= bits or not np.isfinite(number).all()
             or one.PhotometricInterpretation != "MONOCHROME2"):
-          return None
+          raise Damaged("elements contradict each other or the pixels")
         raw = np.frombuffer(one.PixelData, f"<{'ui'[one.PixelRepresentation]}{bits // 8}")
         low, high = ((0, 2**one.BitsStored - 1) if not one.PixelRepresentation else
                      (-(2 ** (one.BitsStored - 1)), 2 ** (one.BitsStored - 1) - 1))
         if raw.min() < low or raw.max() > high:
-          return None
+          raise Damaged("pixels have more bits than BitsStored")
         array = (raw.astype(np.float64) * number[0] + number[1]).reshape(shape).T
         slices.append((position, directions, spacing, array, str(one.SeriesInstanceUID)))
-      except Exception:  # pydicom raises many kinds on damaged files
-        return None
+      except Damaged:
+        raise
+      except Exception as error:  # pydicom raises many kinds on damaged files
+        raise Damaged("a file is no readable slice") from error
   position, directions, spacing, array, series = slices[0]
   if any(s[4] != series or s[3].shape != array.shape or not np.allclose(s[1], directions, atol=1e-4)
          or not np.allclose(s[2], spacing, rtol=1e-4, atol=1e-4) for s in slices):
-    return None
+    raise Damaged("slices do not belong together")
   across, down = directions[:3], directions[3:]
   normal = np.cross(across, down)
   slices.sort(key=lambda s: float(normal @ s[0]))
   gaps = np.diff([float(normal @ s[0]) for s in slices])
   if len(gaps) == 0 or gaps.min() <= 0 or np.ptp(gaps) > 0.1 * np.median(gaps):
-    return None
+    raise Damaged("slices are not at regular places")
   affine = np.eye(4)
   affine[:3] = np.stack([across * spacing[1], down * spacing[0],
                          (slices[-1][0] - slices[0][0]) / len(gaps), slices[0][0]], axis=1)
@@ -290,49 +293,43 @@ def dicom(files: Mapping[str, bytes]) -> dict | None:
 
 
 # --- archives -----------------------------------------------------------------------------------
-def zip_members(content: bytes) -> dict[str, str] | None:
-  """Reads a zip archive: name → digest, if the directory and the local headers say the same."""
+def zip_members(content: bytes) -> list[tuple[str, str]]:
+  """Reads a zip archive: names and digests, if directory and members agree on the names."""
+  members = []
   try:
     with zipfile.ZipFile(io.BytesIO(content)) as opened:
-      members = {}
       for info in opened.infolist():
-        local = struct.unpack_from("<4s5H3I2H", content, info.header_offset)
-        name = content[info.header_offset + 30:info.header_offset + 30 + local[9]]
-        if (local[2] != info.flag_bits or local[3] != info.compress_type or info.flag_bits & 1
-            or local[6:9] != (info.CRC, info.compress_size, info.file_size)
-            or name.decode("utf-8") != info.orig_filename or info.orig_filename in members):
-          return None
+        size, = struct.unpack_from("<H", content, info.header_offset + 26)
+        name = content[info.header_offset + 30:info.header_offset + 30 + size]
+        if name != info.orig_filename.encode() or info.flag_bits & 1:
+          raise Damaged("directory and member do not agree")
         if not info.is_dir():
-          members[info.orig_filename] = hashlib.sha256(opened.read(info)).hexdigest()
-      return members
+          members.append((info.orig_filename, hashlib.sha256(opened.read(info)).hexdigest()))
   except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, RuntimeError,
-          NotImplementedError, struct.error, KeyError, OverflowError):
-    return None
+          NotImplementedError, struct.error, KeyError, OverflowError) as error:
+    raise Damaged("a member or the directory is damaged") from error
+  return members
 
 
-def tar_members(content: bytes, compressed: bool) -> dict[str, str] | None:
-  """Reads a tar archive: name → digest. Headers have checksums, and two blocks of zeros end it."""
+def tar_members(content: bytes, compressed: bool) -> list[tuple[str, str]]:
+  """Reads a tar archive: names and digests. Headers have checksums; blocks of zeros end it."""
   if compressed:
     try:
       content = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error):
-      return None
-  members, place = {}, 0
-  while True:
-    block = content[place:place + 512]
-    if len(block) < 512:
-      return None
-    if not any(block):
-      return members if not any(content[place:]) and len(content) - place >= 1024 else None
+    except (OSError, EOFError, zlib.error) as error:
+      raise Damaged("its stream is damaged") from error
+  members, place = [], 0
+  while any(block := content[place:place + 512]):
     try:
       member = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-    except (tarfile.HeaderError, UnicodeDecodeError, ValueError):
-      return None
+    except (tarfile.HeaderError, ValueError) as error:
+      raise Damaged("the header of a member is damaged") from error
     data = content[place + 512:place + 512 + member.size]
-    if not (member.isreg() or member.isdir()) or len(data) < member.size or member.size < 0:
-      return None
+    if not (member.isreg() or member.isdir()) or not 0 <= member.size == len(data):
+      raise Damaged("a member is incomplete, or no file")
     if member.isreg():
-      if member.name in members:
-        return None
-      members[member.name] = hashlib.sha256(data).hexdigest()
+      members.append((member.name, hashlib.sha256(data).hexdigest()))
     place += 512 + (member.size + 511) // 512 * 512
+  if any(content[place:]) or len(content) - place < 1024:
+    raise Damaged("it has no end")
+  return members

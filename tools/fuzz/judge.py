@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tools.fuzz.content import Damaged
+
 if TYPE_CHECKING:
   from tools.fuzz.child import Answer
   from tools.fuzz.target import Target
@@ -47,8 +49,11 @@ class Verdict(NamedTuple):
   @property
   def signature(self) -> str:
     """The verdict without what differs between inputs, to recognise the same find again."""
-    text = re.sub(r"(/[\w.-]+)+/?", "/", self.detail)
-    return f"{self.kind}: {re.sub(r'0x[0-9a-f]+|[-+]?[0-9][0-9.e+-]*', '0', text)[:160]}"
+    text = self.detail.partition(" differ, but ")[2] or self.detail
+    for pattern, short in ((r"(/[\w.-]+)+/?", "/"), (r"'[^']*'", "''"), (r" \| .*", ""),
+                           (r"0x[0-9a-f]+|[-+]?[0-9][0-9.e+-]*", "0")):
+      text = re.sub(pattern, short, text)
+    return f"{self.kind}: {text[:120]}"
 
 
 def judge(target: "Target", variant: str, intact: Mapping[str, bytes], files: Mapping[str, bytes],
@@ -81,12 +86,12 @@ def judge(target: "Target", variant: str, intact: Mapping[str, bytes], files: Ma
     return Verdict(SAME)
   if different:
     return Verdict(INDISTINGUISHABLE, "the input is another valid one")
-  reason = target.explain(variant, intact, files, content)
-  if reason:
-    return Verdict(INDISTINGUISHABLE, reason)
-  parts = sorted(key for key in {*content, *(expected or {})}
-                 if not same(content.get(key), (expected or {}).get(key)))
-  return Verdict("silent", f"{variant}: {', '.join(parts)} differ")
+  try:
+    return Verdict(INDISTINGUISHABLE, target.explain(variant, intact, files, content))
+  except Damaged as damage:
+    parts = sorted(key for key in {*content, *(expected or {})}
+                   if not same(content.get(key), (expected or {}).get(key)))
+    return Verdict("silent", f"{', '.join(parts)} differ, but {damage}")
 
 
 def _refusal(target: "Target", files: Mapping[str, bytes], answer: "Answer") -> Verdict:

@@ -96,7 +96,8 @@ class Session:
                  self._expected[variant, whole], self._attempt(variant, files, whole),
                  different=different)
 
-  def both(self, variant: str, files: Files, *, whole: bool) -> tuple[Verdict, bool]:
+  def both(self, variant: str, files: Files, *, whole: bool,
+           commands: bool = True) -> tuple[Verdict, bool]:
     """Judges an input at the door, and in the whole command if asked for or read differently.
 
     Returns:
@@ -104,7 +105,7 @@ class Session:
     """
     verdict = self.judged(variant, files)
     different = verdict.kind == INDISTINGUISHABLE
-    if verdict.find or not self.target.every or not (whole or different):
+    if verdict.find or not (whole or different) or not (commands and self.target.every):
       return verdict, False
     full = self.judged(variant, files, whole=True, different=different)
     return (full, True) if full.find else (verdict, False)
@@ -123,8 +124,13 @@ class Session:
       operations.append(operation)
     return variant, operations, files
 
-  def run(self, seconds: float, seed: int) -> tuple[dict, list[Find]]:
+  def run(self, seconds: float, seed: int, *, commands: bool = True) -> tuple[dict, list[Find]]:
     """Attempts inputs for some seconds.
+
+    Args:
+      seconds: duration, after the start.
+      seed: of the mutations.
+      commands: whether whole commands run, too.
 
     Returns:
       Figures of the run, and its finds, one for each signature.
@@ -132,7 +138,9 @@ class Session:
     finds: dict[str, Find] = {}
     counts: Counter[str] = Counter()
     repeated: Counter[str] = Counter()
-    self.judged(min(self.intact), self.intact[min(self.intact)])  # the start does not count
+    every = self.target.every if commands else 0
+    for variant, files in self.intact.items():  # what is compiled, or imported late, does not count
+      self.both(variant, files, whole=bool(every))
     begin, number = time.monotonic(), 0
     while time.monotonic() < begin + seconds:
       number += 1
@@ -140,8 +148,10 @@ class Session:
       variant, operations, files = self.mutated(label)
       if not operations or files == self.intact[variant]:
         continue
-      every = self.target.every
-      verdict, whole = self.both(variant, files, whole=bool(every) and number % every == 0)
+      verdict, whole = self.both(variant, files, whole=bool(every) and number % every == 0,
+                                 commands=commands)
+      if verdict.kind == "silent" and self.harmless(variant, operations):
+        verdict = Verdict(INDISTINGUISHABLE, "damage of no use beside a valid change")
       counts[verdict.kind if not verdict.find else "finds"] += 1
       repeated[verdict.signature] += verdict.find
       if verdict.find and verdict.signature not in finds:
@@ -155,6 +165,15 @@ class Session:
                "finds": counts["finds"], "kinds_of_finds": len(finds),
                "repeated": {signature: n for signature, n in repeated.items() if n}}
     return figures, list(finds.values())
+
+  def harmless(self, variant: str, operations: list[dict]) -> bool:
+    """Returns whether several operations are no find, each alone.
+
+    Then one has made a valid change, and another damage that shows but does not matter.
+    """
+    return len(operations) > 1 and not any(
+        self.judged(variant, mutate.apply_all(self.intact[variant], [operation])).find
+        for operation in operations)
 
   def smaller(self, variant: str, operations: list[dict], verdict: Verdict,
               whole: bool) -> tuple[list[dict], dict[str, bytes]]:

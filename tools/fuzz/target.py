@@ -70,7 +70,11 @@ class Target:
     """Ends what the target has started."""
 
   def explain(self, variant: str, intact: Files, files: Files, content: dict) -> str:
-    """Returns why no reader can know that a result is not that of the intact input, or ""."""
+    """Returns why no reader can know that a result is not that of the intact input.
+
+    Raises:
+      content.Damaged: a reader can know it; the text says from what.
+    """
     raise NotImplementedError
 
   def subjects(self, files: Files) -> list[str]:

@@ -4,6 +4,8 @@ Members have checksums in zip and .tar.gz, so that only a change with a checksum
 known. Voxels in a plain .tar have none. `content` reads the archives strictly.
 """
 
+from collections.abc import Iterable
+from collections.abc import Sequence
 import gzip
 import hashlib
 import io
@@ -52,8 +54,8 @@ class Archive(Target):
       return self._door_of_the_service(path, out / "series")
     datasets.unpack(path, out / "data", limit=LIMIT)
     left = [p.name for p in out.iterdir() if p.name != "data"]
-    members = {p.relative_to(out / "data").as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
-               for p in sorted((out / "data").rglob("*")) if p.is_file()}
+    members = [[p.relative_to(out / "data").as_posix(), hashlib.sha256(p.read_bytes()).hexdigest()]
+               for p in sorted((out / "data").rglob("*")) if p.is_file()]
     return 0, {"members": members, **({"unsound": f"left {left}"} if left else {})}
 
   def _door_of_the_service(self, path: Path, out: Path) -> tuple[int, dict]:
@@ -65,25 +67,29 @@ class Archive(Target):
     except HttpError as error:
       raise InputError(path, error.reason, error.cure) from error
     files = sorted(out.iterdir())
-    return 0, {"members": {name: hashlib.sha256(file.read_bytes()).hexdigest()
-                           for name, file in zip(names, files, strict=True)}}
+    return 0, {"members": [[name, hashlib.sha256(file.read_bytes()).hexdigest()]
+                           for name, file in zip(names, files, strict=True)]}
 
   def explain(self, variant: str, intact: Files, files: Files, content: dict) -> str:
     """Compares with the strict reading, without the one top folder that `unpack` takes off."""
     (name, data), = files.items()
     members = (standard.zip_members(data) if name == "a.zip"
                else standard.tar_members(data, name.endswith(".gz")))
-    if members is None:
-      return ""
-    if variant != "service":
-      members = {k.replace("\\", "/"): v for k, v in members.items()}
-      tops = {k.partition("/")[0] for k in members}
-      if len(tops) == 1 and all("/" in k for k in members):
-        members = {k.partition("/")[2]: v for k, v in members.items()}
-    hidden = lambda k: k.rpartition("/")[2].startswith(("._", "."))or k.startswith("__MACOSX")
-    keep = lambda tree: {k: v for k, v in tree.items() if not hidden(k)}
-    return ("another valid archive: its checksums are right"
-            if keep(members) == keep(content["members"]) else "")
+    if variant != "service" and len({name for name, _ in members}) < len(members):
+      raise standard.Damaged("a name is given twice")
+    members = _shown(members)
+    tops = {name.partition("/")[0] for name, _ in members}
+    if variant != "service" and len(tops) == 1 and all("/" in name for name, _ in members):
+      members = [(name.partition("/")[2], digest) for name, digest in members]
+    if members != _shown(content["members"]):
+      raise standard.Damaged("the archive holds something else")
+    return "another valid archive: its checksums are right"
+
+
+def _shown(members: Iterable[Sequence[str]]) -> list[tuple[str, str]]:
+  """Sorts members, without what operating systems add, which the package leaves out, too."""
+  return sorted((name, digest) for name, digest in members if not name.startswith("__MACOSX")
+                and not name.rpartition("/")[2].startswith("."))
 
 
 def _zip(method: int) -> bytes:

@@ -69,17 +69,15 @@ class Image(Target):
 
   def explain(self, variant: str, intact: Files, files: Files, content: dict) -> str:
     """Returns `VALID` if the strict reading of the file gives the same."""
-    try:
-      expected = self.read_strictly(variant, files)
-    except (ValueError, OverflowError, KeyError):
-      return ""
-    return VALID if expected is not None and same(content, expected) else ""
+    if not same(content, self.read_strictly(variant, files)):
+      raise standard.Damaged("by its standard the file says something else")
+    return VALID
 
   def path(self, variant: str, folder: Path) -> Path:
     """Returns the path to read: the header of a pair, or the only file."""
     raise NotImplementedError
 
-  def read_strictly(self, variant: str, files: Files) -> dict | None:
+  def read_strictly(self, variant: str, files: Files) -> dict:
     """Returns what the file says by its standard, see `content`."""
     raise NotImplementedError
 
@@ -124,7 +122,7 @@ class Nifti(Image):
       nifti.read_colors(path)
     return super().door(variant, folder, out)
 
-  def read_strictly(self, variant: str, files: Files) -> dict | None:
+  def read_strictly(self, variant: str, files: Files) -> dict:
     """Reads by nifti1.h."""
     (name, data), = files.items()
     return standard.nifti(data, name.endswith(".gz"))
@@ -182,7 +180,7 @@ class MetaImage(_Simple):
     return {"mha": self.written("a.mha"), "mha packed": self.written("a.mha", compressed=True),
             "mhd": pair, "mhd packed": self.written("a.mhd", compressed=True)}
 
-  def read_strictly(self, variant: str, files: Files) -> dict | None:
+  def read_strictly(self, variant: str, files: Files) -> dict:
     """Reads the header line by line."""
     return standard.metaimage(files, f"a.{variant.partition(' ')[0]}")
 
@@ -197,7 +195,7 @@ class Nrrd(_Simple):
     return {"nrrd": self.written("a.nrrd"), "nrrd packed": self.written("a.nrrd", compressed=True),
             "nhdr": self.written("a.nhdr"), "nhdr packed": self.written("a.nhdr", compressed=True)}
 
-  def read_strictly(self, variant: str, files: Files) -> dict | None:
+  def read_strictly(self, variant: str, files: Files) -> dict:
     """Reads the header line by line."""
     return standard.nrrd(files, f"a.{variant.partition(' ')[0]}")
 
@@ -231,7 +229,7 @@ class Dicom(Image):
     finally:
       dicom.clear_header_cache()
 
-  def read_strictly(self, variant: str, files: Files) -> dict | None:
+  def read_strictly(self, variant: str, files: Files) -> dict:
     """Reads with pydicom."""
     return standard.dicom(files)
 

@@ -28,6 +28,7 @@ from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from tools.fuzz import mutate
+from tools.fuzz.content import Damaged
 from tools.fuzz.mutate import Files
 from tools.fuzz.mutate import member_digests
 from tools.fuzz.mutate import member_names
@@ -138,7 +139,9 @@ class Bundle(Model):
   def explain(self, variant: str, intact: Files, files: Files, content: dict) -> str:
     """Accepts other contents if the digests were made anew."""
     before, after = member_digests(intact["a.condseg"]), member_digests(files["a.condseg"])
-    return "digests made anew: bundles are not signed" if after and before != after else ""
+    if not after or before == after:
+      raise Damaged("its members are those of the intact one")
+    return "digests made anew: bundles are not signed"
 
   def source(self, folder: Path) -> Path:
     """Returns the bundle."""
@@ -172,7 +175,7 @@ class Checkpoint(Model):
 
   def explain(self, variant: str, intact: Files, files: Files, content: dict) -> str:
     """Accepts nothing: every file of a checkpoint has a digest."""
-    return ""
+    raise Damaged("every file of a checkpoint has a digest")
 
   def source(self, folder: Path) -> Path:
     """Returns the folder of the run."""

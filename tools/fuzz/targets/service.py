@@ -138,13 +138,10 @@ class Service(Target):
       return "a request to another address"
     if body == intact["request"].partition(b"\r\n\r\n")[2]:
       return "another query, or other headers"
-    try:
-      volume = _strictly(body)
-    except ValueError:
-      return ""
-    answer = content["answer"]
-    return images.VALID if volume is not None and (
-        not isinstance(answer, dict) or answer.get("shape") == volume["shape"]) else ""
+    volume, answer = _strictly(body), content["answer"]
+    if isinstance(answer, dict) and answer.get("shape") != volume["shape"]:
+      raise standard.Damaged("the body has another shape")
+    return images.VALID
 
   def subjects(self, files: Files) -> list[str]:
     """Accepts any subject: errors are in terms of the request."""
@@ -222,6 +219,8 @@ def _request(body: bytes, *headers: str) -> bytes:
 def _complete(request: bytes) -> bool:
   """Returns whether a request is a whole one, by its own length, or is no HTTP."""
   connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 16)
+  if not request:  # would be the end of a connection for h11
+    return False
   try:
     connection.receive_data(request)
     while True:
@@ -242,10 +241,9 @@ def _answer(headers: dict[str, str], body: bytes) -> object:
   return tree
 
 
-def _strictly(body: bytes) -> dict | None:
+def _strictly(body: bytes) -> dict:
   if body.startswith(b"PK"):
-    if standard.zip_members(body) is None:
-      return None
+    standard.zip_members(body)
     with zipfile.ZipFile(io.BytesIO(body)) as opened:
       return standard.dicom({name: opened.read(name) for name in opened.namelist()})
   if body.startswith(b"--"):

@@ -27,6 +27,7 @@ from condseg_jax.datasets.verify.raw_checks import verify
 from condseg_jax.errors import InputError
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
+from tools.fuzz.content import Damaged
 from tools.fuzz.mutate import Files
 from tools.fuzz.mutate import Place
 from tools.fuzz.target import Target
@@ -183,14 +184,13 @@ class Settings(Target):
     """Sets up a run, up to its first step."""
     if variant == "flags":
       return self._flags(folder, trace=False)
-    return 0, self._set_up(Config.from_dict(json.loads((folder / "config.json").read_bytes())))
+    return 0, self._set_up(Config.from_dict(_tree(folder / "config.json")))
 
   def command(self, variant: str, folder: Path, out: Path) -> tuple[int, dict]:
     """Traces the first step, too; nothing is compiled."""
     if variant == "flags":
       return self._flags(folder, trace=True)
-    config = Config.from_dict(json.loads((folder / "config.json").read_bytes()))
-    return 0, self._set_up(config, trace=True)
+    return 0, self._set_up(Config.from_dict(_tree(folder / "config.json")), trace=True)
 
   def explain(self, variant: str, intact: Files, files: Files, content: dict) -> str:
     """Accepts settings that are kept as given; one that is passed over is a find."""
@@ -201,11 +201,16 @@ class Settings(Target):
         given.setdefault(section, {})[key] = _literal(text)
     else:
       given = json.loads(files["config.json"])
-    return "settings as given" if _kept(given, content["config"]) else ""
+    if not _kept(given, content["config"]):
+      raise Damaged("a setting is passed over")
+    return "settings as given"
 
   def subjects(self, files: Files) -> list[str]:
     """Returns the names of all settings, and those in the file."""
-    tree = json.loads(next(iter(files.values())))
+    try:
+      tree = json.loads(next(iter(files.values())))
+    except RecursionError:
+      tree = {}
     return [*(name for name, _, _ in setting_lib.walk(Config)), *setting_lib.sections(Config),
             "config", *(str(key)[:100] for key in (tree if isinstance(tree, dict) else ()))]
 
@@ -219,7 +224,7 @@ class Settings(Target):
   def _flags(self, folder: Path, *, trace: bool) -> tuple[int, dict]:
     """Runs the command line of condseg-train, without the training."""
     from condseg_jax.cli import train
-    tree, content = json.loads((folder / "flags.json").read_bytes()), {}
+    tree, content = _tree(folder / "flags.json"), {}
     if not isinstance(tree, dict):
       raise InputError("config", "is no list of flags", "no command line can be made of it")
     argv = ["condseg-train", "--config=base", "--workdir=w",
@@ -249,6 +254,14 @@ class Settings(Target):
     if trace:
       _trace(setup)
     return content
+
+
+def _tree(path: Path) -> object:
+  """Reads settings; nested too deeply, they could not come from a file or a command line."""
+  try:
+    return json.loads(path.read_bytes())
+  except RecursionError as error:
+    raise InputError("config", "is nested too deeply", "correct it") from error
 
 
 def _trace(setup) -> None:
