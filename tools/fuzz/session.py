@@ -22,6 +22,7 @@ from tools.fuzz.judge import INDISTINGUISHABLE
 from tools.fuzz.judge import judge
 from tools.fuzz.judge import Verdict
 from tools.fuzz.mutate import Files
+from tools.fuzz.packing import Impossible
 
 ROOT = Path(__file__).parents[2]
 CORPUS = ROOT / "tests" / "corpus"
@@ -119,7 +120,7 @@ class Session:
       try:
         operation = mutate.draw(rng, self.target.places(files), files)
         files = mutate.apply(files, operation)
-      except mutate.Impossible:
+      except Impossible:
         continue
       operations.append(operation)
     return variant, operations, files

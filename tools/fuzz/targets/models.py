@@ -30,9 +30,9 @@ from condseg_jax.train.state import TrainState
 from tools.fuzz import mutate
 from tools.fuzz.content import Damaged
 from tools.fuzz.mutate import Files
-from tools.fuzz.mutate import member_digests
-from tools.fuzz.mutate import member_names
 from tools.fuzz.mutate import Place
+from tools.fuzz.packing import member_digests
+from tools.fuzz.packing import member_names
 from tools.fuzz.target import Target
 
 SETTINGS = {"data.subvolume": (4, 8, 8), "model.strides": ((2, 2, 2),),
