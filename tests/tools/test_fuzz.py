@@ -108,8 +108,9 @@ def test_a_find_is_made_smaller_stored_once_and_attempted_again(tmp_path, faulty
   flip = {"file": "a.txt", "through": [], "do": "flip", "args": [5, 0]}
   cut = {"file": "a.txt", "through": [], "do": "cut", "args": [8]}
   verdict = faulty.judged("raises", mutate.apply_all({"a.txt": INTACT}, [flip, cut]))
-  operations, files = faulty.smaller("raises", [flip, cut], verdict, False)
-  assert (operations, files) == ([cut], {"a.txt": INTACT[:8]})
+  operations, verdict = faulty.smaller("raises", [flip, cut], verdict, False)
+  files = mutate.apply_all({"a.txt": INTACT}, operations)
+  assert (operations, files, verdict.kind) == ([cut], {"a.txt": INTACT[:8]}, "traceback")
   find = session.Find("faulty", "raises", "0 1", operations, verdict, False, files)
   assert session.store(find, tmp_path) and not session.store(find, tmp_path)
   entry, = session.entries(tmp_path)

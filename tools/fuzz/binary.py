@@ -102,6 +102,8 @@ def draw_element(rng: random.Random, content: bytes) -> tuple:
   """Draws a change of a DICOM element."""
   dataset = _dataset(content)
   keywords = [e.keyword for e in dataset if e.keyword]
+  if not keywords:
+    raise Impossible("dicom")
   keyword = rng.choice(keywords)
   if rng.random() < 0.15:
     return "element", keyword, "remove", ""

@@ -50,6 +50,8 @@ class Verdict(NamedTuple):
   def signature(self) -> str:
     """The verdict without what differs between inputs, to recognise the same find again."""
     text = self.detail.partition(" differ, but ")[2] or self.detail
+    if self.kind == "traceback":
+      text = text.partition(": ")[0]
     for pattern, short in ((r"(/[\w.-]+)+/?", "/"), (r"'[^']*'", "''"), (r" \| .*", ""),
                            (r"0x[0-9a-f]+|[-+]?[0-9][0-9.e+-]*", "0")):
       text = re.sub(pattern, short, text)

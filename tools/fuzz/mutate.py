@@ -4,25 +4,31 @@ An input is a dict of files, relative name → content. An operation is a plain 
 
     {"file": NAME, "through": [VIEW, …], "do": NAME, "args": [...]}
 
-that changes one file. Views lead inside: `gzip` to what is compressed, `zip/NAME` and `bundle/NAME`
-to a member; checksums, digests and lengths outside of it are computed anew, so that a change
-inside is not found by them. Random operations are drawn per kind of content, see `KINDS`.
+that changes one file. A file whose name is a random digest, as in checkpoints, is named by its rank
+by size among those of its folder, `FOLDER/*2`, so that the operation suits other checkpoints.
+
+Views lead inside: `gzip` to what is compressed, `zip/NAME` and `bundle/NAME` to a member. Checksums,
+digests and lengths outside of it are computed anew, so that a change inside is not found by them.
+Random operations are drawn per kind of content, see `KINDS`.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import random
+import re
 from typing import NamedTuple
 
 from tools.fuzz import binary
 from tools.fuzz import text
+from tools.fuzz.packing import BROKEN
 from tools.fuzz.packing import changed
 from tools.fuzz.packing import Impossible
 from tools.fuzz.packing import inside
 
 Files = Mapping[str, bytes]
 FILE = "file"
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class Place(NamedTuple):
@@ -47,15 +53,17 @@ def draw(rng: random.Random, places: Sequence[Place], files: Files) -> dict:
     place = rng.choices(places, [p.weight for p in places])[0]
     if place.file in files and place.kind == FILE:
       do = rng.choice(("delete", "empty", "swap"))
-      other = rng.choice(sorted(files))
-      return {"file": place.file, "through": [], "do": do, "args": [other] * (do == "swap")}
+      other = _lasting_name(files, rng.choice(sorted(files)))
+      return {"file": _lasting_name(files, place.file), "through": [], "do": do,
+              "args": [other] * (do == "swap")}
     if place.file in files:
       try:
         content = inside(files[place.file], place.through)
         do, *arguments = KINDS[place.kind](rng, content)
-      except Impossible:
+      except (Impossible, *BROKEN):
         continue
-      return {"file": place.file, "through": list(place.through), "do": do, "args": arguments}
+      return {"file": _lasting_name(files, place.file), "through": list(place.through), "do": do,
+              "args": arguments}
   raise Impossible("no place is left to mutate")
 
 
@@ -65,19 +73,19 @@ def apply(files: Files, operation: Mapping) -> dict[str, bytes]:
   Raises:
     Impossible: the operation does not apply to these files.
   """
-  files, name = dict(files), operation["file"]
-  if name not in files:
-    raise Impossible(name)
+  files, name = dict(files), _present_name(files, operation["file"])
   do, arguments = operation["do"], operation["args"]
   if do == "delete":
     del files[name]
   elif do == "swap":
-    if arguments[0] not in files:
-      raise Impossible(arguments[0])
-    files[name], files[arguments[0]] = files[arguments[0]], files[name]
+    other = _present_name(files, arguments[0])
+    files[name], files[other] = files[other], files[name]
   else:
-    files[name] = changed(files[name], operation["through"], lambda content: OPERATIONS[do](
-        content, *arguments))
+    try:
+      files[name] = changed(files[name], operation["through"],
+                            lambda content: OPERATIONS[do](content, *arguments))
+    except BROKEN as error:
+      raise Impossible(name) from error
   return files
 
 
@@ -89,6 +97,26 @@ def apply_all(files: Files, operations: Sequence[Mapping]) -> dict[str, bytes]:
     except Impossible:
       continue
   return dict(files)
+
+
+def _lasting_name(files: Files, name: str) -> str:
+  folder, _, last = name.rpartition("/")
+  return f"{folder}/*{_digests(files, folder).index(name)}" if _DIGEST.fullmatch(last) else name
+
+
+def _present_name(files: Files, name: str) -> str:
+  folder, star, number = name.rpartition("/*")
+  names = _digests(files, folder) if star else [name]
+  if not names or names[0] not in files:
+    raise Impossible(name)
+  return names[int(number or 0) % len(names)] if star else name
+
+
+def _digests(files: Files, folder: str) -> list[str]:
+  """Returns the files of a folder whose names are digests, the smallest first."""
+  names = [name for name in files if name.rpartition("/")[0] == folder
+           and _DIGEST.fullmatch(name.rpartition("/")[2])]
+  return sorted(names, key=lambda name: (len(files[name]), name))
 
 
 OPERATIONS: dict[str, Callable[..., bytes]] = {

@@ -14,9 +14,9 @@ import zlib
 
 from condseg_jax.model_io import archive
 
-# What the standard library raises for packed content that is damaged.
-BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, ValueError,
-          NotImplementedError, RuntimeError, struct.error)
+# What reading content raises that earlier operations have damaged.
+BROKEN = (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, IndexError, ValueError,
+          TypeError, AttributeError, NotImplementedError, RuntimeError, OverflowError, struct.error)
 
 
 class Impossible(Exception):

@@ -154,17 +154,20 @@ class Session:
       if verdict.kind == "silent" and self.harmless(variant, operations):
         verdict = Verdict(INDISTINGUISHABLE, "damage of no use beside a valid change")
       counts[verdict.kind if not verdict.find else "finds"] += 1
-      repeated[verdict.signature] += verdict.find
-      if verdict.find and verdict.signature not in finds:
-        operations, files = self.smaller(variant, operations, verdict, whole)
-        finds[verdict.signature] = Find(self.name, variant, label, operations, verdict, whole,
-                                        files)
+      if not verdict.find:
+        continue
+      if verdict.signature not in finds or verdict.kind == "silent" and len(operations) > 1:
+        operations, verdict = self.smaller(variant, operations, verdict, whole)
+        files = mutate.apply_all(self.intact[variant], operations)
+      repeated[verdict.signature] += 1
+      finds.setdefault(verdict.signature, Find(self.name, variant, label, operations, verdict,
+                                               whole, files))
     spent, total = time.monotonic() - begin, sum(counts.values())
     figures = {"target": self.name, "seed": seed, "seconds": round(spent, 1), "inputs": total,
                "per_second": round(total / spent, 1),
                **{kind: counts[kind] for kind in ("refused", "same", INDISTINGUISHABLE)},
                "finds": counts["finds"], "kinds_of_finds": len(finds),
-               "repeated": {signature: n for signature, n in repeated.items() if n}}
+               "repeated": dict(repeated)}
     return figures, list(finds.values())
 
   def harmless(self, variant: str, operations: list[dict]) -> bool:
@@ -177,15 +180,18 @@ class Session:
         for operation in operations)
 
   def smaller(self, variant: str, operations: list[dict], verdict: Verdict,
-              whole: bool) -> tuple[list[dict], dict[str, bytes]]:
-    """Undoes operations as long as the verdict stays; returns those left and their files."""
+              whole: bool) -> tuple[list[dict], Verdict]:
+    """Undoes operations as long as the find stays; returns those left and their verdict.
+
+    A silent difference stays one if another damage than before shows it.
+    """
     for operation in list(operations):
       fewer = [other for other in operations if other is not operation]
-      if fewer and not verdict.kind == "hang":
-        files = mutate.apply_all(self.intact[variant], fewer)
-        if self.both(variant, files, whole=whole)[0].signature == verdict.signature:
-          operations = fewer
-    return operations, mutate.apply_all(self.intact[variant], operations)
+      if fewer and verdict.kind != "hang":
+        now = self.both(variant, mutate.apply_all(self.intact[variant], fewer), whole=whole)[0]
+        if now.signature == verdict.signature or now.kind == verdict.kind == "silent":
+          operations, verdict = fewer, now
+    return operations, verdict
 
   def _attempt(self, variant: str, files: Files, whole: bool) -> child.Answer:
     base = child.prepare(self._base, files)
