@@ -99,6 +99,9 @@ def judge(target: "Target", variant: str, intact: Mapping[str, bytes], files: Ma
 def _refusal(target: "Target", files: Mapping[str, bytes], answer: "Answer") -> Verdict:
   lines = [line for line in answer.lines if not PROGRESS.match(line)]
   told = [line for line in lines if line.startswith(f"condseg-{target.command_name}: ")]
+  failed = [line for line in lines if line.startswith("failed: ")]
+  if failed == lines != []:  # a batch, e.g. of the series of a folder: a line for each
+    told = lines = failed[:1]
   if len(told) != 1 or len(lines) != 1:
     others = [line for line in lines if line not in told] or told
     return Verdict("lines", f"{len(told)} of its own; {' | '.join(others)[:200]}")

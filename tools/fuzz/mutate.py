@@ -7,8 +7,8 @@ An input is a dict of files, relative name → content. An operation is a plain 
 that changes one file. A file whose name is a random digest, as in checkpoints, is named by its rank
 by size among those of its folder, `FOLDER/*2`, so that the operation suits other checkpoints.
 
-Views lead inside: `gzip` to what is compressed, `zip/NAME` and `bundle/NAME` to a member. Checksums,
-digests and lengths outside of it are computed anew, so that a change inside is not found by them.
+Views lead inside: `gzip` to what is compressed, `zip/NAME` and `bundle/NAME` to a member. Digests,
+checksums and lengths outside of it are computed anew, so that a change inside is not found by them.
 Random operations are drawn per kind of content, see `KINDS`.
 """
 

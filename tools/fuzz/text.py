@@ -132,7 +132,7 @@ def _tree_operation(load: Callable, dump: Callable) -> Callable:
         key = path[-1]
         if how == "remove":
           del parent[key]
-        elif how == "rename" and isinstance(parent, dict):
+        elif how == "rename" and isinstance(parent, dict) and edge != DEEP:
           parent[str(value)] = parent.pop(key)
         elif how == "number" and isinstance(parent[key], int | float):
           parent[key] = -parent[key] * 1.5

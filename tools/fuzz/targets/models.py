@@ -79,8 +79,8 @@ def describe(predictor: Predictor) -> dict:
   numbers = [*plan.spacing, *plan.subvolume, plan.low, plan.high, plan.mean, plan.sd]
   if not all(np.isfinite(array).all() for array in arrays.values()):
     content["unsound"] = "parameters that are not finite"
-  elif not np.isfinite(numbers).all():
-    content["unsound"] = "a plan that is not finite"
+  elif not all(isinstance(number, int | float) and abs(number) < 1e30 for number in numbers):
+    content["unsound"] = "a plan of impossible numbers"  # NaN, too, compares as false
   elif len(set(names)) < len(names):
     content["unsound"] = "two classes of one name"
   return content
@@ -112,6 +112,10 @@ class Model(Target):
       return code, {}
     mask = nifti.read_nifti(out / "image.nii.gz").array
     return code, {"mask": hashlib.sha256(mask.tobytes()).hexdigest()}
+
+  def subjects(self, files: Files) -> list[str]:
+    """Returns the files, and the image, which another model may have to refuse."""
+    return [*super().subjects(files), "image.nii"]
 
   def source(self, folder: Path) -> Path:
     """Returns the bundle or the folder of the run."""
