@@ -166,7 +166,7 @@ def draw_member(rng: random.Random, content: bytes) -> tuple:
   if do == "rename":
     return "member", do, number, rng.choice((
         "../up.txt", "../../up.txt", "/nowhere/up.txt", "c:\\up.txt", "..\\up.txt", "a/../../up",
-        "x" * 300, "d/" * 200 + "x", "a\nb", "", ".", "caf\xe9", "data", "data/x", "__MACOSX/x",
+        "x" * 300, "d/" * 200 + "x", "a\nb", "", ".", "\xe9t\xe9", "data", "data/x", "__MACOSX/x",
         "con.", "a\0b"))
   if do == "lie":
     field = rng.choice(("crc", "compressed", "size", "offset", "method", "flags"))

@@ -85,10 +85,10 @@ class Service(Target):
     command = [sys.executable, "-m", "condseg_jax.cli.serve", "--port=0", "--max_mb=4",
                f"--workdir={models.bundle_path(self.home)}"]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    log = (self.home / "service.log").open("w+b")
-    self._process = subprocess.Popen(command, stdout=log, stderr=log, env={
-        **os.environ, "TMPDIR": str(self.home / "requests"), "PYTHONPATH": path,
-        "JAX_PLATFORMS": "cpu"})
+    with (self.home / "service.log").open("wb") as log:
+      self._process = subprocess.Popen(command, stdout=log, stderr=log, env={
+          **os.environ, "TMPDIR": str(self.home / "requests"), "PYTHONPATH": path,
+          "JAX_PLATFORMS": "cpu"})
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and self._process.poll() is None:
       text = (self.home / "service.log").read_text(errors="replace")

@@ -157,7 +157,7 @@ class Settings(Target):
   name = "config"
   command_name = "train"
   codes = (1, 2)
-  seconds = 60.0
+  seconds = 30.0
   memory = 4 << 30
   every = 10
 
