@@ -245,7 +245,8 @@ def _strictly(body: bytes) -> dict:
   if body.startswith(b"PK"):
     standard.zip_members(body)
     with zipfile.ZipFile(io.BytesIO(body)) as opened:
-      return standard.dicom({name: opened.read(name) for name in opened.namelist()})
+      return standard.dicom({name: opened.read(name) for name in opened.namelist()
+                             if not name.startswith(".")})  # hidden files are skipped
   if body.startswith(b"--"):
     body = body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
   return standard.nifti(body, body.startswith(b"\x1f\x8b"))
