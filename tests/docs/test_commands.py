@@ -42,6 +42,7 @@ NOT_RUN = {
         "needs MSD Task04; see tests/e2e/test_bring_your_own.py",
     "condseg-export --workdir=RUN --out=model.condseg --onnx": "see tests/export and tests/cli",
     "condseg-analyse --workdir=RUN,RUN,…": "names the runs of the studies; see docs/analysis.md",
+    "python -m tools.fuzz": "see tests/tools/test_fuzz.py",
     "condseg-study": "hours, or see tests/study",
     "from condseg_jax.models.conditioning import": EXTENDING,
     "import jax\nimport jax.numpy as jnp\n\nfrom condseg_jax.classes": EXTENDING,

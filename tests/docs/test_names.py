@@ -37,7 +37,7 @@ def settings() -> dict[str, set[str]]:
 @pytest.fixture(scope="module")
 def known_flags() -> set[str]:
   """The flags of all commands; a switch has its negation, too."""
-  known = set(FOREIGN)
+  known = set(FOREIGN) | {"seconds", "seed", "corpus", "replay"}  # of tools.fuzz
   for command in COMMANDS:
     values = flags.FlagValues()
     importlib.import_module(f"condseg_jax.cli.{command}")._define(values)
