@@ -166,10 +166,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_room(root, small_disk,
 
 
 def test_a_run_that_diverges_fails_by_name(root, tmp_path, capsys):
-  """A network with an overflow in every step has learned nothing, and is not saved."""
-  changes = {"loss.bce_weight": 3e38, "train.steps": 4, "train.eval_every": 4}
+  """A network whose parameters have overflowed learns nothing more, and is not saved."""
+  changes = {"optimizer.name": "sgd", "optimizer.learning_rate": 100.0, "optimizer.clip_norm": 0.0,
+             "model.norm": "none", "train.steps": 300, "train.eval_every": 300}
   assert main(arguments(root, tmp_path, **changes)) == 1
-  assert "has not been finite for the last 4 steps" in capsys.readouterr().err
+  assert "has not been finite for the last 5" in capsys.readouterr().err
   assert json.loads((tmp_path / "run.json").read_text())["status"] == "failed"
   assert Checkpoints(tmp_path, read_only=True).last_step is None
 
