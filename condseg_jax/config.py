@@ -40,7 +40,8 @@ RENAMED_VALUES = {
 
 # Settings added since version 1, with the value that leaves everything as it was before.
 ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra": {},
-         "loss.options": {}}
+         "loss.options": {}, "train.minutes": 0.0, "augment.blur": 0.0,
+         "augment.low_resolution": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +102,11 @@ class Augment:
   noise: float = setting(
       0.1, "largest standard deviation of added noise, units of the normalised image", low=0,
       high=100)
+  blur: float = setting(
+      0.0, "largest standard deviation of a Gaussian blur, voxels", low=0, high=100)
+  low_resolution: float = setting(
+      0.0, "largest loss of resolution: 1.0 for every second voxel along every axis", low=0,
+      high=100)
   mirror: tuple[str, ...] = setting(
       (), "axes that are flipped with probability 1/2", choices=("D", "H", "W"))
   extra: Mapping[str, float] = setting(
@@ -126,7 +132,7 @@ class Model:
                           choices=("unet", "fcn", "deeplab"))
   rates: tuple[int, ...] = setting(
       (6, 12, 18), "dilation rates of the pyramid of deeplab", low=1, least=1)
-  norm: str = setting("group", "normalisation", choices=("group", "instance", "none"))
+  norm: str = setting("instance", "normalisation", choices=("group", "instance", "none"))
   activation: str = setting("leaky_relu", "a name in `models.layers.ACTIVATIONS`")
   dtype: str = setting("float32", "of the computation; parameters are float32",
                         choices=("float32", "bfloat16"))
@@ -188,6 +194,9 @@ class Train:
   """The run."""
 
   steps: int = setting(1000, "length of the run", low=1)
+  minutes: float = setting(
+      0.0, "length of the run; fixes steps when it begins, by timing a few; 0 for steps as given",
+      low=0)
   driver: str = setting("jit", "how a step is spread over devices", choices=("jit", "pmap"))
   ema_decay: float = setting(
       0.0, "decay of the moving average of the parameters; 0 for none", low=0, below=1)

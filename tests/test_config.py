@@ -82,7 +82,8 @@ SENSELESS = {
     "augment.probability": [7, -0.1, NAN], "augment.rotate": [-1, 400, NAN],
     "augment.zoom": [-3, 1e30, NAN], "augment.shift": [-1, 5], "augment.scale": [-1, 1e30],
     "augment.offset": [-1, 1e30], "augment.gamma": [NAN, -1, 1e30], "augment.noise": [-1, INF],
-    "augment.mirror": [("Q",), ("d",)], "augment.extra": [{"blur": NAN}, {"blur": -1}],
+    "augment.mirror": [("Q",), ("d",)], "augment.extra": [{"mine": NAN}, {"mine": -1}],
+    "augment.blur": [-1, NAN, 1e30], "augment.low_resolution": [-1, NAN, 1e30],
     "model.strides": [(), ((0, 1, 1),) * 3, ((-1, 1, 1),) * 3], "model.layers_per_level": [()],
     "model.channels": [0, -1], "model.growth": [0], "model.rates": [(), (0,), (-6,)],
     "model.deep_supervision": [-1], "conditioning.embedding_size": [0],
@@ -94,7 +95,7 @@ SENSELESS = {
     "optimizer.weight_decay": [NAN, -1, 1e30], "optimizer.momentum": [1, -0.1, NAN],
     "optimizer.clip_norm": [-1, NAN, INF], "train.steps": [0, -5, 2.5],
     "train.ema_decay": [2, 1, -0.1, NAN], "train.log_every": [0, -1], "train.eval_every": [0, -1],
-    "train.grad_accum_steps": [0, -1]}
+    "train.minutes": [-1, NAN, INF], "train.grad_accum_steps": [0, -1]}
 
 
 @pytest.mark.parametrize("name, value", [(n, v) for n, values in SENSELESS.items() for v in values])

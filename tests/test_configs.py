@@ -45,7 +45,7 @@ def test_the_whole_step_of_a_config_traces(path, argument):
                 class_id=spec((count, decodes), jnp.int32),
                 mask=spec((count, *subvolume, decodes), jnp.uint8),
                 beta=spec((count, decodes), jnp.float32), index=spec((count,), jnp.int32))
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  optimizer = make_optimizer(config.optimizer)
   step = make_train_step(
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
       spacing=(1.0,) * model.ndim, lateral_axes=np.zeros((3, model.ndim), bool),
@@ -58,7 +58,7 @@ def test_the_whole_step_of_a_config_traces(path, argument):
 
   state = jax.eval_shape(begin, spec((1, *subvolume, channels), jnp.float32),
                          spec((1,), jnp.int32))
-  after, metrics = jax.eval_shape(step, state, batch)
+  after, metrics = jax.eval_shape(step, state, batch, spec((), jnp.int32))
   assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(
       lambda x: (x.shape, x.dtype), state)
   assert metrics["loss"].shape == () and metrics["dice_K"].shape == (3,)

@@ -4,7 +4,7 @@ Trains one network from many single-class datasets. Re-run the same command to r
 
   condseg-train --config=hippocampus --config.data.root=DIR --workdir=RUN
 
-Checkpoints, metrics.jsonl, TensorBoard events and run.json go to the workdir.
+Checkpoints, metrics.jsonl, progress.png, TensorBoard events and run.json go to the workdir.
 """
 
 import sys
@@ -49,6 +49,7 @@ def _work(values: flags.FlagValues) -> int:
   if not values.distributed and cluster_flags != (None, None, None):
     raise InputError("--coordinator, --processes, --process_id", "have no effect alone",
                      "add --distributed", usage=True)
+  from condseg_jax.report.progress import Progress
   from condseg_jax.system.cache import enable_compilation_cache
   from condseg_jax.train import parallel
   from condseg_jax.train.loop import train
@@ -66,7 +67,8 @@ def _work(values: flags.FlagValues) -> int:
   check_workdir(values.workdir, values.resume)
   with parallel.first_process_first():
     stores = _stores(config.data, progress=parallel.is_first())
-  train(config, stores, values.workdir, resume=values.resume, verify=values.verify == "on")
+  train(config, stores, values.workdir, resume=values.resume, verify=values.verify == "on",
+        watcher=Progress(values.workdir))
   return 0
 
 

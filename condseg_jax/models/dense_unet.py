@@ -106,7 +106,7 @@ class DenseUNet(nn.Module):
   layers_per_level: Sequence[int]
   channels: int = 16
   growth: int = 16
-  norm: str = "group"
+  norm: str = "instance"
   activation: str = "leaky_relu"
   position: str = "decoder"
   mechanism: str = "channel"

@@ -45,12 +45,52 @@ def noise(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Arr
   return image + sd * jax.random.normal(field_key, image.shape, image.dtype)
 
 
+def blur(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
+  """Convolves with a Gaussian of a standard deviation of up to limit voxels, edges repeated."""
+  sd = jnp.maximum(jnp.abs(draw(key, (), limit)), 1e-3)
+
+  def weights(size: int) -> jax.Array:
+    place = jnp.arange(size, dtype=jnp.float32)
+    # A voxel beyond the edge counts as the last one: its weight is that of the whole tail.
+    tails = jax.scipy.stats.norm.cdf((place[None, :-1] + 0.5 - place[:, None]) / sd)
+    return jnp.diff(tails, axis=1, prepend=0.0, append=1.0)
+  return _separably(image, weights)
+
+
+def low_resolution(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:
+  """Keeps every f-th voxel along each axis, f up to 1 + limit, and interpolates between them.
+
+  As the simulation of low resolution in Isensee et al. (nnU-Net, Nature Methods 2021), whose f is
+  up to 2, with linear in place of cubic interpolation.
+  """
+  factor = 1.0 + jnp.abs(draw(key, (), limit))
+
+  def weights(size: int) -> jax.Array:
+    coarse = jnp.arange(size, dtype=jnp.float32) / factor
+    before = jnp.floor(coarse)
+    kept = [jnp.clip(jnp.round((before + k) * factor), 0, size - 1).astype(jnp.int32)
+            for k in (0, 1)]
+    share = (coarse - before)[:, None]
+    return (1 - share) * jax.nn.one_hot(kept[0], size) + share * jax.nn.one_hot(kept[1], size)
+  return _separably(image, weights)
+
+
+def _separably(image_DHWC: jax.Array, weights: Callable[[int], jax.Array]) -> jax.Array:
+  """Applies along every spatial axis the matrix [n, n] that `weights` returns for its size."""
+  for axis, size in enumerate(image_DHWC.shape[:-1]):
+    moved = jnp.tensordot(weights(size), image_DHWC, axes=(1, axis))
+    image_DHWC = jnp.moveaxis(moved, 0, axis)
+  return image_DHWC
+
+
 # Intensity augmentations in the order in which they are applied: (image_DHWC, key, limit, draw) →
 # image. `limit` is its setting, `config.augment.NAME` or `config.augment.extra.NAME`; `draw(key,
 # shape, limit)` is uniform in ±limit, or 0 where the sample is left unchanged. To add one, write a
 # function and register it here.
 AUGMENTATIONS: dict[str, Callable[[jax.Array, jax.Array, float, Draw], jax.Array]] = {
-    "gamma": gamma, "scale": scale, "offset": offset, "noise": noise}
+    "blur": blur, "low_resolution": low_resolution, "gamma": gamma, "scale": scale,
+    "offset": offset, "noise": noise}
+_BUILT_IN = tuple(AUGMENTATIONS)
 # These share one split of a sample's key; any other folds its name into the key, so that adding one
 # does not change the random numbers of the rest.
 _SPLIT = ("scale", "offset", "gamma", "noise")
@@ -59,7 +99,7 @@ _SPLIT = ("scale", "offset", "gamma", "noise")
 def check_augmentations(settings: Augment) -> None:
   """Raises InputError for an unregistered name in `augment.extra`."""
   for name in settings.extra:
-    if name not in AUGMENTATIONS or name in _SPLIT:
+    if name not in AUGMENTATIONS or name in _BUILT_IN:
       raise InputError(f"augment.extra.{name}", "is not a registered augmentation", "name one that "
                        "`train.augment.AUGMENTATIONS` adds to the built-in ones", usage=True)
 
@@ -159,7 +199,7 @@ def _intensity(key, image, settings):
   split = dict(zip(_SPLIT, jax.random.split(key, len(_SPLIT)), strict=True))
   draw = lambda key, shape, limit: _drawn(key, shape, limit, settings)
   for name, change in AUGMENTATIONS.items():
-    limit = getattr(settings, name) if name in split else settings.extra.get(name, 0.0)
+    limit = getattr(settings, name) if name in _BUILT_IN else settings.extra.get(name, 0.0)
     if limit:
       own = split[name] if name in split else jax.random.fold_in(key, zlib.crc32(name.encode()))
       image = change(image, own, limit, draw)

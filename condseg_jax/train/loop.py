@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import contextlib
 import dataclasses
 import logging
+import time
+from typing import Any
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -51,8 +54,18 @@ NOT_FINITE_STEPS = 50  # steps in a row, after which a run fails; each of them c
 log = logging.getLogger("condseg_jax")
 
 
+class Watcher(Protocol):
+  """Sees what a run evaluates; `report.progress.Progress` is one."""
+
+  def on_case(self, *case: Any) -> None:
+    """Sees a held-out case; the arguments are those of `on_case` of `evaluate.run.evaluate`."""
+
+  def draw(self) -> np.ndarray:
+    """Draws the run after an evaluation, uint8 (H, W, 3), for TensorBoard."""
+
+
 def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "auto",
-          verify: bool = True) -> str:
+          verify: bool = True, watcher: Watcher | None = None) -> str:
   """Trains a network.
 
   Args:
@@ -62,6 +75,7 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
     resume: `auto` resumes from the last checkpoint if there is one, `must` fails without one,
       `never` fails if there is one, so that nothing is overwritten, and `last_whole` resumes from
       the newest checkpoint that is not damaged and moves damaged ones to WORKDIR/damaged.
+    watcher: sees the held-out cases of every evaluation and draws the state of the run.
     verify: whether a checkpoint to resume from is compared with its SHA-256 digests.
 
   Returns:
@@ -73,10 +87,13 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   """
   check_config(config)
   with held(workdir) if parallel.is_first() else contextlib.nullcontext():
-    return _train(config, stores, workdir, resume, verify)
+    return _train(config, stores, workdir, resume, verify, watcher)
 
 
-def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify: bool) -> str:
+def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify: bool,
+           watcher: Watcher | None) -> str:
+  started = time.monotonic()
+
   # --- previous progress ----------------------------------------------------------------------
   checkpoints = Checkpoints(workdir, verify=verify)
   last = checkpoints.newest_whole() if resume == "last_whole" else checkpoints.last_step
@@ -96,8 +113,7 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   check_memory(setup.plan_summary, config.data.batch_size)
 
   # --- step -----------------------------------------------------------------------------------
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
-  schedule = make_schedule(config.optimizer, config.train.steps)
+  optimizer = make_optimizer(config.optimizer)
   train_step = make_train_step(
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
       spacing=plan.spacing, lateral_axes=lateral_axes(table, model.ndim),
@@ -115,10 +131,26 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   trim_metrics(workdir, last or 0)
   first = int(state.step)
   state = driver.place_state(state)
-  _describe(setup, state)
-  batches = sampling.batches(
-      setup.training, table, plan, config.data, seed=config.seed, start_step=first,
-      process_index=jax.process_index(), process_count=jax.process_count())
+
+  def batches_from(step: int):
+    return sampling.batches(setup.training, table, plan, config.data, seed=config.seed,
+                            start_step=step, process_index=jax.process_index(),
+                            process_count=jax.process_count())
+
+  # --- length of the run ----------------------------------------------------------------------
+  if config.train.minutes and last is None:
+    from condseg_jax.train import budget
+    with contextlib.closing(batches_from(0)) as trial:
+      seconds = budget.step_seconds(driver, state, trial)
+    config = budget.fit_steps(
+        config, 60 * config.train.minutes - (time.monotonic() - started), seconds,
+        lambda: evaluation_seconds(setup.held_out, model, state, record))
+    record = record._replace(config=config)
+    log.info("%s", budget.describe(config, seconds, setup.plan_summary["memory_gb"]))
+  _describe(setup, state, config.train.steps)
+  schedule = make_schedule(config.optimizer, config.train.steps)
+  steps = driver.place_steps(config.train.steps)
+  batches = batches_from(first)
   run_files = RunFiles(workdir, config.to_dict(), resumed=last is not None)
   run_files.plan(setup.plan_summary)
   clock = Clock(first, config.train.steps)
@@ -131,7 +163,7 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
         with jax.transfer_guard("disallow"):
           with jax.transfer_guard_host_to_device("allow"):
             batch = driver.place_batch(next(batches))
-          state, metrics = driver.step(state, batch)
+          state, metrics = driver.step(state, batch, steps)
         since_log.append(metrics)
         done = step + 1
         logs = done % config.train.log_every == 0 or done == config.train.steps
@@ -156,7 +188,9 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
         if done % config.train.eval_every == 0 or done == config.train.steps:
           with clock.paused():
             score, cleanings = _score_held_out(setup.held_out, model, state, record, run_files,
-                                               done)
+                                               done, watcher)
+            if watcher is not None and parallel.is_first():
+              run_files.picture(done, watcher.draw())
             record = record._replace(cleaning=cleanings)
           if score is not None:
             results["held_out_mean_dice"] = score
@@ -207,7 +241,21 @@ def trailing_not_finite(metrics: Sequence[Mapping], before: int) -> int:
   return before
 
 
-def _score_held_out(held_out, model, state, record, run_files, step) -> tuple[float | None, dict]:
+def evaluation_seconds(held_out, model, state, record) -> float:
+  """Returns the seconds that scores on all held-out cases will take, measured on one of them."""
+  if not held_out:
+    return 0.0
+  variables = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
+  predictor = Predictor(model, variables, record.table, record.plan)
+  cases = parallel.share(stored_cases(held_out))
+  for _ in range(2):  # the first compiles
+    begun = time.monotonic()
+    evaluate(predictor, cases[:1], fast=True)
+  return len(cases) * (time.monotonic() - begun)
+
+
+def _score_held_out(held_out, model, state, record, run_files, step,
+                    watcher: Watcher | None) -> tuple[float | None, dict]:
   """Scores the held-out training cases, each on its annotated classes.
 
   Returns:
@@ -218,8 +266,12 @@ def _score_held_out(held_out, model, state, record, run_files, step) -> tuple[fl
   variables = jax.device_put(jax.device_get(state.averaged), jax.local_devices()[0])
   predictor = Predictor(model, variables, record.table, record.plan, step)
   trials = Candidates(smallest_ml([case for d in held_out for case in d.cases]))
-  rows = evaluate(predictor, parallel.share(stored_cases(held_out)), fast=True,
-                  on_case=trials.on_case)
+
+  def on_case(*case) -> None:
+    trials.on_case(*case)
+    if watcher is not None:
+      watcher.on_case(*case)
+  rows = evaluate(predictor, parallel.share(stored_cases(held_out)), fast=True, on_case=on_case)
   rows = [CaseScore(*row) for row in parallel.gather([dataclasses.astuple(row) for row in rows])]
   tried = parallel.gather([(name, dataclasses.astuple(c), dice) for name, c, dice in trials.rows])
   chosen = choose([(name, ComponentFilter(*c), dice) for name, c, dice in tried])
@@ -232,7 +284,7 @@ def _score_held_out(held_out, model, state, record, run_files, step) -> tuple[fl
   return summary["mean_dice"], {name: dataclasses.asdict(c) for name, c in chosen.items()}
 
 
-def _describe(setup: Setup, state: TrainState) -> None:
+def _describe(setup: Setup, state: TrainState, steps: int) -> None:
   table, plan = setup.record.table, setup.record.plan
   count = sum(x.size for x in jax.tree.leaves(state.params))
   log.info("%d classes (%s), %d parameters, subvolume %s, spacing %s", len(table),
@@ -241,5 +293,5 @@ def _describe(setup: Setup, state: TrainState) -> None:
   for d in setup.training:
     log.info("dataset %s: %d cases annotate %s", d.name, len(d.cases), ", ".join(d.annotated))
   log.info("%d cases held out for tuning; %d steps on %d %s device(s)",
-           sum(len(d.cases) for d in setup.held_out), setup.config.train.steps,
+           sum(len(d.cases) for d in setup.held_out), steps,
            jax.device_count(), jax.default_backend())

@@ -21,6 +21,7 @@ import numpy as np
 
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
+from condseg_jax.models.network import compiler_options
 from condseg_jax.train.step import TrainStep
 
 AXIS = "data"
@@ -32,11 +33,13 @@ class Driver(NamedTuple):
   Attributes:
     place_state: places a state on the devices as the step expects it.
     place_batch: places this process's part of a batch (numpy arrays) as the step expects it.
-    step: (state, batch) → (state, metrics).
+    place_steps: places the length of the run as the step expects it.
+    step: (state, batch, length of the run in steps) → (state, metrics).
   """
 
   place_state: Callable
   place_batch: Callable
+  place_steps: Callable
   step: Callable
 
 
@@ -67,7 +70,8 @@ def jit_driver(train_step: TrainStep) -> Driver:
   """
   mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
   split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
-  step = jax.jit(train_step, in_shardings=(whole, split), out_shardings=whole, donate_argnums=0)
+  step = jax.jit(train_step, in_shardings=(whole, split, whole), out_shardings=whole,
+                 donate_argnums=0, compiler_options=compiler_options())
 
   def place_state(state):
     placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
@@ -79,12 +83,12 @@ def jit_driver(train_step: TrainStep) -> Driver:
   def place_batch(batch: Batch) -> Batch:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), batch)
 
-  return Driver(place_state, place_batch, step)
+  return Driver(place_state, place_batch, lambda steps: place_state(np.int32(steps)), step)
 
 
 def pmap_driver(train_step: TrainStep) -> Driver:
   """Returns a driver with one copy of the step per device and explicit sums over devices."""
-  step = jax.pmap(functools.partial(train_step, axis_name=AXIS), AXIS, in_axes=(None, 0),
+  step = jax.pmap(functools.partial(train_step, axis_name=AXIS), AXIS, in_axes=(None, 0, None),
                   out_axes=(None, None))
   devices = jax.local_devices()
   mesh = jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
@@ -95,7 +99,8 @@ def pmap_driver(train_step: TrainStep) -> Driver:
         lambda x: x.reshape(len(devices), x.shape[0] // len(devices), *x.shape[1:]), batch)
     return jax.device_put(parts, split)
 
-  return Driver(lambda state: jax.device_put(state, whole), place_batch, step)
+  place = lambda tree: jax.device_put(tree, whole)
+  return Driver(place, place_batch, lambda steps: place(np.int32(steps)), step)
 
 
 DRIVERS = {"jit": jit_driver, "pmap": pmap_driver}

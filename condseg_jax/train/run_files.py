@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 import jax
+import numpy as np
 import tensorboardX
 
 from condseg_jax.system.atomic import write_text
@@ -56,6 +57,11 @@ class RunFiles:
     for key, value in values.items():
       if math.isfinite(value):
         self._events.add_scalar(key, value, step)
+
+  def picture(self, step: int, image_HWC: np.ndarray) -> None:
+    """Writes a picture, uint8, to TensorBoard."""
+    if self._writes:
+      self._events.add_image("progress", image_HWC, step, dataformats="HWC")
 
   def finish(self, status: str, values: Mapping) -> None:
     """Writes run.json: `running`, `finished`, `interrupted` or `failed`, and the last values."""

@@ -201,6 +201,9 @@ def resumed_config(config: Config, recorded: Config) -> Config:
     config = dataclasses.replace(
         config, model=with_strides(config.model, recorded.model.strides),
         data=dataclasses.replace(config.data, subvolume=recorded.data.subvolume))
+  if config.train.minutes and config.train.minutes == recorded.train.minutes:
+    config = dataclasses.replace(config, train=dataclasses.replace(
+        config.train, steps=recorded.train.steps, eval_every=recorded.train.eval_every))
   return dataclasses.replace(config, conditioning=dataclasses.replace(
       config.conditioning, texts=recorded.conditioning.texts))
 

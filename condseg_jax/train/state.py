@@ -48,37 +48,52 @@ def variables(params, statistics) -> dict:
   return {"params": params, **({"statistics": statistics} if statistics else {})}
 
 
-def make_schedule(settings: Optimizer, steps: int) -> optax.Schedule:
+def make_schedule(settings: Optimizer, steps: int | jax.Array) -> optax.Schedule:
   """Returns a schedule: linear warm-up, then constant, cosine or (1 - t)^0.9 decay.
 
   With r the rate, w the warm-up steps, n the steps of the run and t = (step - w) / (n - w):
   r · step / w before w; then r, r (1 + cos πt) / 2 or r (1 - t)^0.9.
-  """
-  rate, warmup = settings.learning_rate, settings.warmup
-  after = max(steps - warmup, 1)
-  if settings.schedule == "constant":
-    decay = optax.constant_schedule(rate)
-  elif settings.schedule == "cosine":
-    decay = optax.cosine_decay_schedule(rate, after)
-  else:
-    decay = optax.polynomial_schedule(rate, 0.0, 0.9, after)
-  ramp = optax.linear_schedule(0.0, rate, warmup)
-  return optax.join_schedules([ramp, decay], [warmup]) if warmup else decay
-
-
-def make_optimizer(settings: Optimizer, steps: int) -> optax.GradientTransformation:
-  """Returns the optimizer of a config.
 
   Args:
     settings: the `optimizer` section.
-    steps: length of the run, for the schedule.
+    steps: length of the run; may be traced.
   """
-  schedule = make_schedule(settings, steps)
-  if settings.name == "adam":
-    rule = optax.adam(schedule, settings.b1, settings.b2)
-  elif settings.name == "adamw":
-    rule = optax.adamw(schedule, settings.b1, settings.b2, weight_decay=settings.weight_decay)
+  rate, warmup = settings.learning_rate, settings.warmup
+
+  def schedule(step) -> jax.Array:
+    step, last = jnp.asarray(step, jnp.float32), jnp.asarray(steps, jnp.float32)
+    t = jnp.clip((step - warmup) / jnp.maximum(last - warmup, 1.0), 0.0, 1.0)
+    decay = {"constant": jnp.ones_like(t), "cosine": (1.0 + jnp.cos(jnp.pi * t)) / 2.0,
+             "polynomial": (1.0 - t) ** 0.9}[settings.schedule]
+    return rate * jnp.where(step < warmup, step / max(warmup, 1), decay)
+  return schedule
+
+
+def scheduled(settings: Optimizer) -> optax.GradientTransformationExtraArgs:
+  """Scales an update by minus the rate of `make_schedule`.
+
+  The length of the run is the argument `steps` of `update`, so that it can be decided after a step
+  was compiled and timed.
+  """
+  def init(_) -> optax.ScaleByScheduleState:
+    return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+  def update(updates, state, _params=None, *, steps, **_):
+    rate = make_schedule(settings, steps)(state.count)
+    updates = jax.tree.map(lambda u: -rate * u, updates)
+    return updates, optax.ScaleByScheduleState(count=state.count + jnp.int32(1))
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def make_optimizer(settings: Optimizer) -> optax.GradientTransformationExtraArgs:
+  """Returns the optimizer of a config; its `update` takes the length of the run as `steps`."""
+  if settings.name == "sgd":
+    rule = [optax.trace(settings.momentum, nesterov=True)]
   else:
-    rule = optax.sgd(schedule, settings.momentum, nesterov=True)
+    rule = [optax.scale_by_adam(settings.b1, settings.b2)]
+    if settings.name == "adamw":
+      rule.append(optax.add_decayed_weights(settings.weight_decay))
+  # Nested as in optax.adam, so that the states of former checkpoints fit.
+  descent = optax.chain(*rule, scheduled(settings))
   limit = settings.clip_norm
-  return optax.chain(optax.clip_by_global_norm(limit), rule) if limit else rule
+  return optax.chain(optax.clip_by_global_norm(limit), descent) if limit else descent

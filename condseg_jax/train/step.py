@@ -17,7 +17,9 @@ from condseg_jax.train.augment import augment
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.state import variables
 
-# (state, batch, *, axis_name=None) → (state, metrics)
+EMA_LAG = 10.0  # see `make_train_step`
+
+# (state, batch, steps=None, *, axis_name=None) → (state, metrics)
 TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -29,24 +31,29 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
 
   Args:
     model: the network.
-    optimizer: the optimizer.
+    optimizer: the optimizer; its `update` may take the length of the run as `steps`.
     objective: see `losses.make_objective`.
     augmentation: settings of `augment`.
     spacing: see `augment`.
     lateral_axes: see `augment`.
     alpha_K: weight α of every class.
-    ema_decay: decay of the averaged parameters, used if the state holds them.
+    ema_decay: decay d of the averaged parameters, used if the state holds them. At step t it is
+      min(d, (1 + t) / (10 + t)), so that the average of a short run is not one of its random
+      initialisation.
     seed: seed of the run's random keys.
     grad_accum_steps: number of equal parts of a batch that are processed in sequence, with the
       activations of one part in memory. The result is equal up to rounding, since the loss is a
       sum over samples.
 
   Returns:
-    `train_step(state, batch, *, axis_name=None)`. Without an axis name the batch is the global one
-    (jit shards it); with one it is a device's part and sums are taken over that axis (pmap).
-    Both give the same state. The metrics are arrays: `loss`, `gradient_norm`, `skipped` and, per
-    class, the sum of soft Dice over the annotated decodes `dice_K` and their number `count_K`.
+    `train_step(state, batch, steps=None, *, axis_name=None)`, with the length of the run for
+    optimizers that need it: as an argument it can be decided once the compiled step was timed.
+    Without an axis name the batch is the global one (jit shards it); with one it is a device's part
+    and sums are taken over that axis (pmap). Both give the same state. The metrics are arrays:
+    `loss`, `gradient_norm`, `skipped` and, per class, the sum of soft Dice over the annotated
+    decodes `dice_K` and their number `count_K`.
   """
+  optimizer = optax.with_extra_args_support(optimizer)
   # Kept as NumPy until traced: an array on the device would be fetched for every compilation, a
   # transfer that the loop forbids.
   alpha_K = np.asarray(alpha_K, np.float32)
@@ -75,7 +82,7 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
         "count_K": jax.ops.segment_sum(beta, ids, classes),
     }, changed
 
-  def train_step(state: TrainState, batch: Batch, *, axis_name: str | None = None):
+  def train_step(state: TrainState, batch: Batch, steps=None, *, axis_name: str | None = None):
     devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
     global_batch = batch.image.shape[0] * devices
     key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -90,14 +97,16 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
     # optax mixes Python numbers with its int32 counters, which strict promotion would refuse.
     with jax.numpy_dtype_promotion("standard"):
-      updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+      updates, opt_state = optimizer.update(gradient, state.opt_state, state.params, steps=steps)
     params = optax.apply_updates(state.params, updates)
     keep = functools.partial(jnp.where, finite)
     params = jax.tree.map(keep, params, state.params)
     opt_state = jax.tree.map(keep, opt_state, state.opt_state)
     ema = state.ema
     if ema is not None:
-      ema = jax.tree.map(lambda a, p: ema_decay * a + (1 - ema_decay) * p, ema, params)
+      t = state.step.astype(jnp.float32)
+      decay = jnp.minimum(ema_decay, (1.0 + t) / (EMA_LAG + t))
+      ema = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, ema, params)
     statistics = jax.tree.map(keep, statistics, state.statistics)
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema,
                        statistics=statistics, skipped=state.skipped + (~finite).astype(jnp.int32))

@@ -28,8 +28,8 @@ def get_config():
   config.data.subvolume = (40, 56, 40)
   config.data.lateral_axes = {"anterior": ("H",), "posterior": ("H",)}
   config.augment.update(probability=0.3, rotate=10.0, zoom=0.1)
-  config.model.update(channels=8, growth=8)
+  config.model.update(channels=16, growth=16)
   config.conditioning.vector = "embedding"
   config.optimizer.learning_rate = 5e-3
-  config.train.update(steps=1_000, eval_every=250)
+  config.train.update(steps=1_500, eval_every=500)
   return config

@@ -17,6 +17,14 @@ from condseg_jax.study.declare import Variant
 STEPS = {"hippocampus": 500, "hippocampus_long": 3000, "camvid": 500, "phantom": 500}
 
 
+# What the committed records were trained with, where the configs have moved on since.
+RECORDED: dict[str, dict[str, object]] = {
+    "hippocampus": {"model.norm": "group", "model.channels": 8, "model.growth": 8},
+    "camvid": {"model.norm": "group"},
+    "phantom": {"model.norm": "group"},
+}
+
+
 class Task(NamedTuple):
   """A dataset with its classes and its training config."""
 
@@ -37,7 +45,7 @@ TASKS = {
 def one(task: str, *, dataset: str = "", steps: int = 0, fusion: str = "argmax",
         name: str = "", **changes) -> Variant:
   """Returns a variant of one network."""
-  member = Member(TASKS[task].config, {"data.hold_out": 0.0,
+  member = Member(TASKS[task].config, {**RECORDED[task], "data.hold_out": 0.0,
                                        "train.steps": steps or STEPS[task]}).replace(**changes)
   return Variant(name, (member,), dataset or task, fusion=fusion)
 

@@ -35,6 +35,8 @@ NOT_RUN = {
     "condseg-train --config=mine.py --config.data.root=DATA --workdir=FILM":
         "as in README.md; see tests/models for the mechanisms",
     "condseg-evaluate --workdir=RUN --data=TEST --out=scores --tolerance_mm": "as in README.md",
+    "condseg-train --config=mine.py --config.data.root=DATA --config.train.minutes=60":
+        "an hour; see tests/train/test_budget.py",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",

@@ -417,6 +417,29 @@ def test_noise():
   assert abs(np.corrcoef(added)[np.triu_indices(24, 1)]).max() < 0.1
 
 
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_blur_is_a_gaussian_with_repeated_edges(ndim, at_the_limit):
+  batch = make(ndim, size=2, channels=2)
+  out = run(batch, ranges(probability=1.0, blur=1.5), function=compile_anew())
+  sd = math.sqrt(1.5 ** 2 + 1 / 12)  # ours is integrated over each voxel, scipy's is sampled
+  expected = ndimage.gaussian_filter(batch.image, (0, *(sd,) * ndim, 0), mode="nearest",
+                                     truncate=6)
+  np.testing.assert_allclose(out.image, expected, atol=2e-3)
+  flat = batch._replace(image=np.full_like(batch.image, 3.0))
+  np.testing.assert_allclose(run(flat, ranges(probability=1.0, blur=1.5)).image, 3.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_low_resolution_keeps_every_second_voxel_and_interpolates(ndim, at_the_limit):
+  batch = make(ndim, size=2)
+  out = run(batch, ranges(probability=1.0, low_resolution=1.0), function=compile_anew())
+  kept = (slice(None), *(slice(None, None, 2),) * ndim)
+  np.testing.assert_allclose(out.image[kept], batch.image[kept], atol=1e-6)
+  rows = out.image[(slice(None), *(slice(None, None, 2),) * (ndim - 1))]
+  between = (rows[..., 0:-2:2, :] + rows[..., 2::2, :]) / 2
+  np.testing.assert_allclose(rows[..., 1:-1:2, :], between, atol=1e-6)
+
+
 def test_intensities_leave_masks_alone():
   batch = make(2)
   config = dataclasses.replace(ALL, probability=1.0, rotate=0.0, zoom=0.0, shift=0.0, mirror=())

@@ -165,6 +165,14 @@ def test_what_a_config_says_anew_is_taken():
   assert again.train.steps == 7 and again.data.subvolume == SMALL.data.subvolume
 
 
+def test_a_run_by_minutes_keeps_the_steps_that_were_fixed_when_it_began():
+  asked = SMALL.override({"train.minutes": 3.0})
+  recorded = asked.override({"train.steps": 412, "train.eval_every": 103})
+  assert resumed_config(asked, recorded).train == recorded.train
+  other = asked.override({"train.minutes": 0.0, "train.steps": 500})
+  assert resumed_config(other, recorded).train == other.train
+
+
 @pytest.mark.parametrize("largest, text", [((8, 16, 16), "8×16×16"), (None, "none")])
 def test_two_lines_about_memory(largest, text):
   step, fits = memory_lines({"memory_gb": 1.234, "bytes_per_voxel": 567.8, "decodes_per_image": 2,

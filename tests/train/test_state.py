@@ -32,12 +32,12 @@ def test_a_run_shorter_than_its_warmup_never_decays():
 
 def first_update(gradient, param=2.0, **settings):
   optimizer = make_optimizer(Optimizer(schedule="constant", warmup=0, learning_rate=0.1,
-                                       **settings), 10)
+                                       **settings))
   params = jnp.asarray([param, param], jnp.float32)
   # optax mixes Python numbers with its int32 counters, as in the step.
   with jax.numpy_dtype_promotion("standard"):
     update, _ = optimizer.update(jnp.asarray(gradient, jnp.float32), optimizer.init(params),
-                                 params)
+                                 params, steps=10)
   return np.asarray(update)
 
 

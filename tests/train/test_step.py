@@ -74,8 +74,9 @@ def test_jit_equals_pmap_on_two_devices(model, params):
     state = driver.place_state(new_state(params, optimizer))
     for seed in range(2):
       batch = driver.place_batch(make_batch(seed))
+      steps = driver.place_steps(2)
       with jax.transfer_guard("disallow"):  # as in the loop: what moves is moved before the step
-        state, metrics = driver.step(state, batch)
+        state, metrics = driver.step(state, batch, steps)
     results[name] = jax.device_get((state.params, metrics))
   assert largest_difference(results["jit"][0], params) > 1e-3  # something was learned
   assert largest_difference(results["jit"], results["pmap"]) < 1e-5
@@ -143,10 +144,13 @@ def test_a_finite_loss_with_an_infinite_gradient_is_skipped_too(model, params):
 
 def test_averaged_parameters(model, params):
   optimizer = optax.sgd(0.1)
-  step = jax.jit(make_step(model, optimizer, ema_decay=0.75))
-  state, _ = step(new_state(params, optimizer, ema=True), make_batch())
-  expected = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, params, state.params)
-  assert largest_difference(state.ema, expected) < 1e-6
+  step = jax.jit(make_step(model, optimizer, ema_decay=0.15))
+  state, averages = new_state(params, optimizer, ema=True), params
+  for decay in (1 / 10, 0.15):  # (1 + t) / (10 + t), and from 2/11 on what was asked for
+    state, _ = step(state, make_batch())
+    averages = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * new, averages,
+                            state.params)
+    assert largest_difference(state.ema, averages) < 1e-6
 
 
 @pytest.mark.slow
@@ -154,8 +158,9 @@ def test_gradient_clipping_bounds_the_update(model, params):
   from condseg_jax.train.state import make_optimizer
   settings = Optimizer(name="sgd", learning_rate=1.0, schedule="constant", warmup=0, momentum=0.0,
                        clip_norm=1e-3)
-  optimizer = make_optimizer(settings, 10)
-  state, metrics = jax.jit(make_step(model, optimizer))(new_state(params, optimizer), make_batch())
+  optimizer = make_optimizer(settings)
+  state, metrics = jax.jit(make_step(model, optimizer))(new_state(params, optimizer), make_batch(),
+                                                        jnp.int32(10))
   change = jax.tree.map(lambda a, b: a - b, state.params, params)
   assert float(metrics["gradient_norm"]) > 1e-3
   np.testing.assert_allclose(float(optax.tree.norm(change)), 1e-3, rtol=1e-3)
@@ -181,12 +186,12 @@ def test_a_batch_in_parts_is_the_same_step_in_less_memory(name, model, params):
     driver = make_driver(name, step, 4, parts)
     state = driver.place_state(new_state(params, optimizer))
     batch = driver.place_batch(make_batch())
-    compiled = driver.step.lower(state, batch).compile()
+    compiled = driver.step.lower(state, batch, driver.place_steps(2)).compile()
     memory[parts] = compiled.memory_analysis().temp_size_in_bytes
     # No sample leaves its device to make up the parts.
     assert "all-to-all" not in compiled.as_text() and "all-gather" not in compiled.as_text()
     with jax.transfer_guard("disallow"):
-      state, metrics = driver.step(state, batch)
+      state, metrics = driver.step(state, batch, driver.place_steps(2))
     results[parts] = jax.device_get((state.params, metrics))
   assert largest_difference(results[1][0], params) > 1e-3
   assert largest_difference(results[1], results[2]) < 1e-5
@@ -242,8 +247,9 @@ def test_batch_moments_are_those_of_all_devices():
       ids = np.array([[0, 1], [0, 0], [0, 1], [1, 0]], np.int32)
       batch = batch._replace(class_id=ids, mask=np.repeat(batch.mask, 2, -1),
                              beta=np.ones((4, 2), np.float32))
+      steps = driver.place_steps(2)
       with jax.transfer_guard("disallow"):
-        state, metrics = driver.step(state, driver.place_batch(batch))
+        state, metrics = driver.step(state, driver.place_batch(batch), steps)
     results[name] = jax.device_get((state.params, state.statistics, metrics))
   # A batch that is no number spoils no moment.
   bad = make_batch()
@@ -251,7 +257,7 @@ def test_batch_moments_are_those_of_all_devices():
                      mask=np.repeat(bad.mask, 2, -1), beta=np.ones((4, 2), np.float32))
   bad.image[0, 0, 0, 0] = np.nan
   kept = jax.device_get(state.statistics)
-  state, _ = driver.step(state, driver.place_batch(bad))
+  state, _ = driver.step(state, driver.place_batch(bad), driver.place_steps(2))
   assert int(np.max(jax.device_get(state.skipped))) == 1
   assert largest_difference(jax.device_get(state.statistics), kept) == 0.0
   moved = jax.tree.map(jnp.subtract, results["jit"][1], variables["statistics"])

@@ -74,7 +74,7 @@ def measure(name: str, config: Config, root: Path, cache: Path) -> dict:
   stores = discover.open_stores(root, config.data.spacing, cache, progress=False)
   setup = make_setup(config, stores, None, cache)
   config, model, table, plan = setup.config, setup.model, setup.record.table, setup.record.plan
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  optimizer = make_optimizer(config.optimizer)
   step = make_train_step(
       model, optimizer, objective=make_objective(config.loss), spacing=plan.spacing,
       augmentation=dataclasses.replace(config.augment, mirror=()),
@@ -85,12 +85,13 @@ def measure(name: str, config: Config, root: Path, cache: Path) -> dict:
                                                optimizer, ema=False))
   batches = sampling.batches(setup.training, table, plan, config.data, seed=0)
   kept = jax.tree.map(jnp.copy, driver.place_batch(next(batches)))
+  length = driver.place_steps(config.train.steps)
 
   def steps(count: int, feed: Callable) -> float:
     nonlocal state
     begin = time.perf_counter()
     for _ in range(count):
-      state, metrics = driver.step(state, feed())
+      state, metrics = driver.step(state, feed(), length)
     jax.block_until_ready(metrics)
     return count / (time.perf_counter() - begin)
 

@@ -16,9 +16,13 @@ from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.heads import head_layers
 
+# The networks of the committed rows, which stay comparable when the configs move on.
+FIXED = {"hippocampus": {"model": {"norm": "group", "channels": 8, "growth": 8}}}
+NORM = {"model": {"norm": "group"}}
+
 
 def config_of(name: str, changes: Mapping[str, Mapping] | None = None) -> Config:
-  """Loads a packaged config.
+  """Loads a packaged config, with the network of the committed rows.
 
   Args:
     name: name of the config.
@@ -26,8 +30,8 @@ def config_of(name: str, changes: Mapping[str, Mapping] | None = None) -> Config
   """
   module = importlib.import_module(f"condseg_jax.configs.{name}")
   return Config.from_dict(module.get_config().to_dict()).override(
-      {f"{section}.{key}": value for section, fields in (changes or {}).items()
-       for key, value in fields.items()})
+      {f"{section}.{key}": value for tree in (FIXED.get(name, NORM), changes or {})
+       for section, fields in tree.items() for key, value in fields.items()})
 
 
 def network(config: Config, classes: int = 2) -> DenseUNet:

@@ -48,7 +48,7 @@ class Step:
 
   def __init__(self, model: DenseUNet, params: Mapping, config: Config,
                arrays: Sequence[np.ndarray], driver: str = "jit"):
-    optimizer = make_optimizer(dataclasses.replace(config.optimizer, **CONSTANT), 1)
+    optimizer = make_optimizer(dataclasses.replace(config.optimizer, **CONSTANT))
     train_step = make_train_step(
         model, optimizer, objective=make_objective(config.loss), augmentation=NO_AUGMENTATION,
         spacing=(1.0,) * model.ndim,
@@ -58,12 +58,13 @@ class Step:
     state = TrainState.create({"params": params}, optimizer, ema=False)
     self.state = self.driver.place_state(state)
     self.batch = self.driver.place_batch(batch_of(*arrays))
+    self.steps = self.driver.place_steps(1)
     # A pmap over several processes cannot be compiled ahead of time.
     self.compiled = self.driver.step if driver == "pmap" else (
-        self.driver.step.lower(self.state, self.batch).compile())
+        self.driver.step.lower(self.state, self.batch, self.steps).compile())
 
   def __call__(self) -> tuple[jax.Array, jax.Array]:
-    self.state, metrics = self.compiled(self.state, self.batch)
+    self.state, metrics = self.compiled(self.state, self.batch, self.steps)
     return metrics["loss"], metrics["gradient_norm"]
 
 
