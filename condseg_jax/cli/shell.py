@@ -20,7 +20,7 @@ from condseg_jax.errors import InputError
 
 def run(doc: str, define: Callable[[flags.FlagValues], None],
         work: Callable[..., int | None], argv: Sequence[str] | None = None, *,
-        positional: str = "", has_config: bool = False) -> int:
+        positional: str = "", several: bool = False, has_config: bool = False) -> int:
   """Runs a command and returns its exit code.
 
   Args:
@@ -31,6 +31,7 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     argv: program name and arguments; those of the process by default.
     positional: name of the positional argument, if the command takes one; it is passed to `work` as
       the second argument.
+    several: whether it may be repeated; `work` then takes a list.
     has_config: whether the command has a flag --config (see `config_file`).
   """
   argv = list(sys.argv if argv is None else argv)
@@ -50,9 +51,11 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     if values.help:
       print(f"{doc.strip()}\n\nFlags:\n{values.main_module_help() or _help(values)}")
       return 0
-    arguments = rest[:1] if positional else []
     if positional and not rest:
       raise InputError(positional, "is missing", f"see {program} --help", usage=True)
+    if several:
+      return work(values, rest) or 0
+    arguments = rest[:1] if positional else []
     for extra in rest[len(arguments):]:
       raise InputError(extra, "is not a flag", f"see {program} --help", usage=True)
     return work(values, *arguments) or 0

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from etils import epath
+import tqdm
 
 from condseg_jax.data import store as store_lib
 from condseg_jax.datasets import prepare as prepare_lib
@@ -19,6 +20,8 @@ from condseg_jax.datasets.raw import validated
 from condseg_jax.errors import InputError
 from condseg_jax.plan import same_spacing
 from condseg_jax.system import cache as user_cache
+
+TOGETHER_CHARACTERS = 80  # of the name of a folder of several stores
 
 
 def reader(name: str, modality: str = "") -> Callable[[Path], RawFolder]:
@@ -86,6 +89,40 @@ def open_stores(root: str | os.PathLike, spacing: Sequence[float] | None = None,
     stores.append(store_lib.Store.open(out) if complete else
                   prepare_lib.prepare(folder, out, spacing, progress=progress))
   return stores
+
+
+def prepare_together(folders: Sequence[RawFolder], spacing: Sequence[float] | None = None,
+                     cache: str | os.PathLike | None = None, *,
+                     progress: bool = True) -> epath.Path:
+  """Prepares raw datasets as the stores of one folder, which `open_stores` opens as they are.
+
+  The name of the folder depends on all files and settings: what is prepared already is kept, and
+  other data never replace it.
+
+  Args:
+    folders: the datasets.
+    spacing: target spacing along D, H, W in mm; the median over all of them by default.
+    cache: folder for stores; a folder in the user's cache by default.
+    progress: show progress bars.
+
+  Raises:
+    InputError: an unusable case, or datasets of different modality.
+  """
+  folders = [validated(folder) for folder in folders]
+  _check_modality(folders)
+  spacing = spacing or prepare_lib.median_spacing(folders)
+  keys = [_key(folder, spacing) for folder in
+          tqdm.tqdm(folders, desc="reading files", disable=not progress)]
+  names = [folder.root.name for folder in folders]
+  digest = hashlib.sha256("\n".join([*names, *keys]).encode()).hexdigest()
+  together = "+".join(names)[:TOGETHER_CHARACTERS]
+  out = epath.Path(cache or user_cache.folder("prepared")) / f"{together}-{digest[:16]}"
+  for number, (name, folder) in enumerate(zip(names, folders, strict=True), 1):
+    # Two folders may have the same name.
+    store = out / (name if names.count(name) == 1 else f"{name}-{number}")
+    if not (store / store_lib.MANIFEST).exists():
+      prepare_lib.prepare(folder, store, spacing, progress=progress)
+  return out
 
 
 def open_layout(path: epath.Path) -> store_lib.Store | RawFolder | None:

@@ -231,10 +231,10 @@ def read_json(path: Path) -> dict:
   """Reads a JSON file that contains an object.
 
   Raises:
-    InputError: unreadable file, invalid JSON, another JSON value.
+    InputError: unreadable file, invalid JSON, another JSON value, a name that occurs twice.
   """
   try:
-    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
   except OSError as error:
     raise InputError(path, f"cannot be read ({error.strerror})", "check the path") from error
   except ValueError as error:
@@ -244,6 +244,15 @@ def read_json(path: Path) -> dict:
   if not isinstance(tree, dict):
     raise InputError(path, "is not a JSON object", "it should start with {")
   return tree
+
+
+def _unique(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+  """Returns the dict of a JSON object; of a repeated name, `json` would keep the last value."""
+  names = [name for name, _ in pairs]
+  for name in names:
+    if names.count(name) > 1:
+      raise ValueError(f"{name!r} occurs twice")
+  return dict(pairs)
 
 
 def _file_digest(path: Path) -> str:

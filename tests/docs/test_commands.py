@@ -30,12 +30,12 @@ NOT_RUN = {
     "bash tools/quickstart.sh": "minutes; its commands are those of docs/index.md",
     "bash tools/test.sh": "runs these tests",
     "pip install": "changes the environment",
-    "for folder in RAW/*/": "as in README.md",
+    "condseg-init RAW --modality": "as in README.md",
     "condseg-train --config=base": "as in README.md",
-    "condseg-train --config=mine.py --config.data.root=DATA --workdir=FILM":
+    "condseg-train --config=mine.py --workdir=FILM":
         "as in README.md; see tests/models for the mechanisms",
     "condseg-evaluate --workdir=RUN --data=TEST --out=scores --tolerance_mm": "as in README.md",
-    "condseg-train --config=mine.py --config.data.root=DATA --config.train.minutes=60":
+    "condseg-train --config=mine.py --config.train.minutes=60":
         "an hour; see tests/train/test_budget.py",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
@@ -54,14 +54,15 @@ NOT_RUN = {
 }
 
 SMALL = " ".join(f"--config.{field}='{value}'" for field, value in {
-    "train.steps": 2, "model.channels": 4, "model.growth": 4, "model.layers_per_level": (1, 1),
-    "model.strides": ((1, 2, 2),), "model.norm": "none",
+    "train.steps": 2, "train.minutes": 0, "model.channels": 4, "model.growth": 4,
+    "model.layers_per_level": (1, 1), "model.strides": ((1, 2, 2),), "model.norm": "none",
     **{f"augment.{name}": 0.0 for name in ("rotate", "zoom", "shift", "scale", "offset", "gamma",
                                            "noise")}}.items())
 # Pattern → what takes its place, so that a run takes seconds; continued lines are joined before.
 SUBSTITUTIONS = {
     r"^( *condseg-train .*)$": rf"\1 {SMALL}",
     r"condseg-prepare --format=phantom": "small-phantom",
+    r"condseg-init": "small-init",
     r"--workdir=RUN,FILM": "--workdir=RUN,RUN",
     r"^( *condseg-analyse .*)$": r"\1 --cases=2 --gradient_cases=2 --nomaps",
 }
@@ -78,6 +79,14 @@ from condseg_jax.datasets.synthetic import phantom
 phantom.SIZES["quick"] = phantom.Size((16, 32, 32), (11.0, 11.0, 11.0))
 phantom.write_abdomen(sys.argv[1].removeprefix("--out="), size="quick", cases_per_organ=2,
                       test_cases_per_profile=1)
+"""
+# The rule with a single candidate, which any machine gets done.
+INIT = """#!{python}
+import sys
+from condseg_jax.train import candidates
+candidates.LEAST_STEPS, candidates.IMAGES = {{2: 1}}, {{3: (1,)}}
+from condseg_jax.cli.init import main
+sys.exit(main(["condseg-init", *sys.argv[1:]]))
 """
 
 
@@ -105,7 +114,7 @@ def test_every_block_is_run_or_listed():
   unused = set(NOT_RUN) - {excuse(block) for block in found}
   assert not unused, f"begin no block: {unused}"
   run = "\n".join(block.text for block in found if excuse(block) is None)
-  for name in ("prepare", "verify", "train", "evaluate", "predict", "export", "analyse"):
+  for name in ("init", "prepare", "verify", "train", "evaluate", "predict", "export", "analyse"):
     assert f"condseg-{name} " in run
   for pattern in SUBSTITUTIONS:
     assert re.search(pattern, run, re.MULTILINE), pattern
@@ -160,7 +169,9 @@ def write_commands(folder: Path) -> None:
   folder.mkdir()
   scripts = {f"condseg-{path.stem}": COMMAND.format(python=sys.executable, name=path.stem)
              for path in (ROOT / "condseg_jax" / "cli").glob("*.py")}
-  for name, text in {**scripts, "small-phantom": PHANTOM.format(python=sys.executable)}.items():
+  scripts |= {"small-phantom": PHANTOM.format(python=sys.executable),
+              "small-init": INIT.format(python=sys.executable)}
+  for name, text in scripts.items():
     (folder / name).write_text(text, encoding="utf-8")
     (folder / name).chmod(0o755)
 

@@ -92,11 +92,23 @@ def verify(root: str | os.PathLike, read: Callable[[Path], RawFolder] | None = N
       continue
     try:
       folders.append(read(Path(path)) if read else discover.open_layout(path))
-      findings += map(Finding.of, (*folders[-1].faults, *leaks(folders[-1])))
     except InputError as error:
       findings.append(Finding.of(error))
+  count = len(images) + sum(len(folder.cases) for folder in folders)
+  raw_findings, raw_images = check_folders(folders, progress=progress)
+  return [*findings, *raw_findings, *leak_findings([*images, *raw_images])], count
+
+
+def check_folders(folders: Sequence[RawFolder], *,
+                  progress: bool = True) -> tuple[list[Finding], list[ImageRecord]]:
+  """Checks raw datasets that were read by an importer.
+
+  Returns:
+    The findings except for images in two splits, see `leak_findings`, and the images.
+  """
   jobs = [(folder, case) for folder in folders for case in folder.cases]
-  count = len(images) + len(jobs)
+  findings = [Finding.of(error) for folder in folders
+              for error in (*folder.faults, *leaks(folder))]
   facts = []
   with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
     results = pool.map(lambda job: _check_case(*job), jobs)
@@ -110,9 +122,8 @@ def verify(root: str | os.PathLike, read: Callable[[Path], RawFolder] | None = N
                         if name in fact.positives} for name in folder.classes}
     findings += [*class_findings(folder.root, positives), *_outliers(own),
                  *training_findings(folder.root, [(c.split, c.classes) for c in folder.cases])]
-  images += [ImageRecord(fact.digest, fact.case.split, str(fact.case.image))
-             for fact in facts if fact.digest]
-  return findings + leak_findings(images), count
+  return findings, [ImageRecord(fact.digest, fact.case.split, str(fact.case.image))
+                    for fact in facts if fact.digest]
 
 
 def _datasets(root: epath.Path, read: Callable[[Path], RawFolder] | None
