@@ -163,8 +163,9 @@ def test_the_largest_that_gets_its_steps(made, monkeypatch):
 
 
 # --- bad input ----------------------------------------------------------------------------------
-def test_wrong_usage(says, raw, tmp_path):
-  assert "--out: is missing" in _error(["condseg-init", str(raw)])
+def test_wrong_usage(says, raw, tmp_path, capsys):
+  assert init.main(["condseg-init", str(raw)]) == 2
+  assert "--out: is missing" in capsys.readouterr().err
   assert "FOLDERS: is missing" in says()
   assert "nowhere: does not exist" in says(tmp_path / "nowhere")
   assert "--minutes: 0.1 leave no time" in says(raw, "--minutes=0.1")
@@ -174,14 +175,6 @@ def test_wrong_usage(says, raw, tmp_path):
   (tmp_path / "mine.py").write_text("mine")
   assert "exists" in says(raw, out=tmp_path / "mine.py")
   assert (tmp_path / "mine.py").read_text() == "mine"
-
-
-def _error(argv) -> str:
-  import contextlib
-  import io
-  with contextlib.redirect_stderr(io.StringIO()) as stream:
-    assert init.main(argv) == 2
-  return stream.getvalue()
 
 
 def test_folders_that_cannot_be_used(says, raw, tmp_path):
@@ -201,8 +194,11 @@ def test_folders_that_cannot_be_used(says, raw, tmp_path):
   assert "its modality cannot be known" in says(tmp_path / "noise")
   (tmp_path / "twice").mkdir()
   shutil.copytree(raw / "ball", tmp_path / "twice", dirs_exist_ok=True)
-  (tmp_path / "twice" / "classes.json").write_text('{"liver": 1, "liver": 2}')
-  assert "'liver' occurs twice" in says(tmp_path / "twice")
+  for classes, reason in (('{"liver": 1, "liver": 2}', "'liver' occurs twice"),
+                          ('{"liver": 1, "Liver": 2}', "two values for one class"),
+                          ('{"liver": 1, "spleen": 1}', "one value for two classes")):
+    (tmp_path / "twice" / "classes.json").write_text(classes)
+    assert reason in says(tmp_path / "twice")
 
 
 def test_errors_of_the_data_are_listed(raw, tmp_path, capsys):

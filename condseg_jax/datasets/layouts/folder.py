@@ -12,6 +12,7 @@ from pathlib import Path
 
 from condseg_jax.classes import Annotation
 from condseg_jax.classes import checked_name
+from condseg_jax.classes import normal_name
 from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.raw import class_missing_error
 from condseg_jax.datasets.raw import label_missing_error
@@ -76,6 +77,9 @@ def _masks(root: Path) -> list[tuple[dict[str, Path], Annotation]]:
   path = root / "classes.json"
   values = read_json(path) if path.exists() else {root.name: 1}
   labels = {label_value(value, path, name): name for name, value in values.items()}
+  if len(labels) < len(values) or len(set(map(normal_name, values))) < len(values):
+    raise InputError(path, "has one value for two classes, or two values for one class",
+                     "give every class a name and a value of its own")
   subject = path if path.exists() else root
   return [(_images(root / "masks"), Annotation.create(labels, subject=subject))]
 
