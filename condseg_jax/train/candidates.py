@@ -3,11 +3,12 @@
 The candidates are few: every width of `LEAST_STEPS` with every size of `VOXELS` and every batch of
 `IMAGES`. The number of levels follows from the subvolume (`plan.pooling_strides`).
 
-The rule: of the candidates that fit into memory and get at least `LEAST_STEPS` of their width, take
-the largest subvolume, then the widest network, then the largest batch. Structures are recognised by
-what is around them, and a larger subvolume also shows more voxels in a step, so that it comes
+The rule: of the candidates that fit into memory and get their least number of steps, take the
+largest subvolume, then the widest network, then the largest batch. The least number is that of the
+width in `LEAST_STEPS`, and n times it for a batch n times the smallest. Structures are recognised
+by what is around them, and a larger subvolume also shows more voxels in a step, so that it comes
 first. A network that stops too early is worse than a smaller one that has converged, and a wider
-one needs more steps: so steps come before width.
+one needs more steps: so steps come before width, and before the size of the batch.
 
 A few candidates are timed by real steps; the others are estimated from these.
 """
@@ -54,8 +55,8 @@ from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
-# Width → steps below which a narrower network is the better use of the time. Fewer steps than those
-# of the narrowest are not worth training at all.
+# Width → steps of the least batch below which a narrower network is the better use of the time.
+# Fewer steps than those of the narrowest are not worth training at all.
 LEAST_STEPS = {8: 600, 16: 2_000, 32: 6_000}
 # Number of axes → sizes of the subvolume in voxels; images that are smaller are taken whole.
 VOXELS = {2: (64**2, 128**2, 256**2, 512**2), 3: (32**3, 48**3, 64**3, 96**3, 128**3)}
@@ -81,10 +82,12 @@ class Candidate:
   Attributes:
     config: all settings of the run.
     work: time of a step, in a unit that is the same for all candidates.
+    least_steps: fewer are not useful.
   """
 
   config: Config
   work: float
+  least_steps: int
 
   @property
   def voxels(self) -> int:
@@ -222,7 +225,8 @@ def make_candidates(base: Config, training: Sequence[sampling.Dataset]) -> list[
       for images in batches:
         data = dataclasses.replace(config.data, subvolume=subvolume, batch_size=images)
         candidates.append(Candidate(dataclasses.replace(config, data=data),
-                                    per_voxel**WIDTH_POWER * math.prod(subvolume) * images))
+                                    per_voxel**WIDTH_POWER * math.prod(subvolume) * images,
+                                    LEAST_STEPS[channels] * images // min(batches)))
   return candidates
 
 
@@ -296,8 +300,7 @@ def _steps(step: float, minutes: float) -> int:
 
 
 def _suffices(candidate: Candidate, timed: Mapping[Candidate, float], minutes: float) -> bool:
-  least = LEAST_STEPS[candidate.config.model.channels]
-  return _steps(_estimate(candidate, timed), minutes) >= least
+  return _steps(_estimate(candidate, timed), minutes) >= candidate.least_steps
 
 
 def _first(candidates: Sequence[Candidate]) -> Candidate:
