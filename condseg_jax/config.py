@@ -120,11 +120,13 @@ class Model:
   network: str = setting("dense_unet", "a name in `models.build.NETWORKS`")
   strides: tuple[tuple[int, ...], ...] = setting(
       ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1, least=1)
-  layers_per_level: tuple[int, ...] = setting((1, 2, 2, 2), "layers in every block", low=0)
+  layers_per_level: tuple[int, ...] = setting(
+      (1, 2, 2, 2), "layers in every block; in res_unet residual units of the encoder", low=0)
   decoder_layers_per_level: tuple[int, ...] | None = setting(
-      None, "the same for the decoder; as layers_per_level when None", low=0)
-  channels: int = setting(16, "features of the finest level; level l has (l + 1) times as many",
-                           low=1)
+      None, "layers in the decoder; when None as layers_per_level, in res_unet 1", low=0)
+  channels: int = setting(
+      16, "features of the finest level; level l has (l + 1) times as many, in res_unet 2^l times, "
+      "up to 320", low=1)
   growth: int = setting(16, "channels of a dense layer at the finest level", low=1)
   encoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
   decoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")

@@ -11,13 +11,15 @@ from condseg_jax.config import Config
 from condseg_jax.data.batch import Batch
 from condseg_jax.losses import make_objective
 from condseg_jax.models.build import build_model
+from condseg_jax.models.memory import training_bytes
 from condseg_jax.train.setup import check_config
 from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
 
 CONFIGS = sorted((Path(__file__).parent.parent / "experiments" / "configs").glob("[!_]*.py"))
-ARGUMENTS = {"encoders": ("dense", "residual", "plain"), "specialist": ("anterior", "posterior")}
+ARGUMENTS = {"encoders": ("dense", "residual", "plain"), "sizes": ("S", "M", "L"),
+             "specialist": ("anterior", "posterior")}
 CASES = [(path, argument) for path in CONFIGS for argument in (None, *ARGUMENTS.get(path.stem, ()))]
 EVERY = pytest.mark.parametrize(
     "path, argument", CASES, ids=[p.stem + (f":{a}" if a else "") for p, a in CASES])
@@ -71,6 +73,22 @@ def test_an_argument_changes_what_it_says():
   for name in ARGUMENTS["specialist"]:
     config = load(folder / "specialist.py", name)
     assert (config.data.include_classes, config.conditioning.position) == ((name,), "none")
+
+
+@pytest.mark.parametrize("size", ["M", "L"])
+def test_a_size_is_for_its_memory(size):
+  """The subvolume given for `plan` = `config` fits, and one of twice the voxels would not."""
+  config = load(CONFIGS[0].parent / "sizes.py", size)
+  model = build_model(config.model, config.conditioning, (0.1, -0.4))
+  data = config.data
+  needed = [training_bytes(model, shape, 1, data.batch_size, platform="gpu") for shape in (
+      data.subvolume, (2 * data.subvolume[0], *data.subvolume[1:]))]
+  assert needed[0] < data.memory_gb * 1e9 < needed[1]
+
+
+def test_an_unknown_size():
+  with pytest.raises(ValueError, match="'XL' is not one of S, M, L"):
+    load(CONFIGS[0].parent / "sizes.py", "XL")
 
 
 def test_base_is_every_setting_at_its_default():

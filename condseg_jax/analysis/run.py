@@ -30,7 +30,10 @@ from condseg_jax.analysis import probes
 from condseg_jax.analysis.samples import Sample
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.config import Loss
+from condseg_jax.errors import InputError
 from condseg_jax.losses import make_objective
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.res_unet import ResUNet
 from condseg_jax.predictor import Predictor
 
 PAIR = "|"  # separates the names of a pair of classes
@@ -52,8 +55,14 @@ def analyse(predictor: Predictor, samples: Sequence[Sample], *, loss: Loss, seed
 
   Returns:
     A tree for JSON, see the docstring of the module.
+
+  Raises:
+    InputError: the submodules of the network do not have the names that layers are told by.
   """
   model, variables, names = predictor.model, predictor.variables, predictor.table.names
+  if not isinstance(model, (DenseUNet, ResUNet)):
+    raise InputError("network", f"the analysis does not know {type(model).__name__}",
+                     "analyse a dense_unet or a res_unet")
   layers = activations.list_layers(model, samples[0].image.shape[-1])
   measures: dict = {}
   for i, f in enumerate(features.collect(model, variables, samples, len(names), on_progress)):

@@ -50,8 +50,11 @@ def onnx_halves(model: DenseUNet, params: Mapping, window: Sequence[int], channe
     channels: of the image.
 
   Raises:
-    InputError: ONNX export does not support the conditioning, a block or the decoder.
+    InputError: ONNX export does not support the network, the conditioning, a block or the decoder.
   """
+  if not isinstance(model, DenseUNet):
+    raise InputError("network", f"ONNX export does not support {type(model).__name__}",
+                     "export without ONNX")
   for name in (model.encoder_block, model.decoder_block, model.decoder):
     if name not in ("dense", "unet"):
       raise InputError("network", f"ONNX export does not support {name!r}", "export without ONNX")

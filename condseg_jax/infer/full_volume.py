@@ -77,6 +77,9 @@ def full_volume_slabs(model: DenseUNet, variables: Mapping, image_DHWC: np.ndarr
   Raises:
     InputError: the network cannot be split.
   """
+  if not isinstance(model, DenseUNet):
+    raise InputError("partition", "a volume cannot be split over devices with a network of the "
+                     f"kind {type(model).__name__}", "predict with windows", usage=True)
   try:
     model.clone(partition=AXIS).check()
   except ValueError as error:

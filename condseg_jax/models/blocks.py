@@ -45,6 +45,7 @@ class Layer(nn.Module):
     reads_shared: whether the convolution reads the skip; the condition always may.
     activates: whether to apply the activation.
     dilation: of the convolution.
+    strides: of the convolution; None for 1. Not for conditioned layers.
   """
 
   features: int
@@ -53,6 +54,7 @@ class Layer(nn.Module):
   reads_shared: bool = True
   activates: bool = True
   dilation: int = 1
+  strides: tuple[int, ...] | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None,
@@ -71,7 +73,7 @@ class Layer(nn.Module):
     skip = shared if self.reads_shared else None
     y = layers.Conv(self.features, self.kernel_size, condition_size, use_bias=norm == "none",
                     dtype=style.dtype, partition=style.partition, dilation=self.dilation,
-                    name="conv")(x, skip)
+                    strides=self.strides, name="conv")(x, skip)
     y = layers.Norm(norm, style.dtype, style.partition,
                     affine=mechanism is None or mechanism.affine, name="norm")(y)
     if mechanism is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,24 +13,41 @@ from condseg_jax.config import Model
 from condseg_jax.errors import InputError
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.network import Network
+from condseg_jax.models.res_unet import ResUNet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def dense_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...]) -> DenseUNet:
   """Builds the network of `models.dense_unet`, whose fields have the names of the settings."""
-  fields = {f.name for f in dataclasses.fields(DenseUNet)}
-  values = {**vars(model), **vars(conditioning), "dtype": DTYPES[model.dtype]}
-  network = DenseUNet(codes=codes, **{key: values[key] for key in values if key in fields})
+  network = DenseUNet(codes=codes, **_fields(DenseUNet, model, conditioning))
   network.check()
   return network
+
+
+def res_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...]) -> ResUNet:
+  """Builds the network of `models.res_unet`, whose fields have the names of the settings."""
+  for name in ("growth", "encoder_block", "decoder_block", "decoder", "rates"):
+    if getattr(model, name) != getattr(Model(), name):
+      raise ValueError(f"{name} has no effect on the network 'res_unet'")
+  network = ResUNet(codes=codes, **_fields(ResUNet, model, conditioning))
+  network.check()
+  return network
+
+
+def _fields(network: type[DenseUNet] | type[ResUNet], model: Model,
+            conditioning: Conditioning) -> dict[str, Any]:
+  """Returns the settings that are fields of a network."""
+  fields = {f.name for f in dataclasses.fields(network)}
+  values = {**vars(model), **vars(conditioning), "dtype": DTYPES[model.dtype]}
+  return {key: values[key] for key in values if key in fields}
 
 
 # (model, conditioning, class codes) → network. To add one, write a module that implements the
 # protocol `models.network.Network` and register it here: `config.model.network` selects it.
 # ValueErrors are reported to the user as invalid settings.
 NETWORKS: dict[str, Callable[[Model, Conditioning, tuple[float, ...]], Network]] = {
-    "dense_unet": dense_unet}
+    "dense_unet": dense_unet, "res_unet": res_unet}
 
 
 def build_model(model: Model, conditioning: Conditioning,

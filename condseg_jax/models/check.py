@@ -1,38 +1,29 @@
 """Validates the settings of a network."""
 
+from collections.abc import Sequence
+
 from condseg_jax.models import conditioning
 from condseg_jax.models import decoders
 from condseg_jax.models import layers
 from condseg_jax.models.blocks import BLOCKS
 from condseg_jax.models.class_vector import VECTORS
 
+RES_UNET_POSITIONS = ("none", "input", "decoder")
+
 
 def check_network(model) -> None:
   """Raises ValueError for a `dense_unet.DenseUNet` with invalid settings."""
-  levels = len(model.layers_per_level)
-  if levels < 2 or len(model.strides) != levels - 1:
-    raise ValueError(f"layers_per_level has {levels} levels and strides {len(model.strides)}; "
-                     "there must be two levels or more, and one stride less than levels")
-  if {len(level) for level in model.strides} not in ({2}, {3}):
-    raise ValueError(f"strides {model.strides}: each has 2 axes, or each has 3")
-  if len(model.decoder_layers) != len(model.strides):
-    raise ValueError(f"decoder_layers_per_level has {len(model.decoder_layers)} levels; the "
-                     f"decoder has {len(model.strides)}, one less than the encoder")
+  _check_levels(model)
   sizes = [model.channels, model.growth, model.embedding_size, *model.rates]
   sizes += [stride for level in model.strides for stride in level]
   if min(sizes) < 1 or min(*model.layers_per_level, *model.decoder_layers) < 0:
     raise ValueError("channels, growth, embedding_size, rates and strides must be 1 or more, "
                      "layers_per_level 0 or more")
-  for value, name, known in ((model.position, "position", conditioning.POSITIONS),
-                             (model.mechanism, "mechanism", tuple(conditioning.MECHANISMS)),
-                             (model.vector, "vector", VECTORS),
-                             (model.norm, "norm", layers.NORMS),
-                             (model.encoder_block, "encoder_block", tuple(BLOCKS)),
+  _check_names(model, conditioning.POSITIONS)
+  for value, name, known in ((model.encoder_block, "encoder_block", tuple(BLOCKS)),
                              (model.decoder_block, "decoder_block", tuple(BLOCKS)),
-                             (model.decoder, "decoder", decoders.DECODERS),
-                             (model.activation, "activation", tuple(layers.ACTIVATIONS))):
-    if value not in known:
-      raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+                             (model.decoder, "decoder", decoders.DECODERS)):
+    _check_name(value, name, known)
   if model.decoder != "unet":
     if model.position in ("decoder", "per_class_decoders"):
       raise ValueError(f"decoder {model.decoder!r} has no class conditioning: position "
@@ -45,6 +36,47 @@ def check_network(model) -> None:
       ("decoder_block", model.decoder_block, model.decoder_layers)):
     if block != "dense" and 0 in layers_per_level:
       raise ValueError(f"{name} {block!r} has no layer at a level with 0 layers: give it 1 or more")
+  _check_condition(model)
+
+
+def check_res_unet(model) -> None:
+  """Raises ValueError for a `res_unet.ResUNet` with invalid settings."""
+  _check_levels(model)
+  sizes = [model.channels, model.embedding_size, *model.layers_per_level, *model.decoder_layers]
+  if min(*sizes, *(stride for level in model.strides for stride in level)) < 1:
+    raise ValueError("channels, embedding_size, strides, layers_per_level and "
+                     "decoder_layers_per_level must be 1 or more")
+  _check_names(model, RES_UNET_POSITIONS)
+  _check_condition(model)
+
+
+def _check_levels(model) -> None:
+  levels = len(model.layers_per_level)
+  if levels < 2 or len(model.strides) != levels - 1:
+    raise ValueError(f"layers_per_level has {levels} levels and strides {len(model.strides)}; "
+                     "there must be two levels or more, and one stride less than levels")
+  if {len(level) for level in model.strides} not in ({2}, {3}):
+    raise ValueError(f"strides {model.strides}: each has 2 axes, or each has 3")
+  if len(model.decoder_layers) != len(model.strides):
+    raise ValueError(f"decoder_layers_per_level has {len(model.decoder_layers)} levels; the "
+                     f"decoder has {len(model.strides)}, one less than the encoder")
+
+
+def _check_names(model, positions: Sequence[str]) -> None:
+  for value, name, known in ((model.position, "position", positions),
+                             (model.mechanism, "mechanism", tuple(conditioning.MECHANISMS)),
+                             (model.vector, "vector", VECTORS),
+                             (model.norm, "norm", layers.NORMS),
+                             (model.activation, "activation", tuple(layers.ACTIVATIONS))):
+    _check_name(value, name, known)
+
+
+def _check_name(value: str, name: str, known: Sequence[str]) -> None:
+  if value not in known:
+    raise ValueError(f"{name} {value!r} is not one of {', '.join(known)}")
+
+
+def _check_condition(model) -> None:
   if model.position not in ("none", "per_class_decoders"):
     chosen = conditioning.MECHANISMS[model.mechanism]
     if model.position not in chosen.positions:

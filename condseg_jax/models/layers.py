@@ -71,6 +71,57 @@ def convolve_by_depth_tap(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int =
   return flat.reshape(b, d, h, w, kernel.shape[-1])
 
 
+def convolve_strided(x_BDHWC: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Array:
+  """Convolves with zero padding and keeps the first of every `strides` voxels.
+
+  On CPU the sum over depth taps is the fastest of what is available: oneDNN is called with stride 1
+  only, and subsampling its output costs eight times the sum. Forward / gradient in ms, one core,
+  window of 3, strides of 2:
+
+      shape, channels          32×64×64, 16 → 32   8×16×16, 64 → 128   256×256, 32 → 64
+      depth taps (2-D: native)       7.9 / 41           0.6 / 2.5          3.2 / 40
+      native                          47 / 2510         1.4 / 170
+      oneDNN, subsampled              32 / 139          3.5 / 26            26 / 136
+      im2col and oneDNN               73 / 133          0.6 / 3.2           54 / 115
+      oneDNN, one call per phase      12 / 38           1.3 / 12            16 / 56
+
+  Args:
+    x_BDHWC: input; without D in 2-D. Its spatial shape must be a multiple of the strides.
+    kernel: [*kernel_size, C, O], odd sizes.
+    strides: per spatial axis.
+
+  Returns:
+    [B, D / stride, …, O] in the dtype of `x`.
+  """
+  if kernel.ndim == 5 and jax.default_backend() == "cpu":
+    b, d, h, w, c = x_BDHWC.shape
+    half, step = kernel.shape[0] // 2, strides[0]
+    padded = jnp.pad(x_BDHWC, ((0, 0), (half, half), (0, 0), (0, 0), (0, 0)))
+    slabs = (padded[:, t:t + d:step].reshape(-1, h, w, c) for t in range(kernel.shape[0]))
+    flat = sum(convolve_strided(slab, kernel[t], strides[1:]) for t, slab in enumerate(slabs))
+    return flat.reshape(b, d // step, *flat.shape[1:])
+  axes = "DHW"[5 - kernel.ndim:]
+  names = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+  # Symmetric as for stride 1; "SAME" would pad one side only.
+  padding = [(size // 2, size // 2) for size in kernel.shape[:-2]]
+  return lax.conv_general_dilated(x_BDHWC, kernel, tuple(strides), padding,
+                                  dimension_numbers=names)
+
+
+def average_pool(x_BDHWC: jax.Array, strides: Sequence[int]) -> jax.Array:
+  """Takes the mean over non-overlapping blocks of the shape `strides`.
+
+  Args:
+    x_BDHWC: input; without D in 2-D. Its spatial shape must be a multiple of the strides.
+    strides: block size per spatial axis.
+  """
+  shape = [x_BDHWC.shape[0]]
+  for size, stride in zip(x_BDHWC.shape[1:-1], strides, strict=True):
+    shape += [size // stride, stride]
+  within = tuple(range(2, len(shape), 2))
+  return x_BDHWC.reshape(*shape, x_BDHWC.shape[-1]).mean(within)
+
+
 def max_pool(x_BDHWC: jax.Array, strides: Sequence[int]) -> jax.Array:
   """Takes the maximum over non-overlapping blocks of the shape `strides`.
 
@@ -164,6 +215,8 @@ class Conv(nn.Module):
     partition: mesh axis that the first spatial axis is split along (see `halo`), or None.
     scale: initial root mean square of the output for an input of mean square 1.
     dilation: see `convolve`; must be 1 with a partition.
+    strides: see `convolve_strided`; None for 1. With strides, dilation must be 1, and there is no
+      partition.
   """
 
   features: int
@@ -174,10 +227,14 @@ class Conv(nn.Module):
   partition: str | None = None
   scale: float = math.sqrt(2)
   dilation: int = 1
+  strides: Sequence[int] | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, shared: jax.Array | None = None) -> jax.Array:
-    """Returns [B, *shape, features] from x [B, *shape, C] and shared [B, *shape, S]."""
+    """Returns [B, *shape, features] from x [B, *shape, C] and shared [B, *shape, S].
+
+    With strides, the shape of the output is that of x divided by them.
+    """
     inputs = [x] if shared is None else [x, shared]
     channels = sum(array.shape[-1] for array in inputs)
     # He et al. 2015, with the fan-in of the whole concatenation and a truncated normal, whose
@@ -187,6 +244,8 @@ class Conv(nn.Module):
     kernel = self.param("kernel", init, (*self.kernel_size, channels, self.features), jnp.float32)
     kernel = kernel.astype(self.dtype)
     plain = convolve if self.dilation == 1 else functools.partial(convolve, dilation=self.dilation)
+    if self.strides is not None:
+      plain = functools.partial(convolve_strided, strides=self.strides)
     first = 0
     out = 0
     for array in inputs:

@@ -115,7 +115,7 @@ def _outputs(model: Network, channels: int) -> tuple[Mapping, Outputs, Outputs]:
   For an image of the shape of the stride, the smallest input: activations are proportional to the
   number of voxels.
   """
-  if isinstance(model, DenseUNet):
+  if getattr(model, "remat", False):
     model = model.clone(remat=False)
   image = jax.ShapeDtypeStruct((1, *model.stride, channels), jnp.float32)
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)

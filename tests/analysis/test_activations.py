@@ -9,6 +9,7 @@ from condseg_jax.analysis import activations
 from condseg_jax.analysis.gradients import by_layer
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.network import class_logits
+from condseg_jax.models.res_unet import ResUNet
 
 ORDER = ["stem", "down_0/layer_0", "down_0/join", "down_1/layer_0", "down_1/layer_1", "down_1/join",
          "down_2/layer_0", "down_2/join", "up_1", "merge_1/layer_0", "merge_1/layer_1",
@@ -57,3 +58,17 @@ def test_outputs(position, first):
     np.testing.assert_allclose(a["down_0/join"], features.skips[0], atol=1e-5)
   changed = [name for name in names if bool((a[name] != b[name]).any())]
   assert changed == ([] if first is None else names[names.index(first):])
+
+
+def test_the_layers_of_the_residual_network():
+  """Every one with parameters is found, in network order; a residual unit is one layer."""
+  model = ResUNet((0.1, -0.6), ((2, 2),), (1, 2), channels=4)
+  found = activations.list_layers(model, 1)
+  assert [(layer.name, layer.part, layer.level, layer.channels) for layer in found] == [
+      ("stem", "encoder", 0, 4), ("down_0/unit_0", "encoder", 0, 4),
+      ("down_1/unit_0", "encoder", 1, 8), ("down_1/unit_1", "encoder", 1, 8),
+      ("up_0", "decoder", 0, 4), ("merge_0/layer_0", "decoder", 0, 4), ("head", "decoder", 0, 1)]
+  params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 4, 1)),
+                          jnp.zeros(1, jnp.int32))["params"]
+  assert {activations.layer_name([key.key for key in path])
+          for path, _ in jax.tree.leaves_with_path(params)} == {layer.name for layer in found}

@@ -85,6 +85,28 @@ def test_no_3d_convolution_reaches_the_cpu():
   assert convolution_ranks(layers.convolve_native, x, kernel) == [5]  # the search works
 
 
+@pytest.mark.parametrize("shape, kernel_size, strides", [
+    ((6, 8), (3, 3), (2, 2)), ((4, 6, 8), (3, 3, 3), (2, 2, 2)), ((3, 4, 6), (3, 3, 3), (1, 2, 3)),
+    ((4, 4, 4), (1, 3, 1), (2, 1, 2))])
+def test_a_strided_convolution_keeps_the_first_voxel_of_every_block(shape, kernel_size, strides):
+  x, kernel = normal(0, 2, *shape, 3), normal(1, *kernel_size, 3, 2)
+  first = (slice(None), *(slice(None, None, stride) for stride in strides))
+  strided = lambda x, kernel: layers.convolve_strided(x, kernel, strides)
+  assert_all_close(value_and_gradients(strided, x, kernel),
+                   value_and_gradients(lambda x, k: layers.convolve_native(x, k)[first], x, kernel),
+                   1e-4)
+  assert set(convolution_ranks(strided, x, kernel)) == {4}  # no 3-D convolution on CPU
+
+
+@pytest.mark.parametrize("shape, strides", [((4, 6), (2, 3)), ((2, 4, 6), (1, 2, 2))])
+def test_average_pooling_is_the_mean_of_blocks(shape, strides):
+  x = normal(0, 2, *shape, 3)
+  window = (1, *strides, 1)
+  sums = lax.reduce_window(x, 0.0, lax.add, window, window, "VALID")
+  np.testing.assert_allclose(layers.average_pool(x, strides), sums / float(np.prod(strides)),
+                             atol=1e-6)
+
+
 @pytest.mark.parametrize("shape, strides", [
     ((8, 6), (2, 2)), ((4, 6, 8), (2, 2, 2)), ((3, 6, 4), (1, 3, 2))])
 def test_pooling_is_the_windowed_maximum(shape, strides):

@@ -8,10 +8,12 @@ import pytest
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.memory import PEAK
 from condseg_jax.models.memory import training_bytes
+from condseg_jax.models.res_unet import ResUNet
 
 NETS = {
     "3-D": (DenseUNet((0.1, 0.2), ((2, 2, 2),), (1, 1), channels=8, growth=8), (16, 24, 16), 1),
     "2-D": (DenseUNet((0.1, 0.2), ((2, 2),) * 2, (1, 1, 1)), (64, 96), 3),
+    "residual": (ResUNet((0.1, 0.2), ((2, 2, 2),) * 2, (1, 2, 2), channels=8), (16, 24, 16), 1),
 }
 
 
@@ -27,8 +29,9 @@ def test_the_estimate_is_near_what_is_allocated(name):
   assert 0.8 * taken < estimate < 3 * taken
 
 
-def test_it_grows_with_voxels_batch_and_decodes():
-  model, shape, channels = NETS["3-D"]
+@pytest.mark.parametrize("name", ["3-D", "residual"])
+def test_it_grows_with_voxels_batch_and_decodes(name):
+  model, shape, channels = NETS[name]
   fixed = training_bytes(model, (0, 24, 16), channels, 1)
   one = training_bytes(model, shape, channels, 1) - fixed
   assert fixed > 0 and one > 0

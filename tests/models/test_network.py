@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 
 import condseg_jax
+from condseg_jax.analysis.run import analyse
+from condseg_jax.classes import ClassTable
 from condseg_jax.cli.export import main as export
 from condseg_jax.cli.train import main as train
+from condseg_jax.config import Loss
+from condseg_jax.errors import InputError
+from condseg_jax.export.network import onnx_halves
+from condseg_jax.infer.full_volume import full_volume_slabs
 from condseg_jax.models import build
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.memory import training_bytes
 from condseg_jax.models.network import initial_variables
 from condseg_jax.models.network import level_logits
+from condseg_jax.plan import Plan
+from condseg_jax.predictor import Predictor
 from support.tiny import overrides
 from support.tiny import write_datasets
 
@@ -60,11 +68,16 @@ def two_scales(model, conditioning, codes):
   return TwoScales(len(codes), model.channels, len(model.strides[0]))
 
 
-def test_it_trains_is_saved_and_predicts(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name, changes", [
+    ("two_scales", {}),
+    # `sizes:M` in small: no image is large enough for its six levels.
+    ("res_unet", {"model.growth": None, "model.norm": "instance", "model.layers_per_level": "(1,2)",
+                  "model.dtype": "bfloat16", "model.remat": True, "optimizer.name": "sgd"})])
+def test_it_trains_is_saved_and_predicts(name, changes, tmp_path, monkeypatch):
   monkeypatch.setitem(build.NETWORKS, "two_scales", two_scales)
   root = write_datasets(tmp_path / "data")
-  flags = overrides(root, **{"data.cache": tmp_path / "cache", "model.network": "two_scales",
-                             "train.steps": 2, "train.eval_every": 2})
+  flags = overrides(root, **{"data.cache": tmp_path / "cache", "model.network": name,
+                             "train.steps": 2, "train.eval_every": 2, **changes})
   run, bundle = tmp_path / "run", tmp_path / "model.condseg"
   assert train(["condseg-train", "--config=base", f"--workdir={run}", *flags]) == 0
   assert export(["condseg-export", f"--workdir={run}", f"--out={bundle}"]) == 0
@@ -87,6 +100,18 @@ def test_its_logits_and_memory():
   np.testing.assert_allclose(logits[..., 1], alone, rtol=1e-5, atol=1e-6)
   small, large = (training_bytes(model, (n, n), 1, 2, platform="cpu") for n in (16, 64))
   assert 0 < small < large
+
+
+def test_what_knows_some_networks_only_refuses_it_by_name():
+  model = TwoScales(3, 4, 2)
+  image, table = np.zeros((8, 8, 1), np.float32), ClassTable.create(["ball", "box", "rod"])
+  predictor = Predictor(model, {}, table, Plan("mr", (1.0, 1.0), (8, 8)))
+  with pytest.raises(InputError, match="ONNX export does not support TwoScales"):
+    onnx_halves(model, {}, (8, 8), 1)
+  with pytest.raises(InputError, match="cannot be split over devices .* TwoScales"):
+    next(full_volume_slabs(model, {}, image, [0]))
+  with pytest.raises(InputError, match="the analysis does not know TwoScales"):
+    analyse(predictor, [], loss=Loss(), seed=0, gradient_images=1)
 
 
 # --- initial parameters ---------------------------------------------------------------------

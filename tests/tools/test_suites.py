@@ -1,13 +1,16 @@
 """Every suite runs at a tiny size, with and without PyTorch; times are not checked."""
 
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from condseg_jax.formats.nifti import read_nifti
+from condseg_jax.models import layers
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.res_unet import ResUNet
 from tools.benchmark import __main__ as command
 from tools.benchmark import conv
 from tools.benchmark import cost
@@ -17,6 +20,7 @@ from tools.benchmark import nets
 from tools.benchmark import peer
 from tools.benchmark import predict
 from tools.benchmark import scale
+from tools.benchmark import sizes
 from tools.benchmark import step
 from tools.benchmark import table
 
@@ -176,13 +180,21 @@ def test_the_tables_are_written_between_the_marks(tmp_path):
     table.write_pages(page, readme)
 
 
-def test_work_is_what_the_compiler_counts(monkeypatch):
+@pytest.mark.slow
+def test_the_table_of_the_sizes_is_in_the_documents():
+  page = Path(__file__).parents[2] / "docs" / "training.md"
+  assert sizes.markdown() in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", [
+    DenseUNet((-.5, .5), ((1, 1, 1), (2, 2, 2)), (1, 1, 1), channels=16, growth=16, norm="none",
+              activation="relu", from_level=0),
+    ResUNet((-.5, .5), ((2, 2),), (1, 2), channels=16, norm="none", activation="relu")],
+    ids=["dense", "residual"])
+def test_work_is_what_the_compiler_counts(model, monkeypatch):
   """With native convolutions, for which XLA excludes the padding; norms and pooling remain."""
-  from condseg_jax.models import layers
   monkeypatch.setattr(layers, "convolve", layers.convolve_native)
-  model = DenseUNet((-.5, .5), ((1, 1, 1), (2, 2, 2)), (1, 1, 1), channels=16, growth=16,
-                    norm="none", activation="relu", from_level=0)
-  params, shape = nets.parameters(model), (16, 16, 16)
+  params, shape = nets.parameters(model), (16,) * model.ndim
   variables = {"params": params}
   image = np.zeros((1, *shape, 1), np.float32)
   ids = np.zeros(1, np.int32)

@@ -15,6 +15,7 @@ from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.heads import head_layers
+from condseg_jax.models.res_unet import ResUNet
 
 # The networks of the committed rows, which stay comparable when the configs move on.
 FIXED = {"hippocampus": {"model": {"norm": "group", "channels": 8, "growth": 8}}}
@@ -62,8 +63,8 @@ def inputs(shape: Sequence[int], batch: int,
   return image, class_id, mask
 
 
-def parameters(model: DenseUNet, channels: int = 1) -> dict:
-  """Draws initial parameters in numpy, because `model.init` takes longer to compile than a step.
+def parameter_shapes(model: DenseUNet | ResUNet, channels: int = 1) -> dict:
+  """Returns the parameters of a network as shapes, without computing them.
 
   Args:
     model: the network.
@@ -71,7 +72,16 @@ def parameters(model: DenseUNet, channels: int = 1) -> dict:
   """
   image = jax.ShapeDtypeStruct((1, *model.stride, channels), jnp.float32)
   ids = jax.ShapeDtypeStruct((1,), jnp.int32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), image, ids)["params"]
+  return jax.eval_shape(model.init, jax.random.key(0), image, ids)["params"]
+
+
+def parameters(model: DenseUNet, channels: int = 1) -> dict:
+  """Draws initial parameters in numpy, because `model.init` takes longer to compile than a step.
+
+  Args:
+    model: the network.
+    channels: image channels.
+  """
   rng = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -82,17 +92,17 @@ def parameters(model: DenseUNet, channels: int = 1) -> dict:
     fan_in = math.prod(leaf.shape[:-1]) if kind == "kernel" else 1
     return rng.normal(0, fan_in**-0.5, leaf.shape).astype(np.float32)
 
-  return jax.tree.map_with_path(draw, shapes)
+  return jax.tree.map_with_path(draw, parameter_shapes(model, channels))
 
 
-def work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> tuple[float, float]:
+def work(params: Mapping, model: DenseUNet | ResUNet, shape: Sequence[int]) -> tuple[float, float]:
   """Counts the floating-point operations of `encode` and `decode` for one image and class.
 
   Two per weight of a kernel and voxel, independent of the lowering of a convolution. Norms,
   activations and the condition are not counted.
 
   Args:
-    params: parameters of the network.
+    params: parameters of the network, or their shapes.
     model: the network.
     shape: spatial shape of the image.
   """
@@ -136,7 +146,7 @@ def classless_work(params: Mapping, model: DenseUNet, shape: Sequence[int]) -> f
   return total
 
 
-def _voxels(model: DenseUNet, shape: Sequence[int]) -> list[int]:
+def _voxels(model: DenseUNet | ResUNet, shape: Sequence[int]) -> list[int]:
   """Returns the number of voxels of every level, finest first."""
   voxels = [math.prod(shape)]
   for stride in model.strides:
@@ -144,7 +154,7 @@ def _voxels(model: DenseUNet, shape: Sequence[int]) -> list[int]:
   return voxels
 
 
-def _last_level(model: DenseUNet) -> int:
+def _last_level(model: DenseUNet | ResUNet) -> int:
   """Returns the coarsest decoder level that belongs to `decode`; -1 if only the head does."""
   if model.position == "output_head":
     return -1
