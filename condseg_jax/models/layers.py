@@ -74,16 +74,18 @@ def convolve_by_depth_tap(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int =
 def convolve_strided(x_BDHWC: jax.Array, kernel: jax.Array, strides: Sequence[int]) -> jax.Array:
   """Convolves with zero padding and keeps the first of every `strides` voxels.
 
-  On CPU the sum over depth taps is the fastest of what is available: oneDNN is called with stride 1
-  only, and subsampling its output costs eight times the sum. Forward / gradient in ms, one core,
-  window of 3, strides of 2:
+  On CPU the sum over depth taps is used: its forward pass is the fastest, and so is its gradient,
+  or nearly, unless the depth has stride 1. oneDNN is called with stride 1 only. Forward / forward
+  and gradient in ms on one core, window of 3; all but the first two by oneDNN:
 
-      shape, channels          32×64×64, 16 → 32   8×16×16, 64 → 128   256×256, 32 → 64
-      depth taps (2-D: native)       7.9 / 41           0.6 / 2.5          3.2 / 40
-      native                          47 / 2510         1.4 / 170
-      oneDNN, subsampled              32 / 139          3.5 / 26            26 / 136
-      im2col and oneDNN               73 / 133          0.6 / 3.2           54 / 115
-      oneDNN, one call per phase      12 / 38           1.3 / 12            16 / 56
+      shape            32×64×64    32×64×64    8×16×16     256×256
+      channels          16 → 32     16 → 32    64 → 128    32 → 64
+      strides           2, 2, 2     1, 2, 2     2, 2, 2      2, 2
+      depth taps        8 / 48      8 / 190    0.6 / 2.5     3 / 40  (2-D: native)
+      native           47 / 2510   72 / 1774   1.4 / 170     3 / 40
+      subsampled       32 / 138    37 / 118    3.5 / 26     26 / 136  (convolved with stride 1)
+      im2col           73 / 133   204 / 264    0.6 / 3.2    54 / 115
+      by phase         12 / 38     18 / 64     1.3 / 12     16 / 56  (one convolution per phase)
 
   Args:
     x_BDHWC: input; without D in 2-D. Its spatial shape must be a multiple of the strides.

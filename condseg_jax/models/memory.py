@@ -20,9 +20,11 @@ from condseg_jax.models.network import Network
 # Peak of a step relative to the summed outputs of all modules, rounded up. XLA's memory analysis of
 # whole steps on CPU (1 and 4 classes, 1 and 2 accumulation steps, deep supervision, several
 # positions of the condition) is 1.64 to 1.97 times that sum in 3-D and 0.87 to 1.1 times in 2-D, so
-# the estimate is 1.03 to 1.22 times the true peak in 3-D and 1.8 to 2.3 times in 2-D. On an H100 (2
-# x 128^3, float32, six levels) it was 0.77 of a sum that counted every normalisation twice, about
-# 1.0 of this one.
+# the estimate is 1.03 to 1.22 times the true peak in 3-D and 1.8 to 2.3 times in 2-D. That is for
+# convolutions in plain JAX and `DenseUNet`; `ResUNet` takes 2.08 times the sum in 3-D. With oneDNN,
+# XLA counts 0.71 to 0.83 times the sum for both in 3-D, without the scratch of oneDNN. On an H100
+# (2 x 128^3, float32, six levels) it was 0.77 of a sum that counted every normalisation twice,
+# about 1.0 of this one.
 PEAK = {"cpu": 2.0, "gpu": 1.25, "tpu": 1.25}
 
 # How far the estimate of a training step can lie above the true peak, by the number of axes: what
