@@ -40,7 +40,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
     raise _too_many(limits)
   try:
     with zipfile.ZipFile(archive) as opened:
-      members = [m for m in opened.infolist() if not m.is_dir()]
+      members = [m for m in opened.infolist() if not m.orig_filename.endswith("/")]
       if len(members) > limits.members:
         raise _too_many(limits)
       for member in members:
