@@ -119,24 +119,25 @@ class Model:
 
   network: str = setting("dense_unet", "a name in `models.build.NETWORKS`")
   strides: tuple[tuple[int, ...], ...] = setting(
-      ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1, least=1)
-  layers_per_level: tuple[int, ...] = setting((1, 2, 2, 2), "layers in every block", low=0)
+      ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1, high=64, least=1)
+  layers_per_level: tuple[int, ...] = setting((1, 2, 2, 2), "layers in every block", low=0, high=64)
   decoder_layers_per_level: tuple[int, ...] | None = setting(
-      None, "the same for the decoder; as layers_per_level when None", low=0)
+      None, "the same for the decoder; as layers_per_level when None", low=0, high=64)
   channels: int = setting(16, "features of the finest level; level l has (l + 1) times as many",
-                           low=1)
-  growth: int = setting(16, "channels of a dense layer at the finest level", low=1)
+                           low=1, high=4096)
+  growth: int = setting(16, "channels of a dense layer at the finest level", low=1, high=4096)
   encoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
   decoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
   decoder: str = setting("unet", "fcn and deeplab are decoders without class conditioning",
                           choices=("unet", "fcn", "deeplab"))
   rates: tuple[int, ...] = setting(
-      (6, 12, 18), "dilation rates of the pyramid of deeplab", low=1, least=1)
+      (6, 12, 18), "dilation rates of the pyramid of deeplab", low=1, high=1024, least=1)
   norm: str = setting("instance", "normalisation", choices=("group", "instance", "none"))
   activation: str = setting("leaky_relu", "a name in `models.layers.ACTIVATIONS`")
   dtype: str = setting("float32", "of the computation; parameters are float32",
                         choices=("float32", "bfloat16"))
-  deep_supervision: int = setting(0, "coarser decoder levels that are supervised too", low=0)
+  deep_supervision: int = setting(
+      0, "coarser decoder levels that are supervised too", low=0, high=64)
   remat: bool = setting(
       False, "recompute blocks in the backward pass: less memory on accelerators")
 
@@ -154,9 +155,9 @@ class Conditioning:
   text_vectors: str = setting("", "for vector text: JSON file {class: [numbers]}")
   texts: tuple[tuple[float, ...], ...] = setting(
       (), "the vectors of text_vectors in the order of the ids; filled in when a run begins")
-  embedding_size: int = setting(8, "length of a learned vector", low=1)
+  embedding_size: int = setting(8, "length of a learned vector", low=1, high=4096)
   from_level: int | None = setting(
-      None, "coarsest decoder level that sees the class; all levels when None", low=0)
+      None, "coarsest decoder level that sees the class; all levels when None", low=0, high=64)
 
 
 @dataclasses.dataclass(frozen=True)
