@@ -25,7 +25,7 @@ def test_members_are_unpacked_under_numbers(tmp_path):
   assert names == ["a/IM1.dcm", "b\\IM1.dcm", "a/\u00e4 b.dcm"]
   assert contents == [b"one", b"two", b"three"]
   assert {p.name for p in tmp_path.rglob("*")} == {
-      "body", "series", "member_00000", "member_00001", "member_00002"}
+      "body", "series", "member_00000.dcm", "member_00001.dcm", "member_00002.dcm"}
 
 
 def test_a_member_larger_than_the_directory_says(tmp_path):

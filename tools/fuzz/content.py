@@ -86,7 +86,8 @@ def nifti(data: bytes, compressed: bool) -> dict:
     affine[:3] = _quaternion(read(q_form, q_at), pixdim)
   affine[:3] *= _MM[units & 7]
   raw = np.frombuffer(data, order + dtype, count, offset).reshape(dim[1:4], order="F")
-  if slope == 0 or slope == 1 and inter == 0:
+  # nibabel writes NaN where there is no scaling.
+  if slope == 0 or slope == 1 and inter == 0 or math.isnan(slope) and not abs(inter) > 0:
     array = raw
   elif not math.isfinite(slope) or not math.isfinite(inter):
     raise Damaged("its slope or intercept is not finite")
