@@ -65,6 +65,9 @@ HEADER_LIMIT = 1 << 20
 # MetaImage, e.g. `0008|0060`, and key/value pairs of NRRD may be longer.
 MAX_FIELD = 500
 MAX_ELEMENT = 1 << 14
+# Python reads as numbers what SimpleITK does not, e.g. 1_0.
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+WHOLE = re.compile(r"[0-9]+")
 KEY = re.compile(r"[A-Za-z0-9_|][ -9;-~]*")
 CONTROL = re.compile(r"[^\t\r\x1b -\xff]")  # escapes switch the character set of a DICOM text
 MAX_LENGTH_ERROR = 0.01
@@ -229,8 +232,8 @@ def _check_header(path: Path) -> None:
     raise InputError(path, f"has the encoding {fields.get('encoding', '')!r}",
                      "convert it to raw or gzip")
   dimensions = fields.get("NDims" if meta else "dimension", "")
-  sizes = fields.get("DimSize" if meta else "sizes", "").split()
-  if not dimensions.isdigit() or len(sizes) != int(dimensions) or not all(map(_positive, sizes)):
+  sizes = _words(fields.get("DimSize" if meta else "sizes", ""))
+  if not _positive(dimensions) or len(sizes) != int(dimensions) or not all(map(_positive, sizes)):
     raise InputError(path, "has no valid size in its header", AGAIN)
   if int(dimensions) != 3:
     cure = ("split it and give one volume" if int(dimensions) > 3 else
@@ -242,7 +245,8 @@ def _check_header(path: Path) -> None:
     if name not in fields:
       raise InputError(path, f"has an incomplete geometry: no {name} in its header",
                        f"add {name} to the header, or convert the original again", kind="affine")
-    if count and len(_numbers(fields[name])) != count:
+    numbers = fields[name] if meta else re.sub(r"[(),]", " ", fields[name])
+    if count and len(_numbers(numbers)) != count:
       raise InputError(path, f"{name} must be {count} finite numbers, not {fields[name]!r}",
                        "correct the header, or convert the original again", kind="affine")
   units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm"}
@@ -274,6 +278,9 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
   for name in ("BinaryData", "CompressedData", *META_BYTE_ORDER):
     if fields.get(name, "True").lower() not in ("true", "false"):
       raise InputError(path, f"{name} is {fields[name]!r}, not True or False", CORRECT)
+  for name in ("HeaderSize", "CompressedDataSize"):
+    if not re.fullmatch("-?[0-9]+", fields.get(name, "0")):
+      raise InputError(path, f"{name} is {fields[name]!r}, not a whole number", CORRECT)
 
 
 def _stored(path: Path, size: int) -> _Stored:
@@ -341,7 +348,7 @@ def _stored_in_nrrd(path: Path, fields: dict[str, str], data: Path, local: int,
     raise InputError(path, "skips lines of its data file", "give their bytes as byte skip")
   if skip == "-1" and not packed:  # the end of the file
     return _Stored(data, data.stat().st_size - size, size, packed)
-  if not skip.isdigit():
+  if not WHOLE.fullmatch(skip):
     raise InputError(path, f"has the byte skip {skip}", CORRECT)
   # Compressed bytes are skipped after unpacking.
   return _Stored(data, local + int(skip) * (not packed), size + int(skip) * packed, packed)
@@ -385,15 +392,19 @@ def _is_meta(path: Path) -> bool:
 
 
 def _positive(text: str) -> bool:
-  return text.isdigit() and int(text) > 0
+  return WHOLE.fullmatch(text) is not None and int(text) > 0
+
+
+def _words(text: str) -> list[str]:
+  return re.split("[ \t]+", text.strip(" \t\r"))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-  """Returns the finite numbers in a field such as `1 0 2` or `(1,0,0) (0,1,0)`; () otherwise."""
-  try:
-    values = tuple(float(x) for x in re.sub(r"[(),]", " ", text).split())
-  except ValueError:
+  """Returns the finite numbers in a field such as `1 0 2`; () otherwise."""
+  words = _words(text)
+  if not all(map(NUMBER.fullmatch, words)):
     return ()
+  values = tuple(map(float, words))
   return values if all(map(math.isfinite, values)) else ()
 
 
@@ -430,7 +441,7 @@ def _field(path: Path, number: int, line: str, separator: str) -> tuple[str, str
   if not line.strip() or separator == ":" and line.startswith("#"):
     return "", ""
   key, found, value = line.partition(separator)
-  key = key.strip() if separator == "=" else key.strip().lower()
+  key = key.strip(" \t") if separator == "=" else key.strip(" \t").lower()
   if separator == ":" and value.startswith("="):  # free text, with a name
     return "", ""
   if not found or not KEY.fullmatch(key) or CONTROL.search(value):
@@ -438,4 +449,4 @@ def _field(path: Path, number: int, line: str, separator: str) -> tuple[str, str
     raise InputError(path, f"line {number} of its header is not {form!r}", AGAIN)
   if len(line) > (MAX_ELEMENT if "|" in key else MAX_FIELD):
     raise InputError(path, f"line {number} of its header has {len(line)} bytes", CORRECT)
-  return key, value.strip()
+  return key, value.strip(" \t\r")

@@ -59,7 +59,7 @@ def meta(folder, stored=WHOLE, **changes):
   text = "".join(f"{k} = {v}\n" for k, v in fields.items() if v is not None)
   text += f"ElementDataFile = {data}\n"
   (folder / "a.raw").write_bytes(stored)
-  (folder / "a.mhd").write_bytes(text.encode() + (stored if data == "LOCAL" else b""))
+  (folder / "a.mhd").write_bytes(text.encode("latin-1") + (stored if data == "LOCAL" else b""))
   return folder / "a.mhd"
 
 
@@ -369,6 +369,9 @@ def test_a_gzip_nrrd_is_gzip(tmp_path):
     ({"Comment": 500 * "x"}, "has 510 bytes"), ({"Offset": "1 2 3\nOffset = 1 2 3"}, "given twice"),
     ({"Position": "3 2 1"}, "contradictory fields: Offset and Position"),
     ({"ElementByteOrderMSB": "True"}, "contradictory fields"),
+    ({"Offset": "(1 2 3)"}, "must be 3"), ({"Offset": "1_0 2 3"}, "must be 3"),
+    ({"DimSize": "6 5 \xb2"}, "size"), ({"DimSize": "6\xa05 4"}, "size"),
+    ({"CompressedDataSize": "100}"}, "not a whole number"),
     ({"CompressedData": "1e30"}, "not True or False"), ({"ObjectType": "Tube"}, "'Tube'"),
     ({"ElementType": "MET_OTHER"}, "'MET_OTHER'"), ({"ElementType": None}, "voxel type ''"),
     ({"NDims": None, "DimSize": "6 5 4\nNDims = 3"}, "NDims must come first")])
