@@ -44,11 +44,11 @@ POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 SLICE_SPACING, SLICE_THICKNESS = "0018|0088", "0018|0050"
 SERIES_NUMBER, PATIENT_ID = "0020|0011", "0010|0020"
 BITS_ALLOCATED, BITS_STORED, HIGH_BIT = "0028|0100", "0028|0101", "0028|0102"
-SIGNED, OVERLAY_ROWS = "0028|0103", "6000|0010"
+PHOTOMETRIC, SIGNED, OVERLAY_ROWS = "0028|0004", "0028|0103", "6000|0010"
 INTERCEPT, SLOPE = "0028|1052", "0028|1053"
 READ = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS, MODALITY,
-        SERIES_NUMBER, PATIENT_ID, BITS_ALLOCATED, BITS_STORED, HIGH_BIT, SIGNED, OVERLAY_ROWS,
-        INTERCEPT, SLOPE)
+        SERIES_NUMBER, PATIENT_ID, BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PHOTOMETRIC, SIGNED,
+        OVERLAY_ROWS, INTERCEPT, SLOPE)
 SUFFIXES = (".dcm", ".dicom", ".ima")
 # SOP classes of objects other than images: directories (DICOMDIR), presentation states, reports,
 # segmentations, plans.
@@ -57,7 +57,7 @@ NO_IMAGE = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{suffix}" for su
 MAX_GAP_ERROR = 0.05  # relative to the slice distance; a missing slice is an error of 1
 MAX_TILT_DEGREES = 0.5
 MIN_AREA = 0.1  # area spanned by the unit vectors of rows and columns: 1 if perpendicular
-AGAIN = "copy or download it again"
+AGAIN, EXPORT = "copy or download it again", "export the original series again"
 
 
 class _Slice(NamedTuple):
@@ -191,11 +191,10 @@ def _ordered(folder: Path, series: str) -> tuple[list[_Slice], Geometry]:
   check_directions((across, down), first.path)
   if min(first.numbers(PIXEL_SPACING)) <= 0:
     raise InputError(first.path, f"has the PixelSpacing {first.numbers(PIXEL_SPACING)} mm",
-                     "export the original series again", kind="affine")
+                     EXPORT, kind="affine")
   normal = np.cross(across, down)
   if np.linalg.norm(normal) < MIN_AREA:
-    raise InputError(first.path, "has parallel rows and columns",
-                     "export the original series again", kind="affine")
+    raise InputError(first.path, "has parallel rows and columns", EXPORT, kind="affine")
   normal /= np.linalg.norm(normal)
   order = sorted(slices, key=lambda s: float(normal @ s.numbers(POSITION)))
   positions = np.array([s.numbers(POSITION) for s in order])
@@ -307,27 +306,38 @@ def _pattern(path: Path) -> str:
 
 
 def _check_slice(item: _Slice) -> None:
-  for tag, name in ((SLOPE, "RescaleSlope"), (INTERCEPT, "RescaleIntercept")):
-    if tag in item.tags and (len(item.numbers(tag)) != 1 or item.numbers(SLOPE) == (0,)):
-      raise InputError(item.path, f"has the {name} {item.tags[tag]!r}",
-                       "export the original series again")
-  allocated, stored, high = (item.numbers(tag) for tag in (BITS_ALLOCATED, BITS_STORED, HIGH_BIT))
-  if stored and (high and high[0] != stored[0] - 1 or stored[0] < 1
-                 or allocated and stored[0] > allocated[0]):
-    raise InputError(item.path, f"has contradictory BitsAllocated, BitsStored and HighBit: "
-                     f"{' '.join(f'{n:g}' for n in allocated + stored + high)}",
-                     "export the original series again")
   if item.components > 1:
     raise InputError(item.path, "is a colour picture", "use a series of grey values")
   if len(item.size) > 2 and item.size[2] > 1:
     raise InputError(item.path, f"contains {item.size[2]} frames in one file",
                      "split it into single slices, or convert it, e.g. with dcm2niix")
+  _check_values(item)
   for tag, count, name in ((POSITION, 3, "ImagePositionPatient"),
                            (ORIENTATION, 6, "ImageOrientationPatient"),
                            (PIXEL_SPACING, 2, "PixelSpacing")):
     if len(item.numbers(tag)) != count:
-      raise InputError(item.path, f"has no {name}, so its position is unknown",
-                       "export the original series again", kind="affine")
+      raise InputError(item.path, f"has no {name}, so its position is unknown", EXPORT,
+                       kind="affine")
+
+
+def _check_values(item: _Slice) -> None:
+  """Checks what the values of pixels depend on.
+
+  GDCM takes a slope of 0 for 1 and missing signs for unsigned, and inverts MONOCHROME1.
+  """
+  if item.numbers(SIGNED) not in ((0,), (1,)):
+    raise InputError(item.path, "has no valid PixelRepresentation", EXPORT)
+  if item.tags.get(PHOTOMETRIC, "MONOCHROME2").strip(" \0") != "MONOCHROME2":
+    raise InputError(item.path, f"has the PhotometricInterpretation {item.tags[PHOTOMETRIC]!r}",
+                     "export it as MONOCHROME2")
+  for tag, name in ((SLOPE, "RescaleSlope"), (INTERCEPT, "RescaleIntercept")):
+    if tag in item.tags and (len(item.numbers(tag)) != 1 or item.numbers(SLOPE) == (0,)):
+      raise InputError(item.path, f"has the {name} {item.tags[tag]!r}", EXPORT)
+  allocated, stored, high = (item.numbers(tag) for tag in (BITS_ALLOCATED, BITS_STORED, HIGH_BIT))
+  if stored and (high and high[0] != stored[0] - 1 or stored[0] < 1
+                 or allocated and stored[0] > allocated[0]):
+    raise InputError(item.path, f"has contradictory BitsAllocated, BitsStored and HighBit: "
+                     f"{' '.join(f'{n:g}' for n in allocated + stored + high)}", EXPORT)
 
 
 def _files(folder: Path) -> Iterator[Path]:

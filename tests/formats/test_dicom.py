@@ -273,9 +273,11 @@ def test_the_bits_above_those_stored(syntax, signed, above, valid, tmp_path):
 
 @pytest.mark.parametrize(("field", "value", "reason"), [
     ("RescaleSlope", 0, "RescaleSlope '0.0'"), ("RescaleIntercept", "", "RescaleIntercept ''"),
+    ("PixelRepresentation", 2, "PixelRepresentation"),
+    ("PhotometricInterpretation", "MONOCHROME1", "'MONOCHROME1'"),
     ("BitsStored", 12, "16 12 15"), ("HighBit", 11, "16 16 11"), ("BitsStored", 17, "16 17 15")])
 def test_a_slice_whose_values_make_no_sense(field, value, reason, tmp_path):
-  """GDCM takes a slope of 0 for 1."""
+  """GDCM takes a slope of 0 for 1, and inverts MONOCHROME1."""
   path = write_series(tmp_path, VOXELS, AFFINE)[2]
   changed(path, lambda one: setattr(one, field, value))
   for read in (read_series, read_series_header):

@@ -72,7 +72,10 @@ def nifti(data: bytes, compressed: bool) -> dict:
   if not math.isfinite(offset) or offset != int(offset) or offset < size + 4:
     raise Damaged(f"its voxels start at byte {offset:g}")
   offset, count = int(offset), math.prod(dim[1:4])
-  if len(data) != offset + count * int(dtype[1]):
+  # Zeros shorter than a row may pad the end.
+  padding = data[offset + count * int(dtype[1]):]
+  if len(data) < offset + count * int(dtype[1]) or any(padding) or len(
+      padding) >= dim[1] * int(dtype[1]):
     raise Damaged("it is not as long as its header says")
   # A qform is of no use beside a sform.
   if sform not in range(6) or not sform and qform not in range(1, 6):

@@ -56,7 +56,7 @@ def unpack(archive: Path, target: Path, *, folder: str = "", limit: int) -> None
     except InputError:
       raise
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError,
-            OverflowError, struct.error) as error:
+            OverflowError, NotImplementedError, struct.error) as error:
       raise _damaged(archive, error) from error
     except OSError as error:
       # gzip and bz2 give no number; a negative offset is EINVAL; other numbers are of the disk.
