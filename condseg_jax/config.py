@@ -119,26 +119,28 @@ class Model:
 
   network: str = setting("dense_unet", "a name in `models.build.NETWORKS`")
   strides: tuple[tuple[int, ...], ...] = setting(
-      ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1, least=1)
+      ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1, high=64, least=1)
   layers_per_level: tuple[int, ...] = setting(
-      (1, 2, 2, 2), "layers in every block; in res_unet residual units of the encoder", low=0)
+      (1, 2, 2, 2), "layers in every block; in res_unet residual units of the encoder", low=0,
+      high=64)
   decoder_layers_per_level: tuple[int, ...] | None = setting(
-      None, "layers in the decoder; when None as layers_per_level, in res_unet 1", low=0)
+      None, "layers in the decoder; when None as layers_per_level, in res_unet 1", low=0, high=64)
   channels: int = setting(
       16, "features of the finest level; level l has (l + 1) times as many, in res_unet 2^l times, "
-      "up to 320", low=1)
-  growth: int = setting(16, "channels of a dense layer at the finest level", low=1)
+      "up to 320", low=1, high=4096)
+  growth: int = setting(16, "channels of a dense layer at the finest level", low=1, high=4096)
   encoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
   decoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
   decoder: str = setting("unet", "fcn and deeplab are decoders without class conditioning",
                           choices=("unet", "fcn", "deeplab"))
   rates: tuple[int, ...] = setting(
-      (6, 12, 18), "dilation rates of the pyramid of deeplab", low=1, least=1)
+      (6, 12, 18), "dilation rates of the pyramid of deeplab", low=1, high=1024, least=1)
   norm: str = setting("instance", "normalisation", choices=("group", "instance", "none"))
   activation: str = setting("leaky_relu", "a name in `models.layers.ACTIVATIONS`")
   dtype: str = setting("float32", "of the computation; parameters are float32",
                         choices=("float32", "bfloat16"))
-  deep_supervision: int = setting(0, "coarser decoder levels that are supervised too", low=0)
+  deep_supervision: int = setting(
+      0, "coarser decoder levels that are supervised too", low=0, high=64)
   remat: bool = setting(
       False, "recompute blocks in the backward pass: less memory on accelerators")
 
@@ -156,9 +158,9 @@ class Conditioning:
   text_vectors: str = setting("", "for vector text: JSON file {class: [numbers]}")
   texts: tuple[tuple[float, ...], ...] = setting(
       (), "the vectors of text_vectors in the order of the ids; filled in when a run begins")
-  embedding_size: int = setting(8, "length of a learned vector", low=1)
+  embedding_size: int = setting(8, "length of a learned vector", low=1, high=4096)
   from_level: int | None = setting(
-      None, "coarsest decoder level that sees the class; all levels when None", low=0)
+      None, "coarsest decoder level that sees the class; all levels when None", low=0, high=64)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,10 @@ plane, never by name or instance number. Input that would give a wrong volume is
 series or patients, two slices at one position, a missing slice, slices of different size or
 orientation, a gantry tilt, several frames in one file, pixel data of another size than declared.
 
+The first or last slice can be missing without a gap. A file that cannot be read, but looks like a
+slice by its name, its first bytes or its lack of any, is therefore refused; other files, such as
+notes, are skipped.
+
 Standard: DICOM PS3.3, C.7.6.2 (Image Plane).
 """
 
@@ -38,7 +42,14 @@ from condseg_jax.geometry import Volume
 SERIES_ID, SERIES_NAME, MODALITY = "0020|000e", "0008|103e", "0008|0060"
 POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 SLICE_SPACING, SLICE_THICKNESS = "0018|0088", "0018|0050"
-SERIES_NUMBER, PATIENT_ID, BITS_ALLOCATED = "0020|0011", "0010|0020", "0028|0100"
+SERIES_NUMBER, PATIENT_ID = "0020|0011", "0010|0020"
+BITS_ALLOCATED, BITS_STORED, HIGH_BIT = "0028|0100", "0028|0101", "0028|0102"
+PHOTOMETRIC, SIGNED, OVERLAY_ROWS = "0028|0004", "0028|0103", "6000|0010"
+INTERCEPT, SLOPE = "0028|1052", "0028|1053"
+READ = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS, MODALITY,
+        SERIES_NUMBER, PATIENT_ID, BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PHOTOMETRIC, SIGNED,
+        OVERLAY_ROWS, INTERCEPT, SLOPE)
+SUFFIXES = (".dcm", ".dicom", ".ima")
 # SOP classes of objects other than images: directories (DICOMDIR), presentation states, reports,
 # segmentations, plans.
 NO_IMAGE = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{suffix}" for suffix in
@@ -46,7 +57,7 @@ NO_IMAGE = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{suffix}" for su
 MAX_GAP_ERROR = 0.05  # relative to the slice distance; a missing slice is an error of 1
 MAX_TILT_DEGREES = 0.5
 MIN_AREA = 0.1  # area spanned by the unit vectors of rows and columns: 1 if perpendicular
-AGAIN = "copy or download it again"
+AGAIN, EXPORT = "copy or download it again", "export the original series again"
 
 
 class _Slice(NamedTuple):
@@ -114,7 +125,11 @@ def read_series(folder: str | os.PathLike, series: str = "") -> Volume:
   for index, item in enumerate(slices):
     bits = item.numbers(BITS_ALLOCATED)
     if bits:
-      check_pixels(item.path, *item.size[:2], int(bits[0]))
+      stored = item.numbers(BITS_STORED)
+      # Formerly, overlays were in the bits above those of the pixels.
+      check_pixels(item.path, *item.size[:2], int(bits[0]),
+                   stored=int(stored[0]) if stored and OVERLAY_ROWS not in item.tags else 0,
+                   signed=item.numbers(SIGNED) == (1,))
     try:
       image = _reader(item.path).Execute()  # keeps the memory of the view below alive
       array[..., index] = sitk.GetArrayViewFromImage(image)[0].T
@@ -176,11 +191,10 @@ def _ordered(folder: Path, series: str) -> tuple[list[_Slice], Geometry]:
   check_directions((across, down), first.path)
   if min(first.numbers(PIXEL_SPACING)) <= 0:
     raise InputError(first.path, f"has the PixelSpacing {first.numbers(PIXEL_SPACING)} mm",
-                     "export the original series again", kind="affine")
+                     EXPORT, kind="affine")
   normal = np.cross(across, down)
   if np.linalg.norm(normal) < MIN_AREA:
-    raise InputError(first.path, "has parallel rows and columns",
-                     "export the original series again", kind="affine")
+    raise InputError(first.path, "has parallel rows and columns", EXPORT, kind="affine")
   normal /= np.linalg.norm(normal)
   order = sorted(slices, key=lambda s: float(normal @ s.numbers(POSITION)))
   positions = np.array([s.numbers(POSITION) for s in order])
@@ -257,8 +271,8 @@ def _scanned(folder: Path) -> list[_Slice]:
 
 @functools.lru_cache(maxsize=4096)
 def _scanned_files(stamps: tuple[tuple[Path, int, int], ...]) -> list[_Slice]:
-  slices = []
-  for path, _, _ in stamps:
+  slices, unread = [], []
+  for path, _, size in stamps:
     reader = _reader(path)
     try:
       reader.ReadImageInformation()
@@ -267,15 +281,28 @@ def _scanned_files(stamps: tuple[tuple[Path, int, int], ...]) -> list[_Slice]:
       if head and not _class_of(head).startswith(NO_IMAGE):
         raise InputError(path, f"is damaged, or of an unknown compression ({last_line(error)})",
                          AGAIN, kind="truncated") from error
+      if not head:
+        unread.append((path, size))
       continue  # not DICOM, or not an image
-    wanted = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS, MODALITY,
-              SERIES_NUMBER, PATIENT_ID, BITS_ALLOCATED)
-    tags = {tag: reader.GetMetaData(tag).strip() for tag in wanted if reader.HasMetaDataKey(tag)}
+    tags = {tag: reader.GetMetaData(tag).strip() for tag in READ if reader.HasMetaDataKey(tag)}
     dtype = np.dtype(DTYPES.get(reader.GetPixelIDValue(), np.float32))
     slices.append(_Slice(path, _text(reader, SERIES_ID), _text(reader, SERIES_NAME),
                          tuple(reader.GetSize()), dtype if dtype != np.float64 else
                          np.dtype(np.float32), reader.GetNumberOfComponents(), tags))
+  patterns = {_pattern(one.path) for one in slices} - {""}
+  for path, size in unread:
+    if (path.suffix.lower() in SUFFIXES or _pattern(path) in patterns
+        or size <= 1 and not re.fullmatch(r"\.[A-Za-z]+", path.suffix)
+        or b"DICM" in _head(path)):
+      raise InputError(path, "cannot be read, but seems to be a slice", f"{AGAIN}, or remove it "
+                       "from the folder", kind="truncated")
   return slices
+
+
+def _pattern(path: Path) -> str:
+  """Returns a file name with its numbers as `#`; "" without any."""
+  pattern = re.sub(r"\d+", "#", path.name)
+  return pattern if "#" in pattern else ""
 
 
 def _check_slice(item: _Slice) -> None:
@@ -284,12 +311,33 @@ def _check_slice(item: _Slice) -> None:
   if len(item.size) > 2 and item.size[2] > 1:
     raise InputError(item.path, f"contains {item.size[2]} frames in one file",
                      "split it into single slices, or convert it, e.g. with dcm2niix")
+  _check_values(item)
   for tag, count, name in ((POSITION, 3, "ImagePositionPatient"),
                            (ORIENTATION, 6, "ImageOrientationPatient"),
                            (PIXEL_SPACING, 2, "PixelSpacing")):
     if len(item.numbers(tag)) != count:
-      raise InputError(item.path, f"has no {name}, so its position is unknown",
-                       "export the original series again", kind="affine")
+      raise InputError(item.path, f"has no {name}, so its position is unknown", EXPORT,
+                       kind="affine")
+
+
+def _check_values(item: _Slice) -> None:
+  """Checks what the values of pixels depend on.
+
+  GDCM takes a slope of 0 for 1 and missing signs for unsigned, and inverts MONOCHROME1.
+  """
+  if item.numbers(SIGNED) not in ((0,), (1,)):
+    raise InputError(item.path, "has no valid PixelRepresentation", EXPORT)
+  if item.tags.get(PHOTOMETRIC, "MONOCHROME2").strip(" \0") != "MONOCHROME2":
+    raise InputError(item.path, f"has the PhotometricInterpretation {item.tags[PHOTOMETRIC]!r}",
+                     "export it as MONOCHROME2")
+  for tag, name in ((SLOPE, "RescaleSlope"), (INTERCEPT, "RescaleIntercept")):
+    if tag in item.tags and (len(item.numbers(tag)) != 1 or item.numbers(SLOPE) == (0,)):
+      raise InputError(item.path, f"has the {name} {item.tags[tag]!r}", EXPORT)
+  allocated, stored, high = (item.numbers(tag) for tag in (BITS_ALLOCATED, BITS_STORED, HIGH_BIT))
+  if stored and (high and high[0] != stored[0] - 1 or stored[0] < 1
+                 or allocated and stored[0] > allocated[0]):
+    raise InputError(item.path, f"has contradictory BitsAllocated, BitsStored and HighBit: "
+                     f"{' '.join(f'{n:g}' for n in allocated + stored + high)}", EXPORT)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -307,9 +355,13 @@ def _reader(path: Path) -> sitk.ImageFileReader:
 
 def _preamble(path: Path) -> bytes:
   """Returns the first bytes of a DICOM file, b"" for any other file."""
-  with path.open("rb") as stream:
-    head = stream.read(1024)
+  head = _head(path)
   return head if head[128:132] == b"DICM" else b""
+
+
+def _head(path: Path) -> bytes:
+  with path.open("rb") as stream:
+    return stream.read(1024)
 
 
 def _class_of(head: bytes) -> str:

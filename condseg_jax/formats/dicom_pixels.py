@@ -13,6 +13,8 @@ import struct
 from typing import BinaryIO
 from typing import NamedTuple
 
+import numpy as np
+
 from condseg_jax.errors import InputError
 
 PREAMBLE = 128
@@ -53,7 +55,8 @@ class _Pixels(NamedTuple):
   syntax: str
 
 
-def check_pixels(path: Path, columns: int, rows: int, bits: int) -> None:
+def check_pixels(path: Path, columns: int, rows: int, bits: int, *, stored: int = 0,
+                 signed: bool = False) -> None:
   """Checks the pixel data of a file with one frame of grey values.
 
   Files without a preamble and deflated ones are not checked.
@@ -63,9 +66,11 @@ def check_pixels(path: Path, columns: int, rows: int, bits: int) -> None:
     columns: of the image.
     rows: of the image.
     bits: allocated per pixel.
+    stored: bits of a pixel that are used, from the lowest; 0 to leave their values unchecked.
+    signed: whether the highest of these is the sign.
 
   Raises:
-    InputError: there are fewer or more pixels.
+    InputError: there are fewer or more pixels, or uncompressed ones use more bits.
   """
   with path.open("rb") as stream:
     try:
@@ -82,8 +87,12 @@ def check_pixels(path: Path, columns: int, rows: int, bits: int) -> None:
       stream.seek(pixels.start)
       _check_rle(path, stream.read(pixels.size), columns * rows, bits // 8)
     elif not pixels.frames:
-      _check_native(path, stream, pixels, math.ceil(columns * bits / 8),
-                    math.ceil(columns * rows * bits / 8))
+      size = math.ceil(columns * rows * bits / 8)
+      _check_native(path, stream, pixels, math.ceil(columns * bits / 8), size)
+      if 0 < stored < bits and bits in (8, 16, 32):
+        stream.seek(pixels.start)
+        order = ">" if pixels.syntax == BIG_ENDIAN else "<"
+        _check_range(path, np.frombuffer(stream.read(size), f"{order}u{bits // 8}"), stored, signed)
 
 
 def _check_native(path: Path, stream: BinaryIO, pixels: _Pixels, row: int, expected: int) -> None:
@@ -95,6 +104,18 @@ def _check_native(path: Path, stream: BinaryIO, pixels: _Pixels, row: int, expec
   if len(rest) == row or any(rest):
     raise InputError(path, f"has {pixels.size} bytes of pixel data, but {expected} according to "
                      "its rows and columns", AGAIN, kind="size")
+
+
+def _check_range(path: Path, pixels: np.ndarray, stored: int, signed: bool) -> None:
+  """Checks that the bits above those stored are 0, or equal to the sign."""
+  above = pixels >> stored
+  valid = above == 0
+  if signed:
+    every = (1 << 8 * pixels.itemsize - stored) - 1
+    valid |= (above == every) & (pixels >> (stored - 1) & 1 == 1)
+  if not valid.all():
+    raise InputError(path, f"has pixels of more bits than BitsStored, {stored}",
+                     "export the original series again")
 
 
 def _check_rle(path: Path, frame: bytes, pixels: int, count: int) -> None:

@@ -271,7 +271,17 @@ def _header_class(path: Path, stream: IO[bytes]) -> type:
     reason = f"has an invalid header: voxels start at byte {header['vox_offset']:g}"
     raise InputError(path, reason, AGAIN)
   _check_extensions(path, stream, header)
-  pixdim = header["pixdim"][1:4]
+  # 0 is no scaling by the standard; NaN is how nibabel writes that there is none.
+  slope, inter = float(header["scl_slope"]), float(header["scl_inter"])
+  if math.isinf(slope) or math.isnan(slope) and inter != 0 and not math.isnan(inter):
+    raise InputError(path, f"has an invalid scaling: scl_slope {slope:g}, scl_inter {inter:g}",
+                     CORRECT)
+  if not 1 <= header["dim"][0] <= 7:
+    raise InputError(path, f"has an invalid header: {header['dim'][0]} dimensions", AGAIN)
+  qfac, pixdim = header["pixdim"][0], header["pixdim"][1:4]
+  if header["sform_code"] == 0 and qfac not in (-1, 0, 1):  # nibabel would take it for 1
+    raise InputError(path, f"has an invalid orientation: qfac is {qfac:g}, not 1 or -1", CORRECT,
+                     kind="affine")
   if header["sform_code"] == 0 and not np.all((pixdim > 0) & np.isfinite(pixdim)):
     raise InputError(path, f"has an invalid spacing: {pixdim.tolist()} mm",
                      "set pixdim to the voxel size")

@@ -1,10 +1,11 @@
 """Reads MetaImage (.mhd with its .raw, .mha) and NRRD (.nrrd, .nhdr), with SimpleITK.
 
 SimpleITK replaces missing or invalid header fields by defaults (spacing 1, origin 0, axes of the
-patient), accepts damaged compressed data, ignores what follows the voxels, and where compressed
-voxels are missing it returns whatever the memory contained. This module refuses files without a
-complete geometry, requires stored voxels of exactly the size in the header, checks compressed ones,
-and requires that data files are in the folder of the header.
+patient), joins a line that is no field with the next one, accepts damaged compressed data, ignores
+what follows the voxels, and where compressed voxels are missing it returns whatever the memory
+contained. Long fields crash it. This module refuses headers of anything but valid fields, given
+once, and files without a complete geometry; it requires stored voxels of exactly the size in the
+header, checks compressed ones, and requires that data files are in the folder of the header.
 
 Formats: https://itk.org/Wiki/ITK/MetaIO/Documentation and
 https://teem.sourceforge.net/nrrd/format.html
@@ -48,11 +49,27 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 # Alternative names of the fields of MetaImage's geometry → number of values.
 META_GEOMETRY = {("TransformMatrix", "Rotation", "Orientation"): 9,
                  ("Offset", "Position", "Origin"): 3, ("ElementSpacing", "ElementSize"): 3}
+# Fields that MetaIO reads only after NDims.
+META_SIZED = {"DimSize", *(name for names in META_GEOMETRY for name in names)}
+META_TYPES = {f"MET_{name}" for name in (
+    "CHAR", "UCHAR", "SHORT", "USHORT", "INT", "UINT", "LONG", "ULONG", "LONG_LONG", "ULONG_LONG",
+    "FLOAT", "DOUBLE")}
+META_BYTE_ORDER = ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
 NRRD_GEOMETRY = {("space",): 0, ("space directions",): 9, ("space origin",): 3}
 # Other NRRD spaces do not define the patient's left; SimpleITK would read them as LPS.
 NRRD_SPACES = ("left-posterior-superior", "lps", "right-anterior-superior", "ras",
                "left-anterior-superior", "las")
+NRRD_PACKED = ("gz", "gzip")
 HEADER_LIMIT = 1 << 20
+# Bytes of a field; SimpleITK crashes from about 1,000 on. DICOM elements that it stores in
+# MetaImage, e.g. `0008|0060`, and key/value pairs of NRRD may be longer.
+MAX_FIELD = 500
+MAX_ELEMENT = 1 << 14
+# Python reads as numbers what SimpleITK does not, e.g. 1_0.
+NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+WHOLE = re.compile(r"[0-9]+")
+KEY = re.compile(r"[A-Za-z0-9_|][ -9;-~]*")
+CONTROL = re.compile(r"[^\t\r\x1b -\xff]")  # escapes switch the character set of a DICOM text
 MAX_LENGTH_ERROR = 0.01
 AGAIN = "copy or download it again"
 CORRECT = "correct the header, or convert the original again"
@@ -209,9 +226,14 @@ def _check_header(path: Path) -> None:
   """Checks what SimpleITK does not check."""
   fields, start = _fields(path)
   meta = _is_meta(path)
+  if meta:
+    _check_meta(path, fields)
+  elif fields.get("encoding", "").lower() not in ("raw", *NRRD_PACKED):
+    raise InputError(path, f"has the encoding {fields.get('encoding', '')!r}",
+                     "convert it to raw or gzip")
   dimensions = fields.get("NDims" if meta else "dimension", "")
-  sizes = fields.get("DimSize" if meta else "sizes", "").split()
-  if not dimensions.isdigit() or len(sizes) != int(dimensions) or not all(map(_positive, sizes)):
+  sizes = _words(fields.get("DimSize" if meta else "sizes", ""))
+  if not _positive(dimensions) or len(sizes) != int(dimensions) or not all(map(_positive, sizes)):
     raise InputError(path, "has no valid size in its header", AGAIN)
   if int(dimensions) != 3:
     cure = ("split it and give one volume" if int(dimensions) > 3 else
@@ -223,7 +245,8 @@ def _check_header(path: Path) -> None:
     if name not in fields:
       raise InputError(path, f"has an incomplete geometry: no {name} in its header",
                        f"add {name} to the header, or convert the original again", kind="affine")
-    if count and len(_numbers(fields[name])) != count:
+    numbers = fields[name] if meta else re.sub(r"[(),]", " ", fields[name])
+    if count and len(_numbers(numbers)) != count:
       raise InputError(path, f"{name} must be {count} finite numbers, not {fields[name]!r}",
                        "correct the header, or convert the original again", kind="affine")
   units = set(re.findall(r'"([^"]*)"', fields.get("space units", ""))) - {"mm"}
@@ -236,6 +259,28 @@ def _check_header(path: Path) -> None:
     raise InputError(path, f"has an invalid spacing: {spacing} mm",
                      "correct ElementSpacing in the header")
   sitk_members(path)
+
+
+def _check_meta(path: Path, fields: dict[str, str]) -> None:
+  """Checks fields of which MetaIO takes any value, or on which it prints lines of its own."""
+  if fields.get("ObjectType", "Image") != "Image":
+    raise InputError(path, f"contains the object {fields['ObjectType']!r}, not an image",
+                     "give the image")
+  names = list(fields)
+  if "NDims" in fields and META_SIZED & set(names[:names.index("NDims")]):
+    raise InputError(path, "has no valid size in its header: NDims must come first", CORRECT)
+  if fields.get("ElementType") not in META_TYPES:
+    raise InputError(path, f"has the voxel type {fields.get('ElementType', '')!r}", CORRECT)
+  for aliases in (*META_GEOMETRY, META_BYTE_ORDER):
+    given = [name for name in aliases if name in fields]
+    if len({fields[name] for name in given}) > 1:
+      raise InputError(path, f"has contradictory fields: {' and '.join(given)}", CORRECT)
+  for name in ("BinaryData", "CompressedData", *META_BYTE_ORDER):
+    if fields.get(name, "True").lower() not in ("true", "false"):
+      raise InputError(path, f"{name} is {fields[name]!r}, not True or False", CORRECT)
+  for name in ("HeaderSize", "CompressedDataSize"):
+    if not re.fullmatch("-?[0-9]+", fields.get(name, "0")):
+      raise InputError(path, f"{name} is {fields[name]!r}, not a whole number", CORRECT)
 
 
 def _stored(path: Path, size: int) -> _Stored:
@@ -273,14 +318,14 @@ def _stored_in_meta(path: Path, fields: dict[str, str], data: Path, local: int,
     local: size of the header in the data file.
     size: of the voxels in bytes.
   """
-  if not _true(fields.get("BinaryData", "True")):
+  if fields.get("BinaryData", "True").lower() == "false":
     raise InputError(path, "stores its voxels as text", "convert it to binary data")
   total = data.stat().st_size
   skip = (_numbers(fields.get("HeaderSize", "")) or (0,))[0]
   if 0 < skip < local:
     raise InputError(path, f"HeaderSize is {skip:g}, but the header has {local} bytes", CORRECT)
   start = total - size if skip == -1 else int(skip) if skip > 0 else local
-  if not _true(fields.get("CompressedData", "False")):
+  if fields.get("CompressedData", "False").lower() == "false":
     return _Stored(data, start, size, packed=False)
   # Without the field, ITK unpacks the whole file, the header included if it is in the same file.
   declared, available = fields.get("CompressedDataSize", ""), total - start
@@ -296,17 +341,14 @@ def _stored_in_meta(path: Path, fields: dict[str, str], data: Path, local: int,
 def _stored_in_nrrd(path: Path, fields: dict[str, str], data: Path, local: int,
                     size: int) -> _Stored:
   """Returns where ITK reads the voxels of a NRRD; arguments as in `_stored_in_meta`."""
-  encoding = fields.get("encoding", "").lower()
-  packed = encoding in ("gz", "gzip")
-  if encoding != "raw" and not packed:
-    raise InputError(path, f"has the encoding {encoding!r}", "convert it to raw or gzip")
+  packed = fields["encoding"].lower() in NRRD_PACKED
   lines, skip = (fields.get(name) or fields.get(name.replace(" ", "")) or "0"
                  for name in ("line skip", "byte skip"))
   if lines != "0":
     raise InputError(path, "skips lines of its data file", "give their bytes as byte skip")
   if skip == "-1" and not packed:  # the end of the file
     return _Stored(data, data.stat().st_size - size, size, packed)
-  if not skip.isdigit():
+  if not WHOLE.fullmatch(skip):
     raise InputError(path, f"has the byte skip {skip}", CORRECT)
   # Compressed bytes are skipped after unpacking.
   return _Stored(data, local + int(skip) * (not packed), size + int(skip) * packed, packed)
@@ -349,21 +391,20 @@ def _is_meta(path: Path) -> bool:
   return path.suffix.lower() in (".mhd", ".mha")
 
 
-def _true(text: str) -> bool:
-  """Returns whether MetaIO takes a value as true."""
-  return text[:1] in ("T", "t", "1")
-
-
 def _positive(text: str) -> bool:
-  return text.isdigit() and int(text) > 0
+  return WHOLE.fullmatch(text) is not None and int(text) > 0
+
+
+def _words(text: str) -> list[str]:
+  return re.split("[ \t]+", text.strip(" \t\r"))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-  """Returns the finite numbers in a field such as `1 0 2` or `(1,0,0) (0,1,0)`; () otherwise."""
-  try:
-    values = tuple(float(x) for x in re.sub(r"[(),]", " ", text).split())
-  except ValueError:
+  """Returns the finite numbers in a field such as `1 0 2`; () otherwise."""
+  words = _words(text)
+  if not all(map(NUMBER.fullmatch, words)):
     return ()
+  values = tuple(map(float, words))
   return values if all(map(math.isfinite, values)) else ()
 
 
@@ -377,15 +418,35 @@ def _fields(path: Path) -> tuple[dict[str, str], int]:
   meta = _is_meta(path)
   if not meta and not text.startswith("NRRD"):
     raise InputError(path, "is not a NRRD file", "convert it, or use the suffix of its format")
+  lines = text.split("\n")
   fields, length = {}, 0
-  for line in text.split("\n"):
+  if not meta:  # the first line is the version
+    length = len(lines.pop(0)) + 1
+  for number, line in enumerate(lines, 1 if meta else 2):
     length += len(line) + 1
-    key, equals, value = line.partition("=" if meta else ":")
-    # In NRRD, `#` starts a comment and `:=` separates free text from its name.
-    if equals and (meta or not line.startswith("#") and not value.startswith("=")):
-      fields[key.strip() if meta else key.strip().lower()] = value.strip()
-    if not line.strip() and not meta or key.strip() == "ElementDataFile":
+    key, value = _field(path, number, line, "=" if meta else ":")
+    if key in fields:
+      raise InputError(path, f"{key[:40]} is given twice in its header", CORRECT)
+    if key:
+      fields[key] = value
+    if not line.strip() and not meta or key == "ElementDataFile":
       break
   if meta and "ElementDataFile" not in fields:
     raise InputError(path, "is not a MetaImage file, or is truncated", AGAIN)
   return fields, length
+
+
+def _field(path: Path, number: int, line: str, separator: str) -> tuple[str, str]:
+  """Returns key and value of a line of the header; ("", "") if it is blank or a comment."""
+  if not line.strip() or separator == ":" and line.startswith("#"):
+    return "", ""
+  key, found, value = line.partition(separator)
+  key = key.strip(" \t") if separator == "=" else key.strip(" \t").lower()
+  if separator == ":" and value.startswith("="):  # free text, with a name
+    return "", ""
+  if not found or not KEY.fullmatch(key) or CONTROL.search(value):
+    form = "key = value" if separator == "=" else "key: value"
+    raise InputError(path, f"line {number} of its header is not {form!r}", AGAIN)
+  if len(line) > (MAX_ELEMENT if "|" in key else MAX_FIELD):
+    raise InputError(path, f"line {number} of its header has {len(line)} bytes", CORRECT)
+  return key, value.strip(" \t\r")

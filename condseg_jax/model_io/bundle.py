@@ -13,6 +13,7 @@ import dataclasses
 import io
 import json
 import math
+import tokenize
 from typing import Any
 from typing import NamedTuple
 
@@ -157,7 +158,10 @@ def _from_npy(content: bytes) -> np.ndarray:
   buffer = io.BytesIO(content)
   if np.lib.format.read_magic(buffer) != (1, 0):
     raise ValueError("an array is of another version")
-  shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+  try:
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+  except tokenize.TokenError as error:  # numpy parses the header as Python
+    raise ValueError("an array has no header") from error
   data = buffer.read()
   if fortran or dtype != np.dtype("<f4") or len(data) != 4 * math.prod(shape):
     raise ValueError("an array is not of the kind and size that its header says")

@@ -2,6 +2,8 @@
 
 import errno
 from pathlib import Path
+from pathlib import PurePosixPath
+import re
 import stat
 import zipfile
 import zlib
@@ -22,7 +24,9 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
   """Unpacks a zip archive.
 
   Subfolders and files added by operating systems (hidden files, __MACOSX) are skipped. Names in the
-  archive are never used as paths: member i becomes the file `MEMBER` i.
+  archive are never used as paths: member i becomes the file `MEMBER` i, with a suffix of letters if
+  it has one. A name without suffix and number gets the suffix `.other`, so that it still differs
+  from those of slices.
 
   Args:
     archive: the zip archive.
@@ -40,7 +44,7 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
     raise _too_many(limits)
   try:
     with zipfile.ZipFile(archive) as opened:
-      members = [m for m in opened.infolist() if not m.is_dir()]
+      members = [m for m in opened.infolist() if not m.orig_filename.endswith("/")]
       if len(members) > limits.members:
         raise _too_many(limits)
       for member in members:
@@ -54,7 +58,8 @@ def unpack(archive: Path, folder: Path, limits: Limits) -> list[str]:
         raise HttpError(422, "body", "is a zip archive without files", ZIP_AGAIN)
       folder.mkdir()
       for number, member in enumerate(files):
-        _write(opened, member, folder / MEMBER.format(number))
+        name = MEMBER.format(number) + _suffix(member.filename)
+        _write(opened, member, folder / name)
   except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError,
           OverflowError) as error:
     raise _damaged() from error
@@ -96,6 +101,13 @@ def _check(member: zipfile.ZipInfo) -> None:
 def _added_by_system(name: str) -> bool:
   parts = name.split("/")
   return parts[0] == "__MACOSX" or parts[-1].startswith(".") or parts[-1] == "Thumbs.db"
+
+
+def _suffix(name: str) -> str:
+  path = PurePosixPath(name.replace("\\", "/"))
+  if re.fullmatch(r"\.[A-Za-z]{1,8}", path.suffix):
+    return path.suffix.lower()
+  return "" if re.search(r"\d", path.name) else ".other"
 
 
 def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None:

@@ -24,11 +24,11 @@ PARAMETERS = ("classes", "preset", "fusion", "threshold", "series", "force", "ou
 
 # Files in the folder of a request.
 BODY, ANSWER = "body", "answer"
-MEMBER = "member_{:05d}"  # a file unpacked from a zip archive
+MEMBER = "member_{:05d}"  # a file unpacked from a zip archive, before its suffix
 
 MAX_NAME = 80  # characters of a sender's file name that are quoted in an error
 MAX_VALUE = 40  # the same for a parameter or header
-_MEMBER = re.compile(r"(?:series/)?member_(\d{5})")
+_MEMBER = re.compile(r"(?:series/)?member_(\d{5})(?:\.[a-z]+)?")
 _PATH = re.compile(r"(?<![\w.])(?:/[\w.+-]+){2,}/?")
 _FLAG = re.compile(r"--(\w+)")
 

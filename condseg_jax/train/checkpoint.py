@@ -19,6 +19,7 @@ import logging
 import re
 import sys
 from typing import Any
+import warnings
 
 from etils import epath
 import jax
@@ -53,6 +54,9 @@ class Checkpoints:
     self.folder = epath.Path(workdir) / "checkpoints"
     self._verify = verify
     _ignore_abandoned_requests()
+    # Of such requests, too; again for each folder, since callers may reset the filters.
+    warnings.filterwarnings("ignore", r"coroutine '\w+Handler\.\w+' was never awaited",
+                            RuntimeWarning)
     policies = ocp.checkpoint_managers
     best = policies.BestN(get_metric_fn=lambda m: m["mean_dice"], n=1,
                           keep_checkpoints_without_metrics=False)

@@ -171,6 +171,24 @@ def test_a_damaged_slice_is_named(part, tmp_path):
   assert caught.value.subject == str(path) and caught.value.kind == "truncated"
 
 
+@pytest.mark.parametrize(("name", "content", "refused"), [
+    ("IM4", b"none", True), ("a.DCM", b"none", True), ("a", b"", True), ("1.2.3", b"x", True),
+    ("a", bytes(129) + b"DICM", True), ("notes.txt", b"", False), ("VERSION", b"none", False),
+    ("IM4.txt", b"none", False), ("4", b"none", False)])
+def test_a_lost_slice_is_not_taken_for_a_note(name, content, refused, tmp_path):
+  """The last slice leaves no gap."""
+  for k, path in enumerate(write_series(tmp_path, VOXELS, AFFINE)):
+    path.rename(tmp_path / f"IM{k}")
+  (tmp_path / name).write_bytes(content)
+  if not refused:
+    np.testing.assert_array_equal(read_series(tmp_path).array, VOXELS)
+    return
+  for read in (read_series, read_series_header, dicom.list_series):
+    with pytest.raises(InputError, match="seems to be a slice") as caught:
+      read(tmp_path)
+    assert caught.value.subject == str(tmp_path / name)
+
+
 def test_a_series_of_two_patients(tmp_path):
   ids = {k: {"0010|0020": name} for k, name in enumerate(["A", "A", "B"])}  # and one without
   write_series(tmp_path, VOXELS, AFFINE, tags=ids)
@@ -228,6 +246,44 @@ def test_a_series_of_another_size_than_declared(field, value, tmp_path):
     changed(path, lambda one: setattr(one, field, value))
   with pytest.raises(InputError):
     read_series(tmp_path)
+
+
+@pytest.mark.parametrize("syntax", [
+    pydicom.uid.ImplicitVRLittleEndian, pydicom.uid.ExplicitVRBigEndian])
+@pytest.mark.parametrize(("signed", "above", "valid"), [
+    (0, 0, True), (1, 0, True), (1, 0xF000, True), (0, 0xF000, False), (1, 0x1000, False)])
+def test_the_bits_above_those_stored(syntax, signed, above, valid, tmp_path):
+  """12 bits of 16: above them are zeros, copies of the sign, or formerly an overlay."""
+  def change(one):
+    one.BitsStored, one.HighBit, one.PixelRepresentation = 12, 11, signed
+    pixels = np.frombuffer(one.PixelData, "<u2") & 0xFFF | 0x800
+    one.PixelData = (pixels | above).astype("<u2").tobytes()
+  paths = write_series(tmp_path, VOXELS, AFFINE)
+  for path in paths:
+    changed(path, change, syntax)
+  if valid:
+    read_series(tmp_path)
+    return
+  with pytest.raises(InputError, match="more bits than BitsStored, 12"):
+    read_series(tmp_path)
+  for path in paths:
+    changed(path, lambda one: one.add_new(0x60000010, "US", 5), syntax)
+  read_series(tmp_path)
+
+
+@pytest.mark.parametrize(("field", "value", "reason"), [
+    ("RescaleSlope", 0, "RescaleSlope '0.0'"), ("RescaleIntercept", "", "RescaleIntercept ''"),
+    ("PixelRepresentation", 2, "PixelRepresentation"),
+    ("PhotometricInterpretation", "MONOCHROME1", "'MONOCHROME1'"),
+    ("BitsStored", 12, "16 12 15"), ("HighBit", 11, "16 16 11"), ("BitsStored", 17, "16 17 15")])
+def test_a_slice_whose_values_make_no_sense(field, value, reason, tmp_path):
+  """GDCM takes a slope of 0 for 1, and inverts MONOCHROME1."""
+  path = write_series(tmp_path, VOXELS, AFFINE)[2]
+  changed(path, lambda one: setattr(one, field, value))
+  for read in (read_series, read_series_header):
+    with pytest.raises(InputError, match=reason) as caught:
+      read(tmp_path)
+    assert caught.value.subject == str(path)
 
 
 def compressed(folder, change=lambda one: None, frames=lambda frame: [frame], table=True):

@@ -214,12 +214,22 @@ def test_scaled_voxels_become_float32(tmp_path):
   np.testing.assert_array_equal(volume.array, ramp("f4") * 0.5 - 3.0)
 
 
-@pytest.mark.parametrize(("slope", "inter"), [(1.0, 0.0), (0.0, 7.0), (np.nan, 0.0)])
+@pytest.mark.parametrize(("slope", "inter"), [(1.0, 0.0), (0.0, 7.0), (np.nan, 0.0),
+                                               (np.nan, np.nan)])
 def test_scaling_that_is_unset_or_identity_keeps_the_type(tmp_path, slope, inter):
   path = patched(saved(tmp_path / "a.nii", ramp("i2")), scl_slope=slope, scl_inter=inter)
   volume = read_nifti(path)
   assert volume.array.dtype == np.int16
   np.testing.assert_array_equal(volume.array, ramp("i2"))
+
+
+@pytest.mark.parametrize(("slope", "inter"), [
+    (np.nan, 7.0), (np.inf, 0.0), (-np.inf, np.nan), (2.0, np.nan), (2.0, np.inf)])
+def test_scaling_that_is_contradictory(tmp_path, slope, inter):
+  path = patched(saved(tmp_path / "a.nii", ramp("i2")), scl_slope=slope, scl_inter=inter)
+  for read in (read_nifti, read_nifti_header):
+    with pytest.raises(InputError, match="invalid"):
+      read(path)
 
 
 def test_scaling_large_integers_does_not_lose_digits(tmp_path):

@@ -59,7 +59,7 @@ def meta(folder, stored=WHOLE, **changes):
   text = "".join(f"{k} = {v}\n" for k, v in fields.items() if v is not None)
   text += f"ElementDataFile = {data}\n"
   (folder / "a.raw").write_bytes(stored)
-  (folder / "a.mhd").write_bytes(text.encode() + (stored if data == "LOCAL" else b""))
+  (folder / "a.mhd").write_bytes(text.encode("latin-1") + (stored if data == "LOCAL" else b""))
   return folder / "a.mhd"
 
 
@@ -361,6 +361,46 @@ def test_a_gzip_nrrd_is_gzip(tmp_path):
   parts = gzip.compress(WHOLE[:100]) + gzip.compress(WHOLE[100:])
   np.testing.assert_array_equal(
       files.read_volume(nrrd(tmp_path, text=text, stored=parts)).array, VOXELS.T)
+
+
+@pytest.mark.parametrize(("changes", "reason"), [
+    ({"Offset": "1 2 3\ngarbage"}, "line 8 of its header is not 'key = value'"),
+    ({"Comment": "a\0b"}, "line 11 of its header is not 'key = value'"),
+    ({"Comment": 500 * "x"}, "has 510 bytes"), ({"Offset": "1 2 3\nOffset = 1 2 3"}, "given twice"),
+    ({"Position": "3 2 1"}, "contradictory fields: Offset and Position"),
+    ({"ElementByteOrderMSB": "True"}, "contradictory fields"),
+    ({"Offset": "(1 2 3)"}, "must be 3"), ({"Offset": "1_0 2 3"}, "must be 3"),
+    ({"DimSize": "6 5 \xb2"}, "size"), ({"DimSize": "6\xa05 4"}, "size"),
+    ({"CompressedDataSize": "100}"}, "not a whole number"),
+    ({"CompressedData": "1e30"}, "not True or False"), ({"ObjectType": "Tube"}, "'Tube'"),
+    ({"ElementType": "MET_OTHER"}, "'MET_OTHER'"), ({"ElementType": None}, "voxel type ''"),
+    ({"NDims": None, "DimSize": "6 5 4\nNDims = 3"}, "NDims must come first")])
+def test_fields_that_metaio_does_not_check(changes, reason, tmp_path, capfd):
+  """It joins a line that is no field with the next one, or prints lines of its own."""
+  with pytest.raises(InputError, match=reason):
+    files.read_volume(meta(tmp_path, **changes))
+  assert capfd.readouterr().err == ""
+
+
+def test_fields_that_are_longer_or_blank_in_a_metaimage(tmp_path):
+  text = 9000 * "x"
+  path = meta(tmp_path, **{"Offset": "1 2 3\n\r", "0008|2111": text, "0010|0010": "\x1b$B",
+                           "0008|0060": ""})
+  np.testing.assert_array_equal(files.read_volume(path).array, VOXELS.T)
+
+
+@pytest.mark.parametrize(("line", "reason"), [
+    ("content: " + 500 * "x", "line 11 of its header has 509 bytes"),
+    ("type: short", "type is given twice"),
+    ("garbage", "line 11 of its header is not 'key: value'")])
+def test_fields_that_end_the_process_in_a_nrrd(line, reason, tmp_path):
+  with pytest.raises(InputError, match=reason):
+    files.read_volume(nrrd(tmp_path, text=f"{NRRD}{line}\n"))
+
+
+def test_comments_and_free_text_in_a_nrrd_may_be_long(tmp_path):
+  path = nrrd(tmp_path, text=f"{NRRD}# {9000 * 'x'}\nSegment0_Tags:={9000 * 'x'}\n")
+  np.testing.assert_array_equal(files.read_volume(path).array, VOXELS.T)
 
 
 def test_comments_and_free_text_in_a_nrrd_are_no_fields(tmp_path):

@@ -25,7 +25,15 @@ def test_members_are_unpacked_under_numbers(tmp_path):
   assert names == ["a/IM1.dcm", "b\\IM1.dcm", "a/\u00e4 b.dcm"]
   assert contents == [b"one", b"two", b"three"]
   assert {p.name for p in tmp_path.rglob("*")} == {
-      "body", "series", "member_00000", "member_00001", "member_00002"}
+      "body", "series", "member_00000.dcm", "member_00001.dcm", "member_00002.dcm"}
+
+
+def test_what_is_no_slice_keeps_another_kind_of_name(tmp_path):
+  """The reader of a folder tells a lost slice from a note by its name."""
+  given = [("IM1", b"1"), ("README", b"2"), ("a/notes.TXT", b"3"), ("1.2.3", b"4")]
+  unpacked(tmp_path, zipped(given))
+  assert sorted(p.name for p in (tmp_path / "series").iterdir()) == [
+      "member_00000", "member_00001.other", "member_00002.txt", "member_00003"]
 
 
 def test_a_member_larger_than_the_directory_says(tmp_path):

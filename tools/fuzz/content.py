@@ -72,7 +72,10 @@ def nifti(data: bytes, compressed: bool) -> dict:
   if not math.isfinite(offset) or offset != int(offset) or offset < size + 4:
     raise Damaged(f"its voxels start at byte {offset:g}")
   offset, count = int(offset), math.prod(dim[1:4])
-  if len(data) != offset + count * int(dtype[1]):
+  # Zeros shorter than a row may pad the end.
+  padding = data[offset + count * int(dtype[1]):]
+  if len(data) < offset + count * int(dtype[1]) or any(padding) or len(
+      padding) >= dim[1] * int(dtype[1]):
     raise Damaged("it is not as long as its header says")
   # A qform is of no use beside a sform.
   if sform not in range(6) or not sform and qform not in range(1, 6):
@@ -86,7 +89,8 @@ def nifti(data: bytes, compressed: bool) -> dict:
     affine[:3] = _quaternion(read(q_form, q_at), pixdim)
   affine[:3] *= _MM[units & 7]
   raw = np.frombuffer(data, order + dtype, count, offset).reshape(dim[1:4], order="F")
-  if slope == 0 or slope == 1 and inter == 0:
+  # nibabel writes NaN where there is no scaling.
+  if slope == 0 or slope == 1 and inter == 0 or math.isnan(slope) and not abs(inter) > 0:
     array = raw
   elif not math.isfinite(slope) or not math.isfinite(inter):
     raise Damaged("its slope or intercept is not finite")

@@ -1,10 +1,13 @@
 """Unpacks untrusted archives: all members are checked before the first is written."""
 
 from collections.abc import Sequence
+import errno
+import lzma
 import os
 from pathlib import Path
 from pathlib import PurePosixPath
 import shutil
+import struct
 import tarfile
 import tempfile
 from typing import IO
@@ -50,8 +53,16 @@ def unpack(archive: Path, target: Path, *, folder: str = "", limit: int) -> None
       else:
         raise InputError(archive, "unknown kind of archive",
                          f"choose from: {', '.join(TAR)}, .zip")
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-      raise InputError(archive, f"is damaged ({error})", "download it again") from error
+    except InputError:
+      raise
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, ValueError,
+            OverflowError, NotImplementedError, struct.error) as error:
+      raise _damaged(archive, error) from error
+    except OSError as error:
+      # gzip and bz2 give no number; a negative offset is EINVAL; other numbers are of the disk.
+      if error.errno not in (None, errno.EINVAL):
+        raise
+      raise _damaged(archive, error.strerror or error) from error
     top = list(temporary.iterdir())
     alone = not folder and len(top) == 1 and top[0].is_dir()
     source = top[0] if alone else temporary / folder
@@ -66,6 +77,7 @@ def unpack(archive: Path, target: Path, *, folder: str = "", limit: int) -> None
 def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
   with tarfile.open(archive, "r:*") as stream:
     members = stream.getmembers()
+    _check_end(archive, stream, limit)
     for member in members:
       if not (member.isreg() or member.isdir()):
         kind = "a link" if member.issym() or member.islnk() else "a device or pipe"
@@ -77,6 +89,26 @@ def _unpack_tar(archive: Path, folder: Path, limit: int) -> None:
         _copy(stream.extractfile(member), folder, member.name)
 
 
+def _check_end(archive: Path, stream: tarfile.TarFile, limit: int) -> None:
+  """Checks that nothing but zeros follows the last member, and reads them all.
+
+  tarfile takes a damaged header for the end of the archive, and does not read as far as the
+  checksum of gzip. No more is read than the limit and the ratio of compression allow.
+  """
+  source = stream.fileobj
+  assert source is not None
+  source.seek(stream.offset)  # of the block that ended the list of members
+  size, most = 0, min(limit, MAX_RATIO * archive.stat().st_size)
+  while block := source.read(BLOCK):
+    size += len(block)
+    if any(block):
+      raise _damaged(archive, "the header of a member is damaged")
+    if size > most:
+      raise InputError(archive, f"has more than {most} bytes of zeros at its end", AGAIN)
+  if size < 2 * tarfile.BLOCKSIZE:
+    raise _damaged(archive, "it has no end")
+
+
 def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
   with zipfile.ZipFile(archive) as stream:
     members = stream.infolist()
@@ -84,14 +116,16 @@ def _unpack_zip(archive: Path, folder: Path, limit: int) -> None:
       kind = member.external_attr >> 28  # Unix file type
       if kind not in (0, 0o4, 0o10):
         raise InputError(archive, f"member {member.filename!r} is a link or device", AGAIN)
-    files = [(m.filename, m.file_size) for m in members if not m.is_dir()]
-    _check(archive, [m.filename for m in members], files, limit, folder)
-    for name, _ in files:
+    # The names as they are stored: zipfile cuts them at a NUL.
+    files = [m for m in members if not m.orig_filename.endswith("/")]
+    _check(archive, [m.orig_filename for m in members],
+           [(m.orig_filename, m.file_size) for m in files], limit, folder)
+    for member in files:
       try:
         # zipfile reads at most the size in the directory; a longer member fails its checksum.
-        _copy(stream.open(name), folder, name)
+        _copy(stream.open(member), folder, member.filename)
       except RuntimeError as error:  # encrypted, or an unknown method
-        raise InputError(archive, f"member {name!r}: {error}", AGAIN) from error
+        raise InputError(archive, f"member {member.filename!r}: {error}", AGAIN) from error
 
 
 def _copy(source: IO[bytes], folder: Path, name: str) -> None:
@@ -137,6 +171,10 @@ def _check(archive: Path, names: Sequence[str], files: Sequence[tuple[str, int]]
   if size > free:
     raise InputError(folder.parent, f"has {free / 1e9:.1f} GB of free space, but the dataset needs "
                      f"{size / 1e9:.1f} GB", "free some space, or choose another folder")
+
+
+def _damaged(archive: Path, reason: object) -> InputError:
+  return InputError(archive, f"is damaged ({' '.join(str(reason).split())})", "download it again")
 
 
 def _is_metadata(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Downloading against a real server on the loopback, and archives that mean harm."""
 
 from concurrent.futures import ThreadPoolExecutor
+import gzip
 import hashlib
 import http.server
 import io
@@ -290,6 +291,31 @@ def test_damaged_archives(name, tmp_path):
   with pytest.raises(InputError):
     unpack(tmp_path / name, tmp_path / "target", limit=10**9)
   assert not (tmp_path / "target").exists() and not list(tmp_path.glob(".target*"))
+
+
+@pytest.mark.parametrize("kind", ["header", "end", "checksum", "after"])
+def test_the_end_of_a_tar_is_checked(kind, tmp_path):
+  """tarfile stops at a damaged header, and before the checksum of gzip."""
+  data = bytearray(tar(tmp_path / "whole.tar", {"a": b"1", "b": b"2"}).read_bytes())
+  if kind == "header":
+    data[1024] ^= 1
+  del data[2560 if kind == "end" else len(data):]
+  packed = bytearray(gzip.compress(data))
+  if kind == "checksum":
+    packed[-5] ^= 1
+  (tmp_path / "x.tar.gz").write_bytes(packed + b"more" * (kind == "after"))
+  with pytest.raises(InputError, match="is damaged"):
+    unpack(tmp_path / "x.tar.gz", tmp_path / "target", limit=10**9)
+  assert {p.name for p in tmp_path.iterdir()} == {"whole.tar", "x.tar.gz"}
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_zeros_without_end_are_not_read(mode, tmp_path):
+  with tarfile.open(tmp_path / "x.tar.gz", mode) as stream:
+    stream.addfile(tarfile.TarInfo("a"))
+    stream.fileobj.write(bytes(1 << 22))
+  with pytest.raises(InputError, match="bytes of zeros"):
+    unpack(tmp_path / "x.tar.gz", tmp_path / "target", limit=1 << 21)
 
 
 @pytest.mark.parametrize(("members", "expected"), [
