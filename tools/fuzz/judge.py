@@ -104,6 +104,7 @@ def _refusal(target: "Target", files: Mapping[str, bytes], answer: "Answer") -> 
     told = lines = failed[:1]
   if len(told) != 1 or len(lines) != 1:
     others = [line for line in lines if line not in told] or told
+    others = [re.sub(r"/(\S+/)+", "", line) for line in others]  # folders of this machine
     return Verdict("lines", f"{len(told)} of its own; {' | '.join(others)[:200]}")
   if not any(name in told[0] for name in target.subjects(files)):
     return Verdict("unnamed", told[0][:200])
