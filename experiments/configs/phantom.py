@@ -32,5 +32,5 @@ def get_config():
   config.model.update(channels=8, growth=8)
   config.conditioning.vector = "embedding"
   config.optimizer.learning_rate = 5e-3
-  config.train.update(steps=720, eval_every=360)
+  config.train.update(steps=1_000, eval_every=500)
   return config
