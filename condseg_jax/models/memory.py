@@ -27,9 +27,9 @@ from condseg_jax.models.network import Network
 # about 1.0 of this one.
 PEAK = {"cpu": 2.0, "gpu": 1.25, "tpu": 1.25}
 
-# How far the estimate of a training step can lie above the true peak, by the number of axes: what
-# is larger than memory by more than this cannot fit.
-OVERESTIMATE = {2: 2.3, 3: 1.25}
+# How far the estimate of a training step can lie above the true peak (2.3 in 2-D, and up to 2.9
+# where oneDNN computes the convolutions): what is larger than memory by more than this cannot fit.
+OVERESTIMATE = 3.0
 
 # The same for a forward pass: XLA's memory analysis on CPU is 0.41 to 0.52 in 3-D and 0.25 to 0.31
 # in 2-D, for one class and for eight.

@@ -4,7 +4,7 @@
                      └ units, strided ── skip ── layer ─── up ───┘
                          └ units, strided ── up ──┘               (decoder: class-conditioned)
 
-Nearly all of the work is done in the encoder, once per image; a level of the decoder is an
+Most of the layers are in the encoder, which runs once per image; a level of the decoder is an
 upsampling and one layer, so that a further class costs little. Levels have `channels` features,
 doubled from level to level up to `MAX_FEATURES`.
 

@@ -271,7 +271,7 @@ def check_memory(summary: Mapping, batch_size: int, memory_bytes: int | None = N
     memory_bytes: memory of a device; None for that of this machine.
   """
   available = (device_bytes() if memory_bytes is None else memory_bytes) / 1e9
-  least = summary["memory_gb"] / OVERESTIMATE[len(summary["plan"]["subvolume"])]
+  least = summary["memory_gb"] / OVERESTIMATE
   if least <= available:
     return
   fitting = int(batch_size * available / summary["memory_gb"])
