@@ -57,8 +57,8 @@ class Data:
       choices=("config", "auto"))
   memory_gb: float = setting(8.0, "GB for a step on one device, which plan auto keeps to", above=0)
   subvolume: tuple[int, ...] = setting(
-      (32, 64, 64), "voxels: the network's input and the window of prediction", low=1)
-  batch_size: int = setting(2, "images per step over all devices", low=1)
+      (32, 64, 64), "voxels: the network's input and the window of prediction", low=1, high=2**15)
+  batch_size: int = setting(2, "images per step over all devices", low=1, high=2**30)
   batch_class: str = setting(
       "mixed", "single: one class per batch, as in the paper", choices=("mixed", "single"))
   foreground_fraction: float = setting(

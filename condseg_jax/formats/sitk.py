@@ -135,10 +135,11 @@ def sitk_members(path: str | os.PathLike) -> list[Path]:
   """
   path = Path(path)
   fields = _fields(path)[0]
-  data = fields.get("ElementDataFile") or fields.get("data file") or fields.get("datafile")
-  if not data or _is_meta(path) and data in ("LOCAL", "Local", "local"):
+  data = next((fields[name] for name in ("ElementDataFile", "data file", "datafile")
+               if name in fields), None)
+  if data is None or _is_meta(path) and data in ("LOCAL", "Local", "local"):
     return [path]
-  if re.search(r"[/\\%\s]", data) or data.upper() == "LIST":
+  if not data or re.search(r"[/\\%\s]", data) or data.upper() == "LIST":
     raise InputError(path, f"refers to the data {data!r}, not to one file in the same folder",
                      "convert it to one file, e.g. .mha or .nrrd")
   if not (path.parent / data).exists():

@@ -222,7 +222,10 @@ class Checkpoints:
       log.info("checkpoint %d has no digests (written by an older version) and is not verified",
                step)
       return {}
-    return self._read(step, "digests", ocp.args.JsonRestore())
+    digests = self._read(step, "digests", ocp.args.JsonRestore())
+    if not isinstance(digests, Mapping) or not isinstance(digests.get("arrays"), Mapping):
+      raise self._damaged(step, "digests contains none")
+    return digests
 
   def _check_arrays(self, step: int, state) -> None:
     expected = self._digests(step).get("arrays")

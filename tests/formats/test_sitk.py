@@ -177,6 +177,7 @@ def test_a_nrrd_that_names_no_place_in_a_patient(old, new, reason, tmp_path):
     ({"ElementDataFile": "../a.raw"}, "not to one file in the same folder", "unreadable"),
     ({"ElementDataFile": "/etc/passwd"}, "not to one file in the same folder", "unreadable"),
     ({"ElementDataFile": "LIST"}, "not to one file in the same folder", "unreadable"),
+    ({"ElementDataFile": ""}, "not to one file in the same folder", "unreadable"),
     ({"ElementDataFile": "b.raw"}, "b.raw is missing", "unreadable"),
     ({"DimSize": "6 5 5"}, "truncated: a.raw has 240 of 300 bytes", "truncated"),
     ({"NDims": 4, "DimSize": "6 5 2 2"}, "4-D", "4-D"),

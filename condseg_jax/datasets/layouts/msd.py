@@ -81,7 +81,8 @@ def _member(path: Path, entry: object, number: int, key: str) -> Path:
   name = entry.get(key) if isinstance(entry, dict) else None
   place = f'"{key}" in entry {number} of "training"'
   try:
-    named = isinstance(name, str) and b"\0" not in os.fsencode(name)
+    named = (isinstance(name, str) and b"\0" not in os.fsencode(name)
+             and os.path.normpath(name) != ".")
   except UnicodeEncodeError:
     named = False
   if not named:

@@ -162,7 +162,7 @@ class Checkpoint(Model):
     with tempfile.TemporaryDirectory() as folder:
       checkpoints = Checkpoints(folder)
       for step, score in ((2, 0.5), (4, 0.25)):
-        optimizer = make_optimizer(record().config.optimizer, 4)
+        optimizer = make_optimizer(record().config.optimizer)
         state = TrainState.create(variables(step), optimizer, ema=False)
         checkpoints.save(state.replace(step=state.step + step), record(), score)
       checkpoints.wait()

@@ -238,10 +238,12 @@ class Settings(Target):
   def _set_up(self, config: Config, *, trace: bool = False) -> dict:
     """Does what a run does before its first step, and traces that."""
     from condseg_jax.train.setup import check_config
+    from condseg_jax.train.setup import check_memory
     from condseg_jax.train.setup import make_setup
     from condseg_jax.train.state import make_schedule
     check_config(config)
     setup = make_setup(config, self._stores(), None, "w")
+    check_memory(setup.plan_summary, config.data.batch_size)
     content = {"config": setting_lib.plain(config)}
     schedule = make_schedule(setup.config.optimizer, setup.config.train.steps)
     rates = [float(schedule(step)) for step in (0, 1, config.train.steps - 1, config.train.steps)]
@@ -276,7 +278,7 @@ def _trace(setup) -> None:
   from condseg_jax.train.state import TrainState
   from condseg_jax.train.step import make_train_step
   config, model, plan = setup.config, setup.model, setup.record.plan
-  optimizer = make_optimizer(config.optimizer, config.train.steps)
+  optimizer = make_optimizer(config.optimizer)
   step = make_train_step(
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
       spacing=plan.spacing, lateral_axes=lateral_axes(setup.record.table, model.ndim),
@@ -294,7 +296,7 @@ def _trace(setup) -> None:
     return TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
   state = jax.eval_shape(begin, spec((1, *plan.subvolume, plan.channels), jnp.float32),
                          spec((1,), jnp.int32))
-  jax.eval_shape(step, state, batch)
+  jax.eval_shape(step, state, batch, spec((), jnp.int32))
 
 
 def _literal(text: object) -> object:
@@ -309,9 +311,9 @@ def _kept(given: object, config: object) -> bool:
   if isinstance(given, dict):
     return isinstance(config, dict) and all(
         key in config and _kept(value, config[key]) for key, value in given.items())
+  if isinstance(config, str):
+    return re.sub(r"\W", "", str(given)) == re.sub(r"\W", "", config)
   if isinstance(given, list | tuple):
     return isinstance(config, list) and len(given) == len(config) and all(
         _kept(a, b) for a, b in zip(given, config, strict=True))
-  if isinstance(config, str):
-    return re.sub(r"\W", "", str(given)) == re.sub(r"\W", "", config)
   return given == config or str(given).lower() == str(config).lower()
