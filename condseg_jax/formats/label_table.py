@@ -61,7 +61,8 @@ def read_table(extensions: Iterable) -> tuple[dict[str, int], Colors]:
     if entry.get_code() == COMMENT:
       comments.append(content)
       continue
-    with contextlib.suppress(ElementTree.ParseError, TypeError, ValueError):
+    # An unknown encoding is a LookupError.
+    with contextlib.suppress(ElementTree.ParseError, TypeError, ValueError, LookupError):
       labels = {(label.text or "").strip(): label
                 for label in ElementTree.fromstring(content).iter("Label")
                 if int(label.get("Key")) != 0}
@@ -69,7 +70,8 @@ def read_table(extensions: Iterable) -> tuple[dict[str, int], Colors]:
         return ({name: int(label.get("Key")) for name, label in labels.items()},
                 {name: _color(label) for name, label in labels.items()})
   for content in comments:
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, OverflowError,
+                             RecursionError):
       return {str(name): int(value) for name, value in json.loads(content)["labels"].items()}, {}
   return {}, {}
 
