@@ -74,7 +74,8 @@ class Data:
       (), "classes in the order of their ids; in order of appearance when empty")
   include_classes: tuple[str, ...] = setting(
       (), "the classes to learn; all that a dataset annotates when empty")
-  max_cases: int = setting(0, "cases of every training dataset, at most; 0 for all", low=0)
+  max_cases: int = setting(
+      0, "cases of every training dataset, at most; 0 for all", low=0, high=2**31 - 1)
   unannotated: str = setting(
       "ignore", "how a class without a mask counts: ignore, not at all; background, as absent",
       choices=("ignore", "background"))
@@ -185,7 +186,7 @@ class Optimizer:
   learning_rate: float = setting(2e-3, "after warm-up", above=0, high=100)
   schedule: str = setting("cosine", "decay to 0 over train.steps; polynomial is (1 - t)^0.9",
                            choices=("constant", "cosine", "polynomial"))
-  warmup: int = setting(20, "steps of linear warm-up", low=0)
+  warmup: int = setting(20, "steps of linear warm-up", low=0, high=2**31 - 1)
   b1: float = setting(0.9, "decay of the first moment", low=0, below=1)
   b2: float = setting(0.999, "decay of the second moment", low=0, below=1)
   weight_decay: float = setting(0.0, "of adamw", low=0, high=100)
@@ -197,14 +198,14 @@ class Optimizer:
 class Train:
   """The run."""
 
-  steps: int = setting(1000, "length of the run", low=1)
+  steps: int = setting(1000, "length of the run", low=1, high=2**31 - 1)
   minutes: float = setting(
       0.0, "length of the run; fixes steps when it begins, by timing a few; 0 for steps as given",
       low=0)
   driver: str = setting("jit", "how a step is spread over devices", choices=("jit", "pmap"))
   ema_decay: float = setting(
       0.0, "decay of the moving average of the parameters; 0 for none", low=0, below=1)
-  log_every: int = setting(10, "steps between lines of the log", low=1)
+  log_every: int = setting(10, "steps between lines of the log", low=1, high=2**31 - 1)
   eval_every: int = setting(250, "steps between scores on held-out cases and checkpoints", low=1)
   grad_accum_steps: int = setting(
       1, "parts of a batch that are computed one after the other: less memory, the same step",

@@ -198,7 +198,9 @@ class Settings(Target):
       given = {}
       for name, text in json.loads(files["flags.json"]).items():
         section, _, key = name.partition(".")
-        given.setdefault(section, {})[key] = _literal(text)
+        found = content["config"].get(section)
+        is_text = isinstance(found, dict) and isinstance(found.get(key), str)
+        given.setdefault(section, {})[key] = str(text) if is_text else _literal(text)
     else:
       given = json.loads(files["config.json"])
     if not _kept(given, content["config"]):
@@ -316,4 +318,6 @@ def _kept(given: object, config: object) -> bool:
   if isinstance(given, list | tuple):
     return isinstance(config, list) and len(given) == len(config) and all(
         _kept(a, b) for a, b in zip(given, config, strict=True))
+  if isinstance(config, list) and len(config) == 1:  # --config.data.weights=3 is of one dataset
+    return _kept(given, config[0])
   return given == config or str(given).lower() == str(config).lower()
