@@ -95,7 +95,8 @@ def read_bundle(path) -> Bundle:
     _check(record, {"params": arrays, "statistics": statistics}, facts)
     model_card(record, arrays, facts, onnx=False)  # checks that the model can be exported again
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-    reason = error.reason if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    reason = (f"{error.subject}: {error.reason}" if isinstance(error, InputError) else
+              f"{type(error).__name__}: {error}")
     raise damaged(path, reason) from error
   if len(graphs) not in (0, len(GRAPHS)):
     raise damaged(path, f"one of {', '.join(GRAPHS)} is missing")

@@ -92,7 +92,7 @@ def test_the_config_says_everything(made, raw):
   assert [store.table.names for store in stores] == [("ball",), ("box",)]
   text = made.read_text()
   assert f"condseg-init {raw}" in text
-  assert "ball: 3 cases, ball; CT, guessed: values are whole numbers" in text
+  assert "ball: 3 cases, ball; CT, guessed: values are whole numbers" in " ".join(text.split())
   assert f"condseg-train --config={made} --workdir=RUN" in text and "steps in 2 minutes" in text
   assert all(len(line) <= 100 for line in text.splitlines() if "/" not in line)
   assert [path.name for path in made.parent.iterdir()] == ["mine.py"]

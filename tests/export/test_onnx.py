@@ -59,7 +59,7 @@ NETWORKS = {
     "encoder": {"position": "encoder", "vector": "embedding"},
     "none": {"position": "none"},
     "from_level": {"from_level": 0},
-    "no layers": {"depth": (0, 1, 0)},
+    "no layers": {"layers_per_level": (0, 1, 0)},
     "no norm": {"norm": "none"},
     "no norm, input": {"norm": "none", "position": "input"},
     "instance": {"norm": "instance", "activation": "relu"},

@@ -206,7 +206,7 @@ def edited(members, member, path, value):
     ("plan.json", ["subvolume"], [8, 16, 15], "not a multiple of the network's stride"),
     ("plan.json", ["subvolume", 0], 8.0, "whole numbers"),
     ("plan.json", ["subvolume"], [1 << 20] * 3, "more than"),
-    ("config.json", ["model", "layers_per_level"], [1_000_000] * 2, "2000000 layers"),
+    ("config.json", ["model", "layers_per_level"], [1_000_000] * 2, "layers_per_level"),
     ("config.json", ["model", "decoder_layers_per_level"], [1_000_000], "layers"),
     ("config.json", ["model", "channels"], 1 << 40, ""),
     ("config.json", ["model", "strides"], [[1 << 40] * 3], ""),

@@ -126,4 +126,5 @@ def test_encoder_and_decoder_can_have_different_blocks():
      "decoder_block 'residual' has no layer")])
 def test_unknown_and_empty_blocks(settings, fault):
   with pytest.raises(ValueError, match=fault):
-    DenseUNet(**{"codes": (0.1, 0.2), "strides": ((2, 2),), "depth": (1, 1), **settings}).check()
+    DenseUNet(**{"codes": (0.1, 0.2), "strides": ((2, 2),), "layers_per_level": (1, 1),
+                 **settings}).check()

@@ -114,8 +114,8 @@ def test_a_level_that_is_not_pooled_is_dilated():
   """With `deeplab` one layer of the coarsest block reaches 2 columns to each side, not 1."""
   reach = {}
   for decoder in ("deeplab", "fcn"):
-    model = DenseUNet(**{**NET, "strides": ((1, 1),), "depth": (0, 1), "decoder": decoder,
-                         "norm": "none", "position": "none"})
+    model = DenseUNet(**{**NET, "strides": ((1, 1),), "layers_per_level": (0, 1),
+                         "decoder": decoder, "norm": "none", "position": "none"})
     image = jnp.zeros((1, 15, 15, 1))
     variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))
 
@@ -129,7 +129,7 @@ def test_a_level_that_is_not_pooled_is_dilated():
 
 
 def test_dilation_grows_with_every_level_that_is_not_pooled():
-  net = DenseUNet(**{**NET, "strides": ((2, 2), (1, 1), (1, 1)), "depth": (0, 0, 1, 1),
+  net = DenseUNet(**{**NET, "strides": ((2, 2), (1, 1), (1, 1)), "layers_per_level": (0, 0, 1, 1),
                      "decoder": "deeplab"})
   assert [net._dilation(level) for level in range(4)] == [1, 1, 2, 4]
 

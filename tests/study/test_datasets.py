@@ -58,7 +58,7 @@ def test_damage_is_met_and_spares_what_is_scored(hippocampus, tmp_path):
 
 
 def test_a_dataset_is_asked_for_where_it_is_missing(tmp_path):
-  with pytest.raises(InputError, match="--data"):
+  with pytest.raises(InputError, match="under `data`"):
     datasets.dataset("hippocampus", tmp_path, tmp_path)
   assert not datasets.begun("hippocampus", tmp_path)
 
