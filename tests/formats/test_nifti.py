@@ -508,7 +508,8 @@ def test_extensions_end_before_the_voxels(tmp_path, size, order):
 
 
 def test_what_nibabel_repairs_is_logged_once(tmp_path, caplog, capfd, monkeypatch):
-  monkeypatch.setattr(logging.getLogger("condseg_jax"), "propagate", True)  # commands end it
+  for name, value in (("propagate", True), ("handlers", [])):  # commands set both
+    monkeypatch.setattr(logging.getLogger("condseg_jax"), name, value)
   caplog.set_level(logging.INFO, logger="condseg_jax.nifti")  # the service's worker silences it
   path = patched(saved(tmp_path / "a.nii", ramp()), pixdim3=-2.5)
   read_nifti_header(path)
