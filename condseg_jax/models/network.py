@@ -113,7 +113,7 @@ def _every_class(model, variables, image, class_id_BN, mutable):
 def compiler_options() -> dict[str, Any] | None:
   """Returns the options of `jax.jit` for programs that run often; None for XLA's defaults.
 
-  On CPU the emitters that XLA uses for fused operations since 2025 take two to three times as long
+  On CPU the emitters that XLA uses for fused operations since 2025 take about twice as long
   to compile as the former ones, and the steps that they make are no faster.
   """
   return {"xla_cpu_use_fusion_emitters": False} if jax.default_backend() == "cpu" else None
