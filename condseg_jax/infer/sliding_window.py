@@ -21,7 +21,6 @@ from condseg_jax.infer.schedule import gaussian_weights
 from condseg_jax.infer.schedule import layers
 from condseg_jax.infer.schedule import pad_to_window
 from condseg_jax.infer.schedule import Schedule
-from condseg_jax.models.network import compiler_options
 from condseg_jax.models.network import Network
 from condseg_jax.system.allocator import lean_memory
 
@@ -96,8 +95,7 @@ def window_functions(model: Network) -> WindowFunctions:
     return planes.reshape(groups * lanes, *shape[1:])[:size]
 
   at_once = (lanes,) if model.encoder_sees_class else CLASSES_AT_ONCE
-  encode, decode = (jax.jit(f, compiler_options=compiler_options()) for f in (encode, decode))
-  return WindowFunctions(encode, decode, model.encoder_sees_class, at_once)
+  return WindowFunctions(jax.jit(encode), jax.jit(decode), model.encoder_sees_class, at_once)
 
 
 def probability_slabs(functions: WindowFunctions, variables: Mapping | None,

@@ -110,15 +110,6 @@ def _every_class(model, variables, image, class_id_BN, mutable):
   return jax.vmap(decode, in_axes=(None, 1), **over_classes)(encode(None), class_id_BN)
 
 
-def compiler_options() -> dict[str, Any] | None:
-  """Returns the options of `jax.jit` for programs that run often; None for XLA's defaults.
-
-  On CPU the emitters that XLA uses for fused operations since 2025 take about twice as long
-  to compile as the former ones, and the steps that they make are no faster.
-  """
-  return {"xla_cpu_use_fusion_emitters": False} if jax.default_backend() == "cpu" else None
-
-
 def initial_variables(model: Network, seed: int, shape: Sequence[int]) -> dict:
   """Returns what `model.init` returns, compiled in a fifth of the time on CPU.
 

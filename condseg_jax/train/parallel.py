@@ -21,7 +21,6 @@ import numpy as np
 
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
-from condseg_jax.models.network import compiler_options
 from condseg_jax.train.step import TrainStep
 
 AXIS = "data"
@@ -71,7 +70,7 @@ def jit_driver(train_step: TrainStep) -> Driver:
   mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
   split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
   step = jax.jit(train_step, in_shardings=(whole, split, whole), out_shardings=whole,
-                 donate_argnums=0, compiler_options=compiler_options())
+                 donate_argnums=0)
 
   def place_state(state):
     placed = jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, np.asarray(x)),
