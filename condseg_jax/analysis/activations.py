@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from condseg_jax.models.dense_unet import BLOCK_KINDS
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.dense_unet import kind_and_level
-from condseg_jax.models.dense_unet import PARTS
+from condseg_jax.models.unet import BLOCK_KINDS
+from condseg_jax.models.unet import kind_and_level
+from condseg_jax.models.unet import PARTS
 
 
 class LayerInfo(NamedTuple):

@@ -12,13 +12,11 @@ block, the growth, the normalisation and the activation; the defaults are ours.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from condseg_jax.models import conditioning
 from condseg_jax.models import decoders
 from condseg_jax.models import halo
 from condseg_jax.models import heads
@@ -29,39 +27,11 @@ from condseg_jax.models.blocks import BLOCKS
 from condseg_jax.models.blocks import Layer
 from condseg_jax.models.check import check_network
 from condseg_jax.models.class_vector import ClassVector
-
-# Part of each kind of submodule. The names of submodules are checkpoint keys: a kind and, except
-# for `stem` and `head`, a level (0 is the finest), e.g. `down_1`.
-PARTS = {"stem": "encoder", "down": "encoder", "up": "decoder", "merge": "decoder",
-         "head": "decoder"}
-BLOCK_KINDS = ("down", "merge")  # blocks of encoder and decoder, each with layers inside
+from condseg_jax.models.unet import Features
+from condseg_jax.models.unet import UNet
 
 
-def kind_and_level(name: str) -> tuple[str, int] | None:
-  """Parses the name of a submodule in the tree of parameters, e.g. `down_1` or `head`.
-
-  Returns:
-    A key of `PARTS` and a level; None for any other submodule, such as the class vector.
-  """
-  kind, _, level = name.partition("_")
-  return (kind, int(level or 0)) if kind in PARTS else None
-
-
-class Features(NamedTuple):
-  """The output of `encode`.
-
-  Attributes:
-    x: features of the coarsest level not yet decoded, [B, *shape, C].
-    skips: outputs of the encoder at every finer level, finest first.
-    pooled: spatial means of the coarsest features, [B, *1s, C], if the head reads them.
-  """
-
-  x: jax.Array
-  skips: tuple[jax.Array, ...]
-  pooled: jax.Array | None = None
-
-
-class DenseUNet(nn.Module):
+class DenseUNet(UNet):
   """The network.
 
   Attributes:
@@ -163,19 +133,6 @@ class DenseUNet(nn.Module):
     return self.decoder_layers_per_level
 
   @property
-  def ndim(self) -> int:
-    """Number of spatial axes."""
-    return len(self.strides[0])
-
-  @property
-  def stride(self) -> tuple[int, ...]:
-    """Product of the strides per axis; the spatial shape of an input must be a multiple of it."""
-    product = [1] * self.ndim
-    for level in self.strides:
-      product = [a * b for a, b in zip(product, level, strict=True)]
-    return tuple(product)
-
-  @property
   def encoder_sees_class(self) -> bool:
     """Whether `encode` depends on the class and so must run once per class."""
     return self.position in ("input", "encoder")
@@ -208,34 +165,10 @@ class DenseUNet(nn.Module):
       pooled = halo.mean(x.astype(jnp.float32), self.partition)
     if self.decoder != "unet":
       return Features(self.fuse(skips), (), pooled)
-    skips.pop()
-    while len(skips) > self.conditioned_levels:
-      x = self._merge(x, skips, None)
-    return Features(x, tuple(skips), pooled)
-
-  def decode(self, features: Features, class_id_B: jax.Array) -> jax.Array:
-    """Computes the logits of one class per sample.
-
-    Args:
-      features: output of `encode`.
-      class_id_B: int [B].
-
-    Returns:
-      float32 [B, *shape].
-    """
-    return self.decode_levels(features, class_id_B)[0]
+    return self.decode_shared(skips)._replace(pooled=pooled)
 
   def decode_levels(self, features: Features, class_id_B: jax.Array) -> tuple[jax.Array, ...]:
-    """Computes the logits of one class per sample at every supervised level.
-
-    Args:
-      features: output of `encode`.
-      class_id_B: int [B].
-
-    Returns:
-      1 + `deep_supervision` arrays, float32 [B, *shape of the level], finest first. Under jit,
-      unused levels are not computed.
-    """
+    """Computes the logits at every supervised level, see `UNet.decode_levels`."""
     if self.position == "per_class_decoders":
       return self.decoders(features, class_id_B)
     if self.position == "output_head":
@@ -244,30 +177,7 @@ class DenseUNet(nn.Module):
       return (self.head(features.x, features.pooled, self.class_vector(class_id_B)),)
     if self.decoder != "unet":
       return (self.head(features.x)[..., 0],)
-    condition = self._condition(class_id_B) if self.position == "decoder" else None
-    x, skips = features.x, list(features.skips)
-    logits = []
-    while skips:
-      x = self._merge(x, skips, condition)
-      level = len(skips)
-      if level <= self.deep_supervision:
-        head = self.coarse_heads[level - 1] if level else self.head
-        logits.append(head(x)[..., 0])
-    return tuple(reversed(logits))
-
-  def __call__(self, image_BDHWC: jax.Array, class_id_B: jax.Array) -> jax.Array:
-    """Computes the logits of one class per sample, float32 [B, *shape]; see `encode`, `decode`."""
-    return self.decode(self.encode(image_BDHWC, class_id_B), class_id_B)
-
-  def _condition(self, class_id_B: jax.Array) -> conditioning.Condition:
-    return conditioning.Condition(self.class_vector(class_id_B), class_id_B)
-
-  def _merge(self, x: jax.Array, skips: list[jax.Array],
-             condition: conditioning.Condition | None) -> jax.Array:
-    """Computes one decoder level; removes its skip, the last one, from the list."""
-    skip = skips.pop()
-    level = len(skips)
-    return self.merge[level](self.up[level](x), skip, condition)
+    return super().decode_levels(features, class_id_B)
 
   def _width(self, level: int) -> int:
     return self.channels * (level + 1)
@@ -278,10 +188,6 @@ class DenseUNet(nn.Module):
     if self.mechanism == "output":
       return heads.OutputChannels(len(self.codes))
     return heads.DynamicHead(layers.ACTIVATIONS[self.activation])
-
-  def _logit_conv(self) -> layers.Conv:
-    # In float32: rounded to bfloat16, the scores of two classes would often tie.
-    return layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)
 
   def _baseline_decoder(self) -> nn.Module:
     if self.decoder == "fcn":

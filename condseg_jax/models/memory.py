@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from condseg_jax.models.dense_unet import BLOCK_KINDS
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.network import Network
+from condseg_jax.models.unet import BLOCK_KINDS
+from condseg_jax.models.unet import kind_and_level
 
 # Peak of a step relative to the summed outputs of all modules, rounded up. XLA's memory analysis of
 # whole steps on CPU (1 and 4 classes, 1 and 2 accumulation steps, deep supervision, several

@@ -13,7 +13,6 @@ instead of a pooling; its connection is averaged over the same blocks and projec
 """
 
 from collections.abc import Sequence
-import math
 
 from flax import linen as nn
 import jax
@@ -26,8 +25,8 @@ from condseg_jax.models.blocks import Layer
 from condseg_jax.models.blocks import PlainBlock
 from condseg_jax.models.check import check_res_unet
 from condseg_jax.models.class_vector import ClassVector
-from condseg_jax.models.conditioning import Condition
-from condseg_jax.models.dense_unet import Features
+from condseg_jax.models.unet import Features
+from condseg_jax.models.unet import UNet
 
 MAX_FEATURES = 320
 
@@ -86,7 +85,7 @@ class ResidualLevel(nn.Module):
     return x
 
 
-class ResUNet(nn.Module):
+class ResUNet(UNet):
   """The network; its submodules have the names of those of `dense_unet.DenseUNet`.
 
   Attributes:
@@ -163,16 +162,6 @@ class ResUNet(nn.Module):
     return self.decoder_layers_per_level
 
   @property
-  def ndim(self) -> int:
-    """Number of spatial axes."""
-    return len(self.strides[0])
-
-  @property
-  def stride(self) -> tuple[int, ...]:
-    """Product of the strides per axis; the spatial shape of an input must be a multiple of it."""
-    return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
-
-  @property
   def encoder_sees_class(self) -> bool:
     """Whether `encode` depends on the class and so must run once per class."""
     return self.position == "input"
@@ -199,58 +188,11 @@ class ResUNet(nn.Module):
         raise ValueError(f"position {self.position!r} needs the class in `encode`")
       condition = self._condition(class_id_B)
     x = self.stem(image_BDHWC.astype(self.dtype), None, condition)
-    skips = []
+    levels = []
     for level in self.down:
       x = level(x)
-      skips.append(x)
-    skips.pop()
-    while len(skips) > self.conditioned_levels:
-      x = self._merge(x, skips, None)
-    return Features(x, tuple(skips))
-
-  def decode(self, features: Features, class_id_B: jax.Array) -> jax.Array:
-    """Computes the logits of one class per sample, float32 [B, *shape].
-
-    Args:
-      features: output of `encode`.
-      class_id_B: int [B].
-    """
-    return self.decode_levels(features, class_id_B)[0]
-
-  def decode_levels(self, features: Features, class_id_B: jax.Array) -> tuple[jax.Array, ...]:
-    """Computes the logits of one class per sample at every supervised level.
-
-    Args:
-      features: output of `encode`.
-      class_id_B: int [B].
-
-    Returns:
-      1 + `deep_supervision` arrays, float32 [B, *shape of the level], finest first. Under jit,
-      unused levels are not computed.
-    """
-    condition = self._condition(class_id_B) if self.position == "decoder" else None
-    x, skips = features.x, list(features.skips)
-    logits = []
-    while skips:
-      x = self._merge(x, skips, condition)
-      level = len(skips)
-      if level <= self.deep_supervision:
-        head = self.coarse_heads[level - 1] if level else self.head
-        logits.append(head(x)[..., 0])
-    return tuple(reversed(logits))
-
-  def __call__(self, image_BDHWC: jax.Array, class_id_B: jax.Array) -> jax.Array:
-    """Computes the logits of one class per sample, float32 [B, *shape]; see `encode`, `decode`."""
-    return self.decode(self.encode(image_BDHWC, class_id_B), class_id_B)
-
-  def _condition(self, class_id_B: jax.Array) -> Condition:
-    return Condition(self.class_vector(class_id_B), class_id_B)
-
-  def _merge(self, x: jax.Array, skips: list[jax.Array], condition: Condition | None) -> jax.Array:
-    """Computes one decoder level; removes its skip, the last one, from the list."""
-    skip = skips.pop()
-    level = len(skips)
-    return self.merge[level](self.up[level](x), skip, condition)
+      levels.append(x)
+    return self.decode_shared(levels)
 
   def _level(self, level: int, units: int) -> nn.Module:
     kind = nn.remat(ResidualLevel) if self.remat else ResidualLevel
@@ -260,7 +202,3 @@ class ResUNet(nn.Module):
   def _block(self, level: int, count: int) -> Block:
     kind = nn.remat(PlainBlock) if self.remat else PlainBlock
     return kind(count, 0, self.width(level), self.ndim, self.style)  # growth is for dense blocks
-
-  def _logit_conv(self) -> layers.Conv:
-    # In float32: rounded to bfloat16, the scores of two classes would often tie.
-    return layers.Conv(1, (1,) * self.ndim, use_bias=True, dtype=jnp.float32)

@@ -38,10 +38,10 @@ from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.losses import make_objective
 from condseg_jax.models.build import build_model
-from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.memory import device_bytes
 from condseg_jax.models.network import initial_variables
 from condseg_jax.models.network import Network
+from condseg_jax.models.unet import kind_and_level
 from condseg_jax.plan import fit_subvolume
 from condseg_jax.train import budget
 from condseg_jax.train import parallel

@@ -11,8 +11,8 @@ import pytest
 from condseg_jax.models import layers
 from condseg_jax.models.conditioning import MECHANISMS
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.network import class_logits
+from condseg_jax.models.unet import kind_and_level
 
 CODES = (0.7, -0.5, 0.1)
 POSITIONS = ("input", "encoder", "decoder", "output_head", "per_class_decoders")

@@ -59,7 +59,9 @@ def test_the_corpus_is_small_and_complete():
   assert {path.name for path in session.CORPUS.iterdir()} <= set(TARGETS)
   for name in TARGETS:
     entries = session.entries(session.CORPUS / name)
-    signatures = [Verdict(*entry["verdict"]).signature for entry in entries]
+    verdicts = [Verdict(*entry["verdict"]) for entry in entries]
+    assert [verdict.without_paths() for verdict in verdicts] == verdicts, name
+    signatures = [verdict.signature for verdict in verdicts]
     assert len(set(signatures)) == len(signatures), name
     files = {path.name: path for path in (session.CORPUS / name).glob("*")}
     assert {entry["input"] for entry in entries} - {""} == set(files) - {session.LINES}

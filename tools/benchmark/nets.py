@@ -13,9 +13,9 @@ from numpy.typing import ArrayLike
 from condseg_jax.config import Config
 from condseg_jax.models.build import build_model
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.models.dense_unet import kind_and_level
 from condseg_jax.models.heads import head_layers
 from condseg_jax.models.res_unet import ResUNet
+from condseg_jax.models.unet import kind_and_level
 
 # The networks of the committed rows, which stay comparable when the configs move on.
 FIXED = {"hippocampus": {"model": {"norm": "group", "channels": 8, "growth": 8}}}

@@ -27,6 +27,7 @@ FINDS = {
 }
 # Lines of progress and of flagged images, which precede the outcome of a command.
 PROGRESS = re.compile(r"(\d\d:\d\d:\d\d  |warning: |\d+/\d+ |\s*$|\r|preparing |no DICOM-SEG)")
+PATHS = re.compile(r"(/[\w.-]+)+/?")
 AFFINE_TOLERANCE = 1e-4  # relative to the largest number; formats store float32 or decimal text
 
 
@@ -52,10 +53,14 @@ class Verdict(NamedTuple):
     text = self.detail.partition(" differ, but ")[2] or self.detail
     if self.kind == "traceback":
       text = text.partition(": ")[0]
-    for pattern, short in ((r"(/[\w.-]+)+/?", "/"), (r"'[^']*'", "''"), (r" \| .*", ""),
+    for pattern, short in ((PATHS, "/"), (r"'[^']*'", "''"), (r" \| .*", ""),
                            (r"0x[0-9a-f]+|[-+]?[0-9][0-9.e+-]*", "0")):
       text = re.sub(pattern, short, text)
     return f"{self.kind}: {text[:120]}"
+
+  def without_paths(self) -> "Verdict":
+    """Returns the verdict without paths of this machine, for the corpus."""
+    return self._replace(detail=PATHS.sub("/", self.detail))
 
 
 def judge(target: "Target", variant: str, intact: Mapping[str, bytes], files: Mapping[str, bytes],
@@ -104,7 +109,6 @@ def _refusal(target: "Target", files: Mapping[str, bytes], answer: "Answer") -> 
     told = lines = failed[:1]
   if len(told) != 1 or len(lines) != 1:
     others = [line for line in lines if line not in told] or told
-    others = [re.sub(r"/(\S+/)+", "", line) for line in others]  # folders of this machine
     return Verdict("lines", f"{len(told)} of its own; {' | '.join(others)[:200]}")
   if not any(name in told[0] for name in target.subjects(files)):
     return Verdict("unnamed", told[0][:200])

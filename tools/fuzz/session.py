@@ -216,8 +216,8 @@ def store(find: Find, folder: Path) -> bool:
     name = f"{find.verdict.kind}-{hashlib.sha256(content).hexdigest()[:8]}{suffix.rstrip('.')}"
     (folder / name).write_bytes(content)
   entry = {"target": find.target, "variant": find.variant, "seed": find.seed,
-           "mutation": find.operations, "verdict": list(find.verdict), "whole": find.whole,
-           "input": name, "files": list(find.files)}
+           "mutation": find.operations, "verdict": list(find.verdict.without_paths()),
+           "whole": find.whole, "input": name, "files": list(find.files)}
   with (folder / LINES).open("a", encoding="utf-8") as stream:
     stream.write(json.dumps(entry) + "\n")
   return True

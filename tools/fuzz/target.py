@@ -1,5 +1,6 @@
 """What a target of the fuzzer is: inputs, the places where they are mutated, and its doors."""
 
+import abc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from tools.fuzz.mutate import Place
 INPUT = "in"  # folder of the input in the sandbox of an attempt
 
 
-class Target:
+class Target(abc.ABC):
   """A kind of input and the code that reads it; a subclass for each.
 
   Args:
@@ -37,17 +38,18 @@ class Target:
   def __init__(self, home: Path):
     self.home = home
 
-  def warm_up(self) -> None:
+  def warm_up(self) -> None:  # noqa: B027, since few need it
     """Imports what attempts need, so that it does not count as their time and memory."""
 
+  @abc.abstractmethod
   def variants(self) -> Mapping[str, Files]:
     """Returns small intact inputs by name."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def places(self, files: Files) -> list[Place]:
     """Returns where an input is mutated."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def door(self, variant: str, folder: Path, out: Path) -> tuple[int, dict]:
     """Reads an input as the commands do.
 
@@ -60,22 +62,21 @@ class Target:
       The exit code (0, where errors are raised), and what was read, for JSON. Its entry `unsound`
       names a contradiction that makes it a find.
     """
-    raise NotImplementedError
 
   def command(self, variant: str, folder: Path, out: Path) -> tuple[int, dict]:
-    """Runs the whole command; arguments and result as for `door`."""
-    raise NotImplementedError
+    """Runs the whole command; arguments and result as for `door`, which may be all of it."""
+    return self.door(variant, folder, out)
 
-  def close(self) -> None:
+  def close(self) -> None:  # noqa: B027, since few need it
     """Ends what the target has started."""
 
+  @abc.abstractmethod
   def explain(self, variant: str, intact: Files, files: Files, content: dict) -> str:
     """Returns why no reader can know that a result is not that of the intact input.
 
     Raises:
       content.Damaged: a reader can know it; the text says from what.
     """
-    raise NotImplementedError
 
   def subjects(self, files: Files) -> list[str]:
     """Returns texts of which the line of a failure has to contain one."""

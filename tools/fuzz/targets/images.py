@@ -7,6 +7,7 @@ or read what is read there, or what the intact file says (a damaged field that i
 that is longer or shorter than its header says shows its damage.
 """
 
+import abc
 import gzip
 import io
 from pathlib import Path
@@ -73,13 +74,13 @@ class Image(Target):
       raise standard.Damaged("by its standard the file says something else")
     return VALID
 
+  @abc.abstractmethod
   def path(self, variant: str, folder: Path) -> Path:
     """Returns the path to read: the header of a pair, or the only file."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def read_strictly(self, variant: str, files: Files) -> dict:
     """Returns what the file says by its standard, see `content`."""
-    raise NotImplementedError
 
 
 class Nifti(Image):

@@ -5,6 +5,7 @@ unless the digests in its manifest were made anew. Bundles are not signed, so th
 cannot be known then; numbers that no training can give (NaN, two classes of one name) can.
 """
 
+import abc
 import hashlib
 import json
 from pathlib import Path
@@ -117,9 +118,9 @@ class Model(Target):
     """Returns the files, and the image, which another model may have to refuse."""
     return [*super().subjects(files), "image.nii"]
 
+  @abc.abstractmethod
   def source(self, folder: Path) -> Path:
     """Returns the bundle or the folder of the run."""
-    raise NotImplementedError
 
 
 class Bundle(Model):
