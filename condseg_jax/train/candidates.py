@@ -36,24 +36,17 @@ from condseg_jax.config import Train
 from condseg_jax.data import sampling
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
-from condseg_jax.losses import make_objective
 from condseg_jax.models.build import build_model
 from condseg_jax.models.memory import device_bytes
-from condseg_jax.models.network import initial_variables
 from condseg_jax.models.network import Network
 from condseg_jax.models.unet import kind_and_level
 from condseg_jax.plan import fit_subvolume
 from condseg_jax.train import budget
-from condseg_jax.train import parallel
-from condseg_jax.train.setup import alphas
+from condseg_jax.train.memory import step_bytes
+from condseg_jax.train.memory import with_strides
 from condseg_jax.train.setup import class_table
-from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
-from condseg_jax.train.setup import step_bytes
-from condseg_jax.train.setup import with_strides
-from condseg_jax.train.state import make_optimizer
-from condseg_jax.train.state import TrainState
-from condseg_jax.train.step import make_train_step
+from condseg_jax.train.setup import make_step_and_state
 
 # Width → steps of the least batch below which a narrower network is the better use of the time.
 # Fewer steps than those of the narrowest are not worth training at all.
@@ -256,20 +249,8 @@ def multiplications(model: Network, channels: int) -> float:
 def step_seconds(config: Config, stores: Sequence[Store]) -> float:
   """Returns the seconds of a training step, measured; infinity if it does not fit into memory."""
   setup = make_setup(config, stores, None, "")
-  config, model, record = setup.config, setup.model, setup.record
-  optimizer = make_optimizer(config.optimizer)
-  train_step = make_train_step(
-      model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
-      spacing=record.plan.spacing, lateral_axes=lateral_axes(record.table, model.ndim),
-      alpha_K=alphas(record.table, config.loss.alpha), ema_decay=config.train.ema_decay,
-      seed=config.seed, grad_accum_steps=config.train.grad_accum_steps)
-  driver = parallel.make_driver(config.train.driver, train_step, config.data.batch_size,
-                                config.train.grad_accum_steps)
-  shape = (*record.plan.subvolume, record.plan.channels)
-  state = TrainState.create(initial_variables(model, config.seed, shape), optimizer,
-                            ema=config.train.ema_decay > 0)
-  with contextlib.closing(sampling.batches(setup.training, record.table, record.plan, config.data,
-                                           seed=config.seed)) as batches:
+  driver, state = make_step_and_state(setup)
+  with contextlib.closing(setup.batches()) as batches:
     try:
       return budget.step_seconds(driver, driver.place_state(state), batches)
     except jax.errors.JaxRuntimeError as error:

@@ -14,7 +14,6 @@ import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.config import Config
-from condseg_jax.data import sampling
 from condseg_jax.data.priors import smallest_ml
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
@@ -25,27 +24,22 @@ from condseg_jax.evaluate.run import evaluate
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.infer.postprocess import ComponentFilter
-from condseg_jax.losses import make_objective
-from condseg_jax.models.network import initial_variables
 from condseg_jax.predictor import Predictor
 from condseg_jax.system.lock import held
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
+from condseg_jax.train.memory import check_memory
+from condseg_jax.train.memory import memory_lines
 from condseg_jax.train.run_files import finished
 from condseg_jax.train.run_files import RunFiles
 from condseg_jax.train.run_files import trim_metrics
-from condseg_jax.train.setup import alphas
 from condseg_jax.train.setup import check_config
-from condseg_jax.train.setup import check_memory
 from condseg_jax.train.setup import check_resume
-from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
-from condseg_jax.train.setup import memory_lines
+from condseg_jax.train.setup import make_step_and_state
 from condseg_jax.train.setup import Setup
-from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import make_schedule
 from condseg_jax.train.state import TrainState
-from condseg_jax.train.step import make_train_step
 from condseg_jax.train.timing import Clock
 from condseg_jax.train.timing import Interrupt
 
@@ -103,7 +97,7 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   # --- data, classes, plan, network -----------------------------------------------------------
   setup = make_setup(config, stores, recorded, workdir)
   config, model, record = setup.config, setup.model, setup.record
-  table, plan = record.table, record.plan
+  table = record.table
   if last is not None and last >= config.train.steps and finished(workdir):
     log.info("finished at step %d before; nothing is left to do", last)
     checkpoints.close()
@@ -112,19 +106,8 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
     log.info("%s", line)
   check_memory(setup.plan_summary, config.data.batch_size)
 
-  # --- step -----------------------------------------------------------------------------------
-  optimizer = make_optimizer(config.optimizer)
-  train_step = make_train_step(
-      model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
-      spacing=plan.spacing, lateral_axes=lateral_axes(table, model.ndim),
-      alpha_K=alphas(table, config.loss.alpha), ema_decay=config.train.ema_decay, seed=config.seed,
-      grad_accum_steps=config.train.grad_accum_steps)
-  driver = parallel.make_driver(config.train.driver, train_step, config.data.batch_size,
-                                config.train.grad_accum_steps)
-
-  # --- state ----------------------------------------------------------------------------------
-  variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
-  state = TrainState.create(variables, optimizer, ema=config.train.ema_decay > 0)
+  # --- step and state -------------------------------------------------------------------------
+  driver, state = make_step_and_state(setup)
   if last is not None:
     state = checkpoints.restore(last, state)
     log.info("resuming from step %d", last)
@@ -132,15 +115,10 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   first = int(state.step)
   state = driver.place_state(state)
 
-  def batches_from(step: int):
-    return sampling.batches(setup.training, table, plan, config.data, seed=config.seed,
-                            start_step=step, process_index=jax.process_index(),
-                            process_count=jax.process_count())
-
   # --- length of the run ----------------------------------------------------------------------
   if config.train.minutes and last is None:
     from condseg_jax.train import budget
-    with contextlib.closing(batches_from(0)) as trial:
+    with contextlib.closing(setup.batches()) as trial:
       seconds = budget.step_seconds(driver, state, trial)
     config = budget.fit_steps(
         config, 60 * config.train.minutes - (time.monotonic() - started), seconds,
@@ -150,7 +128,7 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   _describe(setup, state, config.train.steps)
   schedule = make_schedule(config.optimizer, config.train.steps)
   steps = driver.place_steps(config.train.steps)
-  batches = batches_from(first)
+  batches = setup.batches(first)
   run_files = RunFiles(workdir, config.to_dict(), resumed=last is not None)
   run_files.plan(setup.plan_summary)
   clock = Clock(first, config.train.steps)

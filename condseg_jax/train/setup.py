@@ -1,11 +1,10 @@
 """Sets up a run from its config and data, or from its last checkpoint."""
 
-from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 
+import grain
 import jax
 import numpy as np
 
@@ -25,15 +24,20 @@ from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
 from condseg_jax.models.class_vector import read_texts
 from condseg_jax.models.conditioning import LAYERS
-from condseg_jax.models.memory import device_bytes
-from condseg_jax.models.memory import OVERESTIMATE
-from condseg_jax.models.memory import training_bytes
+from condseg_jax.models.network import initial_variables
 from condseg_jax.models.network import Network
 from condseg_jax.plan import fit_subvolume
 from condseg_jax.plan import Plan
 from condseg_jax.plan import same_spacing
+from condseg_jax.train import parallel
 from condseg_jax.train.augment import check_augmentations
 from condseg_jax.train.checkpoint import Checkpoints
+from condseg_jax.train.memory import plan_summary
+from condseg_jax.train.memory import step_bytes
+from condseg_jax.train.memory import with_strides
+from condseg_jax.train.state import make_optimizer
+from condseg_jax.train.state import TrainState
+from condseg_jax.train.step import make_train_step
 
 RESUME = ("auto", "must", "never", "last_whole")
 
@@ -58,6 +62,13 @@ class Setup:
   held_out: Sequence[Dataset]
   model: Network
   plan_summary: Mapping
+
+  def batches(self, start_step: int = 0) -> grain.DatasetIterator:
+    """Returns this process's part of the batches of the run, from a step on; see `sampling`."""
+    return sampling.batches(
+        self.training, self.record.table, self.record.plan, self.config.data,
+        seed=self.config.seed, start_step=start_step, process_index=jax.process_index(),
+        process_count=jax.process_count())
 
 
 def check_config(config: Config) -> None:
@@ -116,6 +127,26 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   model = build_model(config.model, config.conditioning, table.codes)
   return Setup(config, record, training, held_out, model,
                plan_summary(config, training, table, plan))
+
+
+def make_step_and_state(setup: Setup) -> tuple[parallel.Driver, TrainState]:
+  """Builds the step of a run for the devices at hand, and its state before the first step.
+
+  Raises:
+    InputError: a batch that cannot be divided over the devices.
+  """
+  config, model, plan = setup.config, setup.model, setup.record.plan
+  table, train = setup.record.table, config.train
+  optimizer = make_optimizer(config.optimizer)
+  step = make_train_step(
+      model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
+      spacing=plan.spacing, lateral_axes=lateral_axes(table, model.ndim),
+      alpha_K=alphas(table, config.loss.alpha), ema_decay=train.ema_decay, seed=config.seed,
+      grad_accum_steps=train.grad_accum_steps)
+  driver = parallel.make_driver(train.driver, step, config.data.batch_size,
+                                train.grad_accum_steps)
+  variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
+  return driver, TrainState.create(variables, optimizer, ema=train.ema_decay > 0)
 
 
 # --- classes ------------------------------------------------------------------------------------
@@ -207,80 +238,6 @@ def resumed_config(config: Config, recorded: Config) -> Config:
   return dataclasses.replace(config, conditioning=dataclasses.replace(
       config.conditioning, texts=recorded.conditioning.texts))
 
-
-def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
-  """Returns a model with other strides; coarser levels repeat the layers of its last level."""
-  layers = model.layers_per_level
-  return dataclasses.replace(
-      model, strides=tuple(tuple(s) for s in strides),
-      layers_per_level=tuple(layers[min(level, len(layers) - 1)]
-                             for level in range(len(strides) + 1)))
-
-
-# --- memory -------------------------------------------------------------------------------------
-def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
-               modality: str) -> Callable[[Sequence[int], Sequence[Sequence[int]]], int]:
-  """Returns a function (subvolume, strides) → estimated bytes of a step on one device."""
-  decodes = sampling.decodes_per_image(training, config.data)
-  images = -(-config.data.batch_size // jax.device_count())
-
-  def cost(subvolume, strides) -> int:
-    model = build_model(with_strides(config.model, strides), config.conditioning, table.codes)
-    return training_bytes(model, subvolume, 3 if modality == "rgb" else 1, images, decodes,
-                          accumulate=config.train.grad_accum_steps)
-  return cost
-
-
-def plan_summary(config: Config, training: Sequence[Dataset], table: ClassTable,
-                plan: Plan) -> dict:
-  """Returns the plan, the data it was derived from and its memory use, for plan.json."""
-  cases = [case for dataset in training for case in dataset.cases]
-  strides = config.model.strides
-  cost = step_bytes(config, training, table, plan.modality)
-  estimate, nothing = cost(plan.subvolume, strides), cost((0,) * len(plan.subvolume), strides)
-  try:
-    shape = np.median([case.shape for case in cases], axis=0)
-    largest, _ = fit_subvolume(shape, plan.spacing, cost, config.data.memory_gb * 1e9, strides)
-  except InputError:
-    largest = None
-  return {"plan": plan.to_json(), "strides": [list(s) for s in strides],
-          "memory_gb": estimate / 1e9,
-          "bytes_per_voxel": (estimate - nothing) / math.prod(plan.subvolume),
-          "largest_subvolume": largest,
-          "decodes_per_image": sampling.decodes_per_image(training, config.data),
-          "device": jax.default_backend(), **fingerprint(cases)}
-
-
-def memory_lines(summary: Mapping, budget_gb: float) -> list[str]:
-  """Formats the memory of a step in `plan_summary` for the log."""
-  largest = summary["largest_subvolume"]
-  shape = "none" if largest is None else "×".join(map(str, largest))
-  return [f"memory of a step, estimated: {summary['memory_gb']:.2f} GB on a device, "
-          f"{summary['bytes_per_voxel']:.0f} bytes per voxel of the subvolume, "
-          f"{summary['decodes_per_image']} class(es) decoded per image",
-          f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {shape} (for images of the "
-          "median shape)"]
-
-
-def check_memory(summary: Mapping, batch_size: int, memory_bytes: int | None = None) -> None:
-  """Raises InputError for a step that cannot fit into memory, before it is compiled.
-
-  Args:
-    summary: from `plan_summary`.
-    batch_size: images per step.
-    memory_bytes: memory of a device; None for that of this machine.
-  """
-  available = (device_bytes() if memory_bytes is None else memory_bytes) / 1e9
-  least = summary["memory_gb"] / OVERESTIMATE
-  if least <= available:
-    return
-  fitting = int(batch_size * available / summary["memory_gb"])
-  largest = summary["largest_subvolume"]
-  cures = ([f"set data.batch_size to {fitting}"] if fitting else []) + (
-      [f"set data.subvolume to {tuple(largest)}"] if largest else [])
-  raise InputError("data.batch_size, data.subvolume", f"a step needs {least:.1f} GB or more, a "
-                   f"device has {available:.1f} GB",
-                   " or ".join(cures) or "choose a smaller subvolume or network", usage=True)
 
 
 # --- whether a run can start or resume ----------------------------------------------------------

@@ -105,7 +105,7 @@ def test_a_finished_run_asked_again_builds_nothing(root, finished, tmp_path, mon
     raise AssertionError("the step was built")
 
   with monkeypatch.context() as patch:
-    patch.setattr("condseg_jax.train.loop.make_train_step", built)
+    patch.setattr("condseg_jax.train.loop.make_step_and_state", built)
     assert main(arguments(root, run)) == 0
     assert {p: p.read_bytes() for p in run.glob("*.json*")} == before
     # Killed before its record was whole: it is made good.

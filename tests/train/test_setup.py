@@ -12,11 +12,9 @@ from condseg_jax.datasets import discover
 from condseg_jax.errors import InputError
 from condseg_jax.train.setup import alphas
 from condseg_jax.train.setup import check_config
-from condseg_jax.train.setup import check_memory
 from condseg_jax.train.setup import check_same_model
 from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
-from condseg_jax.train.setup import memory_lines
 from condseg_jax.train.setup import resumed_config
 from support.tiny import write_datasets
 
@@ -88,20 +86,6 @@ def test_a_new_run_decides_and_a_resumed_one_keeps(stores):
   assert again.record.plan == begun.record.plan and again.model == begun.model
 
 
-def test_a_step_that_cannot_fit_is_refused_with_settings_that_do(stores):
-  summary = make_setup(SMALL, stores, None, "run").plan_summary
-  needs = summary["memory_gb"] * 1e9
-  check_memory(summary, 4, int(needs))
-  check_memory(summary, 4, int(needs / 2.9))  # the estimate may be too high by this much
-  with pytest.raises(InputError, match=r"a step needs .* GB or more.*set data.batch_size to 1 or "
-                     "set data.subvolume to") as caught:
-    check_memory(summary, 4, int(needs * 0.3))
-  assert caught.value.usage
-  with pytest.raises(InputError, match="a step needs .* GB or more, a device has"):
-    check_memory(make_setup(SMALL.override({"data.batch_size": 10**8}), stores, None,
-                            "run").plan_summary, 10**8)
-
-
 def test_the_texts_of_a_run_are_in_its_config(stores, tmp_path):
   path = tmp_path / "texts.json"
   path.write_text(json.dumps({"ball": [1, 0], "box": [0, 2]}))
@@ -171,11 +155,3 @@ def test_a_run_by_minutes_keeps_the_steps_that_were_fixed_when_it_began():
   assert resumed_config(asked, recorded).train == recorded.train
   other = asked.override({"train.minutes": 0.0, "train.steps": 500})
   assert resumed_config(other, recorded).train == other.train
-
-
-@pytest.mark.parametrize("largest, text", [((8, 16, 16), "8×16×16"), (None, "none")])
-def test_two_lines_about_memory(largest, text):
-  step, fits = memory_lines({"memory_gb": 1.234, "bytes_per_voxel": 567.8, "decodes_per_image": 2,
-                             "largest_subvolume": largest}, 8.0)
-  assert "1.23 GB" in step and "568 bytes per voxel" in step and "2 class" in step
-  assert "8 GB" in fits and f": {text} (" in fits

@@ -239,8 +239,8 @@ class Settings(Target):
 
   def _set_up(self, config: Config, *, trace: bool = False) -> dict:
     """Does what a run does before its first step, and traces that."""
+    from condseg_jax.train.memory import check_memory
     from condseg_jax.train.setup import check_config
-    from condseg_jax.train.setup import check_memory
     from condseg_jax.train.setup import make_setup
     from condseg_jax.train.state import make_schedule
     check_config(config)
