@@ -123,17 +123,7 @@ class ClassTable:
         for i, (name, code) in enumerate(zip(names, codes, strict=True)))
     groups = {normal_name(key): tuple(normal_name(n) for n in group)
               for key, group in (presets or {}).items()}
-    for key, group in groups.items():
-      if not group:
-        raise InputError(f"preset {key!r}", "contains no class", f"classes: {_join(names)}",
-                         usage=True)
-      for name in sorted(set(group) - set(names)):
-        raise InputError(f"preset {key!r}", f"unknown class {name!r}", f"classes: {_join(names)}",
-                         usage=True)
-    for name, axes in axes_of.items():
-      for axis in sorted(set(axes) - set("DHW")):
-        raise InputError(f"no_mirror of {name!r}", f"unknown axis {axis!r}", "axes: D, H, W",
-                         usage=True)
+    _check_entries(classes, groups)
     return cls(classes, groups, capacity)
 
   def __len__(self) -> int:
@@ -196,12 +186,13 @@ class ClassTable:
     """Creates a table from the output of `to_json`, with the codes given there.
 
     Raises:
-      InputError: an invalid, a duplicate or too many names.
+      InputError: as `create`; a code or colour out of its range.
     """
     classes = tuple(SegClass(c["name"], float(c["code"]), _rgb(c["color"]), tuple(c["no_mirror"]))
                     for c in tree["classes"])
     _check_names([c.name for c in classes], int(tree["capacity"]))
     presets = {normal_name(k): tuple(v) for k, v in tree["presets"].items()}
+    _check_entries(classes, presets)
     return cls(classes, presets, int(tree["capacity"]))
 
 
@@ -360,7 +351,8 @@ def hue(i: int) -> tuple[int, int, int]:
 
 def _check_names(names: Sequence[str], capacity: int) -> None:
   for name in names:
-    checked_name(name, "class table")
+    if checked_name(name, "class table") != name:
+      raise InputError("class table", f"the name {name!r} is not in lower case", "correct it")
   duplicates = sorted({n for n in names if names.count(n) > 1})
   if duplicates or not names:
     reason = f"two classes have the same name: {_join(duplicates)}" if names else "has no class"
@@ -368,6 +360,27 @@ def _check_names(names: Sequence[str], capacity: int) -> None:
   if len(names) > capacity:
     raise InputError("class table", f"{len(names)} classes exceed the capacity of {capacity}",
                      "raise the capacity before the first training")
+
+
+def _check_entries(classes: Sequence[SegClass], presets: Mapping[str, Sequence[str]]) -> None:
+  names = [entry.name for entry in classes]
+  for key, group in presets.items():
+    if not group:
+      raise InputError(f"preset {key!r}", "contains no class", f"classes: {_join(names)}",
+                       usage=True)
+    for name in sorted(set(group) - set(names)):
+      raise InputError(f"preset {key!r}", f"unknown class {name!r}", f"classes: {_join(names)}",
+                       usage=True)
+  for entry in classes:
+    for axis in sorted(set(entry.no_mirror) - set("DHW")):
+      raise InputError(f"no_mirror of {entry.name!r}", f"unknown axis {axis!r}", "axes: D, H, W",
+                       usage=True)
+    if not abs(entry.code) <= 1:  # true for NaN, too
+      raise InputError("class table", f"the code {entry.code} of {entry.name!r} is not in [-1, 1]",
+                       "restore it from a copy")
+    if not all(0 <= value <= 255 for value in entry.color):
+      raise InputError("class table", f"the colour {entry.color} of {entry.name!r} is not in "
+                       "[0, 255]", "correct it")
 
 
 def _rgb(color: Iterable[float]) -> tuple[int, int, int]:

@@ -120,7 +120,6 @@ def check_fusion(name: str) -> None:
                      usage=True)
 
 
-# --- Location priors from the training masks, combined with the network's probabilities.
 def finite(slabs: Iterable[Slab]) -> Iterator[Slab]:
   """Passes slabs on.
 
@@ -136,6 +135,7 @@ def finite(slabs: Iterable[Slab]) -> Iterator[Slab]:
     yield slab
 
 
+# --- Location priors from the training masks, combined with the network's probabilities.
 def with_priors(slabs: Iterable[Slab], shape: Sequence[int],
                 location: Mapping[int, np.ndarray]) -> Iterator[Slab]:
   """Applies Bayes' rule to a network that was trained with classes at their mean frequency.

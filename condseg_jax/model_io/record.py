@@ -9,7 +9,6 @@ import numpy as np
 
 from condseg_jax import config as config_lib
 from condseg_jax.classes import ClassTable
-from condseg_jax.classes import normal_name
 from condseg_jax.config import Config
 from condseg_jax.plan import Plan
 
@@ -67,7 +66,6 @@ def check_record(record: ModelRecord) -> None:
     ValueError: a value that no training writes and prediction cannot use.
     TypeError: a value of another type.
   """
-  _check_table(record.table)
   _check_plan(record.plan)
   axes = len(record.plan.spacing)
   for key in ("native_spacing", "native_field"):
@@ -83,27 +81,6 @@ def check_record(record: ModelRecord) -> None:
     if location.ndim != axes or min(location.shape) < 2 or not np.isfinite(location).all() or (
         location.min() < 0):
       raise ValueError(f"priors: the location of {name} is not {axes}-D, finite and positive")
-
-
-def _check_table(table: ClassTable) -> None:
-  names = [entry.name for entry in table.classes]
-  if not names or not all(isinstance(name, str) and name == normal_name(name) != ""
-                          for name in names):
-    raise ValueError("class table: a name is missing or not in lower case")
-  if len(set(names)) < len(names):
-    raise ValueError("class table: two classes have the same name")
-  if len(names) > table.capacity:
-    raise ValueError(f"class table: {len(names)} classes exceed the capacity of {table.capacity}")
-  for entry in table.classes:
-    if not abs(entry.code) <= 1:  # true for NaN, too
-      raise ValueError(f"class table: the code {entry.code} of {entry.name} is not in [-1, 1]")
-    if not all(0 <= value <= 255 for value in entry.color):
-      raise ValueError(f"class table: the colour {entry.color} of {entry.name} is not in [0, 255]")
-    if not set(entry.no_mirror) <= set("DHW"):
-      raise ValueError(f"class table: {entry.name} has other axes than D, H, W in no_mirror")
-  for preset, members in table.presets.items():
-    if not members or not set(members) <= set(names):
-      raise ValueError(f"class table: preset {preset!r} has no classes, or unknown ones")
 
 
 def _check_plan(plan: Plan) -> None:

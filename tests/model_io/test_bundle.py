@@ -218,7 +218,7 @@ def edited(members, member, path, value):
     ("table.json", ["classes", 0, "name"], "", "name"),
     ("table.json", ["classes", 0, "name"], "Cube", "lower case"),
     ("table.json", ["classes", 1, "name"], "ball", "same name"),
-    ("table.json", ["classes", 0, "no_mirror"], ["X"], "other axes"),
+    ("table.json", ["classes", 0, "no_mirror"], ["X"], "unknown axis"),
     ("table.json", ["capacity"], 1, "capacity"),
     ("table.json", ["presets"], {"a": ["heart"]}, "preset"),
     ("training.json", ["native_spacing", "max"], [1, np.nan, 1], "native_spacing"),
