@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import numpy as np
 import pytest
 
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.classes import checked_name
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import distinct_codes

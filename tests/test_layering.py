@@ -15,7 +15,8 @@ ROOT = Path(condseg_jax.__file__).parent
 
 # The longest prefix of a module's name decides.
 FLOORS = {
-    "errors": 0, "classes": 0, "config": 0, "geometry": 0, "plan": 0, "settings": 0, "system": 0,
+    "annotation": 0, "classes": 0, "config": 0, "errors": 0, "geometry": 0, "plan": 0,
+    "settings": 0, "system": 0,
     "formats": 1, "losses": 1, "metrics": 1, "models": 1, "resample": 1,
     "data": 2, "datasets": 2,
     "train": 3, "infer": 3, "model_io": 3,

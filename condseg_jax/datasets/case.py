@@ -12,7 +12,7 @@ import threading
 import numpy as np
 
 from condseg_jax import resample
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.data import store as store_lib
 from condseg_jax.data.writer import CaseFacts
 from condseg_jax.data.writer import finished_case

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.classes import normal_name
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files

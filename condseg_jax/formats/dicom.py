@@ -32,6 +32,7 @@ from condseg_jax.formats.sitk import is_utf8
 from condseg_jax.formats.sitk import last_line
 from condseg_jax.formats.sitk import linked
 from condseg_jax.formats.sitk import LPS_TO_RAS
+from condseg_jax.formats.voxels import AGAIN
 from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
 from condseg_jax.formats.voxels import Header
@@ -57,7 +58,7 @@ NO_IMAGE = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{suffix}" for su
 MAX_GAP_ERROR = 0.05  # relative to the slice distance; a missing slice is an error of 1
 MAX_TILT_DEGREES = 0.5
 MIN_AREA = 0.1  # area spanned by the unit vectors of rows and columns: 1 if perpendicular
-AGAIN, EXPORT = "copy or download it again", "export the original series again"
+EXPORT = "export the original series again"
 
 
 class _Slice(NamedTuple):

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats.voxels import AGAIN
 
 PREAMBLE = 128
 TRANSFER_SYNTAX = (0x0002, 0x0010)
@@ -30,7 +31,6 @@ RLE_HEADER, RLE_SEGMENTS = 64, 15  # bytes, maximal number
 # Value representations whose length has four bytes after two reserved ones.
 LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")
 FRAME_STARTS = (b"\xff\xd8\xff", b"\xff\x4f\xff\x51")  # of JPEG and JPEG-LS, of JPEG 2000
-AGAIN = "copy or download it again"
 
 
 class _Element(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom
+from condseg_jax.formats import itk_header
 from condseg_jax.formats import nifti
 from condseg_jax.formats import picture
 from condseg_jax.formats import sitk
@@ -36,7 +37,7 @@ def _picture_header(path: Path) -> Header:
 
 
 _NIFTI = _Reader(nifti.read_nifti, nifti.read_nifti_header)
-_SITK = _Reader(sitk.read_sitk, sitk.read_sitk_header, sitk.sitk_members)
+_SITK = _Reader(sitk.read_sitk, sitk.read_sitk_header, itk_header.member_paths)
 _PICTURE = _Reader(picture.read_picture, _picture_header)
 READERS = {".nii": _NIFTI, ".nii.gz": _NIFTI, **dict.fromkeys(sitk.SUFFIXES, _SITK),
            **dict.fromkeys(picture.FORMATS, _PICTURE)}

@@ -30,8 +30,10 @@ import numpy as np
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats import label_table
+from condseg_jax.formats.voxels import AGAIN
 from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
+from condseg_jax.formats.voxels import CORRECT
 from condseg_jax.formats.voxels import Header
 from condseg_jax.formats.voxels import planes
 from condseg_jax.geometry import check_affine
@@ -50,8 +52,6 @@ BLOCK = 1 << 22
 MAX_HEADER = 1 << 24  # maximal bytes before the voxels, since extensions are read into memory
 EXTENDER = 4  # bytes between header and extensions
 QFORM_TOLERANCE = 0.1  # maximal deviation of a qform from the affine at a corner, in voxels
-AGAIN = "copy or download it again"
-CORRECT = "correct the header, or convert the original again"
 
 
 class _Opened(NamedTuple):

@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from condseg_jax.errors import InputError
+from condseg_jax.formats.voxels import AGAIN
 from condseg_jax.formats.voxels import BLOCK
 from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
@@ -34,7 +35,6 @@ PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 BITS_PER_SAMPLE, COMPRESSION, SAMPLES, PLANAR = 258, 259, 277, 284
 STRIP_BYTES, TILE_WIDTH, TILE_HEIGHT, TILE_BYTES = 279, 322, 323, 325
 WITHOUT_ALPHA = {"LA": "L", "RGBA": "RGB"}
-AGAIN = "copy or download it again"
 
 
 def read_picture(path: str | os.PathLike) -> Volume:

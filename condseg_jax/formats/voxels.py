@@ -13,6 +13,8 @@ from condseg_jax.errors import InputError
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 
+AGAIN = "copy or download it again"
+CORRECT = "correct the header, or convert the original again"
 BLOCK = 1 << 18  # bytes that are unpacked at a time
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 INTEGRAL_TOLERANCE = 1e-4  # rounding error of a label value scaled by a float32 scl_slope

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 import pytest
 
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.datasets.carve import annotate_in_full
 from condseg_jax.datasets.carve import partial_labels_by_cases
 from condseg_jax.datasets.carve import partial_labels_by_frames

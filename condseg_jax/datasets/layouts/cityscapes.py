@@ -11,7 +11,7 @@ Source of the ids: https://github.com/mcordts/cityscapesScripts (helpers/labels.
 import os
 from pathlib import Path
 
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.datasets.raw import label_missing_error
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder

@@ -10,7 +10,7 @@
 import os
 from pathlib import Path
 
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.classes import checked_name
 from condseg_jax.classes import normal_name
 from condseg_jax.datasets.layouts.declared import label_value

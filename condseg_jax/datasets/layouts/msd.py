@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import os
 from pathlib import Path
 
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.classes import normal_name
 from condseg_jax.datasets.layouts import nnunet
 from condseg_jax.datasets.layouts.declared import label_value

@@ -15,7 +15,7 @@ import os
 from pathlib import Path
 import re
 
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.classes import checked_name
 from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.layouts.declared import modality_of

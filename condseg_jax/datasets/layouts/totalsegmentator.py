@@ -11,7 +11,7 @@ import csv
 import os
 from pathlib import Path
 
-from condseg_jax.classes import Annotation
+from condseg_jax.annotation import Annotation
 from condseg_jax.classes import checked_name
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
