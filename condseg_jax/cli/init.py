@@ -15,19 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-import datetime
 import math
 import os
 from pathlib import Path
-import shlex
 import sys
-import textwrap
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.cli.argument_flags import as_flags
+from condseg_jax.cli.init_config import commands
+from condseg_jax.cli.init_config import config_text
+from condseg_jax.cli.init_config import counted
+from condseg_jax.cli.init_config import NAMES
 from condseg_jax.errors import InputError
 from condseg_jax.system.atomic import replacing
 from condseg_jax.system.large_pages import restart_with_large_pages
@@ -35,12 +36,8 @@ from condseg_jax.system.large_pages import restart_with_large_pages
 if TYPE_CHECKING:  # imported late, so that --help is fast
   from condseg_jax.data.store import Store
   from condseg_jax.datasets.raw import RawFolder
-  from condseg_jax.train.candidates import Choice
 
-LITERAL_CHARACTERS = 65  # in a line of a tuple
-SHOWN_NAMES = 6  # of classes, in the first line of the config
 LEAST_MINUTES = 0.5  # in which a run can begin at all: its step is compiled first
-NAMES = {"ct": "CT", "mr": "MR", "rgb": "RGB"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +104,12 @@ def _work(values: flags.FlagValues, arguments: list[str]) -> int:
   with as_flags(minutes="--minutes", spacing="--spacing"):
     choice = choose(starting_config(root, stores, values.minutes), stores)
   given = [values[name].serialize() for name in ("modality", "spacing") if values[name].value]
-  text = config_text(out, [*arguments, f"--out={out}", *given], sources, stores, choice)
+  summaries = [f"{source.folder.root}: {_summary(source)}" for source in sources] or [
+      f"{store.root}: {counted(len(store.cases), 'case')}, {', '.join(store.table.names)}"
+      for store in stores]
+  text = config_text(out, [*arguments, f"--out={out}", *given], summaries, stores, choice)
   _write_new(out, text)
-  print(f"wrote {out}: {choice.description}\nnext: {_commands(out)[0]}")
+  print(f"wrote {out}: {choice.description}\nnext: {commands(out)[0]}")
   return 0
 
 
@@ -219,7 +219,7 @@ def _declared(folder: RawFolder, modality: str) -> Source:
 
 def _summary(source: Source) -> str:
   folder = source.folder
-  return (f"{_counted(len(folder.cases), 'case')}, {', '.join(folder.classes)}; "
+  return (f"{counted(len(folder.cases), 'case')}, {', '.join(folder.classes)}; "
           f"{NAMES[folder.modality]}, {source.modality_reason}")
 
 
@@ -253,110 +253,6 @@ def _prepared(paths: Sequence[Path], spacing: Sequence[float] | None) -> list[St
     raise InputError("--spacing", "differs from that of the prepared stores",
                      "leave it out, or give raw datasets", usage=True)
   return stores
-
-
-# --- config -------------------------------------------------------------------------------------
-def config_text(out: Path, arguments: Sequence[str], sources: Sequence[Source],
-                stores: Sequence[Store], choice: Choice) -> str:
-  """Returns the config file.
-
-  Args:
-    out: its path, for the commands in its docstring.
-    arguments: of the command, without --minutes.
-    sources: the raw datasets; none if stores were given.
-    stores: the prepared data.
-    choice: settings and what to expect of them.
-  """
-  config, modality = choice.config, stores[0].modality
-  data, model = config.data, config.model
-  cases = sum(case.split == "train" for store in stores for case in store.cases)
-  axes, unit = ("H W", "pixels") if modality == "rgb" else ("D H W", "mm")
-  extent = " × ".join(f"{n * s:.0f}" for n, s in zip(data.subvolume, data.spacing, strict=True))
-  made_by = shlex.join(["condseg-init", *arguments, f"--minutes={config.train.minutes:g}"])
-  summaries = [f"{source.folder.root}: {_summary(source)}" for source in sources] or [
-      f"{store.root}: {_counted(len(store.cases), 'case')}, {', '.join(store.table.names)}"
-      for store in stores]
-  note = "\n\n".join((
-      _filled(f"{_shortened(data.classes)}: one network from {_counted(cases, 'training case')} "
-              f"({NAMES[modality]})."),
-      f"Written on {datetime.date.today():%Y-%m-%d} by",
-      f"  {made_by}",
-      "from",
-      "\n".join(_filled(line, 2) for line in summaries),
-      _filled(f"Expected on this machine: {choice.description}. Of {choice.compared} combinations "
-              "of network, subvolume and batch the rule in condseg_jax/train/candidates.py prefers "
-              "this one."),
-      "To train, to segment images, and to score other labelled cases:",
-      "\n".join(f"  {command}" for command in _commands(out, modality))))
-  # Paths may contain anything.
-  note = note.encode(errors="backslashreplace").decode().replace("\\", "\\\\").replace('"', '\\"')
-  return f'''"""{note}
-"""
-
-from condseg_jax.configs import base
-
-
-def get_config():
-  config = base.get_config()
-  # Prepared data; after a change of the images or masks, run condseg-init again.
-  config.data.root = {_literal(data.root)}
-  config.data.classes = {_literal(data.classes)}
-  config.data.spacing = {_literal(data.spacing)}  # {unit}, {axes}
-  config.data.subvolume = {_literal(data.subvolume)}  # {extent} {unit}
-  config.data.batch_size = {data.batch_size}
-  config.data.memory_gb = {data.memory_gb:g}  # most that a step may take
-  config.model.channels = {model.channels}
-  config.model.growth = {model.growth}
-  config.model.strides = {_literal(model.strides)}
-  config.model.layers_per_level = {_literal(model.layers_per_level)}
-  config.conditioning.vector = {_literal(config.conditioning.vector)}  # learned for each class
-  config.optimizer.learning_rate = {config.optimizer.learning_rate:g}
-  # Fixes the number of steps when the training begins. With 0 it is config.train.steps.
-  config.train.minutes = {config.train.minutes:g}
-  return config
-'''
-
-
-def _commands(out: Path, modality: str = "") -> list[str]:
-  """Returns the commands that follow."""
-  image = "scan.png" if modality == "rgb" else "scan.nii.gz"
-  return [f"condseg-train --config={shlex.quote(str(out))} --workdir=RUN",
-          f"condseg-predict --workdir=RUN --input={image} --output=masks --report",
-          "condseg-evaluate --workdir=RUN --data=TEST --out=scores --report"]
-
-
-def _shortened(names: Sequence[str]) -> str:
-  more = len(names) - SHOWN_NAMES
-  return ", ".join(names) if more <= 1 else f"{', '.join(names[:SHOWN_NAMES])} and {more} more"
-
-
-def _counted(count: int, noun: str) -> str:
-  return f"{count} {noun}{'s' * (count != 1)}"
-
-
-def _filled(text: str, indent: int = 0) -> str:
-  return textwrap.fill(text, 100, initial_indent=" " * indent, subsequent_indent=" " * 2 * indent,
-                       break_long_words=False, break_on_hyphens=False)
-
-
-def _literal(value: object) -> str:
-  """Returns a text, number or tuple of these as Python source, in lines of limited length."""
-  if isinstance(value, str):
-    text = repr(value)
-    return text if {'"', "'"} & set(text[1:-1]) else f'"{text[1:-1]}"'
-  if not isinstance(value, Sequence):
-    return repr(value)
-  items = [f"{_literal(item)}," for item in value]
-  line = " ".join(items)
-  one = f"({line if len(items) == 1 else line[:-1]})"
-  if len(one) <= LITERAL_CHARACTERS:
-    return one
-  lines = [""]
-  for item in items:
-    if len(lines[-1]) + len(item) > LITERAL_CHARACTERS:
-      lines.append("")
-    lines[-1] += f" {item}" if lines[-1] else item
-  return "(\n      " + "\n      ".join(lines) + ")"
 
 
 def _write_new(out: Path, text: str) -> None:
