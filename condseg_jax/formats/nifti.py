@@ -148,7 +148,7 @@ def _read_voxels(path: Path) -> tuple[np.ndarray, Geometry]:
     # nibabel would need the memory of a gzipped file twice.
     raw = np.empty(geometry.shape, dtype, order="F")
     stream.seek(header.get_data_offset())
-    _fill(stream, memoryview(raw.reshape(-1, order="F")).cast("B"))
+    _fill(stream, raw.reshape(-1, order="F").data.cast("B"))
     row = geometry.shape[0] * dtype.itemsize
     rest = stream.read(row)  # normally to the end of the file, where gzip checks its checksum
     if len(rest) == row or any(rest):
