@@ -136,7 +136,7 @@ class Service(Target):
     head, _, body = files["request"].partition(b"\r\n\r\n")
     if not head.startswith(b"POST /predict"):
       return "a request to another address"
-    length = re.search(rb"^content-length:[ \t]*(\d+)[ \t]*\r?$", head, re.IGNORECASE | re.MULTILINE)
+    length = re.search(rb"(?im)^content-length:[ \t]*(\d+)[ \t]*\r?$", head)
     if length:
       body = body[:int(length[1])]  # the rest would be another request
     if body == intact["request"].partition(b"\r\n\r\n")[2]:
