@@ -66,7 +66,8 @@ def train_folds(config: Config, stores: Sequence[Store], workdir, folds: int, *,
   places = split(datasets, folds, config.seed)
   with held(workdir) if parallel.is_first() else contextlib.nullcontext():
     with parallel.first_process_first():
-      run = _begun(FoldRun(epath.Path(workdir), config.seed, folds, places), resume)
+      run = _begun(FoldRun(epath.Path(workdir), config.seed, folds, places),
+                   resume if parallel.is_first() else "auto")
     for number in range(folds):
       place = run.member(number)
       log.info("member %d of %d: %s", number + 1, folds, place)
@@ -126,6 +127,7 @@ def _predict(run: FoldRun, number: int, cases: Sequence[LabelledCase], *,
     checkpoints.close()
   unseen = [case for case in cases if case.id in run.fold(number).held_out
             and not _is_done(run, case.id, step, probabilities)]
+  parallel.gather([])  # before any process writes: all divide the same cases
   if unseen:
     predictor = load(run.member(number), str(step))
     log.info("member %d predicts %d cases that it did not see", number + 1, len(unseen))
@@ -136,7 +138,7 @@ def _predict(run: FoldRun, number: int, cases: Sequence[LabelledCase], *,
       prediction = predictor.predict(case.read()[0], clean=False,
                                      probabilities=str(folder) if probabilities else "")
       run.write_out_of_fold(case.id, prediction, step, probabilities=probabilities)
-  parallel.gather([])  # waits for the other processes
+  parallel.gather([])  # until all have written theirs
 
 
 def _is_done(run: FoldRun, case: str, step: int, probabilities: bool) -> bool:
