@@ -99,7 +99,8 @@ def read_bundle(path) -> Bundle:
                                     for name, content in members.items()})
     for arrays in networks:
       _check(record, arrays, facts)
-    model_card(record, networks[0]["params"], facts, onnx=False)  # it can be exported again
+    # Makes sure that the model can be exported again.
+    model_card(record, networks[0]["params"], facts, onnx=False)
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
     reason = (f"{error.subject}: {error.reason}" if isinstance(error, InputError) else
               f"{type(error).__name__}: {error}")
