@@ -39,4 +39,5 @@ def load(workdir: str | os.PathLike, checkpoint: str = "last", runtime: str = "j
   return Predictor(model, trained.variables, record.table, record.plan,
                    trained.facts["step"], record.training,
                    record.config.augment.mirror, record.priors, record.cleaning,
-                   functions, load(locator, verify=verify) if locator else None, trained.others)
+                   functions, load(locator, verify=verify) if locator else None, trained.others,
+                   record.calibration, record.quality)

@@ -23,7 +23,10 @@ from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import fuse
 from condseg_jax.infer import postprocess
+from condseg_jax.infer import quality as qualities
 from condseg_jax.infer import sliding_window
+from condseg_jax.infer.calibration import calibrated
+from condseg_jax.infer.calibration import Scaling
 from condseg_jax.infer.full_volume import full_volume_slabs
 from condseg_jax.infer.fuse import with_priors
 from condseg_jax.infer.prediction import Masks
@@ -68,6 +71,8 @@ class Predictor:
     others: parameters of the further members of an ensemble, in the form of `variables`: the same
       network, classes and plan. The probabilities of all members are averaged before anything else
       is done with them.
+    calibration: class → fields of `infer.calibration.Scaling`, applied before the classes compete.
+    quality: class → fields of `infer.quality.DiceMap`.
   """
 
   model: Network
@@ -82,6 +87,8 @@ class Predictor:
   functions: sliding_window.WindowFunctions | None = None
   locator: "Predictor | None" = None
   others: tuple[Mapping, ...] = ()
+  calibration: Mapping = dataclasses.field(default_factory=dict)
+  quality: Mapping = dataclasses.field(default_factory=dict)
   _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
 
   @property
@@ -91,7 +98,8 @@ class Predictor:
                  for one in (self.variables, *self.others))
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
-              announce: Announce | None = None, **settings) -> Prediction:
+              announce: Announce | None = None, observe: qualities.Observer | None = None,
+              **settings) -> Prediction:
     """Segments a volume.
 
     Args:
@@ -99,6 +107,8 @@ class Predictor:
       classes: names of the classes to segment.
       preset: name of a group of classes to add; without classes and preset, all are segmented.
       announce: see `Announce`.
+      observe: called with every slab of probabilities as the network computes them, on its grid,
+        before calibration and priors.
       **settings: fields of `infer.settings.Settings`.
 
     Raises:
@@ -114,7 +124,9 @@ class Predictor:
 
     boxes = self._boxes(volume, ids, options) if options.two_pass else None
     image = self.normalise(volume, FAST if options.fast else 1.0)
-    slabs = self._probabilities(image.array, ids, options, announce, boxes)
+    soft_dice = qualities.SoftDice()
+    observers = (soft_dice,) if observe is None else (soft_dice, observe)
+    slabs = self._probabilities(image.array, ids, options, announce, boxes, observers)
     slabs, store = _stored(slabs, image, names, options)
     best, score = fuse.best_class(slabs, image.array.shape[:-1], ids, rank=rank,
                                   exclusive=options.fusion == "softmax",
@@ -127,7 +139,9 @@ class Predictor:
       masks = stored_masks(store, names, volume.geometry, options.threshold, filters)
     else:
       masks = Masks(names, lambda name: label.array == names[name])
-    return Prediction(label, names, masks, {n: confidence.get(v) for n, v in names.items()})
+    return Prediction(label, names, masks, {n: confidence.get(v) for n, v in names.items()},
+                      {n: qualities.quality(soft_dice.score(v - 1), self.quality.get(n))
+                       for n, v in names.items() if v in confidence})
 
   def normalise(self, volume: Volume, factor: float = 1.0) -> Volume:
     """Prepares an image for the network.
@@ -199,9 +213,9 @@ class Predictor:
     return {names[name]: postprocess.ComponentFilter(**fields)
             for name, fields in self.cleaning.items() if name in names}
 
-  def _probabilities(self, image_DHWC, ids, options, announce, boxes
+  def _probabilities(self, image_DHWC, ids, options, announce, boxes, observers
                      ) -> Iterator[sliding_window.Slab]:
-    """Probabilities of all requested classes, weighted by priors if requested."""
+    """Probabilities of all requested classes, calibrated, and weighted by priors if requested."""
     if options.partition:
       if self.others:
         raise InputError("partition", "is for one network, this is an ensemble",
@@ -209,7 +223,9 @@ class Predictor:
       slabs = full_volume_slabs(self.model, self.variables, image_DHWC, ids)
     else:
       slabs = self._window_slabs(image_DHWC, ids, options, announce, boxes)
-    slabs = fuse.finite(slabs)
+    slabs = qualities.observed(fuse.finite(slabs), observers)
+    slabs = calibrated(slabs, {i: Scaling(**self.calibration[name]) for i in ids
+                               if (name := self.table.names[i]) in self.calibration})
     if options.priors:
       slabs = with_priors(slabs, image_DHWC.shape[:-1], self._locations(ids))
     return slabs

@@ -49,12 +49,14 @@ class Prediction:
     masks: class → bool mask, computed on access; masks may overlap with independent fusion.
     confidence: class → mean probability, on the network's grid, of the voxels assigned to it; None
       if there are none.
+    quality: class → see `infer.quality.quality`, for every class of which voxels were found.
   """
 
   label: Volume
   names: Mapping[str, int]
   masks: Mapping[str, np.ndarray]
   confidence: Mapping[str, float | None]
+  quality: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
 
 
 def native_label(best: np.ndarray, score: np.ndarray, geometry: Geometry, threshold: float,

@@ -3,7 +3,7 @@
     manifest.json                    format, and the SHA-256 of every other member
     model_card.md                    the model card
     facts.json                       facts on the card that the record does not hold
-    config.json table.json plan.json the model record as in a checkpoint, without paths
+    config.json table.json plan.json … the model record as in a checkpoint, without paths
     parameters/PATH.npy              one array each, float32
     member_1/parameters/PATH.npy …   those of the further members of an ensemble
     encoder.onnx decoder.onnx        if the model was exported with ONNX
@@ -78,7 +78,8 @@ def write_bundle(path, bundle: Bundle) -> str:
       for name, array in traverse_util.flatten_dict(one.get(kind, {}), sep="/").items():
         members[f"{_prefix(number)}{folder}{name}.npy"] = _to_npy(np.asarray(array))
   members |= dict(zip(GRAPHS, bundle.graphs, strict=False))
-  return write_archive(path, members, version=3 if bundle.others else 2)
+  version = 4 if record.calibration else 3 if bundle.others else 2
+  return write_archive(path, members, version=version)
 
 
 def read_bundle(path) -> Bundle:

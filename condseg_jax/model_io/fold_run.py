@@ -1,6 +1,7 @@
 """A cross-validated run: its members, what each has seen, and its out-of-fold predictions.
 
-    RUN/folds.json                               split, scores and component filters
+    RUN/folds.json                               split, scores, component filters, calibration and
+                                                 quality
     RUN/fold_0 … RUN/fold_4                      the members, each a run
     RUN/out_of_fold/DATASET/ID.npz               label map of a case by the member that did not see
                                                  it, on the grid of the store; written last
@@ -18,6 +19,7 @@ import dataclasses
 import io
 import json
 from typing import Any
+from typing import NamedTuple
 from urllib.parse import quote
 import zipfile
 
@@ -37,6 +39,21 @@ from condseg_jax.system.atomic import write_text
 
 RECORD = "folds.json"
 VERSION = 1  # of RECORD and of the predictions
+_RESULTS = ("scores", "cleaning", "calibration", "quality")
+
+
+class Voxels(NamedTuple):
+  """Voxels of a class near its border, for calibration.
+
+  Attributes:
+    logit: of the probability, before the classes compete; float32 [N].
+    positive: whether the voxel is in the mask; bool [N].
+    weight: float32 [N]; 1 in sum over a case.
+  """
+
+  logit: np.ndarray
+  positive: np.ndarray
+  weight: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +68,8 @@ class OutOfFold:
     step: its checkpoint.
     label: label map on the grid of the store, 0 for background.
     names: class → its value in the label map; all classes of the network.
+    soft_dice: class → soft Dice confidence (see `infer.quality`), for classes that were found.
+    voxels: annotated class → its voxels near the border, for classes that the case has.
     probabilities: folder of the probabilities; None if they were not kept.
   """
 
@@ -59,6 +78,8 @@ class OutOfFold:
   step: int
   label: Volume
   names: Mapping[str, int]
+  soft_dice: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  voxels: Mapping[str, Voxels] = dataclasses.field(default_factory=dict)
   probabilities: epath.Path | None = None
 
   def mask(self, name: str) -> np.ndarray:
@@ -98,6 +119,8 @@ class FoldRun:
     scores: cross-validated scores, see `evaluate.cross_validation`; {} until all have finished.
     cleaning: class → fields of `infer.postprocess.ComponentFilter`, tuned on the out-of-fold
       predictions.
+    calibration: class → see `evaluate.calibration.calibrate`.
+    quality: class → fields of `infer.quality.DiceMap`, for classes with enough cases.
   """
 
   folder: epath.Path
@@ -106,6 +129,8 @@ class FoldRun:
   places: Mapping[str, Place]
   scores: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   cleaning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  calibration: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  quality: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def open(cls, folder) -> "FoldRun":
@@ -123,7 +148,7 @@ class FoldRun:
       places = {key: Place(int(fold), str(patient))
                 for key, (fold, patient) in tree["cases"].items()}
       return cls(epath.Path(folder), int(tree["seed"]), int(tree["folds"]), places,
-                 dict(tree["scores"]), dict(tree["cleaning"]))
+                 *(dict(tree.get(key, {})) for key in _RESULTS))
     except InputError:
       raise
     except FileNotFoundError as error:
@@ -135,9 +160,15 @@ class FoldRun:
   def write(self) -> None:
     """Writes the record."""
     tree = {"version": VERSION, "seed": self.seed, "folds": self.count,
-            "scores": self.scores, "cleaning": self.cleaning,
+            **{key: getattr(self, key) for key in _RESULTS},
             "cases": {key: list(place) for key, place in self.places.items()}}
     write_text(self.folder / RECORD, json.dumps(tree, indent=1))
+
+  @property
+  def scalings(self) -> dict[str, dict[str, float]]:
+    """Class → scaling, as in `ModelRecord.calibration`; without classes left as they are."""
+    return {name: {key: entry[key] for key in ("slope", "intercept")}
+            for name, entry in self.calibration.items() if "slope" in entry}
 
   def member(self, number: int) -> epath.Path:
     """Returns the folder of a member, which is a run."""
@@ -158,8 +189,15 @@ class FoldRun:
       with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
         names = {str(name): int(value) for name, value in
                  zip(content["classes"], content["values"], strict=True)}
+        classes = [str(name) for name in content["classes"]]
+        parts = [content[f"border_{key}"] for key in Voxels._fields]
+        owners = content["border_class"]
         return OutOfFold(case, self.places[case].fold, int(content["step"]),
                          Volume(content["label"], content["affine"]), names,
+                         {name: float(value) for name, value in
+                          zip(classes, content["soft_dice"], strict=True) if not np.isnan(value)},
+                         {classes[k]: Voxels(*(part[owners == k] for part in parts))
+                          for k in np.unique(owners)},
                          probabilities if bool(content["probabilities"]) else None)
     except FileNotFoundError as error:
       raise InputError(path, "is missing", "run the training again, which resumes") from error
@@ -168,7 +206,7 @@ class FoldRun:
                        "remove it and run the training again, which resumes") from error
 
   def write_out_of_fold(self, case: str, prediction: Prediction, step: int, *,
-                        probabilities: bool) -> None:
+                        probabilities: bool, voxels: Mapping[str, Voxels] | None = None) -> None:
     """Writes the prediction of a training case.
 
     Args:
@@ -176,12 +214,21 @@ class FoldRun:
       prediction: of the member that did not see it.
       step: checkpoint of the member.
       probabilities: whether they are complete in `probabilities_folder`.
+      voxels: annotated class → its voxels near the border.
     """
-    content = io.BytesIO()
-    np.savez_compressed(content, label=prediction.label.array, affine=prediction.label.affine,
-                        classes=np.array(list(prediction.names)),
-                        values=np.array(list(prediction.names.values())), step=np.array(step),
-                        probabilities=np.array(probabilities))
+    content, names = io.BytesIO(), list(prediction.names)
+    drawn = voxels or {}
+    none = Voxels(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32))
+    arrays = {f"border_{key}": np.concatenate(parts) for key, parts in
+              zip(Voxels._fields, zip(none, *drawn.values(), strict=True), strict=True)}
+    owners = np.repeat([names.index(name) for name in drawn],
+                       [len(one.logit) for one in drawn.values()]).astype(np.int32)
+    soft_dice = [prediction.quality.get(name, {}).get("soft_dice", np.nan) for name in names]
+    arrays |= {"label": prediction.label.array, "affine": prediction.label.affine,
+               "classes": np.array(names), "values": np.array(list(prediction.names.values())),
+               "soft_dice": np.array(soft_dice, np.float64), "border_class": owners,
+               "step": np.array(step), "probabilities": np.array(probabilities)}
+    np.savez_compressed(content, allow_pickle=False, **arrays)
     self._path(case).parent.mkdir(parents=True, exist_ok=True)
     with replacing(self._path(case)) as temporary:
       temporary.write_bytes(content.getvalue())

@@ -46,7 +46,9 @@ def read_model(source, checkpoint: str = "last", *, verify: bool = True,
     for number, network in enumerate(networks):
       _check_alike(networks[0], network, run.member(number))
     first = networks[0]
-    return first._replace(record=first.record._replace(cleaning=run.cleaning),
+    record = first.record._replace(cleaning=run.cleaning, calibration=run.scalings,
+                                   quality=run.quality)
+    return first._replace(record=record,
                           others=tuple(network.variables for network in networks[1:]))
   _checked(members, 1, source)
   return _read_run(source, checkpoint, verify)

@@ -1,6 +1,7 @@
 """The model record: everything a checkpoint or bundle stores about its network but the arrays."""
 
 from collections.abc import Mapping
+import itertools
 import math
 from typing import Any
 from typing import NamedTuple
@@ -27,6 +28,8 @@ class ModelRecord(NamedTuple):
     training: pooled fingerprint of the training set; {} in older checkpoints.
     priors: class → frequency and location in the training masks (see `data.priors`).
     cleaning: class → fields of `infer.postprocess.ComponentFilter`, chosen on held-out cases.
+    calibration: class → fields of `infer.calibration.Scaling`, of a cross-validated run.
+    quality: class → fields of `infer.quality.DiceMap`, of a cross-validated run.
   """
 
   config: Config
@@ -35,13 +38,20 @@ class ModelRecord(NamedTuple):
   training: Mapping[str, Any] = {}
   priors: Mapping[str, Any] = {}
   cleaning: Mapping[str, Any] = {}
+  calibration: Mapping[str, Any] = {}
+  quality: Mapping[str, Any] = {}
 
   def to_json(self) -> dict[str, Any]:
-    """Returns plain containers; `version` is the version of the setting names."""
+    """Returns plain containers; `version` is the version of the setting names.
+
+    Calibration and quality are left out if there are none, as before there were any.
+    """
     return {"version": config_lib.VERSION, "config": self.config.to_dict(),
             "table": self.table.to_json(), "plan": self.plan.to_json(),
             "training": dict(self.training), "priors": dict(self.priors),
-            "cleaning": dict(self.cleaning)}
+            "cleaning": dict(self.cleaning)} | {
+                key: dict(value) for key, value in (("calibration", self.calibration),
+                                                    ("quality", self.quality)) if value}
 
   @classmethod
   def from_json(cls, tree: Mapping[str, Any]) -> "ModelRecord":
@@ -57,7 +67,8 @@ class ModelRecord(NamedTuple):
                        f"{config_lib.VERSION}: update condseg_jax")
     return cls(Config.from_dict(tree["config"], version), ClassTable.from_json(tree["table"]),
                Plan.from_json(tree["plan"]),
-               *(tree.get(key, {}) for key in ("training", "priors", "cleaning")))
+               *(tree.get(key, {}) for key in ("training", "priors", "cleaning", "calibration",
+                                            "quality")))
 
 
 def check_record(record: ModelRecord) -> None:
@@ -82,6 +93,16 @@ def check_record(record: ModelRecord) -> None:
     if location.ndim != axes or min(location.shape) < 2 or not np.isfinite(location).all() or (
         location.min() < 0):
       raise ValueError(f"priors: the location of {name} is not {axes}-D, finite and positive")
+  for name, fields in record.calibration.items():
+    slope, intercept = fields["slope"], fields["intercept"]
+    if len(fields) != 2 or not _are_numbers([slope], 1, above=0) or not _are_numbers(
+        [intercept], 1):
+      raise ValueError(f"calibration: that of {name} is not a positive slope and an intercept")
+  for name, fields in record.quality.items():
+    score, dice = fields["score"], fields["dice"]
+    if not _are_numbers(score, max(1, len(dice))) or not _are_numbers(dice, len(score)) or any(
+        a >= b for a, b in itertools.pairwise(score)) or not _are_numbers([fields["shift"]], 1):
+      raise ValueError(f"quality: the map of {name} is not of ascending scores to as many numbers")
 
 
 def _check_plan(plan: Plan) -> None:

@@ -168,13 +168,15 @@ def structures(volume: Volume, prediction: Prediction, separate: bool) -> dict[s
     separate: measure the masks, which may overlap, instead of the label map.
 
   Returns:
-    Class → see `statistics.structure_statistics`.
+    Class → see `statistics.structure_statistics`, and `infer.quality.quality`.
   """
-  if not separate:
-    return statistics.label_statistics(volume, prediction.label.array, prediction.names,
-                                       prediction.confidence)
-  return {name: statistics.structure_statistics(volume, mask, prediction.confidence[name])
-          for name, mask in prediction.masks.items()}
+  if separate:
+    measured = {name: statistics.structure_statistics(volume, mask, prediction.confidence[name])
+                for name, mask in prediction.masks.items()}
+  else:
+    measured = statistics.label_statistics(volume, prediction.label.array, prediction.names,
+                                           prediction.confidence)
+  return {name: entry | prediction.quality.get(name, {}) for name, entry in measured.items()}
 
 
 class CaseRecord:

@@ -1,12 +1,15 @@
 """Cross-validation: a network for each fold, and what each finds in the cases it did not see."""
 
 from collections.abc import Callable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
 import dataclasses
 import logging
+import zlib
 
 from etils import epath
+import numpy as np
 
 from condseg_jax import metrics
 from condseg_jax.config import Config
@@ -16,15 +19,22 @@ from condseg_jax.data.priors import smallest_ml
 from condseg_jax.data.sampling import Dataset
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
+from condseg_jax.evaluate import quality
+from condseg_jax.evaluate.border_voxels import BorderVoxels
+from condseg_jax.evaluate.calibration import calibrate
 from condseg_jax.evaluate.cases import LabelledCase
 from condseg_jax.evaluate.cases import stored_cases
 from condseg_jax.evaluate.cross_validation import cross_validated
 from condseg_jax.evaluate.postprocess_tuning import Candidates
 from condseg_jax.evaluate.postprocess_tuning import choose
 from condseg_jax.evaluate.scores import CaseScore
+from condseg_jax.geometry import to_canonical
+from condseg_jax.geometry import Volume
 from condseg_jax.loading import load
 from condseg_jax.model_io.fold_run import FoldRun
 from condseg_jax.model_io.fold_run import is_fold_run
+from condseg_jax.model_io.fold_run import Voxels
+from condseg_jax.predictor import Predictor
 from condseg_jax.system.lock import held
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
@@ -135,10 +145,21 @@ def _predict(run: FoldRun, number: int, cases: Sequence[LabelledCase], *,
       folder = run.probabilities_folder(case.id)
       if folder.exists():
         folder.rmtree()
-      prediction = predictor.predict(case.read()[0], clean=False,
+      volume, truth = case.read()
+      border = _border(predictor, case.id, volume, truth)
+      prediction = predictor.predict(volume, clean=False, observe=border,
                                      probabilities=str(folder) if probabilities else "")
-      run.write_out_of_fold(case.id, prediction, step, probabilities=probabilities)
+      voxels = {predictor.table.names[i]: found for i, found in border.voxels().items()}
+      run.write_out_of_fold(case.id, prediction, step, probabilities=probabilities, voxels=voxels)
   parallel.gather([])  # until all have written theirs
+
+
+def _border(predictor: Predictor, case: str, volume: Volume,
+            truth: Mapping[str, np.ndarray]) -> BorderVoxels:
+  """Draws the voxels of a case for calibration; stores have the spacing of the network."""
+  masks = {predictor.table.index(name): to_canonical(Volume(mask, volume.affine)).array
+           for name, mask in truth.items()}
+  return BorderVoxels(masks, seed=zlib.crc32(case.encode()))
 
 
 def _is_done(run: FoldRun, case: str, step: int, probabilities: bool) -> bool:
@@ -150,17 +171,35 @@ def _is_done(run: FoldRun, case: str, step: int, probabilities: bool) -> bool:
 
 
 def _scored(run: FoldRun, datasets: Sequence[Dataset]) -> FoldRun:
-  """Returns the run with the scores of its out-of-fold predictions, and filters tuned on them."""
-  rows = []
+  """Returns the run with the scores of its out-of-fold predictions, and what is fitted on them:
+  component filters, calibration, and maps from confidence to Dice."""
+  rows: list[CaseScore] = []
+  voxels: dict[str, dict[str, Voxels]] = {}  # class → case → voxels
+  confident: dict[str, list[tuple[float, float, int]]] = {}  # class → soft Dice, Dice, member
   trials = Candidates(smallest_ml([case for d in datasets for case in d.cases]))
   names: tuple[str, ...] = ()
   for case in stored_cases(datasets):
     found, (volume, truth) = run.out_of_fold(case.id), case.read()
     names = names or tuple(found.names)
-    rows += [CaseScore(case.id, name,
-                       metrics.score_case(found.mask(name), mask, volume.spacing, fast=True))
-             for name, mask in truth.items() if name in found.names]
+    for name, mask in truth.items():
+      if name not in found.names:
+        continue
+      rows.append(CaseScore(case.id, name, metrics.score_case(found.mask(name), mask,
+                                                              volume.spacing, fast=True)))
+      confident.setdefault(name, [])
+      if name in found.soft_dice and np.isfinite(dice := rows[-1].metrics["dice"]):
+        confident[name].append((found.soft_dice[name], float(dice), found.member))
+      voxels.setdefault(name, {})
+      if name in found.voxels:
+        voxels[name][case.id] = found.voxels[name]
     trials.on_case(case.id, volume, found.prediction, truth, ())
   scores = cross_validated(rows, {key: place.patient for key, place in run.places.items()}, names)
   cleaning = {name: dataclasses.asdict(c) for name, c in choose(trials.rows).items()}
-  return dataclasses.replace(run, scores=scores, cleaning=cleaning)
+  members = {key: place.fold for key, place in run.places.items()}
+  maps = {name: quality.fit([x for x, _, _ in found], [y for _, y, _ in found],
+                            [member for _, _, member in found])
+          for name, found in confident.items()}
+  return dataclasses.replace(
+      run, scores=scores, cleaning=cleaning,
+      calibration={name: calibrate(found, members) for name, found in voxels.items()},
+      quality={name: dataclasses.asdict(found) for name, found in maps.items() if found})

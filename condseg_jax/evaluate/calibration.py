@@ -1,0 +1,134 @@
+"""Fits the calibration of each class on cross-validated voxels, and measures it.
+
+All cases of a class weigh the same, whatever their size, and so do their voxels near the border
+(see `evaluate.border_voxels`).
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from condseg_jax.infer.calibration import Scaling
+from condseg_jax.model_io.fold_run import Voxels
+
+MIN_CASES = 5  # two numbers from fewer are noise
+BINS = 15
+_RIDGE = 1e-4  # towards slope 1 and intercept 0: without it, separable voxels have no optimum
+_FLATTEST = 0.05  # a slope below this says that the probabilities tell nothing
+_STEPS = 50
+
+
+def calibrate(voxels: Mapping[str, Voxels], members: Mapping[str, int]) -> dict[str, Any]:
+  """Fits the calibration of a class.
+
+  Whether it helps is measured on each member's cases with what was fitted on those of the others.
+
+  Args:
+    voxels: case → its voxels; cases without the class are absent.
+    members: case → the member that did not see it.
+
+  Returns:
+    {"cases", "slope", "intercept", "error": [before, after], "curve": {"before", "after"}} for
+    JSON: `error` is `adaptive_error` of uncalibrated and calibrated probabilities, `curve` their
+    `reliability`. A class that is left as it is has a "reason" instead of slope and intercept, and
+    error and curve only if it was fitted.
+  """
+  count = len(voxels)
+  if count < MIN_CASES:
+    return {"cases": count, "reason": f"has {count} cases, {MIN_CASES} are needed"}
+  folds = {member: [v for case, v in voxels.items() if members[case] == member]
+           for member in sorted({members[case] for case in voxels})}
+  if len(folds) < 2:
+    return {"cases": count, "reason": "all cases are in one fold"}
+  held_out = [_joined(found) for found in folds.values()]
+  after = []
+  for member, one in zip(folds, held_out, strict=True):
+    others = _joined(v for other, found in folds.items() if other != member for v in found)
+    after.append(one._replace(logit=_apply(fit(others), one.logit)))
+  before, calibrated = _joined(held_out), _joined(after)
+  entry = {"cases": count,
+           "error": [adaptive_error(before), adaptive_error(calibrated)],
+           "curve": {"before": reliability(before), "after": reliability(calibrated)}}
+  scaling = fit(_joined(voxels.values()))
+  if not scaling.slope >= _FLATTEST:
+    return entry | {"reason": "its probabilities do not tell its voxels from others"}
+  if not cross_entropy(calibrated) < cross_entropy(before):
+    return entry | {"reason": "calibration does not lower the cross-entropy of unseen cases"}
+  return entry | scaling._asdict()
+
+
+def fit(voxels: Voxels) -> Scaling:
+  """Finds slope and intercept of the least cross-entropy, by Newton's method.
+
+  Args:
+    voxels: of any number of cases.
+  """
+  z, weight = voxels.logit.astype(np.float64), voxels.weight / voxels.weight.sum()
+  design_N2 = np.stack([z, np.ones_like(z)], 1)
+  start = np.array([1.0, 0.0])
+
+  def loss(theta):
+    scaled = design_N2 @ theta
+    return (weight @ np.logaddexp(0, np.where(voxels.positive, -scaled, scaled))
+            + _RIDGE / 2 * np.square(theta - start).sum())
+
+  theta = start
+  for _ in range(_STEPS):
+    p = _sigmoid(design_N2 @ theta)
+    gradient = design_N2.T @ (weight * (p - voxels.positive)) + _RIDGE * (theta - start)
+    hessian = (design_N2.T * (weight * p * (1 - p))) @ design_N2 + _RIDGE * np.eye(2)
+    step, size = np.linalg.solve(hessian, gradient), 1.0
+    while size > 1e-6 and loss(theta - size * step) > loss(theta):  # it is convex, but not a bowl
+      size /= 2
+    theta = theta - size * step
+    if np.abs(size * step).max() < 1e-9:
+      break
+  return Scaling(*map(float, theta))
+
+
+def reliability(voxels: Voxels, bins: int = BINS) -> list[list[float]]:
+  """Computes the curve of a reliability diagram over bins of equal weight.
+
+  Args:
+    voxels: of any number of cases.
+    bins: number of bins; those of constant probability are merged into fewer.
+
+  Returns:
+    [mean probability, share of voxels in the mask, weight] of every bin that is not empty, by
+    ascending probability; the weights sum to 1.
+  """
+  order = np.argsort(voxels.logit, kind="stable")
+  z, positive, weight = (np.asarray(x, np.float64)[order] for x in voxels)
+  weight /= weight.sum()
+  middle = np.cumsum(weight) - weight / 2
+  bin_N = np.minimum((middle * bins).astype(np.intp), bins - 1)
+  bin_N = bin_N[np.searchsorted(z, z)]  # equal probabilities share a bin
+  sums = np.stack([np.bincount(bin_N, weight * x, bins) for x in (_sigmoid(z), positive, 1.0)], 1)
+  sums = sums[sums[:, 2] > 0]
+  return [[float(p / w), float(t / w), float(w)] for p, t, w in sums]
+
+
+def adaptive_error(voxels: Voxels, bins: int = BINS) -> float:
+  """Returns the adaptive calibration error: the weighted mean over the bins of `reliability` of the
+  distance between probability and share of voxels in the mask; 0 to 1."""
+  return float(sum(w * abs(p - t) for p, t, w in reliability(voxels, bins)))
+
+
+def cross_entropy(voxels: Voxels) -> float:
+  """Returns the weighted mean cross-entropy in nats."""
+  z = np.where(voxels.positive, -voxels.logit, voxels.logit).astype(np.float64)
+  return float(np.average(np.logaddexp(0, z), weights=voxels.weight))
+
+
+def _apply(scaling: Scaling, z: np.ndarray) -> np.ndarray:
+  return scaling.slope * z + scaling.intercept
+
+
+def _joined(voxels: Iterable[Voxels]) -> Voxels:
+  return Voxels(*(np.concatenate(parts) for parts in zip(*voxels, strict=True)))
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+  return np.exp(-np.logaddexp(0, -z))
