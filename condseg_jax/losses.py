@@ -20,6 +20,9 @@ from condseg_jax.errors import InputError
 
 Objective = Callable[[jax.Array, jax.Array], jax.Array]
 
+BINS = 20  # of probability, for the calibration error
+FEWEST = 100  # positive voxels: below, the shares of positives in the bins are noise
+
 
 class Terms(NamedTuple):
   """Per-sample, per-class terms, each float32 [B, N].
@@ -118,11 +121,55 @@ def image_level(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss) 
   return settings.bce_weight * image_terms(logits_BDHWN, mask_BDHWN, settings.lse_sharpness).bce
 
 
+def calibration_error(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array) -> jax.Array:
+  """Computes the average calibration error of each sample and class (mL1-ACE, arXiv:2506.03942).
+
+  Over `BINS` bins of equal width in probability p, with their labelled voxels:
+
+      ℓ = mean over non-empty bins of |mean p - share of positives|
+
+  A voxel's bin has no gradient, the mean p of its bin has. ℓ is 0 for a sample with fewer than
+  `FEWEST` positive voxels.
+
+  Args:
+    logits_BDHWN: float32.
+    mask_BDHWN: three-valued, the same shape.
+
+  Returns:
+    float32 [B, N].
+  """
+  batch, classes = logits_BDHWN.shape[0], logits_BDHWN.shape[-1]
+  mask = mask_BDHWN.reshape(batch, -1, classes)
+  labelled = mask != UNLABELLED
+  logits = logits_BDHWN.reshape(mask.shape).astype(jnp.float32)
+  probability = jax.nn.sigmoid(jnp.where(labelled, logits, 0.0))
+  bin_BVN = jnp.minimum((probability * BINS).astype(jnp.int32), BINS - 1)
+  pair_B1N = jnp.arange(batch * classes).reshape(batch, 1, classes)
+
+  def sums(values_BVN: jax.Array) -> jax.Array:
+    weighted = jnp.where(labelled, values_BVN.astype(jnp.float32), 0.0)
+    places = pair_B1N * BINS + bin_BVN
+    flat = jax.ops.segment_sum(weighted.ravel(), places.ravel(), batch * classes * BINS)
+    return flat.reshape(batch, classes, BINS)
+
+  count = sums(jnp.ones_like(probability))
+  positive = sums(mask == POSITIVE)
+  distance = jnp.abs(sums(probability) - positive) / jnp.maximum(count, 1.0)
+  error = distance.sum(-1) / jnp.maximum((count > 0).sum(-1), 1).astype(jnp.float32)
+  return jnp.where(positive.sum(-1) >= FEWEST, error, 0.0)
+
+
+def dice_bce_ace(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss) -> jax.Array:
+  """Returns `dice_bce` plus the calibration error, float32 [B, N]; see `calibration_error`."""
+  return (dice_bce(logits_BDHWN, mask_BDHWN, settings)
+          + calibration_error(logits_BDHWN, mask_BDHWN))
+
+
 # (logits_BDHWN, three-valued mask_BDHWN, settings) → the loss of every decode, float32 [B, N]. To
 # add one, write a function and register it here: `config.loss.objective` selects it. Its gradient
 # must be zero at unlabelled voxels, and its value zero if no voxel is labelled.
 OBJECTIVES: dict[str, Callable[..., jax.Array]] = {
-    "dice_bce": dice_bce, "image_level": image_level}
+    "dice_bce": dice_bce, "dice_bce_ace": dice_bce_ace, "image_level": image_level}
 
 
 def make_objective(settings: Loss) -> Objective:

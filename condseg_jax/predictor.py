@@ -23,15 +23,14 @@ from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import fuse
 from condseg_jax.infer import postprocess
-from condseg_jax.infer import quality as qualities
 from condseg_jax.infer import sliding_window
-from condseg_jax.infer.calibration import calibrated
-from condseg_jax.infer.calibration import Scaling
 from condseg_jax.infer.full_volume import full_volume_slabs
 from condseg_jax.infer.fuse import with_priors
 from condseg_jax.infer.prediction import Masks
 from condseg_jax.infer.prediction import native_label
 from condseg_jax.infer.prediction import Prediction
+from condseg_jax.infer.prediction import quality
+from condseg_jax.infer.prediction import SoftDice
 from condseg_jax.infer.prediction import stored_masks
 from condseg_jax.infer.probability_store import ProbabilityStore
 from condseg_jax.infer.schedule import make_schedule
@@ -71,8 +70,8 @@ class Predictor:
     others: parameters of the further members of an ensemble, in the form of `variables`: the same
       network, classes and plan. The probabilities of all members are averaged before anything else
       is done with them.
-    calibration: class → fields of `infer.calibration.Scaling`, applied before the classes compete.
-    quality: class → fields of `infer.quality.DiceMap`.
+    calibration: class → fields of `infer.fuse.Scaling`, applied before the classes compete.
+    quality: class → fields of `infer.prediction.DiceMap`.
   """
 
   model: Network
@@ -98,7 +97,7 @@ class Predictor:
                  for one in (self.variables, *self.others))
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
-              announce: Announce | None = None, observe: qualities.Observer | None = None,
+              announce: Announce | None = None, observe: fuse.Observer | None = None,
               **settings) -> Prediction:
     """Segments a volume.
 
@@ -124,7 +123,7 @@ class Predictor:
 
     boxes = self._boxes(volume, ids, options) if options.two_pass else None
     image = self.normalise(volume, FAST if options.fast else 1.0)
-    soft_dice = qualities.SoftDice()
+    soft_dice = SoftDice()
     observers = (soft_dice,) if observe is None else (soft_dice, observe)
     slabs = self._probabilities(image.array, ids, options, announce, boxes, observers)
     slabs, store = _stored(slabs, image, names, options)
@@ -140,7 +139,7 @@ class Predictor:
     else:
       masks = Masks(names, lambda name: label.array == names[name])
     return Prediction(label, names, masks, {n: confidence.get(v) for n, v in names.items()},
-                      {n: qualities.quality(soft_dice.score(v - 1), self.quality.get(n))
+                      {n: quality(soft_dice.score(v - 1), self.quality.get(n))
                        for n, v in names.items() if v in confidence})
 
   def normalise(self, volume: Volume, factor: float = 1.0) -> Volume:
@@ -223,8 +222,8 @@ class Predictor:
       slabs = full_volume_slabs(self.model, self.variables, image_DHWC, ids)
     else:
       slabs = self._window_slabs(image_DHWC, ids, options, announce, boxes)
-    slabs = qualities.observed(fuse.finite(slabs), observers)
-    slabs = calibrated(slabs, {i: Scaling(**self.calibration[name]) for i in ids
+    slabs = fuse.observed(fuse.finite(slabs), observers)
+    slabs = fuse.calibrated(slabs, {i: fuse.Scaling(**self.calibration[name]) for i in ids
                                if (name := self.table.names[i]) in self.calibration})
     if options.priors:
       slabs = with_priors(slabs, image_DHWC.shape[:-1], self._locations(ids))

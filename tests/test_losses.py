@@ -368,6 +368,53 @@ def test_labels_of_images_hold_at_every_level():
   np.testing.assert_allclose(deep_loss(logits, mask, objective), expected, rtol=1e-6)
 
 
+# --- calibration error ------------------------------------------------------------------------
+def test_the_calibration_error_by_hand():
+  """Two bins per class: p = 0.9 with 3 of 4 positive, and p = 0.1 with none."""
+  p = np.tile(np.repeat([0.9, 0.1], 400)[None, :, None], (2, 1, 2)).astype(np.float32)
+  mask = np.zeros(p.shape, np.uint8)
+  mask[:, :300] = 1
+  mask[1, 350:400, 1] = UNLABELLED  # 300 of 350 then
+  found = losses.calibration_error(jnp.log(p / (1 - p)), jnp.asarray(mask))
+  plain = (0.15 + 0.1) / 2
+  np.testing.assert_allclose(
+      found, [[plain, plain], [plain, (0.9 - 300 / 350 + 0.1) / 2]], rtol=1e-4)
+
+
+def test_a_calibrated_network_has_no_calibration_error_and_a_sure_one_has():
+  rng = np.random.default_rng(0)
+  p = rng.uniform(size=(1, 40_000, 1)).astype(np.float32)
+  mask = jnp.asarray(rng.uniform(size=p.shape) < p, jnp.uint8)
+  z = jnp.log(p / (1 - p))
+  error = jax.jit(lambda factor: losses.calibration_error(factor * z, mask).sum())
+  assert error(1.0) < 0.015 < 0.1 < error(4.0)
+  assert jax.grad(error)(4.0) > 0, "it pulls towards less"
+
+
+def test_the_calibration_error_sees_labelled_voxels_of_large_enough_masks():
+  rng = np.random.default_rng(1)
+  mask = np.zeros((1, 500, 1), np.uint8)
+  mask[:, :losses.FEWEST] = 1
+  mask[:, 300:] = UNLABELLED
+  z = rng.normal(size=mask.shape).astype(np.float32)
+  z[:, 400:] = np.inf
+  value, gradient = jax.value_and_grad(
+      lambda x, m: losses.calibration_error(x, m).sum())(jnp.asarray(z), jnp.asarray(mask))
+  assert value > 0 and np.all(gradient[:, 300:] == 0) and np.any(gradient[:, :300] != 0)
+  mask[:, 0] = 0
+  value, gradient = jax.value_and_grad(
+      lambda x, m: losses.calibration_error(x, m).sum())(jnp.asarray(z), jnp.asarray(mask))
+  assert value == 0 and not gradient.any()
+
+
+def test_the_objective_adds_it():
+  logits, mask = batch(np.full(SHAPE, 0.3), mask_with(5))
+  objective = make_objective(Loss(objective="dice_bce_ace", bce_weight=0.5))
+  np.testing.assert_allclose(
+      objective(logits, mask), make_objective(Loss(bce_weight=0.5))(logits, mask)
+      + losses.calibration_error(logits, mask), rtol=1e-6)
+
+
 # --- objectives by name -----------------------------------------------------------------------
 def test_an_objective_of_ones_own(monkeypatch):
   """A function and a line of the config; it gets the settings with its own numbers."""

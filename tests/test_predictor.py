@@ -21,6 +21,7 @@ from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
 from condseg_jax.infer import sliding_window
+from condseg_jax.infer.probability_store import read_probability
 from condseg_jax.infer.schedule import make_schedule
 from condseg_jax.infer.settings import Settings
 from condseg_jax.models.dense_unet import DenseUNet
@@ -301,6 +302,59 @@ def test_what_helped_held_out_cases_is_done_unless_refused(network, volume):
                                 plain)
   mask = cleaner.predict(volume, fusion="independent", threshold=0.55).masks["pancreas"]
   assert ndimage.label(mask, np.ones((3, 3, 3)))[1] == 1
+
+
+def test_calibration_is_done_before_the_classes_compete(network, volume, tmp_path):
+  """The labels are those of the stored probabilities after slope and intercept, by hand."""
+  exact = Volume(volume.array, np.diag([-1.0, -1.0, 2.0, 1.0]))  # the grid of the network
+  scalings = {"liver": {"slope": 0.4, "intercept": 0.3}, "spleen": {"slope": 2.0, "intercept": 0.1}}
+  known = dataclasses.replace(network, calibration=scalings)
+  names = network.table.names
+
+  def probabilities(predictor, name):
+    label = predictor.predict(exact, probabilities=str(tmp_path / name)).label
+    return label, np.stack([read_probability(tmp_path / name, n).astype(np.float64)
+                            for n in names])
+
+  plain, before = probabilities(network, "before")
+  label, after = probabilities(known, "after")
+  by_hand = np.stack([before[k] if (s := scalings.get(n)) is None else 1 / (
+      1 + np.exp(-(s["slope"] * np.log(before[k] / (1 - before[k])) + s["intercept"])))
+      for k, n in enumerate(names)])
+  np.testing.assert_allclose(after, by_hand, atol=2e-3)  # kept as float16
+  best = np.where(after.max(0) >= 0.5, after.argmax(0) + 1, 0)
+  np.testing.assert_array_equal(to_canonical(label).array, best)
+  assert np.mean(label.array != plain.array) > 0.05
+
+
+def test_a_network_without_calibration_predicts_as_before(network, volume):
+  """Bit for bit: slope 1 and intercept 0 would not."""
+  for other in ({}, {"kidney": {"slope": 3.0, "intercept": 1.0}}):
+    found = dataclasses.replace(network, calibration=other)._probabilities(
+        network.normalise(volume).array, [0, 1], Settings(), None, None, ())
+    expected = network._window_slabs(network.normalise(volume).array, [0, 1], Settings(), None)
+    for a, b in itertools.zip_longest(found, expected):
+      np.testing.assert_array_equal(a.planes, b.planes)
+
+
+def test_the_quality_is_that_of_a_class_alone(network, volume, tmp_path):
+  """Soft Dice by hand, whatever the fusion and the calibration; a map adds a predicted Dice."""
+  dice_map = {"score": [0.0, 1.0], "dice": [0.0, 0.8], "shift": -0.1, "cases": 12}
+  known = dataclasses.replace(network, quality={"liver": dice_map},
+                              calibration={"liver": {"slope": 2.0, "intercept": 0.2}})
+  found = network.predict(volume, probabilities=str(tmp_path / "p")).quality
+  assert found, "there must be a structure"
+  for name, entry in found.items():
+    p = read_probability(tmp_path / "p", name).astype(np.float64)
+    inside = p >= 0.5
+    assert entry == {"soft_dice": pytest.approx(
+        2 * p[inside].sum() / (p.sum() + inside.sum()), rel=1e-2)}
+  for fusion in ("argmax", "softmax", "independent"):
+    quality = known.predict(volume, ["liver"], fusion=fusion, threshold=0.3).quality["liver"]
+    score = quality["soft_dice"]
+    assert score == network.predict(volume, ["liver"], threshold=0.3).quality["liver"]["soft_dice"]
+    assert quality["predicted_dice"] == pytest.approx(0.8 * score)
+    assert quality["dice_bound"] == pytest.approx(max(0, 0.8 * score - 0.1))
 
 
 def test_priors_move_classes_to_where_the_training_masks_show_them(network, volume):

@@ -115,7 +115,9 @@ def _train_folds(values: flags.FlagValues, config: Config, stores: list) -> int:
                       verify=values.verify == "on", probabilities=values.probabilities,
                       watcher=Progress)
   if run is not None and parallel.is_first():
-    print(_scores(run))
+    from condseg_jax.report import trust
+    print("\n".join([*trust.lines(run), _scores(run)]))
+    trust.draw(run)
   return 0
 
 

@@ -11,12 +11,12 @@ from scipy import ndimage
 
 from condseg_jax.classes import NEGATIVE
 from condseg_jax.classes import POSITIVE
-from condseg_jax.infer.calibration import logit
 from condseg_jax.infer.sliding_window import Slab
 from condseg_jax.model_io.fold_run import Voxels
 
 NEAR = 10  # voxels from the border, along each axis
 DRAWN = 1000  # voxels per class and case on either side of the border, at most
+MAX_LOGIT = 16.0  # where float32 sigmoids reach 1
 
 
 class BorderVoxels:
@@ -82,3 +82,10 @@ def _draw(mask: np.ndarray, rng: np.random.Generator
   places_NA = np.concatenate(drawn) + [s.start for s in box]
   weight_N = np.repeat([len(side) / total / count for side in sides], count)
   return places_NA, np.arange(2 * count) < count, weight_N.astype(np.float32)
+
+
+def logit(probability: np.ndarray) -> np.ndarray:
+  """Returns log(p / (1 - p)) within ±`MAX_LOGIT`, float32."""
+  with np.errstate(divide="ignore"):
+    z = np.log(probability) - np.log1p(-probability)
+  return np.clip(z, -MAX_LOGIT, MAX_LOGIT).astype(np.float32)

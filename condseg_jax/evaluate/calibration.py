@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from condseg_jax.infer.calibration import Scaling
+from condseg_jax.infer.fuse import Scaling
 from condseg_jax.model_io.fold_run import Voxels
 
 MIN_CASES = 5  # two numbers from fewer are noise
@@ -37,7 +37,7 @@ def calibrate(voxels: Mapping[str, Voxels], members: Mapping[str, int]) -> dict[
   """
   count = len(voxels)
   if count < MIN_CASES:
-    return {"cases": count, "reason": f"has {count} cases, {MIN_CASES} are needed"}
+    return {"cases": count, "reason": f"{count} cases, {MIN_CASES} are needed"}
   folds = {member: [v for case, v in voxels.items() if members[case] == member]
            for member in sorted({members[case] for case in voxels})}
   if len(folds) < 2:

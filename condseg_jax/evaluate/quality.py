@@ -7,8 +7,8 @@ import numpy as np
 from scipy import optimize
 from scipy import stats
 
-from condseg_jax.infer.quality import DiceMap
-from condseg_jax.infer.quality import LEVEL
+from condseg_jax.infer.prediction import DiceMap
+from condseg_jax.infer.prediction import LEVEL
 
 
 def fit(scores: Sequence[float], dice: Sequence[float], members: Sequence[int],

@@ -3,11 +3,13 @@
 Memory does not depend on the number of classes: slabs are consumed one at a time.
 """
 
+from collections.abc import Callable
 from collections.abc import Hashable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.infer.sliding_window import Slab
 
 FUSIONS = ("argmax", "softmax", "independent")
+Observer = Callable[[Slab], None]  # must not change it
 CERTAIN = 1 - 1e-6  # probabilities are clipped here before odds are computed
 
 
@@ -132,6 +135,52 @@ def finite(slabs: Iterable[Slab]) -> Iterator[Slab]:
     if np.isnan(np.max(slab.planes, initial=0.0)):
       raise InputError("network", "computes probabilities that are NaN",
                        "use another checkpoint, or float32 where it was float16 or bfloat16")
+    yield slab
+
+
+def observed(slabs: Iterable[Slab], observers: Sequence[Observer]) -> Iterator[Slab]:
+  """Shows slabs to observers, and passes them on."""
+  for slab in slabs:
+    for observer in observers:
+      observer(slab)
+    yield slab
+
+
+# --- Calibration, by numbers fitted on training cases that the network did not see. Classes that
+# were learned from different datasets are not equally sure of themselves, and compete.
+class Scaling(NamedTuple):
+  """Platt scaling of a class: the logit z of its probability becomes slope · z + intercept.
+
+  Attributes:
+    slope: above 0, so that the order of voxels within the class stays.
+    intercept: what z = 0 becomes.
+  """
+
+  slope: float
+  intercept: float
+
+  def __call__(self, probability: np.ndarray) -> np.ndarray:
+    """Returns calibrated probabilities, of the same type; 0 stays 0 and 1 stays 1."""
+    with np.errstate(divide="ignore", over="ignore"):
+      z = np.log(probability) - np.log1p(-probability)
+      return 1 / (1 + np.exp(-(self.slope * z + self.intercept)))
+
+
+def calibrated(slabs: Iterable[Slab], scalings: Mapping[int, Scaling]) -> Iterator[Slab]:
+  """Calibrates probabilities, see `evaluate.calibration`.
+
+  Args:
+    slabs: modified in place.
+    scalings: class id → its scaling; other classes stay unchanged.
+
+  Yields:
+    The slabs.
+  """
+  for slab in slabs:
+    for class_id, plane in zip(slab.class_ids, slab.planes, strict=True):
+      if class_id in scalings:
+        for row in plane:  # row by row, to save memory
+          row[...] = scalings[class_id](row)
     yield slab
 
 

@@ -25,7 +25,9 @@ import numpy as np
 
 from condseg_jax.config import Config
 from condseg_jax.errors import InputError
+from condseg_jax.infer.fuse import Scaling
 from condseg_jax.infer.postprocess import ComponentFilter
+from condseg_jax.infer.prediction import DiceMap
 from condseg_jax.model_io.archive import damaged
 from condseg_jax.model_io.archive import read_archive
 from condseg_jax.model_io.archive import write_archive
@@ -128,6 +130,10 @@ def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], 
   for name, fields in record.cleaning.items():
     if not math.isfinite(ComponentFilter(**fields).minimum_ml):
       raise ValueError(f"cleaning: minimum_ml of {name} is not a number")
+  for fields in record.calibration.values():
+    Scaling(**fields)
+  for fields in record.quality.values():
+    DiceMap(**fields)
   settings = record.config.model
   layers = sum((*settings.layers_per_level, *(settings.decoder_layers_per_level or ())))
   if layers > len(arrays["params"]):  # before they are built: each has an array at least

@@ -68,7 +68,7 @@ class OutOfFold:
     step: its checkpoint.
     label: label map on the grid of the store, 0 for background.
     names: class → its value in the label map; all classes of the network.
-    soft_dice: class → soft Dice confidence (see `infer.quality`), for classes that were found.
+    soft_dice: class → soft Dice confidence (see `infer.prediction`), for classes that were found.
     voxels: annotated class → its voxels near the border, for classes that the case has.
     probabilities: folder of the probabilities; None if they were not kept.
   """
@@ -120,7 +120,7 @@ class FoldRun:
     cleaning: class → fields of `infer.postprocess.ComponentFilter`, tuned on the out-of-fold
       predictions.
     calibration: class → see `evaluate.calibration.calibrate`.
-    quality: class → fields of `infer.quality.DiceMap`, for classes with enough cases.
+    quality: class → fields of `infer.prediction.DiceMap`, for classes with enough cases.
   """
 
   folder: epath.Path

@@ -16,6 +16,7 @@ from condseg_jax.plan import Plan
 MAX_WINDOW = 512**3  # voxels of the network's input
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 SPACINGS = (1e-6, 1e6)  # mm
+MAX_SCALING = 1e6  # of calibration
 
 
 class ModelRecord(NamedTuple):
@@ -28,8 +29,8 @@ class ModelRecord(NamedTuple):
     training: pooled fingerprint of the training set; {} in older checkpoints.
     priors: class → frequency and location in the training masks (see `data.priors`).
     cleaning: class → fields of `infer.postprocess.ComponentFilter`, chosen on held-out cases.
-    calibration: class → fields of `infer.calibration.Scaling`, of a cross-validated run.
-    quality: class → fields of `infer.quality.DiceMap`, of a cross-validated run.
+    calibration: class → fields of `infer.fuse.Scaling`, of a cross-validated run.
+    quality: class → fields of `infer.prediction.DiceMap`, of a cross-validated run.
   """
 
   config: Config
@@ -95,8 +96,8 @@ def check_record(record: ModelRecord) -> None:
       raise ValueError(f"priors: the location of {name} is not {axes}-D, finite and positive")
   for name, fields in record.calibration.items():
     slope, intercept = fields["slope"], fields["intercept"]
-    if len(fields) != 2 or not _are_numbers([slope], 1, above=0) or not _are_numbers(
-        [intercept], 1):
+    if not _are_numbers([slope], 1, above=0) or not _are_numbers([intercept], 1) or (
+        max(slope, abs(intercept)) > MAX_SCALING):
       raise ValueError(f"calibration: that of {name} is not a positive slope and an intercept")
   for name, fields in record.quality.items():
     score, dice = fields["score"], fields["dice"]

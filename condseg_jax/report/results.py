@@ -168,7 +168,7 @@ def structures(volume: Volume, prediction: Prediction, separate: bool) -> dict[s
     separate: measure the masks, which may overlap, instead of the label map.
 
   Returns:
-    Class → see `statistics.structure_statistics`, and `infer.quality.quality`.
+    Class → see `statistics.structure_statistics`, and `infer.prediction.quality`.
   """
   if separate:
     measured = {name: statistics.structure_statistics(volume, mask, prediction.confidence[name])

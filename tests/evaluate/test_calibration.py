@@ -7,6 +7,7 @@ import pytest
 
 from condseg_jax.evaluate.border_voxels import BorderVoxels
 from condseg_jax.evaluate.border_voxels import DRAWN
+from condseg_jax.evaluate.border_voxels import logit
 from condseg_jax.evaluate.border_voxels import NEAR
 from condseg_jax.evaluate.calibration import adaptive_error
 from condseg_jax.evaluate.calibration import calibrate
@@ -14,10 +15,9 @@ from condseg_jax.evaluate.calibration import cross_entropy
 from condseg_jax.evaluate.calibration import fit
 from condseg_jax.evaluate.calibration import MIN_CASES
 from condseg_jax.evaluate.calibration import reliability
-from condseg_jax.infer.calibration import calibrated
-from condseg_jax.infer.calibration import logit
-from condseg_jax.infer.calibration import Scaling
 from condseg_jax.infer.fuse import best_class
+from condseg_jax.infer.fuse import calibrated
+from condseg_jax.infer.fuse import Scaling
 from condseg_jax.infer.sliding_window import Slab
 from condseg_jax.model_io.fold_run import Voxels
 

@@ -7,9 +7,9 @@ import pytest
 
 from condseg_jax.evaluate.quality import fit
 from condseg_jax.evaluate.quality import isotonic
-from condseg_jax.infer.quality import DiceMap
-from condseg_jax.infer.quality import quality
-from condseg_jax.infer.quality import SoftDice
+from condseg_jax.infer.prediction import DiceMap
+from condseg_jax.infer.prediction import quality
+from condseg_jax.infer.prediction import SoftDice
 from condseg_jax.infer.sliding_window import Slab
 
 unit = st.floats(0, 1)

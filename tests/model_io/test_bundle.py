@@ -184,8 +184,13 @@ def test_parameters_of_another_network(members, refused):
   assert "down_0/join/conv/kernel" in refused(**{"config.json": json.dumps(config).encode()})
 
 
+MAP = {"score": [0.2, 0.9], "dice": [0.1, 0.8], "shift": -0.1, "cases": 9}
+
+
 def edited(members, member, path, value):
   """A member of JSON with another value at a path of keys."""
+  if not path:
+    return {member: json.dumps(value).encode()}
   tree = json.loads(members[member])
   *parents, last = path
   place = tree
@@ -226,7 +231,17 @@ def edited(members, member, path, value):
     ("training.json", ["intensity"], {"p0.5": "x"}, "intensity"),
     ("priors.json", ["ball"], {"location": [[np.inf]]}, "priors"),
     ("cleaning.json", ["ball"], {"smallest": 1}, ""),
-    ("cleaning.json", ["ball"], {"minimum_ml": np.nan}, "cleaning")])
+    ("cleaning.json", ["ball"], {"minimum_ml": np.nan}, "cleaning"),
+    ("calibration.json", [], {"ball": {"slope": 0.0, "intercept": 1.0}}, "positive slope"),
+    ("calibration.json", [], {"ball": {"slope": 1.0, "intercept": np.inf}}, "intercept"),
+    ("calibration.json", [], {"ball": {"slope": 1e308, "intercept": 0.0}}, "positive slope"),
+    ("calibration.json", [], {"ball": {"slope": 1.0, "intercept": 0, "z": 0}}, "z"),
+    ("calibration.json", [], {"ball": {"slope": 1.0}}, "intercept"),
+    ("quality.json", [], {"ball": MAP | {"score": [0.5, 0.5]}}, "ascending"),
+    ("quality.json", [], {"ball": MAP | {"dice": []}}, "as many"),
+    ("quality.json", [], {"ball": MAP | {"score": [], "dice": []}}, "as many"),
+    ("quality.json", [], {"ball": MAP | {"shift": np.nan}}, "as many"),
+    ("quality.json", [], {"ball": MAP | {"more": 1}}, "more")])
 def test_values_that_no_training_writes(members, refused, member, path, value, reason):
   assert reason in refused(**edited(members, member, path, value))
 
