@@ -14,6 +14,10 @@ A DICOM folder with several series is segmented series by series, unless --serie
 results are named FOLDER_NUMBER_DESCRIPTION_HASH after SeriesNumber, SeriesDescription and a hash of
 the SeriesInstanceUID.
 
+The Dice of every structure is predicted if the network was trained with --folds. Results with a
+structure below --refuse_below=0.5 are set aside in OUTPUT/refused and listed at the end, and the
+exit code is 1.
+
 An image that is clearly of another kind than the training images is refused. A batch continues
 after a bad image and lists it at the end. Several machines can share a folder of images with
 --num_parts=N and --part=0 … N-1, each with its own records (run_PART.json). --continue resumes an
@@ -105,6 +109,8 @@ def _define(values: flags.FlagValues) -> None:
   several("dicom", ["seg"], "DICOM objects to write for a DICOM series: seg, rtstruct.")
   switch("separate", False, "Write one mask per class instead of the label map.")
   switch("probabilities", False, "Also write the probabilities of all classes, as zarr.")
+  number("refuse_below", None, "Predicted Dice below which the results of an image are set aside; "
+         "for networks trained with --folds.", upper_bound=1.0)
   switch("picture", True, "Write an overlay of every result.")
   shell.define_report(values)
 
@@ -128,6 +134,7 @@ class _Result(NamedTuple):
   measures: Mapping[str, Mapping]
   findings: list[str]
   files: list[Path]
+  refusal: str
 
 
 def _work(values: flags.FlagValues) -> int:
@@ -152,12 +159,15 @@ def _work(values: flags.FlagValues) -> int:
                      verify=values.verify == "on", members=values.members)
   ids = predictor.table.select(values.classes, values.preset)
   classes = [predictor.table.names[i] for i in ids]
+  if values.refuse_below is not None and predictor.quality.keys().isdisjoint(classes):
+    raise InputError("--refuse_below", f"{values.workdir} predicts no Dice of these classes",
+                     "train with --folds, with 9 cases of a class or more", usage=True)
   results.check_names(output, [image.stem for image in images], predictor, classes,
                       options.separate, [image.path for image in images])
   suffix = "" if values.num_parts == 1 else f"_{values.part}"  # other parts write at the same time
   with held(output, suffix):
-    recorded = settings | {name: values[name].value for name in ("locator", "members")
-                           if values[name].value}
+    more = ("locator", "members", "refuse_below")
+    recorded = settings | {name: values[name].value for name in more if values[name].value}
     run = results.Run(output / f"run{suffix}.json", predictor, classes, recorded,
                       same=values["continue"].value)
     job = _Job(values, output, predictor, classes, settings, options)
@@ -167,28 +177,30 @@ def _work(values: flags.FlagValues) -> int:
 def _segment_all(job: _Job, images: list[InputImage], run: Run, suffix: str) -> int:
   """Segments the images of this part; returns the exit code."""
   from condseg_jax.cli import inputs
-  from condseg_jax.report import results
   from condseg_jax.report.page import collect
   values = job.values
   names = collect.case_names([image.stem for image in images], values.report_names)
   mine = list(zip(images, names, strict=True))[values.part::values.num_parts]
-  failures, cases = [], []
+  failures, refusals, cases = [], [], []
   for number, (image, name) in enumerate(mine, 1):
     title = f"{number}/{len(mine)} {image.stem}"
-    masks = results.mask_files(job.output, image.stem, job.predictor, job.classes,
-                               job.options.separate)
-    if values["continue"].value and all(path.exists() for path in masks.values()):
-      reason = _outdated(image, run, masks.values())
+    masks = _masks_of(job, image, run)
+    if values["continue"].value and all(path.exists() for path in masks):
+      reason = _outdated(image, run, masks)
       print(f"{title}: {reason or 'already done'}", flush=True)
       if not reason:
+        refusals += _refused(image, run.earlier_case(image.stem).get("reason", ""))
         cases.append(collect.earlier_case(name))
         continue
     try:
       with run.case(image.stem) as record:
         record.source = inputs.identity(image)
         result = _segment(job, image, title)
-        record.files = result.files
+        record.files, record.refusal = result.files, result.refusal
+        for path in set(masks) - set(result.files):  # of an earlier run, which decided otherwise
+          path.unlink(missing_ok=True)
       print("  ".join(map(str, result.files)), flush=True)
+      refusals += _refused(image, result.refusal)
       if values.report:
         collect.add(cases, _page_case(job, name, image, result))
       del result  # its memory is needed for the next image
@@ -207,9 +219,21 @@ def _segment_all(job: _Job, images: list[InputImage], run: Run, suffix: str) -> 
       failures.append(str(error))
     except Exception as error:  # must not hide the failures above
       failures.append(f"{page}: cannot be made: {_kind(error)}")
-  for failure in failures:
-    print(f"failed: {failure}", file=sys.stderr)
-  return 1 if failures else 0
+  for line in (*refusals, *(f"failed: {failure}" for failure in failures)):
+    print(line, file=sys.stderr)
+  return 1 if failures or refusals else 0
+
+
+def _refused(image: InputImage, reason: str) -> list[str]:
+  return [f"refused: {printable(image.label)}: {reason}"] if reason else []
+
+
+def _masks_of(job: _Job, image: InputImage, run: Run) -> list[Path]:
+  """Returns the masks of an image where they are, or will be."""
+  from condseg_jax.report import results
+  aside = run.earlier_case(image.stem).get("status") == "refused"
+  return list(results.mask_files(job.output / results.REFUSED if aside else job.output, image.stem,
+                                 job.predictor, job.classes, job.options.separate).values())
 
 
 def _page_case(job: _Job, name: str, image: InputImage, result: _Result) -> Case:
@@ -232,7 +256,7 @@ def _outdated(image: InputImage, run: Run, masks: Iterable[Path]) -> str:
   """Returns why existing masks are not those of an image; "" if they are."""
   from condseg_jax.cli import inputs
   entry = run.earlier_case(image.stem)
-  if entry.get("status", "done") != "done":
+  if entry.get("status", "done") == "failed":
     return "failed since its masks were written, predicted again"
   recorded = entry.get("input")
   unchanged = inputs.is_unchanged(image, recorded) if recorded else inputs.is_older(image, masks)
@@ -258,15 +282,30 @@ def _segment(job: _Job, image: InputImage, title: str) -> _Result:
       raise InputError(image.path, error.reason, error.cure) from error
     raise
   measures = results.structures(volume, prediction, job.options.separate)
+  least = job.values.refuse_below
+  refusal = "" if least is None else results.refusal(measures, least)
+  findings += [f"set aside: {refusal}"] if refusal else []
   try:
-    written = results.write(job.output, image.stem, image.path, volume, prediction, job.predictor,
+    folder = _set_aside(job, store) if refusal else job.output
+    written = results.write(folder, image.stem, image.path, volume, prediction, job.predictor,
                             job.options._replace(series=image.series), measures, findings)
   except InputError as error:
     raise InputError(image.path, f"{error.subject} {error.reason}", error.cure) from error
   except OSError as error:
     raise InputError(image.path, f"{error.filename or job.output} cannot be written: "
                      f"{error.strerror or error}", "check permissions and free space") from error
-  return _Result(volume, prediction, measures, findings, written)
+  return _Result(volume, prediction, measures, findings, written, refusal)
+
+
+def _set_aside(job: _Job, store: Path) -> Path:
+  """Returns the folder for a refused result, after moving its probabilities there."""
+  from condseg_jax.report import results
+  folder = job.output / results.REFUSED
+  folder.mkdir(exist_ok=True)
+  if job.values.probabilities:
+    shutil.rmtree(folder / store.name, ignore_errors=True)
+    shutil.move(store, folder)
+  return folder
 
 
 def _as_input_error(error: InputError | OSError | MemoryError, path: Path) -> InputError:

@@ -27,6 +27,8 @@ from condseg_jax.system.atomic import write_text
 from condseg_jax.train.run_files import devices
 from condseg_jax.train.run_files import versions
 
+REFUSED = "refused"  # folder within the output, for results that are set aside
+
 log = logging.getLogger("condseg_jax")
 
 
@@ -179,16 +181,30 @@ def structures(volume: Volume, prediction: Prediction, separate: bool) -> dict[s
   return {name: entry | prediction.quality.get(name, {}) for name, entry in measured.items()}
 
 
+def refusal(measures: Mapping[str, Mapping], least: float) -> str:
+  """Returns why a result is set aside: its structures with a lower predicted Dice; "" if none.
+
+  Args:
+    measures: from `structures`.
+    least: the lowest predicted Dice that is accepted.
+  """
+  poor = [f"{name} {entry['predicted_dice']:.2f}" for name, entry in measures.items()
+          if entry.get("predicted_dice", 1.0) < least]
+  return f"predicted Dice below {least:g}: {', '.join(poor)}" if poor else ""
+
+
 class CaseRecord:
   """What `Run.case` records of one image; set within it.
 
   Attributes:
     source: what identifies the image's content: file, size, time of change, SHA-256.
     files: the files written.
+    refusal: why the result is set aside, see `refusal`.
   """
 
   source: Mapping = types.MappingProxyType({})
   files: Sequence[Path] = ()
+  refusal: str = ""
 
 
 class Run:
@@ -240,6 +256,8 @@ class Run:
     try:
       yield case
       entry = {"status": "done", "files": [path.name for path in case.files]}
+      if case.refusal:
+        entry |= {"status": "refused", "reason": case.refusal}
     except Exception as error:
       entry["reason"] = str(error)
       raise

@@ -24,6 +24,7 @@ from condseg_jax.model_io.archive import read_archive
 from condseg_jax.model_io.archive import write_archive
 from condseg_jax.model_io.fold_run import FoldRun
 from condseg_jax.model_io.load import read_model
+from condseg_jax.report import trust
 from condseg_jax.serve.device import worker_command
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.setup import make_setup
@@ -159,6 +160,101 @@ def test_the_scores_are_those_of_the_out_of_fold_masks(root, finished):
   assert low <= run.scores["mean_dice"] <= high
   assert run.scores["mean_dice"] == pytest.approx(
       np.mean([entry["dice"] for entry in run.scores["classes"].values()]))
+
+
+def test_what_is_measured_for_calibration_is_of_the_member(root, finished):
+  """Voxels near the border with the logits of the kept probabilities; soft Dice confidence."""
+  run = FoldRun.open(finished)
+  for store in open_prepared(root / "cache"):
+    for case in store.cases:
+      found, name = run.out_of_fold(f"{case.dataset}/{case.id}"), case.annotated[0]
+      (voxels,) = found.voxels.values()
+      assert list(found.voxels) == [name]
+      assert voxels.positive.sum() * 2 == len(voxels.logit) > 100
+      assert voxels.weight.sum() == pytest.approx(1, abs=1e-5)
+      p, (truth,) = found.probability(name), store.read_masks(case, [name])
+      for side in (True, False):
+        drawn = 1 / (1 + np.exp(-voxels.logit[voxels.positive == side]))
+        assert np.isin(drawn.astype(np.float16), p[(truth == 1) == side].astype(np.float16)
+                       ).mean() > 0.98  # rounding of the logit
+      for other, score in found.soft_dice.items():
+        p, inside = found.probability(other), found.probability(other) >= 0.5
+        assert score == pytest.approx(2 * p[inside].sum() / (p.sum() + inside.sum()), rel=2e-2)
+
+
+def test_classes_of_few_cases_are_left_as_they_are(finished, bundle, capsys):
+  run = FoldRun.open(finished)
+  assert {name: entry["reason"] for name, entry in run.calibration.items()} == {
+      "ball": "4 cases, 5 are needed", "box": "3 cases, 5 are needed"}
+  assert run.scalings == run.quality == {}
+  said = list(trust.lines(run))
+  assert said[0] == "ball: not calibrated: 4 cases, 5 are needed" and len(said) == 4
+  assert not {"calibration.json", "quality.json"} & set(read_archive(bundle))
+
+
+SCALINGS = {"ball": {"slope": 0.5, "intercept": 0.4}, "box": {"slope": 1.5, "intercept": -0.1}}
+POOR = {"score": [0.0, 1.0], "dice": [0.2, 0.4], "shift": -0.1, "cases": 12}
+CURVE = {"before": [[0.2, 0.1, 0.5], [0.9, 0.6, 0.5]], "after": [[0.1, 0.1, 1.0]]}
+
+
+@pytest.fixture(scope="module")
+def judged(finished):
+  """A copy of the run with more cases than it has, as its record says."""
+  run = FoldRun.open(shutil.copytree(finished, finished.parent / "judged"))
+  entries = {name: {"cases": 12, "error": [0.2, 0.05], "curve": CURVE, **scaling}
+             for name, scaling in SCALINGS.items()}
+  quality = {name: POOR | {"error": 0.07, "correlation": 0.9} for name in SCALINGS}
+  run = dataclasses.replace(run, calibration=entries, quality=quality)
+  run.write()
+  return run
+
+
+def test_calibration_is_a_part_of_the_model(root, finished, judged, tmp_path):
+  """Of the run and of its bundle, which older programs do not take for one without."""
+  path = tmp_path / "judged.condseg"
+  assert export.main(["e", f"--workdir={judged.folder}", f"--out={path}"]) == 0
+  with zipfile.ZipFile(path) as archive:
+    assert json.loads(archive.read("manifest.json"))["version"] == 4
+  labels = [condseg_jax.load(source).predict(scan(root), threshold=0.3).label.array
+            for source in (finished, judged.folder, path)]
+  for source in (judged.folder, path):
+    predictor = condseg_jax.load(source)
+    assert predictor.calibration == SCALINGS and predictor.quality == judged.quality
+  assert (labels[0] != labels[1]).any()
+  np.testing.assert_array_equal(labels[1], labels[2])
+  assert "ball: calibrated by 0.50 z +0.40, error 0.200 → 0.050 on unseen cases; 12 cases" in list(
+      trust.lines(judged))
+  trust.draw(judged)
+  assert (judged.folder / "reliability.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_poor_results_are_set_aside(root, finished, judged, refused, tmp_path, capsys):
+  """With all of their files, exit code 1 and a line; --continue knows them."""
+  out = tmp_path / "out"
+  arguments = ["p", f"--workdir={judged.folder}", f"--input={root / 'test/imagesTr'}",
+               f"--output={out}", "--threshold=0.3", "--probabilities", "--report"]
+  files = ["case_08.nii.gz", "case_08_overlay.png", "case_08_probabilities.zarr",
+           "case_08_statistics.json"]
+  assert predict.main(arguments) == 0
+  assert all((out / name).exists() for name in files) and not (out / "refused").exists()
+  statistics = json.loads((out / "case_08_statistics.json").read_text())
+  ball = statistics["structures"]["ball"]
+  assert ball["predicted_dice"] == pytest.approx(0.2 + 0.2 * ball["soft_dice"], abs=1e-5)
+  assert ball["dice_bound"] == pytest.approx(ball["predicted_dice"] - 0.1, abs=1e-5)
+  capsys.readouterr()
+  for more in ([], ["--continue"]):
+    assert predict.main([*arguments, "--refuse_below=0.5", *more]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert sum(line.startswith("refused: ") and "below 0.5: ball 0." in line
+               for line in lines) == 2, lines
+    assert all((out / "refused" / name).exists() for name in files)
+    assert not (out / files[0]).exists() and not (out / files[2]).exists()
+  assert json.loads((out / "run.json").read_text())["cases"]["case_08"]["status"] == "refused"
+  assert "set aside" in (out / "refused" / files[3]).read_text()
+  assert predict.main(arguments) == 0
+  assert (out / files[0]).exists() and not (out / "refused" / files[0]).exists()
+  assert "predicts no Dice" in refused(predict, f"--workdir={finished}", "--refuse_below=0.5",
+                                       f"--input={root / SCAN}", f"--output={out}")
 
 
 def test_an_ensemble_is_the_mean_of_its_members(root, finished, bundle, tmp_path):

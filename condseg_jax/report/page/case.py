@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 
 import numpy as np
 
@@ -49,6 +50,12 @@ class Case:
   def dice(self) -> float:
     """Mean Dice over the structures that have one; nan if none has."""
     return nan_mean(float(m["dice"]) for m in self.measures.values() if m.get("dice") is not None)
+
+  @property
+  def predicted(self) -> float:
+    """Lowest predicted Dice of its structures; nan if none has one."""
+    return min((float(m["predicted_dice"]) for m in self.measures.values()
+                if m.get("predicted_dice") is not None), default=math.nan)
 
 
 def draw_case(name: str, volume: Volume, label: Volume, table: ClassTable, measures: Measures, *,

@@ -20,9 +20,12 @@ _HEADINGS = {
     "truth_volume_ml": ("true volume, ml", 1), "area_px": ("area, px", 0),
     "truth_area_px": ("true area, px", 0), "mean": ("mean intensity", 1),
     "sd": ("sd of intensity", 1), "touches_border": ("cut by the border", 0),
-    "confidence": ("confidence", 2),
+    "confidence": ("confidence", 2), "soft_dice": ("soft Dice confidence", 2),
+    "predicted_dice": ("predicted Dice", 2), "dice_bound": ("its 90 % lower bound", 2),
 }
 _HIDDEN = ("voxels",)  # measures that are not shown
+# Predicted Dice from which a light has this colour, and what it says.
+_LIGHTS = ((0.8, "good"), (0.5, "doubtful"), (-math.inf, "poor"))
 _FEW, _MANY = 8, 24  # structures up to which the list and the table are open
 
 
@@ -50,6 +53,14 @@ def cell(value: float | bool | str | None, digits: int | None = None, after: str
   text = f"{value:.4g}" if digits is None else f"{value:.{digits}f}"
   style = "number" if value else "number nothing"
   return f'<td class="{style}" data-value="{float(value)!r}">{text}{after}</td>'
+
+
+def light(value: float | bool | str | None) -> str:
+  """Renders a predicted Dice as a traffic light; "" without a value."""
+  if not isinstance(value, int | float) or math.isnan(value):
+    return ""
+  word = next(word for low, word in _LIGHTS if value >= low)
+  return f'<span class="light {word}" role="img" aria-label="{word}" title="{word}"></span>'
 
 
 def table_of(head: Sequence[str], rows: Sequence[str], style: str, caption: str) -> str:
@@ -141,6 +152,8 @@ def cases_table(cases: Sequence[Case], table: ClassTable, names: Sequence[str],
                 chips: Sequence[Sequence[str]]) -> str:
   """Renders one row per case with the Dice, or the size, of each structure.
 
+  Cases with a predicted Dice come first, the worst at the top.
+
   Args:
     cases: all cases.
     table: for the colours.
@@ -149,11 +162,18 @@ def cases_table(cases: Sequence[Case], table: ClassTable, names: Sequence[str],
   """
   scored = any("dice" in values for case in cases for values in case.measures.values())
   key = "dice" if scored else "area_px" if is_flat(cases) else "volume_ml"
+  judged = not scored and not all(math.isnan(case.predicted) for case in cases)
   head = ["case", "remarks", *(["mean Dice"] if scored else []),
+          *(["lowest predicted Dice"] if judged else []),
           *(swatch(table, name) for name in names)]
   rows = []
-  for number, (case, marks) in enumerate(zip(cases, chips, strict=True), 1):
+  numbered = list(enumerate(zip(cases, chips, strict=True), 1))
+  if judged:
+    numbered.sort(key=lambda item: _unknown_last(item[1][0].predicted))
+  for number, (case, marks) in numbered:
     cells = []
+    if judged:
+      cells.append(cell(case.predicted, 2, light(case.predicted)))
     if scored:
       cells.append(cell(case.dice, 3, plots.bar(case.dice, "all")))
     for name in names:
@@ -212,8 +232,11 @@ def case_article(number: int, case: Case, table: ClassTable, keys: Sequence[str]
 def _structures(case, table, keys, flat, viewer) -> str:
   centres = case.scan.centres if case.scan and viewer else {}
   rows = []
-  for name, values in case.measures.items():
-    cells = "".join(cell(values.get(key), digits(key)) for key in keys)
+  for name, values in sorted(case.measures.items(),
+                             key=lambda item: _unknown_last(item[1].get("predicted_dice"))):
+    cells = "".join(cell(values.get(key), digits(key),
+                         light(values.get(key)) if key == "predicted_dice" else "")
+                    for key in keys)
     show_cell = ""
     if centres:
       mm = " ".join(f"{x:g}" for x in centres.get(name, ()))
@@ -248,6 +271,11 @@ def toolbar(table: ClassTable, names: Sequence[str], scored: bool) -> str:
   return (f'<div class="toolbar js"><fieldset><legend>Slices show</legend>{radios}</fieldset>'
           f"<details{' open' if len(names) <= _FEW else ''}><summary>Structures ({len(names)})"
           f'</summary><div class="boxes">{boxes}</div></details>{legend}</div>')
+
+
+def _unknown_last(value) -> float:
+  """Sort key: ascending, and in the given order where there is no value."""
+  return math.inf if value is None or math.isnan(value) else value
 
 
 def _plain(value: float, places: int = 3) -> str:

@@ -72,6 +72,22 @@ def test_every_text_is_escaped(tmp_path, bundle):
   assert about["classes"] == [EVIL.lower()]
 
 
+def test_the_worst_prediction_is_on_top(tmp_path):
+  """Of the cases by their worst structure, of the structures by their own."""
+  dices = ({"ball": 0.9, "box": 0.6}, {"ball": 0.85, "box": 0.3}, {"ball": None, "box": None})
+  cases = [Case(f"c{n}", {name: {"volume_ml": 1.0} | ({} if d is None else {"predicted_dice": d})
+                          for name, d in each.items()}) for n, each in enumerate(dices)]
+  document, *_ = page(tmp_path, cases)
+  rows = document.table("cases")
+  assert [row[0][1] for row in rows] == ["c1", "c0", "c2"]
+  assert [row[2][0] for row in rows] == ["0.3", "0.6", ""]
+  assert [row[0][1] for row in document.table("structures")] == ["box", "ball"]
+  lights = [a["aria-label"] for _, a in document.elements if "light" in a.get("class", "").split()]
+  assert lights == ["poor", "doubtful", "doubtful", "good", "poor", "good"]
+  document, *_ = page(tmp_path, cases[2:])
+  assert "lowest predicted Dice" not in "".join(document.text)
+
+
 def test_nothing_is_asked_of_the_network(tmp_path, bundle):
   document, text, _ = page(tmp_path, [segmented()])
   links = [a[key] for _, a in document.elements
