@@ -26,6 +26,7 @@ from condseg_jax.infer import postprocess
 from condseg_jax.infer import sliding_window
 from condseg_jax.infer.full_volume import full_volume_slabs
 from condseg_jax.infer.fuse import with_priors
+from condseg_jax.infer.prediction import Agreement
 from condseg_jax.infer.prediction import Masks
 from condseg_jax.infer.prediction import native_label
 from condseg_jax.infer.prediction import Prediction
@@ -123,9 +124,9 @@ class Predictor:
 
     boxes = self._boxes(volume, ids, options) if options.two_pass else None
     image = self.normalise(volume, FAST if options.fast else 1.0)
-    soft_dice = SoftDice()
+    soft_dice, agreement = SoftDice(), Agreement(1 + len(self.others))
     observers = (soft_dice,) if observe is None else (soft_dice, observe)
-    slabs = self._probabilities(image.array, ids, options, announce, boxes, observers)
+    slabs = self._probabilities(image.array, ids, options, announce, boxes, observers, agreement)
     slabs, store = _stored(slabs, image, names, options)
     best, score = fuse.best_class(slabs, image.array.shape[:-1], ids, rank=rank,
                                   exclusive=options.fusion == "softmax",
@@ -139,8 +140,10 @@ class Predictor:
     else:
       masks = Masks(names, lambda name: label.array == names[name])
     return Prediction(label, names, masks, {n: confidence.get(v) for n, v in names.items()},
-                      {n: quality(soft_dice.score(v - 1), self.quality.get(n))
-                       for n, v in names.items() if v in confidence})
+                      {n: quality(soft_dice.score(v - 1), agreement.dice(v - 1),
+                                  self.quality.get(n))
+                       for n, v in names.items() if v in confidence or (
+                           options.fusion == "independent" and soft_dice.score(v - 1))})
 
   def normalise(self, volume: Volume, factor: float = 1.0) -> Volume:
     """Prepares an image for the network.
@@ -212,7 +215,7 @@ class Predictor:
     return {names[name]: postprocess.ComponentFilter(**fields)
             for name, fields in self.cleaning.items() if name in names}
 
-  def _probabilities(self, image_DHWC, ids, options, announce, boxes, observers
+  def _probabilities(self, image_DHWC, ids, options, announce, boxes, observers, watch
                      ) -> Iterator[sliding_window.Slab]:
     """Probabilities of all requested classes, calibrated, and weighted by priors if requested."""
     if options.partition:
@@ -221,7 +224,7 @@ class Predictor:
                          "load a single one with `members`, or predict with windows", usage=True)
       slabs = full_volume_slabs(self.model, self.variables, image_DHWC, ids)
     else:
-      slabs = self._window_slabs(image_DHWC, ids, options, announce, boxes)
+      slabs = self._window_slabs(image_DHWC, ids, options, announce, boxes, watch)
     slabs = fuse.observed(fuse.finite(slabs), observers)
     slabs = fuse.calibrated(slabs, {i: fuse.Scaling(**self.calibration[name]) for i in ids
                                if (name := self.table.names[i]) in self.calibration})
@@ -229,8 +232,8 @@ class Predictor:
       slabs = with_priors(slabs, image_DHWC.shape[:-1], self._locations(ids))
     return slabs
 
-  def _window_slabs(self, image_DHWC, ids, options, announce, boxes=None
-                    ) -> Iterator[sliding_window.Slab]:
+  def _window_slabs(self, image_DHWC, ids, options, announce, boxes=None,
+                    watch=lambda *_: None) -> Iterator[sliding_window.Slab]:
     functions = self.functions or sliding_window.window_functions(self.model)
     window, channels = self.plan.subvolume, image_DHWC.shape[-1]
     if options.tta:
@@ -251,7 +254,7 @@ class Predictor:
                           members * schedule.seconds(encode, decode, len(ids), passes=1))
     return sliding_window.probability_slabs(functions, self.variables, image_DHWC, ids, window,
                                             schedule, others=self.others, boxes=boxes,
-                                            progress=progress)
+                                            progress=progress, watch=watch)
 
   def _boxes(self, volume: Volume, ids: Sequence[int],
              options: Settings) -> dict[int, sliding_window.Box]:

@@ -331,7 +331,7 @@ def test_a_network_without_calibration_predicts_as_before(network, volume):
   """Bit for bit: slope 1 and intercept 0 would not."""
   for other in ({}, {"kidney": {"slope": 3.0, "intercept": 1.0}}):
     found = dataclasses.replace(network, calibration=other)._probabilities(
-        network.normalise(volume).array, [0, 1], Settings(), None, None, ())
+        network.normalise(volume).array, [0, 1], Settings(), None, None, (), lambda *_: None)
     expected = network._window_slabs(network.normalise(volume).array, [0, 1], Settings(), None)
     for a, b in itertools.zip_longest(found, expected):
       np.testing.assert_array_equal(a.planes, b.planes)
@@ -355,6 +355,22 @@ def test_the_quality_is_that_of_a_class_alone(network, volume, tmp_path):
     assert score == network.predict(volume, ["liver"], threshold=0.3).quality["liver"]["soft_dice"]
     assert quality["predicted_dice"] == pytest.approx(0.8 * score)
     assert quality["dice_bound"] == pytest.approx(max(0, 0.8 * score - 0.1))
+
+
+def test_members_of_an_ensemble_are_compared(network):
+  """In a single window, by their own masks."""
+  other = predictor().variables
+  other = jax.tree.map(lambda x: x * 1.3 + 0.01, other)
+  volume = Volume(np.random.default_rng(4).normal(size=(16, 16, 8)).astype(np.float32),
+                  np.diag([-1.0, -1.0, 2.0, 1.0]))
+  ensemble = dataclasses.replace(network, others=(other,))
+  found = ensemble.predict(volume, ["liver"], threshold=0.3).quality["liver"]["member_dice"]
+  a, b = (member.predict(volume, ["liver"], fusion="independent").masks["liver"]
+          for member in ensemble.members)
+  assert a.any() and b.any()
+  assert found == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum()), rel=5e-3)  # float16
+  alone = network.predict(volume, ["liver"], threshold=0.3).quality["liver"]
+  assert "member_dice" not in alone
 
 
 def test_priors_move_classes_to_where_the_training_masks_show_them(network, volume):

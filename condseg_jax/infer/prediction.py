@@ -164,14 +164,53 @@ class SoftDice:
     return float(2 * within / (probability + size)) if size else 0.0
 
 
-def quality(score: float, dice_map: Mapping | None) -> dict[str, float]:
-  """Returns the measures of a structure.
+class Agreement:
+  """Dice of the masks of an ensemble's members with each other, a watcher of their windows.
+
+  Of all pairs together: if n(x) of M members find a class at x, the pairs have Σ n (n - 1) / 2
+  voxels in common, of sizes (M - 1) Σ n in sum. Overlaps of windows count as often as they are
+  computed.
 
   Args:
-    score: its soft Dice confidence.
-    dice_map: fields of the `DiceMap` of its class, if there is one.
+    members: M.
   """
-  entry = {"soft_dice": score}
+
+  def __init__(self, members: int):
+    self._members = members
+    self._sums: dict[int, np.ndarray] = {}
+    self._open: dict[tuple, tuple[int, np.ndarray]] = {}  # until all members have voted
+
+  def __call__(self, start: Sequence[int], class_id: int, probability: np.ndarray) -> None:
+    """Adds the vote of a member; those on a window may come in any order."""
+    if self._members == 1:
+      return
+    key = class_id, tuple(start)
+    voted, votes = self._open.pop(key, (0, np.zeros(probability.shape, np.uint8)))
+    votes += probability >= 0.5
+    if voted + 1 < self._members:
+      self._open[key] = voted + 1, votes
+      return
+    times = np.bincount(votes.ravel(), minlength=self._members + 1)
+    n = np.arange(self._members + 1)
+    sums = self._sums.setdefault(class_id, np.zeros(2))
+    sums += (times @ (n * (n - 1)), (self._members - 1) * (times @ n))
+
+  def dice(self, class_id: int) -> float | None:
+    """Returns the pairwise Dice, 0 to 1; None for a single member, or if none finds the class."""
+    common, sizes = self._sums.get(class_id, (0.0, 0.0))
+    return float(common / sizes) if sizes else None
+
+
+def quality(score: float, members: float | None, dice_map: Mapping | None) -> dict[str, float]:
+  """Returns the measures of a structure: `soft_dice`, of an ensemble `member_dice`, and with a map
+  `predicted_dice` and its lower bound `dice_bound`.
+
+  Args:
+    score: soft Dice confidence.
+    members: pairwise Dice of the members of an ensemble.
+    dice_map: fields of the `DiceMap` of the class, if there is one.
+  """
+  entry = {"soft_dice": score} | ({} if members is None else {"member_dice": members})
   if dice_map is not None:
     found = DiceMap(**dice_map)
     entry |= {"predicted_dice": float(found(score)), "dice_bound": float(found.bound(score))}

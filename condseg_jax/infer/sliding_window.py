@@ -47,6 +47,10 @@ class WindowFunctions(NamedTuple):
   at_once: tuple[int, ...]
 
 
+# Called with the start of a window, a class id and its probabilities in the window.
+Watch = Callable[[Sequence[int], int, np.ndarray], None]
+
+
 class Slab(NamedTuple):
   """Final probabilities of some classes in one box of a volume.
 
@@ -102,7 +106,8 @@ def probability_slabs(functions: WindowFunctions, variables: Mapping | None,
                       image_DHWC: np.ndarray, class_ids: Sequence[int], window: Sequence[int],
                       schedule: Schedule, *, others: Sequence[Mapping] = (),
                       boxes: Mapping[int, Box] | None = None,
-                      progress: Callable[[int], None] = lambda _: None) -> Iterator[Slab]:
+                      progress: Callable[[int], None] = lambda _: None,
+                      watch: Watch = lambda *_: None) -> Iterator[Slab]:
   """Computes the probability of every class at every voxel, slab by slab.
 
   Windows have a fixed shape and come in batches of a fixed size, so that all volumes share one
@@ -123,6 +128,7 @@ def probability_slabs(functions: WindowFunctions, variables: Mapping | None,
     boxes: class → the box to which it is restricted; its probability is 0 elsewhere, and windows
       outside of the box are not computed for it. No restriction when None.
     progress: called with the number of windows finished since the last call.
+    watch: called with the scores of every window, class and member.
 
   Yields:
     Slabs: the whole volume for the first classes, then for the next.
@@ -136,18 +142,18 @@ def probability_slabs(functions: WindowFunctions, variables: Mapping | None,
              for class_id, box in boxes.items()}
   with lean_memory(schedule.passes > 1):
     yield from _slabs(functions, (variables, *others), image, image_DHWC.shape[:-1], padding,
-                      class_ids, window, schedule, boxes, progress)
+                      class_ids, window, schedule, boxes, progress, watch)
 
 
 def _slabs(functions, members, image, shape, padding, class_ids, window, schedule, boxes,
-           progress):
+           progress, watch):
   """Yields the slabs of all passes, with the padding removed."""
   sums = _slab_arrays(image.shape[:-1], window, schedule)
   for first in range(0, len(class_ids), schedule.classes):
     ids = class_ids[first:first + schedule.classes]
     pass_boxes = None if boxes is None else [boxes[class_id] for class_id in ids]
     for box, planes in _one_pass(functions, members, image, ids, window, schedule, pass_boxes,
-                                 sums, progress):
+                                 sums, progress, watch):
       # From the padded volume back to the original.
       start = [max(0, s.start - low) for s, (low, _) in zip(box, padding, strict=True)]
       stop = [min(n, s.stop - low)
@@ -181,7 +187,7 @@ def _slab_arrays(shape, window, schedule) -> tuple[np.ndarray, ...]:
           np.empty(window, np.float32))
 
 
-def _one_pass(functions, members, image, ids, window, schedule, boxes, sums, progress):
+def _one_pass(functions, members, image, ids, window, schedule, boxes, sums, progress, watch):
   """Yields the boxes and probabilities of some classes, in the padded volume."""
   axis, shape = schedule.axis, image.shape[:-1]
   weights = gaussian_weights(window)
@@ -201,6 +207,7 @@ def _one_pass(functions, members, image, ids, window, schedule, boxes, sums, pro
                                        layer, progress):
       for b, start in enumerate(starts):
         for k, score in zip(ks, scores, strict=False):
+          watch(start, ids[k], score[b])
           total[(k, *place(start))] += np.multiply(weights, score[b], out=product)
     first = layer[0][axis]
     rows = window[axis] if following is None else following[0][axis] - first

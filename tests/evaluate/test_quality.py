@@ -7,6 +7,7 @@ import pytest
 
 from condseg_jax.evaluate.quality import fit
 from condseg_jax.evaluate.quality import isotonic
+from condseg_jax.infer.prediction import Agreement
 from condseg_jax.infer.prediction import DiceMap
 from condseg_jax.infer.prediction import quality
 from condseg_jax.infer.prediction import SoftDice
@@ -30,6 +31,22 @@ def test_the_score_by_hand():
   nothing = SoftDice()
   nothing(Slab([0], (slice(0, 1), *rest), np.full((1, 1, 2), 0.4, np.float32)))
   assert nothing.score(0) == 0
+
+
+def test_members_are_compared_in_pairs():
+  """Three masks on two windows, in any order: the common voxels of all pairs by their sizes."""
+  masks = np.random.default_rng(0).random((3, 2, 4, 5)) < 0.6
+  found = Agreement(3)
+  for member, window in ((0, 0), (0, 1), (1, 1), (2, 1), (1, 0), (2, 0)):
+    found([0, 4 * window], 7, np.where(masks[member, window], 0.5, 0.49))
+  pairs = [(0, 1), (0, 2), (1, 2)]
+  common = sum((masks[a] & masks[b]).sum() for a, b in pairs)
+  assert found.dice(7) == pytest.approx(
+      2 * common / sum(masks[a].sum() + masks[b].sum() for a, b in pairs))
+  assert found.dice(3) is None
+  single = Agreement(1)
+  single([0, 0], 7, np.ones((4, 5)))
+  assert single.dice(7) is None
 
 
 @given(st.lists(st.tuples(unit, unit), min_size=2, max_size=30))
@@ -66,10 +83,11 @@ def test_eight_cases_have_no_bound():
 
 
 def test_what_is_said_of_a_structure():
-  plain = quality(0.7, None)
+  plain = quality(0.7, None, None)
   assert plain == {"soft_dice": 0.7}
   found = fit(*drawn(np.random.default_rng(2), 40), np.arange(40) % 5)
-  entry = quality(0.9, vars(found))
+  entry = quality(0.9, 0.8, vars(found))
+  assert entry["member_dice"] == 0.8
   assert 0 <= entry["dice_bound"] < entry["predicted_dice"] <= 1
   assert found.correlation > 0.8 and 0 < found.error < 0.15
   assert DiceMap((0.5,), (0.4,), -0.6, 9).bound(0.5) == 0

@@ -21,6 +21,7 @@ _HEADINGS = {
     "truth_area_px": ("true area, px", 0), "mean": ("mean intensity", 1),
     "sd": ("sd of intensity", 1), "touches_border": ("cut by the border", 0),
     "confidence": ("confidence", 2), "soft_dice": ("soft Dice confidence", 2),
+    "member_dice": ("Dice of the members", 2),
     "predicted_dice": ("predicted Dice", 2), "dice_bound": ("its 90 % lower bound", 2),
 }
 _HIDDEN = ("voxels",)  # measures that are not shown
