@@ -42,6 +42,8 @@ NOT_RUN = {
     "from condseg_jax.model_io.fold_run import": "needs the run above; see tests/e2e/test_folds.py",
     "condseg-predict --workdir=RUN --input=scan.nii.gz --output=masks --members=1":
         "needs the run above; see tests/e2e/test_folds.py",
+    "condseg-predict --workdir=RUN --input=scans --output=masks --refuse_below":
+        "needs the run above; see tests/e2e/test_folds.py",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",
