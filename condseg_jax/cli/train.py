@@ -64,11 +64,16 @@ def _work(values: flags.FlagValues) -> int:
       parallel.join(*cluster_flags)
   # Errors are reported before raw data is prepared, which may take hours.
   check_config(config)
-  check_workdir(values.workdir, values.resume)
+  last = check_workdir(values.workdir, values.resume)
+  start = None
+  # With last_whole, all checkpoints may turn out to be damaged.
+  if config.init.source and (last is None or values.resume == "last_whole"):
+    from condseg_jax.train.start import read_start
+    start = read_start(config.init)
   with parallel.first_process_first():
     stores = _stores(config.data, progress=parallel.is_first())
   train(config, stores, values.workdir, resume=values.resume, verify=values.verify == "on",
-        watcher=Progress(values.workdir))
+        watcher=Progress(values.workdir), start=start)
   return 0
 
 

@@ -48,6 +48,16 @@ NOT_FINITE_STEPS = 50  # steps in a row, after which a run fails; each of them c
 log = logging.getLogger("condseg_jax")
 
 
+class Start(Protocol):
+  """Gives a new run something to start from; `train.start.Start` is one."""
+
+  def adapted(self, setup: Setup) -> Setup:
+    """Returns the parts of a run with what comes along of classes and plan."""
+
+  def taken(self, setup: Setup, state: TrainState) -> TrainState:
+    """Returns the state at step 0 with what is taken of the parameters."""
+
+
 class Watcher(Protocol):
   """Sees what a run evaluates; `report.progress.Progress` is one."""
 
@@ -59,7 +69,8 @@ class Watcher(Protocol):
 
 
 def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "auto",
-          verify: bool = True, watcher: Watcher | None = None) -> str:
+          verify: bool = True, watcher: Watcher | None = None,
+          start: Start | None = None) -> str:
   """Trains a network.
 
   Args:
@@ -71,6 +82,7 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
       the newest checkpoint that is not damaged and moves damaged ones to WORKDIR/damaged.
     watcher: sees the held-out cases of every evaluation and draws the state of the run.
     verify: whether a checkpoint to resume from is compared with its SHA-256 digests.
+    start: what `init.source` names, from `train.start.read_start`; not used by a run that resumes.
 
   Returns:
     `finished`, or `interrupted` after a SIGTERM; the same call then resumes.
@@ -81,11 +93,11 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   """
   check_config(config)
   with held(workdir) if parallel.is_first() else contextlib.nullcontext():
-    return _train(config, stores, workdir, resume, verify, watcher)
+    return _train(config, stores, workdir, resume, verify, watcher, start)
 
 
 def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify: bool,
-           watcher: Watcher | None) -> str:
+           watcher: Watcher | None, start: Start | None) -> str:
   started = time.monotonic()
 
   # --- previous progress ----------------------------------------------------------------------
@@ -93,9 +105,18 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   last = checkpoints.newest_whole() if resume == "last_whole" else checkpoints.last_step
   check_resume(resume, last, workdir)
   recorded = None if last is None else checkpoints.read_record(last)
+  if last is not None:
+    start = None
+    if config.init.source:
+      log.info("the workdir holds step %d, which is resumed: init.source is not read", last)
+  elif config.init.source and start is None:
+    raise InputError("init.source", "was not read before the training",
+                     "pass start=train.start.read_start(config.init)")
 
   # --- data, classes, plan, network -----------------------------------------------------------
   setup = make_setup(config, stores, recorded, workdir)
+  if start is not None:
+    setup = start.adapted(setup)
   config, model, record = setup.config, setup.model, setup.record
   table = record.table
   if last is not None and last >= config.train.steps and finished(workdir):
@@ -111,6 +132,8 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   if last is not None:
     state = checkpoints.restore(last, state)
     log.info("resuming from step %d", last)
+  elif start is not None:
+    state = start.taken(setup, state)
   trim_metrics(workdir, last or 0)
   first = int(state.step)
   state = driver.place_state(state)

@@ -21,8 +21,8 @@ from support.documents import ROOT
 
 # The pages in the order in which they are run: all in one folder, each with what is left there by
 # those before it.
-ORDER = ("README.md", "docs/index.md", "docs/data.md", "docs/training.md", "docs/prediction.md",
-         "docs/analysis.md")
+ORDER = ("README.md", "docs/index.md", "docs/data.md", "docs/training.md", "docs/growing.md",
+         "docs/prediction.md", "docs/analysis.md")
 
 EXTENDING = "see tests/e2e/test_extending.py"
 # How a block begins → why it is not run.

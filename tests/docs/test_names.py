@@ -12,7 +12,7 @@ import pytest
 from support.documents import pages
 from support.documents import ROOT
 
-SECTIONS = ("data", "augment", "model", "conditioning", "loss", "optimizer", "train")
+SECTIONS = ("data", "augment", "model", "conditioning", "loss", "optimizer", "train", "init")
 COMMANDS = ("init", "prepare", "verify", "fetch", "train", "evaluate", "predict", "analyse",
             "export", "serve", "study")
 # Flags of programs that are not ours.
