@@ -1,7 +1,6 @@
 """A run that starts from another: what comes along, what is said, and what never mixes."""
 
 import json
-import logging
 import shutil
 import zipfile
 
@@ -78,16 +77,6 @@ def bundle(source):
   path = source.parent / "source.condseg"
   write_bundle(path, read_model(source))
   return path
-
-
-@pytest.fixture
-def said(caplog):
-  """What the program logged."""
-  logger = logging.getLogger("condseg_jax")
-  logger.addHandler(caplog.handler)
-  caplog.set_level(logging.INFO, logger.name)
-  yield lambda: [record.getMessage() for record in caplog.records]
-  logger.removeHandler(caplog.handler)
 
 
 def begun(config, stores, path, what="all"):
@@ -185,7 +174,7 @@ def test_misfits_are_named_one_by_one(bundle, stores, said):
 def test_nothing_that_fits_is_an_error(bundle, stores):
   other = CONFIG.override({"model.network": "plain_unet", "model.channels": 5,
                                   "model.growth": 16})
-  with pytest.raises(InputError, match="init.source: nothing of .* fits this network .down_0/"):
+  with pytest.raises(InputError, match="init.source: nothing of .* fits this network .down_1/layer_0"):
     begun(other, stores, bundle, "encoder")
 
 
