@@ -38,7 +38,9 @@ def transfer(source: Mapping[str, Any], target: Mapping[str, Any], *,
   """Takes arrays of the source whose path and shape are those of an array of the target.
 
   Of an array with entries per class, those of the classes that both have are taken; the entries of
-  other classes are left as they are in the target. Values are copied bit by bit.
+  other classes are left as they are in the target. Values are copied bit by bit, but for the head
+  `dynamic` with one-hot vectors in networks of different numbers of classes, where they are scaled
+  so that the logits are the same up to rounding.
 
   Args:
     source: variables of the one network, as `model.init` returns them.
@@ -91,8 +93,12 @@ def _merged(have: np.ndarray, here: np.ndarray, name: str, source: ClassAxes, ta
     return here, "no class of the source is among those of this network"
   old, new = np.moveaxis(have, axis, 0), np.moveaxis(here.copy(), axis, 0)
   new[:shared] = old[:shared]
+  # The layers of a `heads.DynamicHead` read a concatenation with a one-hot vector over the root of
+  # its length.
+  dynamic = shared and name.startswith("params/head/")
+  factor = np.float32(np.sqrt(target.classes / source.classes) if dynamic else 1.0)
   for to, by in rows.items():
-    new[shared + to] = old[shared + by]
+    new[shared + to] = factor * old[shared + by] if factor != 1 else old[shared + by]
   return np.ascontiguousarray(np.moveaxis(new, 0, axis)), ""
 
 

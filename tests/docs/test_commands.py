@@ -172,8 +172,8 @@ def write_data(root: Path) -> None:
 def write_commands(folder: Path) -> None:
   """Writes the commands as they are in this checkout, installed or not."""
   folder.mkdir()
-  scripts = {f"condseg-{path.stem.rstrip('_')}": COMMAND.format(python=sys.executable, name=path.stem)
-             for path in (ROOT / "condseg_jax" / "cli").glob("*.py")}
+  scripts = {f"condseg-{path.stem.rstrip('_')}":
+             COMMAND.format(python=sys.executable, name=path.stem) for path in (ROOT / "condseg_jax" / "cli").glob("*.py")}
   scripts |= {"small-phantom": PHANTOM.format(python=sys.executable),
               "small-init": INIT.format(python=sys.executable)}
   for name, text in scripts.items():
@@ -206,5 +206,6 @@ def test_the_documents_run(tmp_path, monkeypatch):
       assert done.returncode == 0, f"{place}\n{block.text}\n{done.stdout}\n{done.stderr[-3000:]}"
   for name in ("RUN/run.json", "masks/scan.nii.gz", "masks/report.html", "scores/summary.json",
                "quickstart/scores/summary.json", "findings.json", "MINE/manifest.json",
-               "CARVED/manifest.json", "model.condseg", "encoder.condseg", "analysis/analysis.json"):
+               "CARVED/manifest.json", "model.condseg", "encoder.condseg",
+               "analysis/analysis.json"):
     assert (work / name).exists(), name

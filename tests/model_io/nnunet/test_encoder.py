@@ -179,6 +179,7 @@ def test_folders_that_are_none(tmp_path, capsys):
 
 
 # --- the command, and a training ------------------------------------------------------------
+@pytest.mark.slow
 def test_a_network_trains_from_it(tmp_path, capsys, said):
   """With the settings that the command prints; every array of the encoder is taken."""
   path = tmp_path / "encoder.condseg"
@@ -198,7 +199,8 @@ def test_a_network_trains_from_it(tmp_path, capsys, said):
   assert f"starting from {path}: 12 of 12 arrays taken" in log and "random" not in log
   assert "clipped to -900 to 800, mean 40" in log
   assert "spacing is (2.0, 1.0, 1.0), that of the data; the source has (3.0, 1.5, 1.0)" in log
-  assert read_model(tmp_path / "run").record.plan.mean == 40.0
+  record = read_model(tmp_path / "run").record
+  assert record.plan.mean == 40.0 and record.config.init.source == str(path)
 
 
 def test_torch_and_pickle_are_not_imported():
