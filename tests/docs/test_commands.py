@@ -173,7 +173,8 @@ def write_commands(folder: Path) -> None:
   """Writes the commands as they are in this checkout, installed or not."""
   folder.mkdir()
   scripts = {f"condseg-{path.stem.rstrip('_')}":
-             COMMAND.format(python=sys.executable, name=path.stem) for path in (ROOT / "condseg_jax" / "cli").glob("*.py")}
+             COMMAND.format(python=sys.executable, name=path.stem)
+             for path in (ROOT / "condseg_jax" / "cli").glob("*.py")}
   scripts |= {"small-phantom": PHANTOM.format(python=sys.executable),
               "small-init": INIT.format(python=sys.executable)}
   for name, text in scripts.items():
