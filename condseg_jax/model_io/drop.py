@@ -1,5 +1,6 @@
 """Takes classes away from a network: its table and parameters shrink, the rest stays as it is."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from condseg_jax.model_io.bundle import Bundle
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.model_io.transfer import transfer
 from condseg_jax.models.class_axes import class_axes
+from condseg_jax.models.class_axes import ClassAxes
 
 
 def without_classes(bundle: Bundle, names: Sequence[str]) -> Bundle:
@@ -37,19 +39,27 @@ def without_classes(bundle: Bundle, names: Sequence[str]) -> Bundle:
   smaller = _record(record, kept)
   axes = [class_axes(r.config.model, r.config.conditioning, len(r.table), r.plan.channels)
           for r in (record, smaller)]
-  source = jax.device_get(bundle.variables)
+  first, *others = (_shrunk(one, axes[0], axes[1], kept)
+                    for one in (bundle.variables, *bundle.others))
+  return Bundle(smaller, first["params"], _facts(bundle.facts, smaller.table.names),
+                statistics=first.get("statistics", {}), others=tuple(others))
+
+
+def _shrunk(variables: Mapping[str, Any], before: ClassAxes, after: ClassAxes,
+            kept: Sequence[int]) -> dict[str, Any]:
+  """Returns the variables of one network for the classes that are kept, by their ids before."""
+  source = jax.device_get(variables)
   target = {}
   for name, array in traverse_util.flatten_dict(source, sep="/").items():
     shape = list(np.shape(array))
-    if name in axes[0].axes:
-      shape[axes[0].axes[name]] -= len(gone)
+    if name in before.axes:
+      shape[before.axes[name]] -= before.classes - after.classes
     target[name] = np.zeros(shape, np.float32)
-  done = transfer(source, traverse_util.unflatten_dict(target, sep="/"), source_classes=axes[0],
-                  target_classes=axes[1], rows=dict(enumerate(kept)))
+  done = transfer(source, traverse_util.unflatten_dict(target, sep="/"), source_classes=before,
+                  target_classes=after, rows=dict(enumerate(kept)))
   if done.left:
     raise AssertionError(f"{done.left} cannot be taken over")  # the two networks differ in K alone
-  return Bundle(smaller, done.variables["params"], _facts(bundle.facts, smaller.table.names),
-                statistics=done.variables.get("statistics", {}))
+  return done.variables
 
 
 def _record(record: ModelRecord, kept: Sequence[int]) -> ModelRecord:

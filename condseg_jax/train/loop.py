@@ -1,5 +1,6 @@
 """The training loop, written to be read from top to bottom and forked."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
@@ -15,6 +16,7 @@ import numpy as np
 from condseg_jax.classes import ClassTable
 from condseg_jax.config import Config
 from condseg_jax.data.priors import smallest_ml
+from condseg_jax.data.sampling import Fold
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.cases import stored_cases
@@ -69,8 +71,8 @@ class Watcher(Protocol):
 
 
 def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "auto",
-          verify: bool = True, watcher: Watcher | None = None,
-          start: Start | None = None) -> str:
+          verify: bool = True, watcher: Watcher | None = None, fold: Fold | None = None,
+          start: Callable[[], Start] | None = None) -> str:
   """Trains a network.
 
   Args:
@@ -82,7 +84,9 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
       the newest checkpoint that is not damaged and moves damaged ones to WORKDIR/damaged.
     watcher: sees the held-out cases of every evaluation and draws the state of the run.
     verify: whether a checkpoint to resume from is compared with its SHA-256 digests.
-    start: what `init.source` names, from `train.start.read_start`; not used by a run that resumes.
+    fold: which cases to train on and to hold out; `data.hold_out` and `data.max_cases` decide when
+      None.
+    start: reads what `init.source` names, see `train.start.read_start`; called if the run is new.
 
   Returns:
     `finished`, or `interrupted` after a SIGTERM; the same call then resumes.
@@ -93,11 +97,12 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   """
   check_config(config)
   with held(workdir) if parallel.is_first() else contextlib.nullcontext():
-    return _train(config, stores, workdir, resume, verify, watcher, start)
+    return _train(config, stores, workdir, resume, verify, watcher, fold, start)
 
 
 def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify: bool,
-           watcher: Watcher | None, start: Start | None) -> str:
+           watcher: Watcher | None, fold: Fold | None,
+           start: Callable[[], Start] | None) -> str:
   started = time.monotonic()
 
   # --- previous progress ----------------------------------------------------------------------
@@ -105,18 +110,19 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   last = checkpoints.newest_whole() if resume == "last_whole" else checkpoints.last_step
   check_resume(resume, last, workdir)
   recorded = None if last is None else checkpoints.read_record(last)
-  if last is not None:
-    start = None
-    if config.init.source:
-      log.info("the workdir holds step %d, which is resumed: init.source is not read", last)
-  elif config.init.source and start is None:
-    raise InputError("init.source", "was not read before the training",
-                     "pass start=train.start.read_start(config.init)")
+  source = None
+  if config.init.source and last is not None:
+    log.info("the workdir holds step %d, which is resumed: init.source is not read", last)
+  elif config.init.source:
+    if start is None:
+      raise InputError("init.source", "is not read by this caller",
+                       "pass start=lambda: train.start.read_start(config.init)")
+    source = start()
 
   # --- data, classes, plan, network -----------------------------------------------------------
-  setup = make_setup(config, stores, recorded, workdir)
-  if start is not None:
-    setup = start.adapted(setup)
+  setup = make_setup(config, stores, recorded, workdir, fold)
+  if source is not None:
+    setup = source.adapted(setup)
   config, model, record = setup.config, setup.model, setup.record
   table = record.table
   if last is not None and last >= config.train.steps and finished(workdir):
@@ -132,8 +138,8 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   if last is not None:
     state = checkpoints.restore(last, state)
     log.info("resuming from step %d", last)
-  elif start is not None:
-    state = start.taken(setup, state)
+  elif source is not None:
+    state = source.taken(setup, state)
   trim_metrics(workdir, last or 0)
   first = int(state.step)
   state = driver.place_state(state)

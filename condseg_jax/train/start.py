@@ -95,13 +95,13 @@ class Start:
 
 
 def read_start(init: Init) -> Start:
-  """Reads what `init.source` names; of a run the best checkpoint.
+  """Reads what `init.source` names; of a run the best checkpoint, of an ensemble the first member.
 
   Raises:
     InputError: it is missing, damaged, of a newer format, or has no decoder to take.
   """
   checkpoint = "last" if is_bundle(init.source) else "best"
-  source = read_model(init.source, checkpoint, encoder=init.what == "encoder")
+  source = read_model(init.source, checkpoint, members=1, encoder=init.what == "encoder")
   return Start(source, init.source, init.what)
 
 

@@ -76,6 +76,15 @@ def test_a_dynamic_head_keeps_its_function_up_to_rounding():
                                atol=1e-5 * np.abs(expected).max())
 
 
+def test_every_member_of_an_ensemble_shrinks():
+  whole = model(vector="embedding")
+  other = jax.tree.map(lambda x: x + 1, whole.variables)
+  after = without_classes(whole._replace(others=(other,)), ["spleen"])
+  alone = without_classes(whole._replace(params=other["params"]), ["spleen"])
+  assert len(after.others) == 1
+  jax.tree.map(np.testing.assert_array_equal, after.others[0], alone.variables)
+
+
 def test_nothing_speaks_of_it_any_more():
   after = without_classes(model(), ["spleen"])
   record = after.record

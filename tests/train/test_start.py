@@ -241,7 +241,7 @@ def test_a_run_remembers_where_it_began_and_its_bundle_does_not():
 def test_a_source_is_never_forgotten(stores, bundle, tmp_path):
   """Whoever calls `train` without reading the source would train from random parameters."""
   config = CONFIG.override({"init.source": str(bundle)})
-  with pytest.raises(InputError, match="init.source: was not read"):
+  with pytest.raises(InputError, match="init.source: is not read by this caller"):
     train(config, stores, tmp_path / "run")
 
 
