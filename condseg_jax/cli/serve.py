@@ -6,8 +6,11 @@ Serves a trained network over HTTP, with a web page at / and an interface for pr
   curl --data-binary @series.zip "http://127.0.0.1:8000/predict?output=statistics"
 
 The request body is a NIfTI file or a zipped DICOM series, raw or as the file of a form. Query
-parameters: classes, preset, fusion, threshold, series, force=1, and output=zip, label or
-statistics. Also GET /classes and GET /health.
+parameters: classes, preset, fusion, threshold, series, force=1, and output=zip, label, statistics
+or, for a DICOM series, dicom_seg. Also GET /classes and GET /health.
+
+3D Slicer's module and OHIF's plugin for MONAI Label work with this service, too; --datastore=FOLDER
+lists images for them.
 
 There is no authentication and no encryption: serve only this machine, or put the service behind a
 proxy that provides both. Requests from pages of other sites are refused. No data of a request is
@@ -44,6 +47,8 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_float("memory_gb", 4, "Maximum memory of an image and its prediction in GB, besides "
                      "that of the network. It is estimated from the header of the image; larger "
                      "ones get status 413.", lower_bound=0.001, flag_values=values)
+  flags.DEFINE_string("datastore", "", "Folder of images (.nii, .nii.gz, zipped DICOM series) that "
+                      "clients of MONAI Label may list, segment and label.", flag_values=values)
   flags.DEFINE_float("timeout", 1800, "Maximum duration of a prediction in seconds.",
                      lower_bound=0.1, flag_values=values)
 
@@ -59,7 +64,8 @@ def _work(values: flags.FlagValues) -> int:
 
   limits = Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout,
                   memory=int(values.memory_gb * 1e9))
-  serve(values.workdir, values.checkpoint, values.host, values.port, limits, values.allowed_hosts)
+  serve(values.workdir, values.checkpoint, values.host, values.port, limits, values.allowed_hosts,
+        values.datastore)
   return 0
 
 

@@ -15,15 +15,19 @@ import re
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 
-# Output → media types of the Accept header that select it.
+# Output → media types of the Accept header that select it; the first output that has one.
 OUTPUTS = {"zip": ("application/zip",),
            "label": ("application/gzip", "application/x-gzip", "application/octet-stream"),
            "statistics": ("application/json",),
+           "dicom_seg": ("application/dicom",),
+           "dicom_rtstruct": ("application/dicom",),
+           "dicom": ("application/zip",),  # both objects
            "page": ("multipart/form-data",)}
 PARAMETERS = ("classes", "preset", "fusion", "threshold", "series", "force", "output")
 
 # Files in the folder of a request.
 BODY, ANSWER = "body", "answer"
+SERIES = "series"  # folder of a DICOM series, unpacked or placed there
 MEMBER = "member_{:05d}"  # a file unpacked from a zip archive, before its suffix
 
 MAX_NAME = 80  # characters of a sender's file name that are quoted in an error
@@ -131,6 +135,7 @@ class PredictRequest:
     series: SeriesInstanceUID to select from a zip archive with several DICOM series.
     force: predict even if the volume looks implausible.
     output: a key of `OUTPUTS`.
+    suffix: of label maps: .nii.gz or .nrrd.
   """
 
   classes: tuple[str, ...] = ()
@@ -140,6 +145,7 @@ class PredictRequest:
   series: str = ""
   force: bool = False
   output: str = "zip"
+  suffix: str = ".nii.gz"
 
 
 def read_request(query: Iterable[tuple[str, str]], accept: str, table: ClassTable,
@@ -219,7 +225,7 @@ def _accepted_output(accept: str) -> str:
       if media in types:
         return output
   raise HttpError(406, "Accept", "contains no supported media type",
-                  f"use one of {', '.join(types[0] for types in OUTPUTS.values())}")
+                  f"use one of {', '.join(dict.fromkeys(t[0] for t in OUTPUTS.values()))}")
 
 
 def _original_name(names: Sequence[str], number: int) -> str:

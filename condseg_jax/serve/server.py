@@ -24,6 +24,7 @@ from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
 from condseg_jax.serve.hosts import Hosts
+from condseg_jax.serve.monai.datastore import Datastore
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import HttpError
@@ -38,7 +39,7 @@ LOG = logging.getLogger("condseg_jax")
 
 
 def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
-          allowed_hosts: Collection[str] = ()) -> None:
+          allowed_hosts: Collection[str] = (), datastore: str = "") -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
@@ -48,11 +49,14 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     port: port to listen on; 0 for any free port.
     limits: of requests.
     allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
+    datastore: folder of images for clients of MONAI Label; "" for none.
 
   Raises:
-    InputError: the network cannot be loaded, the address cannot be used, or a name is invalid.
+    InputError: the network cannot be loaded, the address cannot be used, a name is invalid, or the
+      folder does not exist.
   """
   hosts = Hosts(host, allowed_hosts)
+  images = Datastore(datastore) if datastore else None
   # uvicorn raises the signal again after its shutdown.
   handlers = {number: signal.signal(number, lambda *_: None)
               for number in (signal.SIGTERM, signal.SIGINT)}
@@ -62,7 +66,7 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
       device = Device(worker_command(workdir, checkpoint), limits)
-      asyncio.run(_serve(device, listener, limits, Path(folder), hosts))
+      asyncio.run(_serve(device, listener, limits, Path(folder), hosts, images))
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
@@ -152,11 +156,11 @@ class Protocol(H11Protocol):
 
 
 async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path,
-                 hosts: Hosts) -> None:
+                 hosts: Hosts, datastore: Datastore | None) -> None:
   freeze_gc()
   queue = Queue(device, limits)
   config = uvicorn.Config(
-      build_app(queue, limits, folder, hosts), loop="asyncio", http=Protocol, ws="none",
+      build_app(queue, limits, folder, hosts, datastore), loop="asyncio", http=Protocol, ws="none",
       lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
       limit_concurrency=MAX_CONNECTIONS, backlog=BACKLOG,
       timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)

@@ -40,7 +40,7 @@ def test_the_answer_follows_the_accept_header(accept, output):
     ({"class": "liver"}, "one of classes"), ({"classes": "heart"}, "choose from: liver"),
     ({"preset": "none"}, "presets: all"), ({"fusion": "mean"}, "one of argmax"),
     ({"threshold": "1.5"}, r"in \[0, 1\], got '1.5'"), ({"threshold": "nan"}, r"\[0, 1\]"),
-    ({"threshold": ""}, r"\[0, 1\]"), ({"output": "dicom"}, "one of zip"),
+    ({"threshold": ""}, r"\[0, 1\]"), ({"output": "pdf"}, "one of zip"),
     ({"force": "yes"}, "one of 0, 1")])
 def test_invalid_parameters(query, message):
   with pytest.raises(HttpError, match=message) as caught:
