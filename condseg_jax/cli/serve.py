@@ -49,6 +49,9 @@ def _define(values: flags.FlagValues) -> None:
                      "ones get status 413.", lower_bound=0.001, flag_values=values)
   flags.DEFINE_string("datastore", "", "Folder of images (.nii, .nii.gz, zipped DICOM series) that "
                       "clients of MONAI Label may list, segment and label.", flag_values=values)
+  flags.DEFINE_string("dicomweb", "", "Address of a DICOMweb server, e.g. http://HOST/dicom-web: "
+                      "requests name its studies and series, and can store results there (extra "
+                      "`pacs`).", flag_values=values)
   flags.DEFINE_float("timeout", 1800, "Maximum duration of a prediction in seconds.",
                      lower_bound=0.1, flag_values=values)
 
@@ -65,7 +68,7 @@ def _work(values: flags.FlagValues) -> int:
   limits = Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout,
                   memory=int(values.memory_gb * 1e9))
   serve(values.workdir, values.checkpoint, values.host, values.port, limits, values.allowed_hosts,
-        values.datastore)
+        values.datastore, values.dicomweb)
   return 0
 
 

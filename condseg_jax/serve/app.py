@@ -25,6 +25,7 @@ from starlette.types import Receive
 from starlette.types import Scope
 from starlette.types import Send
 
+from condseg_jax.dicomweb.server import Server
 from condseg_jax.serve.exchange import Answer
 from condseg_jax.serve.exchange import Endpoint
 from condseg_jax.serve.exchange import error_response
@@ -36,6 +37,7 @@ from condseg_jax.serve.exchange import Shared
 from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.monai.datastore import Datastore
 from condseg_jax.serve.monai.routes import monai_routes
+from condseg_jax.serve.pacs import Pacs
 from condseg_jax.serve.queue import loading_error
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import BODY
@@ -52,7 +54,7 @@ PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"),
 
 
 def build_app(queue: Queue, limits: Limits, folder: Path, hosts: Hosts,
-              datastore: Datastore | None = None) -> Starlette:
+              datastore: Datastore | None = None, server: Server | None = None) -> Starlette:
   """Builds the application.
 
   Args:
@@ -61,8 +63,9 @@ def build_app(queue: Queue, limits: Limits, folder: Path, hosts: Hosts,
     folder: folder in which each request gets a temporary folder.
     hosts: names of the service; requests for other hosts or from other sites are refused.
     datastore: images that clients of MONAI Label may list, segment and label.
+    server: the DICOMweb server whose series requests may name.
   """
-  shared = Shared(queue, limits, folder, Uploads(limits))
+  shared = Shared(queue, limits, folder, Uploads(limits), Pacs(server, limits))
   routes = [Route("/predict", Endpoint("predict", shared, predict), methods=["POST"]),
             Route("/classes", _classes(queue)), Route("/health", _health(queue)),
             *(Route(path, _page_file(*file)) for path, file in PAGE.items()),
@@ -82,7 +85,11 @@ async def predict(exchange: Exchange) -> Answer:
   queue.check()  # and the query: before the body is received
   wanted = read_request(request.query_params.multi_items(), request.headers.get("accept", "*/*"),
                         queue.device.table, queue.device.fusions)
-  await exchange.receive(exchange.folder / BODY)
+  size, _ = await exchange.receive(exchange.folder / BODY, optional=bool(wanted.study))
+  if wanted.study:
+    if size:
+      raise HttpError(400, "study", "is given, and so is a body", "give one of them")
+    await exchange.fetch(wanted.study, wanted.series)
   return await exchange.predict(wanted)
 
 

@@ -18,6 +18,7 @@ from starlette.types import Receive
 from starlette.types import Scope
 from starlette.types import Send
 
+from condseg_jax.serve.pacs import Pacs
 from condseg_jax.serve.queue import closing_error
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import ANSWER
@@ -25,6 +26,7 @@ from condseg_jax.serve.request import disk_error
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import PredictRequest
+from condseg_jax.serve.request import SERIES
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
 from condseg_jax.serve.upload import Uploads
@@ -64,12 +66,14 @@ class Shared(NamedTuple):
     limits: of requests.
     folder: folder in which each request gets a temporary folder.
     uploads: the bodies that are being received.
+    pacs: the DICOMweb server.
   """
 
   queue: Queue
   limits: Limits
   folder: Path
   uploads: Uploads
+  pacs: Pacs
 
 
 class Exchange:
@@ -79,13 +83,13 @@ class Exchange:
     request: its head.
     folder: for its files; removed when the answer has been sent.
     queue: runs the predictions.
-    limits: of requests.
   """
 
   def __init__(self, request: Request, incoming: Incoming, receive: Receive, folder: Path,
                shared: Shared):
     self.request, self.folder = request, folder
-    self.queue, self.limits = shared.queue, shared.limits
+    self.queue = shared.queue
+    self._pacs = shared.pacs
     self._incoming, self._receive, self._uploads = incoming, receive, shared.uploads
 
   def parameters(self, *names: str) -> dict[str, str]:
@@ -114,6 +118,14 @@ class Exchange:
       size = await self._incoming.save(path, fields, optional=optional)
     return size, dict(self._incoming.fields)
 
+  async def fetch(self, study: str, series: str) -> None:
+    """Fetches a series from the DICOMweb server instead of a body, see `Pacs.fetch`.
+
+    Raises:
+      Disconnected: the client has disconnected.
+    """
+    await _while_connected(self._receive, self._pacs.fetch(study, series, self.folder / SERIES))
+
   async def predict(self, wanted: PredictRequest) -> Answer:
     """Predicts from the files in the folder; stopped if the client disconnects.
 
@@ -125,6 +137,8 @@ class Exchange:
       outcome = await _while_connected(self._receive, self.queue.predict(self.folder, wanted))
     if outcome["status"] != 200:
       raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
+    if wanted.store:
+      await self._pacs.store(self.folder / ANSWER, self.folder)
     return Answer(self.folder / ANSWER, outcome["media"], outcome["name"])
 
 

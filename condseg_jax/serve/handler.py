@@ -27,6 +27,7 @@ from condseg_jax.report.results import write_dicom
 from condseg_jax.serve import preview
 from condseg_jax.serve.payload import read_body
 from condseg_jax.serve.request import ANSWER
+from condseg_jax.serve.request import DICOM_OUTPUTS
 from condseg_jax.serve.request import disk_error
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
@@ -38,7 +39,7 @@ from condseg_jax.serve.request import to_http_error
 NAMES = {"zip": "segmentation.zip", "label": "label", "statistics": "statistics.json", "page": "",
          "dicom_seg": "seg.dcm", "dicom_rtstruct": "rtstruct.dcm", "dicom": "dicom.zip"}
 # Output → the DICOM objects in it.
-DICOM = {"dicom_seg": ("seg",), "dicom_rtstruct": ("rtstruct",), "dicom": ("seg", "rtstruct")}
+DICOM = dict(zip(DICOM_OUTPUTS, (("seg",), ("rtstruct",), ("seg", "rtstruct")), strict=True))
 
 LOG = logging.getLogger("condseg_jax")
 

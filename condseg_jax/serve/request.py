@@ -23,7 +23,9 @@ OUTPUTS = {"zip": ("application/zip",),
            "dicom_rtstruct": ("application/dicom",),
            "dicom": ("application/zip",),  # both objects
            "page": ("multipart/form-data",)}
-PARAMETERS = ("classes", "preset", "fusion", "threshold", "series", "force", "output")
+PARAMETERS = ("classes", "preset", "fusion", "threshold", "study", "series", "force", "output",
+              "store")
+DICOM_OUTPUTS = ("dicom_seg", "dicom_rtstruct", "dicom")
 
 # Files in the folder of a request.
 BODY, ANSWER = "body", "answer"
@@ -132,9 +134,11 @@ class PredictRequest:
 
   Attributes:
     classes, preset, fusion, threshold: see `Predictor.predict`.
-    series: SeriesInstanceUID to select from a zip archive with several DICOM series.
+    study: StudyInstanceUID on the DICOMweb server of the service, instead of a body.
+    series: SeriesInstanceUID to select from a zip archive or study with several DICOM series.
     force: predict even if the volume looks implausible.
     output: a key of `OUTPUTS`.
+    store: store the DICOM objects on the DICOMweb server, too.
     suffix: of label maps: .nii.gz or .nrrd.
   """
 
@@ -142,9 +146,11 @@ class PredictRequest:
   preset: str = ""
   fusion: str = "argmax"
   threshold: float = 0.5
+  study: str = ""
   series: str = ""
   force: bool = False
   output: str = "zip"
+  store: bool = False
   suffix: str = ".nii.gz"
 
 
@@ -172,11 +178,15 @@ def read_request(query: Iterable[tuple[str, str]], accept: str, table: ClassTabl
   request = PredictRequest(
       classes=tuple(name.strip() for name in given.get("classes", "").split(",") if name.strip()),
       preset=given.get("preset", ""), fusion=given.get("fusion", "argmax"),
-      threshold=_parse_threshold(given.get("threshold", "0.5")), series=given.get("series", ""),
+      threshold=_parse_threshold(given.get("threshold", "0.5")), study=given.get("study", ""),
+      series=given.get("series", ""), store=_parse_switch("store", given.get("store", "0")),
       force=_parse_switch("force", given.get("force", "0")),
       output=given.get("output") or _accepted_output(accept))
   _check_choice("output", request.output, OUTPUTS)
   _check_choice("fusion", request.fusion, fusions)
+  if request.store and request.output not in DICOM_OUTPUTS:
+    raise HttpError(400, "store", f"output {request.output} is no DICOM object",
+                    f"request one of {', '.join(DICOM_OUTPUTS)}")
   try:
     table.select(request.classes, request.preset)
   except InputError as error:

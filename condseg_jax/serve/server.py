@@ -16,9 +16,11 @@ import tempfile
 from types import FrameType
 
 import h11
+from starlette.applications import Starlette
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from condseg_jax.dicomweb.server import Server
 from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
@@ -39,7 +41,8 @@ LOG = logging.getLogger("condseg_jax")
 
 
 def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
-          allowed_hosts: Collection[str] = (), datastore: str = "") -> None:
+          allowed_hosts: Collection[str] = (), datastore: str = "",
+          dicomweb: str = "") -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
@@ -50,13 +53,15 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     limits: of requests.
     allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
     datastore: folder of images for clients of MONAI Label; "" for none.
+    dicomweb: address of the DICOMweb server whose series requests may name; "" for none.
 
   Raises:
-    InputError: the network cannot be loaded, the address cannot be used, a name is invalid, or the
+    InputError: the network cannot be loaded, an address cannot be used, a name is invalid, or the
       folder does not exist.
   """
   hosts = Hosts(host, allowed_hosts)
   images = Datastore(datastore) if datastore else None
+  archive = Server(dicomweb) if dicomweb else None
   # uvicorn raises the signal again after its shutdown.
   handlers = {number: signal.signal(number, lambda *_: None)
               for number in (signal.SIGTERM, signal.SIGINT)}
@@ -65,8 +70,9 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
   try:
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
-      device = Device(worker_command(workdir, checkpoint), limits)
-      asyncio.run(_serve(device, listener, limits, Path(folder), hosts, images))
+      queue = Queue(Device(worker_command(workdir, checkpoint), limits), limits)
+      app = build_app(queue, limits, Path(folder), hosts, images, archive)
+      asyncio.run(_serve(queue, listener, app))
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
@@ -155,12 +161,10 @@ class Protocol(H11Protocol):
     self.transport.abort()
 
 
-async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path,
-                 hosts: Hosts, datastore: Datastore | None) -> None:
+async def _serve(queue: Queue, listener: socket.socket, app: Starlette) -> None:
   freeze_gc()
-  queue = Queue(device, limits)
   config = uvicorn.Config(
-      build_app(queue, limits, folder, hosts, datastore), loop="asyncio", http=Protocol, ws="none",
+      app, loop="asyncio", http=Protocol, ws="none",
       lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
       limit_concurrency=MAX_CONNECTIONS, backlog=BACKLOG,
       timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
@@ -179,7 +183,7 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
   finally:
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
-    await device.close()
+    await queue.device.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

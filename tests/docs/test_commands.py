@@ -40,6 +40,9 @@ NOT_RUN = {
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",
+    "condseg-predict --workdir=RUN --output=masks --dicom=seg,rtstruct --send":
+        "see tests/dicomweb",
+    "curl -X POST -o seg.dcm": "see tests/serve/test_pacs.py",
     "condseg-train --config=hippocampus":
         "needs MSD Task04; see tests/e2e/test_bring_your_own.py",
     "condseg-export --workdir=RUN --out=model.condseg --onnx": "see tests/export and tests/cli",

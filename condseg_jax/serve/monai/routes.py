@@ -1,7 +1,8 @@
 """The routes of the MONAI Label protocol.
 
     GET  /info/                         models, classes, strategies
-    POST /infer/{model}                 a segmentation of an image of the datastore (`image`), of a
+    POST /infer/{model}                 a segmentation of an image of the datastore or, by its
+                                        SeriesInstanceUID, of the DICOMweb server (`image`), of a
                                         session (`session_id`) or in the form (`file`)
     PUT  /session/, GET, DELETE /session/{id}
     GET  /datastore/, GET, PUT /datastore/image, GET, PUT /datastore/label
@@ -19,6 +20,7 @@ import re
 
 from starlette.routing import Route
 
+from condseg_jax.dicomweb.address import is_uid
 from condseg_jax.serve.exchange import Answer
 from condseg_jax.serve.exchange import Endpoint
 from condseg_jax.serve.exchange import Exchange
@@ -70,6 +72,7 @@ class _Protocol:
 
   def __init__(self, shared: Shared, datastore: Datastore | None):
     self._queue, self._datastore = shared.queue, datastore
+    self._pacs = shared.pacs.configured
     self._sessions = Sessions(shared.folder / "sessions")
 
   async def info(self, exchange: Exchange) -> Answer:
@@ -91,16 +94,22 @@ class _Protocol:
                               device.table, device.fusions)
     if not size:
       body.unlink()
-      await self._put_image(body, query)
+      await self._put_image(exchange, body, query)
     return infer.compose(await exchange.predict(wanted), query["output"], params, exchange.folder)
 
-  async def _put_image(self, body: Path, query: dict[str, str]) -> None:
+  async def _put_image(self, exchange: Exchange, body: Path, query: dict[str, str]) -> None:
     """Places the image of a session or of the datastore in the folder of a request."""
     if query["session_id"]:
       self._sessions.link(query["session_id"], body)
     elif query["image"]:
-      image = await asyncio.to_thread(self._images().image, query["image"])
-      body.symlink_to(image.path.absolute())
+      image_id = query["image"]
+      images = await asyncio.to_thread(self._datastore.images) if self._datastore else {}
+      if image_id in images:
+        body.symlink_to(images[image_id].path.absolute())
+      elif self._pacs and is_uid(image_id):  # viewers of DICOM name series
+        await exchange.fetch("", image_id)
+      else:
+        self._images().image(image_id)  # raises
     else:
       raise HttpError(400, "image", "is missing",
                       "give image=ID, session_id=ID, or the file in the form")
