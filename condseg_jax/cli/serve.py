@@ -10,7 +10,7 @@ parameters: classes, preset, fusion, threshold, series, force=1, and output=zip,
 or, for a DICOM series, dicom_seg. Also GET /classes and GET /health.
 
 3D Slicer's module and OHIF's plugin for MONAI Label work with this service, too; --datastore=FOLDER
-lists images for them.
+lists images for them. --dicomweb=URL and --dicom=AET:PORT connect it to a PACS.
 
 There is no authentication and no encryption: serve only this machine, or put the service behind a
 proxy that provides both. Requests from pages of other sites are refused. No data of a request is
@@ -52,23 +52,32 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_string("dicomweb", "", "Address of a DICOMweb server, e.g. http://HOST/dicom-web: "
                       "requests name its studies and series, and can store results there (extra "
                       "`pacs`).", flag_values=values)
+  flags.DEFINE_string("dicom", "", "AET:PORT: be a DICOM node that segments the series sent to it "
+                      "(extra `pacs`).", flag_values=values)
+  flags.DEFINE_string("dicom_config", "", "JSON file: who may send series, and where results go.",
+                      flag_values=values)
   flags.DEFINE_float("timeout", 1800, "Maximum duration of a prediction in seconds.",
                      lower_bound=0.1, flag_values=values)
 
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir")
+  if values.dicom:
+    shell.require(values, "dicom_config")
   try:
     from condseg_jax.serve.server import serve
+    if values.dicom:
+      import pynetdicom  # noqa: F401
   except ModuleNotFoundError as error:
+    extra = "pacs" if error.name == "pynetdicom" else "serve"
     raise InputError(f"package {error.name}", "is not installed",
-                     'pip install "condseg-jax[serve]"') from error
+                     f'pip install "condseg-jax[{extra}]"') from error
   from condseg_jax.serve.request import Limits
 
   limits = Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout,
                   memory=int(values.memory_gb * 1e9))
   serve(values.workdir, values.checkpoint, values.host, values.port, limits, values.allowed_hosts,
-        values.datastore, values.dicomweb)
+        values.datastore, values.dicomweb, values.dicom, values.dicom_config)
   return 0
 
 

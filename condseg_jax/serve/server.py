@@ -7,6 +7,8 @@ memory.
 
 import asyncio
 from collections.abc import Collection
+from collections.abc import Coroutine
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -25,6 +27,8 @@ from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
+from condseg_jax.serve.dimse.settings import Node
+from condseg_jax.serve.dimse.settings import read_node
 from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.monai.datastore import Datastore
 from condseg_jax.serve.queue import CLOSING_SECONDS
@@ -32,6 +36,7 @@ from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.system.allocator import freeze_gc
+from condseg_jax.system.lock import held
 
 # For a connection to send a complete request header, or to receive anything of its response.
 IDLE_SECONDS = 30.0
@@ -42,7 +47,7 @@ LOG = logging.getLogger("condseg_jax")
 
 def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
           allowed_hosts: Collection[str] = (), datastore: str = "",
-          dicomweb: str = "") -> None:
+          dicomweb: str = "", dicom: str = "", dicom_config: str = "") -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
@@ -54,14 +59,17 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
     datastore: folder of images for clients of MONAI Label; "" for none.
     dicomweb: address of the DICOMweb server whose series requests may name; "" for none.
+    dicom: AET:PORT of the DICOM node to be; "" for none.
+    dicom_config: file that configures the node, see `dimse.settings.read_node`.
 
   Raises:
-    InputError: the network cannot be loaded, an address cannot be used, a name is invalid, or the
-      folder does not exist.
+    InputError: the network cannot be loaded, an address cannot be used, a name is invalid, the
+      folder does not exist, or the configuration of the node is invalid.
   """
   hosts = Hosts(host, allowed_hosts)
   images = Datastore(datastore) if datastore else None
   archive = Server(dicomweb) if dicomweb else None
+  node = read_node(dicom, dicom_config) if dicom else None
   # uvicorn raises the signal again after its shutdown.
   handlers = {number: signal.signal(number, lambda *_: None)
               for number in (signal.SIGTERM, signal.SIGINT)}
@@ -69,10 +77,11 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     logging.getLogger(name).setLevel(logging.ERROR)  # no warning for every malformed request
   try:
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(
-        prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
+        prefix="condseg-serve-", ignore_cleanup_errors=True) as folder, (
+        held(node.spool) if node else contextlib.nullcontext()):
       queue = Queue(Device(worker_command(workdir, checkpoint), limits), limits)
       app = build_app(queue, limits, Path(folder), hosts, images, archive)
-      asyncio.run(_serve(queue, listener, app))
+      asyncio.run(_serve(queue, listener, app, _node_work(node, queue, Path(folder))))
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
@@ -161,7 +170,17 @@ class Protocol(H11Protocol):
     self.transport.abort()
 
 
-async def _serve(queue: Queue, listener: socket.socket, app: Starlette) -> None:
+def _node_work(node: Node | None, queue: Queue, folder: Path) -> Coroutine[None, None, None] | None:
+  """Returns the work of a DICOM node; pynetdicom is imported only if there is one."""
+  if node is None:
+    return None
+  from condseg_jax.serve.dimse.runner import Runner
+  from condseg_jax.serve.dimse.spool import Spool
+  return Runner(node, Spool(node.spool, node.quiet_seconds), queue, folder).run()
+
+
+async def _serve(queue: Queue, listener: socket.socket, app: Starlette,
+                 node: Coroutine[None, None, None] | None) -> None:
   freeze_gc()
   config = uvicorn.Config(
       app, loop="asyncio", http=Protocol, ws="none",
@@ -173,16 +192,18 @@ async def _serve(queue: Queue, listener: socket.socket, app: Starlette) -> None:
   host, port = listener.getsockname()[:2]
   LOG.info("listening on http://%s:%d; loading the network", f"[{host}]" if ":" in host else host,
            port)
-  work = asyncio.create_task(queue.run())
+  tasks = [asyncio.create_task(work) for work in (queue.run(), node) if work is not None]
   try:
-    await asyncio.wait({web, work}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({web, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await web
-    if work.done():
-      work.result()  # raises
+    for task in tasks:
+      if task.done():
+        task.result()  # raises
   finally:
-    work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
     await queue.device.close()
 
 
