@@ -22,6 +22,7 @@ import sys
 from absl import flags
 
 from condseg_jax.cli import shell
+from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
@@ -65,6 +66,10 @@ def _work(values: flags.FlagValues) -> int:
   if values.dicom:
     shell.require(values, "dicom_config")
   try:
+    from condseg_jax.dicomweb.server import Server
+    from condseg_jax.serve.dimse.settings import read_node
+    from condseg_jax.serve.monai.datastore import Datastore
+    from condseg_jax.serve.server import Connections
     from condseg_jax.serve.server import serve
     if values.dicom:
       import pynetdicom  # noqa: F401
@@ -76,8 +81,12 @@ def _work(values: flags.FlagValues) -> int:
 
   limits = Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout,
                   memory=int(values.memory_gb * 1e9))
-  serve(values.workdir, values.checkpoint, values.host, values.port, limits, values.allowed_hosts,
-        values.datastore, values.dicomweb, values.dicom, values.dicom_config)
+  connections = Connections(Datastore(values.datastore) if values.datastore else None,
+                            Server(values.dicomweb) if values.dicomweb else None,
+                            read_node(values.dicom, values.dicom_config) if values.dicom else None)
+  with as_flags(members="--members"):
+    serve(values.workdir, values.checkpoint, values.host, values.port, limits, connections,
+          values.allowed_hosts, values.members)
   return 0
 
 

@@ -52,6 +52,8 @@ class Case:
     intensities: a random sample of the intensities of positive voxels.
     image_sha256, sha256: digests of the prepared image, and of image and masks.
     source: digest of the source files, and the settings with which they were prepared.
+    patient: cases of one patient are kept together when the store is split; "" for a patient of its
+      own, None in a store that was prepared before it was recorded.
   """
 
   id: str
@@ -70,6 +72,7 @@ class Case:
   image_sha256: str
   sha256: str
   source: str
+  patient: str | None = None
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "Case":

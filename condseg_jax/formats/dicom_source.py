@@ -18,6 +18,7 @@ import importlib.util
 import os
 from pathlib import Path
 import re
+import struct
 from typing import NamedTuple
 from typing import TYPE_CHECKING
 import uuid
@@ -27,6 +28,7 @@ import numpy as np
 from condseg_jax.classes import hue
 from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom
+from condseg_jax.formats.voxels import AGAIN
 from condseg_jax.formats.voxels import planes
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import match_grid
@@ -100,6 +102,17 @@ def lenient() -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def _decoded(path: Path) -> Iterator[None]:
+  """Turns errors of pydicom, which decodes an element when it is first used, into InputError."""
+  try:
+    yield
+  except InputError:
+    raise
+  except (NotImplementedError, TypeError, ValueError, struct.error) as error:
+    raise InputError(path, f"has an invalid element ({error})", AGAIN) from error
+
+
 def read_source(folder: str | os.PathLike, series: str = "") -> Source:
   """Reads the headers and the grid of a series, without voxels.
 
@@ -117,8 +130,10 @@ def read_source(folder: str | os.PathLike, series: str = "") -> Source:
   with lenient():
     slices = [pydicom.dcmread(path, stop_before_pixels=True, force=True) for path in paths]
     for path, header in zip(paths, slices, strict=True):
-      _complete_slice(path, header)
-    _complete_series(slices)
+      with _decoded(path):
+        _complete_slice(path, header)
+    with _decoded(paths[0]):
+      _complete_series(slices)
   return Source(Path(folder), slices, geometry)
 
 

@@ -137,6 +137,11 @@ def _check_meta(path: Path, fields: dict[str, str]) -> None:
     given = [name for name in aliases if name in fields]
     if len({fields[name] for name in given}) > 1:
       raise InputError(path, f"has contradictory fields: {' and '.join(given)}", CORRECT)
+  # MetaIO would assume little-endian.
+  if fields["ElementType"] not in ("MET_CHAR", "MET_UCHAR") and not set(META_BYTE_ORDER) & set(
+      fields):
+    raise InputError(path, f"does not state the byte order of its voxels: no {META_BYTE_ORDER[0]} "
+                     "in its header", f"add {META_BYTE_ORDER[0]} = False, or True if big-endian")
   for name in ("BinaryData", "CompressedData", *META_BYTE_ORDER):
     if fields.get(name, "True").lower() not in ("true", "false"):
       raise InputError(path, f"{name} is {fields[name]!r}, not True or False", CORRECT)

@@ -13,6 +13,7 @@ from condseg_jax.config import Config
 from condseg_jax.plan import Plan
 
 MAX_WINDOW = 512**3  # voxels of the network's input
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 SPACINGS = (1e-6, 1e6)  # mm
 
 
@@ -90,6 +91,9 @@ def _check_plan(plan: Plan) -> None:
     raise ValueError(f"plan: spacing {plan.spacing} is not in [{SPACINGS[0]:g}, {SPACINGS[1]:g}]")
   if not _are_numbers((plan.low, plan.high, plan.mean, plan.sd), 4):
     raise ValueError("plan: intensity statistics are not finite numbers")
+  if max(map(abs, (plan.low, plan.high, plan.mean, plan.sd))) > FLOAT32_MAX:
+    raise ValueError(f"plan: intensity statistics are beyond {FLOAT32_MAX:.2g}, the limit of "
+                     "float32")
   if plan.sd <= 0 or plan.low > plan.high:
     raise ValueError(f"plan: sd {plan.sd} is not positive, or low {plan.low} exceeds high "
                      f"{plan.high}")

@@ -32,6 +32,7 @@ BODY, ANSWER = "body", "answer"
 SERIES = "series"  # folder of a DICOM series, unpacked or placed there
 MEMBER = "member_{:05d}"  # a file unpacked from a zip archive, before its suffix
 
+FREE_BYTES = 1 << 30  # of a disk, that what is kept of requests leaves to others
 MAX_NAME = 80  # characters of a sender's file name that are quoted in an error
 MAX_VALUE = 40  # the same for a parameter or header
 _MEMBER = re.compile(r"(?:series/)?member_(\d{5})(?:\.[a-z]+)?")

@@ -16,6 +16,7 @@ import signal
 import socket
 import tempfile
 from types import FrameType
+from typing import NamedTuple
 
 import h11
 from starlette.applications import Starlette
@@ -28,7 +29,6 @@ from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
 from condseg_jax.serve.dimse.settings import Node
-from condseg_jax.serve.dimse.settings import read_node
 from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.monai.datastore import Datastore
 from condseg_jax.serve.queue import CLOSING_SECONDS
@@ -45,9 +45,22 @@ MAX_CONNECTIONS, BACKLOG = 600, 256
 LOG = logging.getLogger("condseg_jax")
 
 
+class Connections(NamedTuple):
+  """Where images come from besides the bodies of requests.
+
+  Attributes:
+    datastore: folder of images for clients of MONAI Label.
+    dicomweb: server whose series requests may name.
+    node: the DICOM node to be.
+  """
+
+  datastore: Datastore | None = None
+  dicomweb: Server | None = None
+  node: Node | None = None
+
+
 def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
-          allowed_hosts: Collection[str] = (), datastore: str = "",
-          dicomweb: str = "", dicom: str = "", dicom_config: str = "") -> None:
+          connections: Connections, allowed_hosts: Collection[str] = (), members: int = 0) -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
@@ -56,20 +69,16 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     host: address to listen on.
     port: port to listen on; 0 for any free port.
     limits: of requests.
+    connections: where images come from besides the bodies of requests.
     allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
-    datastore: folder of images for clients of MONAI Label; "" for none.
-    dicomweb: address of the DICOMweb server whose series requests may name; "" for none.
-    dicom: AET:PORT of the DICOM node to be; "" for none.
-    dicom_config: file that configures the node, see `dimse.settings.read_node`.
+    members: number of members of an ensemble to use; 0 for all.
 
   Raises:
-    InputError: the network cannot be loaded, an address cannot be used, a name is invalid, the
-      folder does not exist, or the configuration of the node is invalid.
+    InputError: the network cannot be loaded, an address cannot be used, a name is invalid, or
+      another process holds the spool of the node.
   """
   hosts = Hosts(host, allowed_hosts)
-  images = Datastore(datastore) if datastore else None
-  archive = Server(dicomweb) if dicomweb else None
-  node = read_node(dicom, dicom_config) if dicom else None
+  node = connections.node
   # uvicorn raises the signal again after its shutdown.
   handlers = {number: signal.signal(number, lambda *_: None)
               for number in (signal.SIGTERM, signal.SIGINT)}
@@ -79,8 +88,9 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder, (
         held(node.spool) if node else contextlib.nullcontext()):
-      queue = Queue(Device(worker_command(workdir, checkpoint), limits), limits)
-      app = build_app(queue, limits, Path(folder), hosts, images, archive)
+      queue = Queue(Device(worker_command(workdir, checkpoint, members), limits), limits)
+      app = build_app(queue, limits, Path(folder), hosts, connections.datastore,
+                      connections.dicomweb)
       asyncio.run(_serve(queue, listener, app, _node_work(node, queue, Path(folder))))
   finally:
     for number, handler in handlers.items():

@@ -28,7 +28,12 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def describe(array: np.ndarray, affine: np.ndarray) -> dict:
-  """Describes a volume: shape, affine, and the digest of its voxels as float64."""
+  """Describes a volume: shape, affine, and the digest of its voxels.
+
+  Fractions are compared as float32, in which all computation on them is.
+  """
+  if array.dtype.kind == "f":
+    array = array.astype(np.float32)
   values = np.ascontiguousarray(np.asarray(array, np.float64) + 0.0)  # no negative zero
   return {"shape": list(array.shape), "affine": np.asarray(affine, float).tolist(),
           "voxels": hashlib.sha256(values.tobytes()).hexdigest()}
@@ -151,8 +156,10 @@ def metaimage(files: Mapping[str, bytes], name: str) -> dict:
   if "ElementDataFile" not in header:
     raise Damaged("its header has no end")
   try:
-    flags = {key: {"true": True, "false": False}[header.pop(key, "False").lower()]
-             for key in ("CompressedData", "BinaryDataByteOrderMSB", "ElementByteOrderMSB")}
+    flag = {"true": True, "false": False}
+    packed = flag[header.get("CompressedData", "False").lower()]
+    big = {flag[header[key].lower()] for key in ("BinaryDataByteOrderMSB", "ElementByteOrderMSB")
+           if key in header}
     sizes = [int(n) for n in header["DimSize"].split()]
     dtype = _META_TYPES[header["ElementType"]]
     directions = np.reshape([float(x) for x in header["TransformMatrix"].split()], (3, 3))
@@ -165,15 +172,14 @@ def metaimage(files: Mapping[str, bytes], name: str) -> dict:
   if (header.get("ObjectType") != "Image" or header.get("BinaryData") != "True" or aliases
       or header.get("NDims") != "3" or len(sizes) != 3 or min(sizes) < 1 or min(spacing) <= 0
       or header.get("ElementNumberOfChannels", "1") != "1"
-      or flags["BinaryDataByteOrderMSB"] != flags["ElementByteOrderMSB"]
-      and "ElementByteOrderMSB" in header):
+      or len(big) > 1 or not big and np.dtype(dtype).itemsize > 1):
     raise Damaged("fields contradict each other or the format")
   data = rest if header["ElementDataFile"] == "LOCAL" else files.get(header["ElementDataFile"])
-  if flags["CompressedData"] and data is not None:
+  if packed and data is not None:
     if header.get("CompressedDataSize", str(len(data))) != str(len(data)):
       raise Damaged("CompressedDataSize is not that of its stream")
     data = _inflated(data)
-  order = ">" if flags["BinaryDataByteOrderMSB"] else "<"
+  order = ">" if True in big else "<"
   return _grid(data, order + dtype, sizes, LPS_TO_RAS, directions.T * spacing, origin)
 
 

@@ -31,11 +31,11 @@ from condseg_jax.errors import InputError
 from condseg_jax.serve.dimse.settings import Node
 from condseg_jax.serve.dimse.settings import normal
 from condseg_jax.serve.dimse.spool import Spool
+from condseg_jax.serve.request import FREE_BYTES
 
 IMAGES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 MAX_ASSOCIATIONS = 32
 MAX_INSTANCE = 32 << 20  # bytes of a slice; it is in memory while it is received
-FREE_BYTES = 1 << 30  # of the disk that are left to others
 SECONDS = 30.0  # for a peer to answer or to send anything
 # Status codes, PS3.4, B.2.3 and PS3.7, C.
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000

@@ -20,6 +20,7 @@ import zlib
 
 from condseg_jax.errors import InputError
 from condseg_jax.serve.archive import SIGNATURE
+from condseg_jax.serve.request import FREE_BYTES
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import MAX_VALUE
 
@@ -188,6 +189,8 @@ class Datastore:
 
   def _store(self, received: Path, path: Path) -> None:
     """Copies a file; it appears whole or not at all."""
+    if shutil.disk_usage(path.parent).free < FREE_BYTES + received.stat().st_size:
+      raise HttpError(507, "datastore", "its disk is full", "free some space")
     temporary = path.with_name(f".{uuid.uuid4().hex}")
     try:
       shutil.copyfile(received, temporary)

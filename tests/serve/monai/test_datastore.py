@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import pytest
 
 from condseg_jax.errors import InputError
+from condseg_jax.serve.monai import datastore
 from condseg_jax.serve.monai.datastore import Datastore
 from condseg_jax.serve.request import HttpError
 from support.service import nifti
@@ -97,6 +98,14 @@ def test_other_formats_are_refused(folder, received, content):
     with pytest.raises(HttpError) as caught:
       call()
     assert caught.value.status in (415, 422)
+  assert tree(folder) == before
+
+
+def test_some_of_the_disk_is_left_to_others(folder, received, monkeypatch):
+  monkeypatch.setattr(datastore, "FREE_BYTES", 1 << 62)
+  before = tree(folder)
+  with pytest.raises(HttpError, match="507"):
+    Datastore(folder).add_image("new", received)
   assert tree(folder) == before
 
 

@@ -136,6 +136,9 @@ class Service(Target):
     head, _, body = files["request"].partition(b"\r\n\r\n")
     if not head.startswith(b"POST /predict"):
       return "a request to another address"
+    length = re.search(rb"(?im)^content-length:[ \t]*(\d+)[ \t]*\r?$", head)
+    if length:
+      body = body[:int(length[1])]  # the rest would be another request
     if body == intact["request"].partition(b"\r\n\r\n")[2]:
       return "another query, or other headers"
     volume, answer = _strictly(body), content["answer"]
@@ -246,7 +249,7 @@ def _strictly(body: bytes) -> dict:
     standard.zip_members(body)
     with zipfile.ZipFile(io.BytesIO(body)) as opened:
       return standard.dicom({name: opened.read(name) for name in opened.namelist()
-                             if not name.startswith(".")})  # hidden files are skipped
+                             if not name.startswith((".", "__MACOSX/"))})  # hidden: skipped
   if body.startswith(b"--"):
     body = body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
   return standard.nifti(body, body.startswith(b"\x1f\x8b"))
