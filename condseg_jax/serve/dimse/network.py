@@ -12,9 +12,15 @@ import weakref
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import AllTransferSyntaxes
+from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRBigEndian
 from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.uid import JPEG2000
+from pydicom.uid import JPEG2000Lossless
+from pydicom.uid import JPEGLSTransferSyntaxes
+from pydicom.uid import JPEGTransferSyntaxes
+from pydicom.uid import RLELossless
 from pynetdicom import _config
 from pynetdicom import AE
 from pynetdicom import evt
@@ -34,9 +40,14 @@ from condseg_jax.serve.dimse.spool import Spool
 from condseg_jax.serve.request import FREE_BYTES
 
 IMAGES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
+# What the reader of series decodes.
+SYNTAXES = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, DeflatedExplicitVRLittleEndian,
+            ExplicitVRBigEndian, RLELossless, *JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes,
+            JPEG2000Lossless, JPEG2000)
 MAX_ASSOCIATIONS = 32
 MAX_INSTANCE = 32 << 20  # bytes of a slice; it is in memory while it is received
 SECONDS = 30.0  # for a peer to answer or to send anything
+CONNECT_SECONDS = 5.0
 # Status codes, PS3.4, B.2.3 and PS3.7, C.
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 # Reasons of rejection, PS3.8, 9.3.4.
@@ -84,7 +95,7 @@ class Receiver:
     entity.network_timeout = 2 * node.quiet_seconds + SECONDS  # an open one may be quiet
     entity.add_supported_context(Verification)
     for image in IMAGES:
-      entity.add_supported_context(image, AllTransferSyntaxes)
+      entity.add_supported_context(image, list(SYNTAXES))
     hosts = {address for _, address in self._allowed}
 
     class Server(ThreadedAssociationServer):
@@ -216,5 +227,5 @@ def send(node: Node, paths: list[Path], arrived: Callable[[Path], None]) -> None
 def _entity(aet: str) -> AE:
   entity = AE(ae_title=aet)
   entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = SECONDS
-  entity.connection_timeout = SECONDS
+  entity.connection_timeout = CONNECT_SECONDS
   return entity

@@ -19,6 +19,7 @@ from pynetdicom.sop_class import CTImageStorage  # noqa: E402
 from condseg_jax.errors import InputError  # noqa: E402
 from condseg_jax.geometry import Volume  # noqa: E402
 from condseg_jax.serve.dimse import network as module  # noqa: E402
+from condseg_jax.serve.dimse import spool  # noqa: E402
 from condseg_jax.serve.dimse.settings import Peer  # noqa: E402
 from condseg_jax.serve.request import PredictRequest  # noqa: E402
 from support import dimse  # noqa: E402
@@ -59,6 +60,14 @@ def received(receiver):
           found.append(dataset)
     return found
   return read
+
+
+@pytest.fixture(scope="module", autouse=True)
+def soon():
+  """What takes seconds with people takes less here."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(spool, "SETTLE_SECONDS", 0.2)
+    yield
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +115,21 @@ def test_a_series_is_answered(running, predictor, received, tmp_path):
     np.testing.assert_array_equal(mask, expected.label.array == expected.names[name])
   time.sleep(1)
   assert len(received(uid)) == 1 and not list((running.spool / "ready").iterdir())
+
+
+def test_compressed_series(running, received, tmp_path):
+  """Stored as they come, and segmented like the others: JPEG-LS, JPEG, RLE."""
+  uids = []
+  for number, (compress, flag) in enumerate((("dcmcjpls", "-xt"), ("dcmcjpeg", "-xs"),
+                                             ("dcmcrle", "-xr"))):
+    uid, paths = write(tmp_path, 20 + number)
+    packed = [path.with_suffix(".packed") for path in paths]
+    for before, after in zip(paths, packed, strict=True):
+      subprocess.run([dimse.program(compress), str(before), str(after)], check=True)
+    assert pydicom.dcmread(packed[0]).file_meta.TransferSyntaxUID.is_compressed
+    assert dimse.ended(dimse.storescu(running.port, *packed, flags=(flag,))) == 0
+    uids.append(uid)
+  dimse.until(lambda: len(received(*uids)) == 3)
 
 
 @pytest.mark.slow
