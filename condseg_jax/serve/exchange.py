@@ -108,14 +108,14 @@ class Exchange:
                         f"use one of {', '.join(names)}" if names else "give none")
     return {name: given.get(name, "") for name in names}
 
-  async def receive(self, path: Path, fields: Collection[str] = (), *,
+  async def receive(self, path: Path, fields: Collection[str] = (), *, file: str = "",
                     optional: bool = False) -> tuple[int, dict[str, str]]:
     """Receives the body; returns the size of its file and its text fields, see `Incoming.save`.
 
     A slow sender occupies no place of the queue.
     """
     with self._uploads.place(self._incoming):
-      size = await self._incoming.save(path, fields, optional=optional)
+      size = await self._incoming.save(path, fields, file=file, optional=optional)
     return size, dict(self._incoming.fields)
 
   async def fetch(self, study: str, series: str) -> None:

@@ -26,16 +26,18 @@ class Form:
     boundary: boundary of the Content-Type header.
     write: receives the bytes of the file.
     names: of the text fields that the form may have.
+    file: name of the field of the file; "" for any.
 
   Attributes:
     fields: name → value of the text fields.
   """
 
   def __init__(self, boundary: bytes, write: Callable[[bytes], object],
-               names: Collection[str] = ()):
+               names: Collection[str] = (), file: str = ""):
     if not 0 < len(boundary) <= MAX_BOUNDARY:
       raise _form_error("has no boundary of 1 to 70 bytes in its Content-Type")
-    self._write, self._names, self._files, self._ended = write, names, 0, False
+    self._write, self._names, self._file = write, names, file
+    self._files, self._ended = 0, False
     self._name, self._value = b"", b""
     self._headers: dict[bytes, bytes] = {}
     self._field: str | None = None  # the text field that is being received
@@ -85,13 +87,16 @@ class Form:
 
   def _begin(self) -> None:
     _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
+    name = options.get(b"name", b"").decode("latin-1")
     if b"filename" in options:
+      if self._file and name != self._file:
+        raise HttpError(400, f"form field {name[:MAX_VALUE]!r}", "is not used here",
+                        f"send a single file, in the field {self._file!r}")
       self._field = None
       self._files += 1
       if self._files > 1:
         raise _form_error("is a form with several files")
       return
-    name = options.get(b"name", b"").decode("latin-1")
     if name not in self._names:
       known = f"use one of {', '.join(self._names)}" if self._names else (
           "give parameters in the query string, e.g. /predict?classes=…")

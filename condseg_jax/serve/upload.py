@@ -45,12 +45,14 @@ class Incoming:
     self.ended = False
     self.fields: Mapping[str, str] = {}
 
-  async def save(self, path: Path, fields: Collection[str] = (), *, optional: bool = False) -> int:
+  async def save(self, path: Path, fields: Collection[str] = (), *, file: str = "",
+                 optional: bool = False) -> int:
     """Writes the body, or the file in its form, and returns its size in bytes.
 
     Args:
       path: file to write.
       fields: text fields that a form may have.
+      file: name of the field of the file in a form; "" for any.
       optional: whether the body may be empty, or a form without a file.
 
     Raises:
@@ -60,17 +62,17 @@ class Incoming:
     self._check_headers()
     kind, options = parse_options_header(self._headers.get("content-type", ""))
     size = 0
-    with path.open("wb") as file:
+    with path.open("wb") as stream:
       if kind == b"multipart/form-data":
-        form = Form(options.get(b"boundary", b""), file.write, fields)
+        form = Form(options.get(b"boundary", b""), stream.write, fields, file)
         async for chunk in self._chunks():
           form.feed(chunk)
         form.end(optional=optional)
         self.fields = form.fields
       else:
         async for chunk in self._chunks():
-          file.write(chunk)
-      size = file.tell()
+          stream.write(chunk)
+      size = stream.tell()
     if not size and not optional:
       raise HttpError(400, "body", "is empty (0 bytes)", SEND_RAW)
     return size

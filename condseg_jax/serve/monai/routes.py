@@ -88,7 +88,8 @@ class _Protocol:
     query = exchange.parameters("image", "session_id", "output")
     body, device = exchange.folder / BODY, self._queue.device
     assert device.table is not None  # checked above
-    size, fields = await exchange.receive(body, PARAMS, optional=True)
+    # Not `label`: there are no scribbles to start from.
+    size, fields = await exchange.receive(body, PARAMS, file="file", optional=True)
     params = infer.parse_params(fields.get("params", ""))
     wanted = infer.to_request(exchange.request.path_params["model"], query["output"], params,
                               device.table, device.fusions)

@@ -115,6 +115,8 @@ def test_the_form_of_infer(service):
   for parts in ((image, params), (params, image)):
     assert list(infer_form(*parts).json()["label_names"]) == ["liver"]
   assert infer_form(image, ("label", ("b.nii", nifti()))).status_code == 400
+  alone = infer_form(("label", ("b.nii", nifti())))  # must not be taken for the image
+  assert alone.status_code == 400 and "'file'" in alone.json()["cure"]
   assert infer_form(image, ("other", (None, "x"))).status_code == 400
   assert infer_form(params, params, image).status_code == 400
   assert infer_form(("params", (None, " " * 70_000)), image).status_code == 413
