@@ -52,6 +52,8 @@ class Case:
     intensities: a random sample of the intensities of positive voxels.
     image_sha256, sha256: digests of the prepared image, and of image and masks.
     source: digest of the source files, and the settings with which they were prepared.
+    overlapping: pairs of annotated classes whose masks overlap, see `writer.OVERLAP`; None in
+      stores of version 0.1, which did not record them.
   """
 
   id: str
@@ -70,11 +72,14 @@ class Case:
   image_sha256: str
   sha256: str
   source: str
+  overlapping: tuple[tuple[str, str], ...] | None = None
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "Case":
     """Creates a record from parsed JSON."""
     tree = dict(tree)
+    if tree.get("overlapping") is not None:
+      tree["overlapping"] = tuple(map(tuple, tree["overlapping"]))
     for key in ("annotated", "shape", "native_shape", "native_spacing", "intensities"):
       tree[key] = tuple(tree[key])
     tree["affine"] = tuple(map(tuple, tree["affine"]))
@@ -128,6 +133,19 @@ class Store:
       raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(root / MANIFEST, f"is damaged ({error!r})", "prepare it again") from error
+
+  @property
+  def overlapping(self) -> set[tuple[str, str]]:
+    """The pairs of classes that overlap in a case.
+
+    Raises:
+      InputError: a case annotates several classes, and their overlaps were not recorded.
+    """
+    for case in self.cases:
+      if case.overlapping is None and len(case.annotated) > 1:
+        raise InputError(self.root, "was prepared before overlapping classes were recorded",
+                         "remove the folder and prepare again")
+    return {pair for case in self.cases for pair in case.overlapping or ()}
 
   def read_image(self, case: Case, box: Sequence[slice] | None = None) -> np.ndarray:
     """Reads the image of a case [*shape, C], or the part of it in a box (one slice per axis)."""
