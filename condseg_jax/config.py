@@ -41,7 +41,8 @@ RENAMED_VALUES = {
 # Settings added since version 1, with the value that leaves everything as it was before.
 ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra": {},
          "loss.options": {}, "train.minutes": 0.0, "augment.blur": 0.0,
-         "augment.low_resolution": 0.0}
+         "augment.low_resolution": 0.0, "data.overlapping": [], "loss.exclusion_classes": 0,
+         "loss.exclusion_weight": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +84,8 @@ class Data:
   lateral_axes: Mapping[str, tuple[str, ...]] = setting(
       {}, "class → axes along which it must not be mirrored, because it has sides",
       choices=("D", "H", "W"))
+  overlapping: tuple[tuple[str, ...], ...] = setting(
+      (), "pairs of classes that a voxel may both belong to, besides those whose masks overlap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,6 +179,11 @@ class Loss:
       high=1e6)
   alpha: Mapping[str, float] = setting({}, "weight of a class; 1 where not named", low=0, high=1e6)
   options: Mapping[str, float] = setting({}, "numbers that an objective of one's own reads")
+  exclusion_classes: int = setting(
+      0, "further classes decoded per image: negative where a class is annotated that excludes "
+      "them, else unlabelled; 0 for none", low=0, high=2**16)
+  exclusion_weight: float = setting(
+      0.1, "weight of the cross-entropy of these classes; 0 for none", low=0, high=1e6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,6 +329,9 @@ def _check_together(config: Config) -> None:
   if data.batch_class == "single" and data.classes_per_image > 1:
     exclude("data.classes_per_image", f"{data.classes_per_image} excludes data.batch_class "
             "'single'", "decode 1 class per image, or use batch_class 'mixed'")
+  for pair in data.overlapping:
+    if len(pair) != 2:
+      exclude("data.overlapping", f"{pair} is not a pair", "name two classes in every pair")
   if data.batch_size % config.train.grad_accum_steps:
     exclude("train.grad_accum_steps", f"{config.train.grad_accum_steps} does not divide "
             f"data.batch_size {data.batch_size}", "choose a divisor")

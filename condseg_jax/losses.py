@@ -162,6 +162,36 @@ def deep_loss(logits: Sequence[jax.Array], mask_BDHWN: jax.Array,
   return functools.reduce(jnp.add, weighted)
 
 
+def exclusion(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, class_id_BN: jax.Array,
+              beta_BN: jax.Array, alpha_K: jax.Array, *, weight: float,
+              global_batch: int) -> jax.Array:
+  """Computes the loss of decodes that no dataset annotates, on voxels of classes that exclude them.
+
+      L = (λ/B) Σ_b 1/|U_b| Σ_{n ∈ U_b} α_c BCE_bn,   U_b the decodes of image b with β = 0
+
+  with BCE as in `terms`: their labelled voxels are all negative (`train.unlabelled`), so that this
+  is the mean of softplus(z) over the voxels known to be of another class. It is not computed for
+  the levels of deep supervision, where a coarse voxel may be of both, and there is no Dice term: as
+  a fraction of all voxels it would reward predictions of the class wherever nothing is known.
+
+  Args:
+    logits_BDHWN: of the finest level.
+    mask_BDHWN: three-valued.
+    class_id_BN: class of every decode.
+    beta_BN: see `Batch`.
+    alpha_K: α, the weight of every class.
+    weight: λ.
+    global_batch: B, see `total`.
+
+  Returns:
+    Scalar: the local part of the loss.
+  """
+  unannotated = (beta_BN == 0).astype(jnp.float32)
+  share = unannotated / jnp.maximum(unannotated.sum(1, keepdims=True), 1.0)
+  bce = terms(logits_BDHWN, mask_BDHWN).bce
+  return total(bce, class_id_BN, weight * share, alpha_K, global_batch=global_batch)
+
+
 def reduce_mask(mask_BDHWN: jax.Array, strides: Sequence[int]) -> jax.Array:
   """Reduces a three-valued mask to a coarser grid, one coarse voxel per block of fine voxels.
 

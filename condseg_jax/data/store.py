@@ -136,16 +136,14 @@ class Store:
 
   @property
   def overlapping(self) -> set[tuple[str, str]]:
-    """The pairs of classes that overlap in a case.
-
-    Raises:
-      InputError: a case annotates several classes, and their overlaps were not recorded.
-    """
-    for case in self.cases:
-      if case.overlapping is None and len(case.annotated) > 1:
-        raise InputError(self.root, "was prepared before overlapping classes were recorded",
-                         "remove the folder and prepare again")
+    """The pairs of classes that overlap in a case; see `check_overlaps`."""
     return {pair for case in self.cases for pair in case.overlapping or ()}
+
+  def check_overlaps(self) -> None:
+    """Raises InputError if a case annotates several classes without a record of their overlaps."""
+    if any(case.overlapping is None and len(case.annotated) > 1 for case in self.cases):
+      raise InputError(self.root, "was prepared before overlapping classes were recorded",
+                       "remove the folder and prepare again")
 
   def read_image(self, case: Case, box: Sequence[slice] | None = None) -> np.ndarray:
     """Reads the image of a case [*shape, C], or the part of it in a box (one slice per axis)."""

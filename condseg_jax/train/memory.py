@@ -33,10 +33,22 @@ def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
                              for level in range(len(strides) + 1)))
 
 
+def excludes(config: Config) -> bool:
+  """Returns whether positive voxels of a class are negatives of others, see `train.unlabelled`."""
+  return bool(config.loss.exclusion_classes and config.loss.exclusion_weight)
+
+
+def decodes_per_step(config: Config, training: Sequence[Dataset]) -> int:
+  """Returns D, the classes that a step decodes per image: those of the batch and further ones."""
+  classes = len({name for d in training for name in d.annotated})
+  further = config.loss.exclusion_classes if excludes(config) else 0
+  return min(classes, sampling.decodes_per_image(training, config.data) + further)
+
+
 def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
                modality: str) -> Callable[[Sequence[int], Sequence[Sequence[int]]], int]:
   """Returns a function (subvolume, strides) → estimated bytes of a step on one device."""
-  decodes = sampling.decodes_per_image(training, config.data)
+  decodes = decodes_per_step(config, training)
   images = -(-config.data.batch_size // jax.device_count())
 
   def cost(subvolume, strides) -> int:
@@ -62,7 +74,7 @@ def plan_summary(config: Config, training: Sequence[Dataset], table: ClassTable,
           "memory_gb": estimate / 1e9,
           "bytes_per_voxel": (estimate - nothing) / math.prod(plan.subvolume),
           "largest_subvolume": largest,
-          "decodes_per_image": sampling.decodes_per_image(training, config.data),
+          "decodes_per_image": decodes_per_step(config, training),
           "device": jax.default_backend(), **fingerprint(cases)}
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import importlib
 
 import grain
 import jax
@@ -32,6 +33,8 @@ from condseg_jax.plan import same_spacing
 from condseg_jax.train import parallel
 from condseg_jax.train.augment import check_augmentations
 from condseg_jax.train.checkpoint import Checkpoints
+from condseg_jax.train.memory import decodes_per_step
+from condseg_jax.train.memory import excludes
 from condseg_jax.train.memory import plan_summary
 from condseg_jax.train.memory import step_bytes
 from condseg_jax.train.memory import with_strides
@@ -102,6 +105,9 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   """
   data = config.data
   check_axes(config.model, stores[0])
+  if excludes(config):
+    for store in stores:
+      store.check_overlaps()
   everything = sampling.datasets(stores, "train")
   check_included(data.include_classes, everything)
   parts = [sampling.hold_out(d, data.hold_out, config.seed) for d in everything]
@@ -142,11 +148,22 @@ def make_step_and_state(setup: Setup) -> tuple[parallel.Driver, TrainState]:
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
       spacing=plan.spacing, lateral_axes=lateral_axes(table, model.ndim),
       alpha_K=alphas(table, config.loss.alpha), ema_decay=train.ema_decay, seed=config.seed,
-      grad_accum_steps=train.grad_accum_steps)
+      grad_accum_steps=train.grad_accum_steps, **further_labels(setup))
   driver = parallel.make_driver(train.driver, step, config.data.batch_size,
                                 train.grad_accum_steps)
   variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
   return driver, TrainState.create(variables, optimizer, ema=train.ema_decay > 0)
+
+
+def further_labels(setup: Setup) -> dict:
+  """Returns the arguments of the step for labels of classes that a dataset does not annotate."""
+  if not excludes(setup.config):
+    return {}
+  # By name, so that a training without these labels does not import them.
+  unlabelled = importlib.import_module("condseg_jax.train.unlabelled")
+  decodes = decodes_per_step(setup.config, setup.training)
+  return {"complete": unlabelled.make_complete(setup.record.table.exclusive, decodes),
+          "exclusion_weight": setup.config.loss.exclusion_weight}
 
 
 # --- classes ------------------------------------------------------------------------------------
@@ -185,7 +202,13 @@ def class_table(training: Sequence[Dataset], stores: Sequence[Store], data: Data
   presets = {key: [n for n in group if normal_name(n) not in left_out]
              for key, group in data.presets.items()}
   presets = {key: group for key, group in presets.items() if group or not left_out}
-  return ClassTable.create(names, presets=presets, no_mirror=lateral,
+  pairs = [tuple(map(normal_name, pair)) for pair in data.overlapping]
+  for name in (name for pair in pairs for name in pair):
+    if name not in names and name not in left_out:
+      raise InputError("data.overlapping", f"{name!r} is not a class of the training data",
+                       f"classes: {', '.join(names)}", usage=True)
+  pairs = [p for p in (*pairs, *(p for s in stores for p in s.overlapping)) if set(p) <= set(names)]
+  return ClassTable.create(names, presets=presets, no_mirror=lateral, overlapping=pairs,
                            capacity=max(64, len(names)))
 
 

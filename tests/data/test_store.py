@@ -409,8 +409,9 @@ def test_a_store_that_did_not_record_overlaps(tmp_path):
   assert finish(tmp_path, case).overlapping == set(case.overlapping)
   former = dataclasses.replace(case, overlapping=None)
   store = finish(tmp_path, former)
+  assert store.overlapping == set()
   with pytest.raises(InputError, match="prepare again"):
-    _ = store.overlapping
+    store.check_overlaps()
   assert write_lib.finished_case(tmp_path, "case", "from") == case
   record = tmp_path / "cases/case/case.json"
   tree = json.loads(record.read_text())
@@ -418,4 +419,4 @@ def test_a_store_that_did_not_record_overlaps(tmp_path):
   record.write_text(json.dumps(tree))
   assert write_lib.finished_case(tmp_path, "case", "from") is None
   single = dataclasses.replace(former, annotated=("liver",))
-  assert dataclasses.replace(store, cases=(single,)).overlapping == set()
+  dataclasses.replace(store, cases=(single,)).check_overlaps()
