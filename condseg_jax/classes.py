@@ -196,15 +196,20 @@ class ClassTable:
             "overlapping": [list(pair) for pair in self.overlapping]}
 
   @classmethod
-  def from_json(cls, tree: Mapping) -> "ClassTable":
+  def from_json(cls, tree: Mapping, *, empty: bool = False) -> "ClassTable":
     """Creates a table from the output of `to_json`, with the codes given there.
+
+    Args:
+      tree: the output.
+      empty: whether a table without classes is allowed: that of images without masks.
 
     Raises:
       InputError: as `create`; a code or colour out of its range.
     """
     classes = tuple(SegClass(c["name"], float(c["code"]), _rgb(c["color"]), tuple(c["no_mirror"]))
                     for c in tree["classes"])
-    _check_names([c.name for c in classes], int(tree["capacity"]))
+    if classes or not empty:
+      _check_names([c.name for c in classes], int(tree["capacity"]))
     presets = {normal_name(k): tuple(v) for k, v in tree["presets"].items()}
     pairs = _pairs(tree.get("overlapping", ()))  # former tables have none
     _check_entries(classes, presets, pairs)

@@ -41,8 +41,8 @@ RENAMED_VALUES = {
 # Settings added since version 1, with the value that leaves everything as it was before.
 ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra": {},
          "loss.options": {}, "train.minutes": 0.0, "augment.blur": 0.0,
-         "augment.low_resolution": 0.0, "data.overlapping": [], "loss.exclusion_classes": 0,
-         "loss.exclusion_weight": 0.0}
+         "augment.low_resolution": 0.0, "data.overlapping": [], "data.bare": 0.0,
+         "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +84,8 @@ class Data:
   lateral_axes: Mapping[str, tuple[str, ...]] = setting(
       {}, "class → axes along which it must not be mirrored, because it has sides",
       choices=("D", "H", "W"))
+  bare: float = setting(
+      0.0, "sampling weight of every dataset without any mask; 0 leaves them out", low=0, high=1e6)
   overlapping: tuple[tuple[str, ...], ...] = setting(
       (), "pairs of classes that a voxel may both belong to, besides those whose masks overlap")
 
@@ -111,6 +113,9 @@ class Augment:
   low_resolution: float = setting(
       0.0, "largest loss of resolution: 1.0 for every second voxel along every axis", low=0,
       high=100)
+  cutmix: float = setting(
+      0.0, "probability that a box of an image, with all that is known there, is taken from one of "
+      "another dataset", low=0, high=1)
   mirror: tuple[str, ...] = setting(
       (), "axes that are flipped with probability 1/2", choices=("D", "H", "W"))
   extra: Mapping[str, float] = setting(
@@ -329,6 +334,12 @@ def _check_together(config: Config) -> None:
   if data.batch_class == "single" and data.classes_per_image > 1:
     exclude("data.classes_per_image", f"{data.classes_per_image} excludes data.batch_class "
             "'single'", "decode 1 class per image, or use batch_class 'mixed'")
+  if config.augment.cutmix and (data.batch_class == "single" or data.batch_size < 2):
+    exclude("augment.cutmix", "needs images of several datasets in a batch",
+            "use data.batch_class 'mixed' and a data.batch_size of 2 or more")
+  if data.bare and not config.augment.cutmix:
+    exclude("data.bare", "has no effect alone: images without masks teach nothing",
+            "set augment.cutmix above 0, or data.bare to 0")
   for pair in data.overlapping:
     if len(pair) != 2:
       exclude("data.overlapping", f"{pair} is not a pair", "name two classes in every pair")

@@ -95,7 +95,7 @@ class Store:
     root: its folder.
     modality: `ct`, `mr` or `rgb`.
     spacing: spacing of all its images, in mm along D, H, W (in pixels along H, W in 2-D).
-    table: the annotated classes.
+    table: the annotated classes; none if the images have no masks.
     cases: all cases, ordered by id.
     provenance: how the raw dataset was modified before it was prepared: classes kept, split into
       folds, partial labels, corruption, scribbles. Its key in the manifest is "recipe".
@@ -126,7 +126,7 @@ class Store:
         raise InputError(root, f"has the format version {version}, but {VERSION} is required",
                          "prepare it again")
       cases = tuple(Case.from_json(c) for c in tree["cases"])
-      table = ClassTable.from_json(tree["table"])
+      table = ClassTable.from_json(tree["table"], empty=True)
       return cls(root, tree["modality"], tuple(tree["spacing"]), table, cases,
                  tree["recipe"])
     except InputError:

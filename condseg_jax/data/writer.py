@@ -245,6 +245,8 @@ def _positions(slab: np.ndarray, counts: Sequence[int], rank: np.ndarray) -> np.
 
 def _merged(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
   """Merges samples of slabs or masks so that every positive voxel is equally likely."""
+  if not samples:
+    return Sample(0, np.zeros((0, 0), np.int64), np.zeros(0))
   counts = [s.count for s in samples]
   total = sum(counts)
   # Each sample is in random order, so that its first n elements are a sample, too.

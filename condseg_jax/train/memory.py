@@ -35,13 +35,14 @@ def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
 
 def excludes(config: Config) -> bool:
   """Returns whether positive voxels of a class are negatives of others, see `train.unlabelled`."""
-  return bool(config.loss.exclusion_classes and config.loss.exclusion_weight)
+  loss = config.loss
+  return bool(config.augment.cutmix or loss.exclusion_classes and loss.exclusion_weight)
 
 
 def decodes_per_step(config: Config, training: Sequence[Dataset]) -> int:
   """Returns D, the classes that a step decodes per image: those of the batch and further ones."""
   classes = len({name for d in training for name in d.annotated})
-  further = config.loss.exclusion_classes if excludes(config) else 0
+  further = config.loss.exclusion_classes if config.loss.exclusion_weight else 0
   return min(classes, sampling.decodes_per_image(training, config.data) + further)
 
 

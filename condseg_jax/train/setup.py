@@ -55,6 +55,7 @@ class Setup:
     record: config, class table, plan and statistics as stored in the checkpoints.
     training: the training datasets.
     held_out: their held-out part, for periodic scores.
+    bare: the datasets without masks that are drawn, too.
     model: the network.
     plan_summary: plan, memory and fingerprint, for plan.json.
   """
@@ -63,6 +64,7 @@ class Setup:
   record: ModelRecord
   training: Sequence[Dataset]
   held_out: Sequence[Dataset]
+  bare: Sequence[Dataset]
   model: Network
   plan_summary: Mapping
 
@@ -70,8 +72,8 @@ class Setup:
     """Returns this process's part of the batches of the run, from a step on; see `sampling`."""
     return sampling.batches(
         self.training, self.record.table, self.record.plan, self.config.data,
-        seed=self.config.seed, start_step=start_step, process_index=jax.process_index(),
-        process_count=jax.process_count())
+        seed=self.config.seed, bare=self.bare, start_step=start_step,
+        process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def check_config(config: Config) -> None:
@@ -109,6 +111,10 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     for store in stores:
       store.check_overlaps()
   everything = sampling.datasets(stores, "train")
+  bare = sampling.bare_datasets(stores) if data.bare else []
+  if data.bare and not bare:
+    raise InputError("data.bare", f"{data.bare:g} for datasets without masks, but all have some",
+                     "prepare them with condseg-prepare --unlabelled, or set it to 0", usage=True)
   check_included(data.include_classes, everything)
   parts = [sampling.hold_out(d, data.hold_out, config.seed) for d in everything]
   # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
@@ -131,7 +137,7 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
                        class_priors(cases, table.names))
   model = build_model(config.model, config.conditioning, table.codes)
-  return Setup(config, record, training, held_out, model,
+  return Setup(config, record, training, held_out, bare, model,
                plan_summary(config, training, table, plan))
 
 
@@ -161,9 +167,12 @@ def further_labels(setup: Setup) -> dict:
     return {}
   # By name, so that a training without these labels does not import them.
   unlabelled = importlib.import_module("condseg_jax.train.unlabelled")
-  decodes = decodes_per_step(setup.config, setup.training)
-  return {"complete": unlabelled.make_complete(setup.record.table.exclusive, decodes),
-          "exclusion_weight": setup.config.loss.exclusion_weight}
+  loss, table = setup.config.loss, setup.record.table
+  complete = unlabelled.make_complete(
+      table.exclusive, decodes_per_step(setup.config, setup.training), setup.config.augment,
+      lateral_axes(table, setup.model.ndim))
+  return {"complete": complete,
+          "exclusion_weight": loss.exclusion_weight if loss.exclusion_classes else 0.0}
 
 
 # --- classes ------------------------------------------------------------------------------------

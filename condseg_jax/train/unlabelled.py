@@ -3,7 +3,8 @@
 A voxel that is liver is not spleen: where classes exclude each other (`ClassTable.exclusive`), the
 positive voxels of one are negatives of the others, without anybody having annotated them. All other
 voxels stay unlabelled. `complete` lets a sample decode some of these classes, after augmentation;
-`losses.exclusion` is their loss. With `augment.cutmix` it also exchanges a box between images.
+`losses.exclusion` is their loss. With `augment.cutmix` an image also gets a box of another one, and
+with it what that one knows, of every class that is decoded.
 
 Random numbers are keyed by the sample, as in `train.augment`.
 """
@@ -17,7 +18,9 @@ import numpy as np
 from condseg_jax.classes import NEGATIVE
 from condseg_jax.classes import POSITIVE
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.config import Augment
 from condseg_jax.data.batch import Batch
+from condseg_jax.train.cutmix import draw_mix
 
 _KEY = 0x0714  # folded into the key of a sample, so that these draws are independent of `augment`
 
@@ -25,16 +28,20 @@ _KEY = 0x0714  # folded into the key of a sample, so that these draws are indepe
 Complete = Callable[[Batch, jax.Array, str | None], Batch]
 
 
-def make_complete(exclusive_KK: np.ndarray, decodes: int) -> Complete:
+def make_complete(exclusive_KK: np.ndarray, decodes: int, augmentation: Augment,
+                  lateral_axes: np.ndarray) -> Complete:
   """Returns the function that adds decodes of further classes to a batch.
 
   Args:
     exclusive_KK: bool, see `ClassTable.exclusive`.
     decodes: D, the classes to decode per image, at least the N of the batch and at most K. Those
       that the dataset annotates stay where they are. All others, with β = 0 before and after, are
-      drawn anew and get the labels that `known` finds.
+      drawn anew and get the labels that `known` finds. In a mixed sample, classes that the partner
+      annotates come first, with its β.
+    augmentation: `cutmix` is its setting here.
+    lateral_axes: see `augment`.
   """
-  exclusive_KK = np.asarray(exclusive_KK, bool)
+  exclusive_KK, lateral_axes = np.asarray(exclusive_KK, bool), np.asarray(lateral_axes, bool)
 
   def one(sample: Batch, key: jax.Array) -> Batch:
     exclusive = jnp.asarray(exclusive_KK)
@@ -42,9 +49,24 @@ def make_complete(exclusive_KK: np.ndarray, decodes: int) -> Complete:
     mask, beta = known(class_id, sample, exclusive)
     return sample._replace(class_id=class_id, mask=mask, beta=beta)
 
+  def mixed(sample: Batch, key: jax.Array, partner: Batch, box: jax.Array) -> Batch:
+    exclusive, box = jnp.asarray(exclusive_KK), box[..., None]
+    # Outside of mixed samples the partner annotates nothing.
+    partner = partner._replace(beta=partner.beta * box.any().astype(jnp.float32))
+    class_id = choose(sample, key, exclusive, decodes, partner)
+    mask, beta = known(class_id, sample, exclusive)
+    mask_in_box, beta_in_box = known(class_id, partner, exclusive)
+    return sample._replace(
+        image=jnp.where(box, partner.image, sample.image), class_id=class_id,
+        mask=jnp.where(box, mask_in_box, mask), beta=jnp.maximum(beta, beta_in_box))
+
   def complete(batch: Batch, key: jax.Array, axis_name: str | None) -> Batch:
-    del axis_name  # no sample depends on another
-    return jax.vmap(one)(batch, sample_keys(batch, key))
+    keys = sample_keys(batch, key)
+    if not augmentation.cutmix:
+      return jax.vmap(one)(batch, keys)
+    keys, mix_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    mix = draw_mix(batch, key, mix_keys, augmentation, jnp.asarray(lateral_axes), axis_name)
+    return jax.vmap(mixed)(batch, keys, mix.partner, mix.box)
 
   return complete
 
@@ -54,18 +76,25 @@ def sample_keys(batch: Batch, key: jax.Array) -> jax.Array:
   return jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(key, i), _KEY))(batch.index)
 
 
-def choose(sample: Batch, key: jax.Array, exclusive_KK: jax.Array, decodes: int) -> jax.Array:
+def choose(sample: Batch, key: jax.Array, exclusive_KK: jax.Array, decodes: int,
+           partner: Batch | None = None) -> jax.Array:
   """Draws the classes to decode for one sample, all different, int32 [D].
 
-  Annotated decodes stay. The others are drawn uniformly from the classes that an annotated one
-  excludes; only if there are too few, from all.
+  Annotated decodes stay. The others are first those that the partner annotates, then drawn
+  uniformly from the classes that an annotated one excludes; only if there are too few, from all.
   """
   annotated = sample.beta > 0
   classes = exclusive_KK.shape[0]
-  taken_K = (annotated[:, None] & jax.nn.one_hot(sample.class_id, classes, dtype=bool)).any(0)
+
+  def among(sample: Batch) -> jax.Array:
+    found = jax.nn.one_hot(sample.class_id, classes, dtype=bool) & (sample.beta > 0)[:, None]
+    return found.any(0).astype(jnp.float32)
+
   excluded_K = (annotated[:, None] & exclusive_KK[sample.class_id]).any(0)
   score_K = (jax.random.uniform(key, (classes,)) + excluded_K.astype(jnp.float32)
-             - 4 * taken_K.astype(jnp.float32))
+             - 8 * among(sample))
+  if partner is not None:
+    score_K += 2 * among(partner)
   order_K = jnp.argsort(-score_K).astype(jnp.int32)
   further = decodes - sample.class_id.shape[0]
   free = jnp.pad(~annotated, (0, further), constant_values=True)

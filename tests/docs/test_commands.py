@@ -37,6 +37,7 @@ NOT_RUN = {
     "condseg-evaluate --workdir=RUN --data=TEST --out=scores --tolerance_mm": "as in README.md",
     "condseg-train --config=mine.py --config.train.minutes=60":
         "an hour; see tests/train/test_budget.py",
+    "condseg-prepare --format=folder --unlabelled": "see tests/e2e/test_unlabelled_runs.py",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",

@@ -1,5 +1,6 @@
 """Labels of classes that nobody annotated: what follows from what is known, and nothing else."""
 
+import dataclasses
 import functools
 
 from hypothesis import given
@@ -19,6 +20,10 @@ from condseg_jax.config import Augment
 from condseg_jax.config import Loss
 from condseg_jax.data.batch import Batch
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.train.augment import mirrored
+from condseg_jax.train.cutmix import draw_box
+from condseg_jax.train.cutmix import next_samples
+from condseg_jax.train.cutmix import SHARE
 from condseg_jax.train.parallel import make_driver
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
@@ -31,8 +36,9 @@ CLASSES = 4
 # Class 3 is a part of class 0; all others exclude each other.
 EXCLUSIVE = ~np.eye(CLASSES, dtype=bool)
 EXCLUSIVE[0, 3] = EXCLUSIVE[3, 0] = False
-AUGMENTATION = Augment(probability=1.0, rotate=20.0, zoom=0.2, shift=0.1, mirror=("W",))
+LATERAL = np.zeros((CLASSES, 3), bool)
 OFF = Augment(**dict.fromkeys(("rotate", "zoom", "shift", "scale", "offset", "gamma", "noise"), 0))
+MIXED = dataclasses.replace(OFF, mirror=("W",), cutmix=0.7)
 
 
 def make_sample(rng, decodes=2, shape=(3, 4)):
@@ -41,7 +47,8 @@ def make_sample(rng, decodes=2, shape=(3, 4)):
   beta = rng.choice([0.0, 0.5, 1.0], decodes).astype(np.float32)
   return Batch(image=rng.normal(size=(*shape, 1)).astype(np.float32),
                class_id=rng.permutation(CLASSES)[:decodes].astype(np.int32),
-               mask=np.where(beta > 0, mask, np.uint8(UNLABELLED)), beta=beta, index=np.int32(0))
+               mask=np.where(beta > 0, mask, np.uint8(UNLABELLED)), beta=beta, index=np.int32(0),
+               dataset=np.int32(0))
 
 
 def make_batch(seed=0, size=4, classes=(0, 1)):
@@ -52,7 +59,8 @@ def make_batch(seed=0, size=4, classes=(0, 1)):
   mask[:, :1] = UNLABELLED
   return Batch(image=image, class_id=np.resize(np.array(classes, np.int32), size)[:, None],
                mask=mask, beta=np.ones((size, 1), np.float32),
-               index=np.arange(size, dtype=np.int32))
+               index=np.arange(size, dtype=np.int32),
+               dataset=np.resize(np.arange(len(classes), dtype=np.int32), size))
 
 
 # --- what is known ------------------------------------------------------------------------------
@@ -108,6 +116,88 @@ def test_classes_are_drawn_uniformly():
   assert counts[1] == 0 and np.all(np.abs(counts[[0, 2, 3]] - 1000) < 100)
 
 
+# --- boxes of other images ----------------------------------------------------------------------
+def complete(batch, augmentation=MIXED, decodes=2, lateral=LATERAL, key=0):
+  made = jax.jit(make_complete(EXCLUSIVE, decodes, augmentation, lateral), static_argnums=2)
+  return jax.device_get(made(batch, jax.random.key(key), None))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 9999), shape=st.sampled_from([(8, 16, 12), (20, 30)]))
+def test_a_box_is_one_box_of_an_allowed_size(seed, shape):
+  box = np.asarray(draw_box(jax.random.key(seed), shape))
+  sides = [np.flatnonzero(box.any(tuple(a for a in range(box.ndim) if a != axis)))
+           for axis in range(box.ndim)]
+  if box.any():  # a side of less than a voxel may fall between two
+    lengths = np.array([side[-1] - side[0] + 1 for side in sides])
+    assert box.sum() == np.prod(lengths)
+    assert np.prod(lengths - 1) <= SHARE[1] * box.size and SHARE[0] * box.size <= np.prod(
+        lengths + 1)
+
+
+def test_boxes_have_the_mean_share():
+  boxes = jax.vmap(lambda key: draw_box(key, (40, 40)))(jax.random.split(jax.random.key(0), 500))
+  assert abs(float(boxes.mean()) - np.mean(SHARE)) < 0.02
+
+
+def test_the_partner_is_the_next_sample_wherever_it_lies():
+  index = np.array([2, 0, 3, 1], np.int32)
+  np.testing.assert_array_equal(next_samples(index, index, None), [3, 1, 0, 2])
+  devices = jax.pmap(lambda i: next_samples(i, i, "data"), "data")(index.reshape(2, 2))
+  np.testing.assert_array_equal(devices, [[3, 1], [0, 2]])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_box_brings_the_image_and_what_is_known_there(seed):
+  """Unlabelled stays unlabelled: no voxel is known that was not where it comes from."""
+  batch = make_batch(seed)._replace(beta=np.array([[1], [1], [0], [1]], np.float32))
+  out = complete(batch, dataclasses.replace(MIXED, cutmix=1.0, mirror=()), decodes=3, key=seed)
+  for b in range(4):
+    own, partner = (jax.tree.map(lambda x, i=i: x[i], batch) for i in (b, (b + 1) % 4))
+    box = (out.image[b] != own.image)[..., 0]
+    assert box.any()
+    np.testing.assert_array_equal(out.image[b], np.where(box[..., None], partner.image, own.image))
+    ids = jnp.asarray(out.class_id[b])
+    here, there = (jax.device_get(known(ids, x, jnp.asarray(EXCLUSIVE))) for x in (own, partner))
+    np.testing.assert_array_equal(out.mask[b], np.where(box[..., None], there[0], here[0]))
+    np.testing.assert_array_equal(out.beta[b], np.maximum(here[1], there[1]))
+    if own.beta and partner.beta:  # both classes are decoded, as annotated
+      assert list(out.class_id[b][:2]) == [own.class_id[0], partner.class_id[0]]
+      assert list(out.beta[b]) == [1, 1, 0]
+    if not own.beta:  # a bare image becomes one of its partner's class
+      assert out.class_id[b][0] == partner.class_id[0] and out.beta[b][0] == 1
+      assert (out.mask[b, ..., 0][~box] == UNLABELLED).all()
+
+
+def test_images_of_one_dataset_are_not_mixed():
+  batch = make_batch()._replace(dataset=np.array([0, 0, 1, 1], np.int32))
+  out = complete(batch, dataclasses.replace(MIXED, cutmix=1.0), decodes=1)
+  changed = (out.image != batch.image).any((1, 2, 3, 4))
+  np.testing.assert_array_equal(changed, [False, True, False, True])
+  np.testing.assert_array_equal(out.mask[::2], batch.mask[::2])
+
+
+def test_boxes_respect_sides():
+  """Where image and partner were mirrored differently, and a class of one of them has sides."""
+  batch, settings_ = make_batch(size=64), dataclasses.replace(MIXED, cutmix=1.0)
+  lateral = LATERAL.copy()
+  lateral[1, 2] = True
+  out = complete(batch, settings_, lateral=lateral, decodes=1)
+  flips = np.asarray(mirrored(batch, jax.random.key(0), settings_, jnp.asarray(lateral)))
+  assert flips[::2, 2].any() and not flips[1::2].any()  # the class with sides is not mirrored
+  same = (flips == np.roll(flips, -1, 0)).all(1)
+  changed = (out.image != batch.image).any((1, 2, 3, 4))
+  np.testing.assert_array_equal(changed, same)
+  free = complete(batch, settings_, decodes=1)
+  assert (free.image != batch.image).any((1, 2, 3, 4)).all()
+
+
+def test_samples_are_mixed_with_the_probability_asked_for():
+  batch = make_batch(size=64)
+  out = complete(batch, dataclasses.replace(MIXED, cutmix=0.25), decodes=1)
+  assert 6 <= (out.image != batch.image).any((1, 2, 3, 4)).sum() <= 26
+
+
 # --- the loss -----------------------------------------------------------------------------------
 def test_the_loss_is_the_mean_softplus_where_another_class_is_known():
   rng = np.random.default_rng(1)
@@ -131,7 +221,7 @@ def test_the_loss_is_the_mean_softplus_where_another_class_is_known():
 @pytest.fixture(scope="module")
 def model():
   return DenseUNet(codes=(-0.5, 0.7, 0.1, 0.3), strides=((2, 2, 2),), layers_per_level=(1, 1),
-                   channels=8, growth=8)
+                   channels=4, growth=4)
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +233,10 @@ def params(model):
 def make_step(model, decodes=2, weight=0.5, augmentation=OFF, complete=None, **changes):
   return make_train_step(
       model, optax.sgd(0.1), objective=losses.make_objective(Loss()), augmentation=augmentation,
-      spacing=(2.0, 1.0, 1.0), lateral_axes=np.zeros((CLASSES, 3), bool),
+      spacing=(2.0, 1.0, 1.0), lateral_axes=LATERAL,
       alpha_K=np.ones(CLASSES), ema_decay=0.0, seed=3, exclusion_weight=weight,
-      complete=complete or make_complete(EXCLUSIVE, decodes), **changes)
+      complete=complete or make_complete(EXCLUSIVE, decodes, augmentation, LATERAL),
+      **changes)
 
 
 def new_state(params):
@@ -187,9 +278,10 @@ def test_other_classes_are_pushed_down_and_the_log_tells_of_annotated_ones_alone
 
 @pytest.mark.slow
 def test_jit_equals_pmap_and_a_batch_in_parts(model, params):
+  """With boxes exchanged between the devices, and between the parts."""
   results = []
   for name, parts in (("jit", 1), ("pmap", 1), ("jit", 2)):
-    step = make_step(model, augmentation=AUGMENTATION, grad_accum_steps=parts)
+    step = make_step(model, augmentation=MIXED, grad_accum_steps=parts)
     driver = make_driver(name, step, 4, parts)
     state = driver.place_state(new_state(params))
     for seed in range(2):
