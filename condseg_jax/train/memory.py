@@ -16,6 +16,7 @@ from condseg_jax.data import sampling
 from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.sampling import Dataset
 from condseg_jax.errors import InputError
+from condseg_jax.losses import RIVALS
 from condseg_jax.models.build import build_model
 from condseg_jax.models.memory import device_bytes
 from condseg_jax.models.memory import OVERESTIMATE
@@ -34,14 +35,17 @@ def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
 
 
 def excludes(config: Config) -> bool:
-  """Returns whether positive voxels of a class are negatives of others, see `train.unlabelled`."""
+  """Returns whether training uses that classes exclude each other, see `train.unlabelled`."""
   loss = config.loss
-  return bool(config.augment.cutmix or loss.exclusion_classes and loss.exclusion_weight)
+  return bool(loss.objective in RIVALS or config.augment.cutmix or
+              loss.exclusion_classes and loss.exclusion_weight)
 
 
 def decodes_per_step(config: Config, training: Sequence[Dataset]) -> int:
   """Returns D, the classes that a step decodes per image: those of the batch and further ones."""
   classes = len({name for d in training for name in d.annotated})
+  if config.loss.objective in RIVALS:
+    return classes
   further = config.loss.exclusion_classes if config.loss.exclusion_weight else 0
   return min(classes, sampling.decodes_per_image(training, config.data) + further)
 

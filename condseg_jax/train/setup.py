@@ -21,6 +21,7 @@ from condseg_jax.data.sampling import Dataset
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.losses import make_objective
+from condseg_jax.losses import RIVALS
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
 from condseg_jax.models.class_vector import read_texts
@@ -134,6 +135,10 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     config = resumed_config(config, recorded.config)
     check_same_model(recorded.config, config, workdir)
     check_same_plan(plan, stores[0], config.data.subvolume, workdir)
+  if config.loss.objective in RIVALS and table.overlapping:
+    raise InputError("loss.objective", f"{config.loss.objective!r} needs classes that exclude each "
+                     f"other, but {' and '.join(map(repr, table.overlapping[0]))} overlap",
+                     "use 'dice_bce'", usage=True)
   record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
                        class_priors(cases, table.names))
   model = build_model(config.model, config.conditioning, table.codes)

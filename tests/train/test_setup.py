@@ -137,6 +137,19 @@ def test_what_excludes_what(stores):
     make_setup(asked, [former, stores[1]], None, "run")
 
 
+def test_an_objective_that_compares_all_classes(stores):
+  config = SMALL.override({"loss.objective": "marginal"})
+  begun = make_setup(config, stores, None, "run")
+  assert begun.plan_summary["decodes_per_image"] == 2
+  assert further_labels(begun)["exclusion_weight"] == 0.0
+  both = make_setup(config.override({"loss.exclusion_classes": 1}), stores, None, "run")
+  assert further_labels(both)["exclusion_weight"] == 0.1
+  with pytest.raises(InputError, match="'marginal' needs classes that exclude each other, but "
+                     "'ball' and 'box' overlap") as caught:
+    make_setup(config.override({"data.overlapping": (("box", "ball"),)}), stores, None, "run")
+  assert caught.value.usage
+
+
 @pytest.mark.parametrize("changes", [
     {}, {"loss.exclusion_classes": 1, "loss.exclusion_weight": 0.0},
     {"loss.exclusion_classes": 0, "loss.exclusion_weight": 1.0}])

@@ -230,9 +230,11 @@ def params(model):
   return jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(1, jnp.int32))["params"]
 
 
-def make_step(model, decodes=2, weight=0.5, augmentation=OFF, complete=None, **changes):
+def make_step(model, decodes=2, weight=0.5, augmentation=OFF, complete=None,
+              objective="dice_bce", **changes):
   return make_train_step(
-      model, optax.sgd(0.1), objective=losses.make_objective(Loss()), augmentation=augmentation,
+      model, optax.sgd(0.1), objective=losses.make_objective(Loss(objective=objective)),
+      augmentation=augmentation,
       spacing=(2.0, 1.0, 1.0), lateral_axes=LATERAL,
       alpha_K=np.ones(CLASSES), ema_decay=0.0, seed=3, exclusion_weight=weight,
       complete=complete or make_complete(EXCLUSIVE, decodes, augmentation, LATERAL),
@@ -260,6 +262,23 @@ def test_where_nothing_is_known_the_gradient_is_exactly_zero(model, params):
   (a, told), (b, of_plain) = (s(new_state(params), absent) for s in (step, plain))
   assert largest_difference(a.params, b.params) < 1e-6
   np.testing.assert_allclose(told["loss"], of_plain["loss"], rtol=1e-6)
+
+
+def test_classes_compete_in_the_step(model, params):
+  """The marginal loss of the step is that of all classes, in whatever order they are decoded."""
+  step = jax.jit(make_step(model, CLASSES, 0.0, objective="marginal"))
+  batch = make_batch()
+  state, metrics = step(new_state(params), batch)
+  z = jnp.stack([model.apply({"params": params}, batch.image, jnp.full(4, k, jnp.int32))
+                 for k in range(CLASSES)], -1)
+  own = np.arange(CLASSES) == batch.class_id
+  mask = np.where(own[:, None, None, None], batch.mask, np.uint8(UNLABELLED))
+  loss = losses.marginal(z, mask, Loss())
+  np.testing.assert_allclose(metrics["loss"], loss.sum() / 4, rtol=1e-5)
+  np.testing.assert_array_equal(metrics["count_K"], [2, 2, 0, 0])
+  unknown = batch._replace(beta=np.zeros_like(batch.beta))
+  state, metrics = step(new_state(params), unknown)
+  assert largest_difference(state.params, params) == 0.0 == float(metrics["loss"])
 
 
 def test_other_classes_are_pushed_down_and_the_log_tells_of_annotated_ones_alone(model, params):
