@@ -146,8 +146,8 @@ class Model:
       (6, 12, 18), "dilation rates of the pyramid of deeplab", low=1, high=1024, least=1)
   norm: str = setting("instance", "normalisation", choices=("group", "instance", "none"))
   activation: str = setting("leaky_relu", "a name in `models.layers.ACTIVATIONS`")
-  dtype: str = setting("float32", "of the computation; parameters are float32",
-                        choices=("float32", "bfloat16"))
+  dtype: str = setting("auto", "of the computation, parameters are float32; auto: bfloat16 where "
+                        "this machine is faster in it", choices=("auto", "float32", "bfloat16"))
   deep_supervision: int = setting(
       0, "coarser decoder levels that are supervised too", low=0, high=64)
   remat: bool = setting(

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,9 +15,34 @@ from condseg_jax.config import Model
 from condseg_jax.errors import InputError
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.network import Network
+from condseg_jax.models.onednn import convolution as onednn
 from condseg_jax.models.res_unet import ResUNet
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+AMPERE = 8.0  # the first compute capability of NVIDIA with bfloat16
+
+
+def computation_dtype(name: str) -> jnp.dtype:
+  """Returns the dtype of a `model.dtype`.
+
+  For `auto` it is bfloat16 on TPUs, on GPUs from Ampere on, and on CPUs with instructions for it
+  where convolutions run in oneDNN; else float32.
+  """
+  if name != "auto":
+    return jnp.dtype(DTYPES[name])
+  platform = jax.default_backend()
+  if platform == "cpu":
+    fast = onednn.usable(jax.ShapeDtypeStruct((), jnp.bfloat16))
+  elif platform == "gpu":
+    fast = not any(map(_before_ampere, jax.local_devices()))
+  else:
+    fast = platform == "tpu"
+  return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
+
+
+def _before_ampere(device: jax.Device) -> bool:
+  capability = str(getattr(device, "compute_capability", ""))  # of AMD, e.g. gfx90a
+  return re.fullmatch(r"[0-9.]+", capability) is not None and float(capability) < AMPERE
 
 
 def dense_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...]) -> DenseUNet:
@@ -39,7 +66,7 @@ def _fields(network: type[DenseUNet] | type[ResUNet], model: Model,
             conditioning: Conditioning) -> dict[str, Any]:
   """Returns the settings that are fields of a network."""
   fields = {f.name for f in dataclasses.fields(network)}
-  values = {**vars(model), **vars(conditioning), "dtype": DTYPES[model.dtype]}
+  values = {**vars(model), **vars(conditioning), "dtype": computation_dtype(model.dtype)}
   return {key: values[key] for key in values if key in fields}
 
 

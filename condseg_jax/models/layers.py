@@ -36,7 +36,7 @@ def convolve(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Ar
 
   Args:
     x_BDHWC: input; without D in 2-D.
-    kernel: [*kernel_size, C, O], odd sizes.
+    kernel: [*kernel_size, C, O], odd sizes; multiplied in the dtype of `x`.
     dilation: spacing of the kernel taps in voxels; other values than 1 bypass oneDNN.
 
   Returns:
@@ -44,6 +44,7 @@ def convolve(x_BDHWC: jax.Array, kernel: jax.Array, dilation: int = 1) -> jax.Ar
   """
   if dilation == 1 and onednn.usable(x_BDHWC, kernel):
     return onednn.convolve(x_BDHWC, kernel)
+  kernel = kernel.astype(x_BDHWC.dtype)
   if kernel.ndim == 5 and jax.default_backend() == "cpu":
     return convolve_by_depth_tap(x_BDHWC, kernel, dilation)
   return convolve_native(x_BDHWC, kernel, dilation)
@@ -89,12 +90,13 @@ def convolve_strided(x_BDHWC: jax.Array, kernel: jax.Array, strides: Sequence[in
 
   Args:
     x_BDHWC: input; without D in 2-D. Its spatial shape must be a multiple of the strides.
-    kernel: [*kernel_size, C, O], odd sizes.
+    kernel: [*kernel_size, C, O], odd sizes; multiplied in the dtype of `x`.
     strides: per spatial axis.
 
   Returns:
     [B, D / stride, …, O] in the dtype of `x`.
   """
+  kernel = kernel.astype(x_BDHWC.dtype)
   if kernel.ndim == 5 and jax.default_backend() == "cpu":
     b, d, h, w, c = x_BDHWC.shape
     half, step = kernel.shape[0] // 2, strides[0]
@@ -244,7 +246,6 @@ class Conv(nn.Module):
     fan_in = math.prod(self.kernel_size) * (channels + self.condition_size)
     init = nn.initializers.truncated_normal(self.scale / math.sqrt(fan_in))
     kernel = self.param("kernel", init, (*self.kernel_size, channels, self.features), jnp.float32)
-    kernel = kernel.astype(self.dtype)
     plain = convolve if self.dilation == 1 else functools.partial(convolve, dilation=self.dilation)
     if self.strides is not None:
       plain = functools.partial(convolve_strided, strides=self.strides)
@@ -283,7 +284,7 @@ class Upsample(nn.Module):
     channels = x.shape[-1]
     init = nn.initializers.truncated_normal(math.sqrt(2.0 / channels))
     shape = (channels, *self.strides, self.features)
-    kernel = self.param("kernel", init, shape, jnp.float32).astype(self.dtype)
+    kernel = self.param("kernel", init, shape, jnp.float32)
     b, *spatial = x.shape[:-1]
     # The matrix product, as a convolution of kernel size 1.
     y = convolve(x.astype(self.dtype), kernel.reshape(*(1,) * n, channels, -1))

@@ -19,9 +19,10 @@ STEPS = {"hippocampus": 500, "hippocampus_long": 3000, "camvid": 500, "phantom":
 
 # What the committed records were trained with, where the configs have moved on since.
 RECORDED: dict[str, dict[str, object]] = {
-    "hippocampus": {"model.norm": "group", "model.channels": 8, "model.growth": 8},
-    "camvid": {"model.norm": "group"},
-    "phantom": {"model.norm": "group"},
+    "hippocampus": {"model.norm": "group", "model.channels": 8, "model.growth": 8,
+                    "model.dtype": "float32"},
+    "camvid": {"model.norm": "group", "model.dtype": "float32"},
+    "phantom": {"model.norm": "group", "model.dtype": "float32"},
 }
 
 

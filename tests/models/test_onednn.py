@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from condseg_jax.errors import InputError
+from condseg_jax.models import build as build_model
 from condseg_jax.models import layers
 from condseg_jax.models.onednn import build
 from condseg_jax.models.onednn import convolution as onednn
@@ -54,6 +55,24 @@ def test_it_is_the_native_convolution(shape, window, channels, features):
               normal(0, 2, *shape, channels), normal(1, *window, channels, features))
 
 
+@pytest.mark.parametrize("shape, window, channels, features", [
+    ((6, 7, 5), (3, 3, 3), 8, 16), ((4, 6, 6), (1, 1, 1), 24, 8), ((9, 8), (3, 3), 16, 5)])
+def test_bfloat16_is_multiplied_exactly_and_summed_in_float32(shape, window, channels, features):
+  """The factors are rounded, nothing else: small whole numbers give the exact convolution."""
+  draw = lambda seed, *shape: jnp.round(2 * normal(seed, *shape))
+  x, kernel = draw(0, 2, *shape, channels), draw(1, *window, channels, features)
+  half = lambda function: lambda x, kernel: function(x.astype(jnp.bfloat16), kernel)
+  y, gradients = jax.vjp(half(onednn.convolve), x, kernel)
+  oracle, of_oracle = jax.vjp(layers.convolve_native, x, kernel)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(y, oracle.astype(jnp.bfloat16))
+  outer = draw(2, *y.shape)
+  (image, of_kernel), (image_oracle, kernel_oracle) = (
+      gradients(outer.astype(jnp.bfloat16)), of_oracle(outer))
+  np.testing.assert_array_equal(image.astype(jnp.bfloat16), image_oracle.astype(jnp.bfloat16))
+  np.testing.assert_array_equal(of_kernel, kernel_oracle)  # never rounded
+
+
 @pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)])
 def test_it_can_be_vmapped(axes):
   """Over images, over kernels and over both, gradients included."""
@@ -74,13 +93,15 @@ def lowered(*args) -> str:
 
 
 def test_when_it_is_used(monkeypatch):
-  """On one CPU device, in float32, unless it is turned off."""
+  """On one CPU device, in float32, or bfloat16 if it is fast, unless it is turned off."""
   x, kernel = normal(0, 1, 4, 4, 4, 2), normal(1, 3, 3, 3, 2, 2)
+  assert build_model.computation_dtype("auto") == jnp.float32
   assert jax.device_count() == 2 and onednn.TARGETS[0] not in lowered(x, kernel)
   monkeypatch.setattr(jax, "device_count", lambda: 1)
   assert onednn.TARGETS[0] in lowered(x, kernel)
-  half = jnp.bfloat16
-  assert onednn.TARGETS[0] not in lowered(x.astype(half), kernel.astype(half))
+  fast = onednn.fast_bfloat16()
+  assert (onednn.TARGETS[0] in lowered(x.astype(jnp.bfloat16), kernel)) == fast
+  assert build_model.computation_dtype("auto") == (jnp.bfloat16 if fast else jnp.float32)
   monkeypatch.setenv("CONDSEG_ONEDNN", "0")
   assert onednn.TARGETS[0] not in lowered(x, kernel)
 
@@ -119,6 +140,7 @@ def test_what_is_missing_is_named(monkeypatch, tmp_path):
 CONVOLVE = """
 import jax, jax.numpy as jnp
 from condseg_jax.cli.shell import configure_logging
+from condseg_jax.models import build as build_model
 from condseg_jax.models import layers
 configure_logging()
 for features in (2, 3):

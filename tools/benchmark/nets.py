@@ -18,8 +18,8 @@ from condseg_jax.models.res_unet import ResUNet
 from condseg_jax.models.unet import kind_and_level
 
 # The networks of the committed rows, which stay comparable when the configs move on.
-FIXED = {"hippocampus": {"model": {"norm": "group", "channels": 8, "growth": 8}}}
-NORM = {"model": {"norm": "group"}}
+NORM = {"model": {"norm": "group", "dtype": "float32"}}
+FIXED = {"hippocampus": {"model": {**NORM["model"], "channels": 8, "growth": 8}}}
 
 
 def config_of(name: str, changes: Mapping[str, Mapping] | None = None) -> Config:

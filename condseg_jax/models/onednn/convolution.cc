@@ -1,8 +1,8 @@
 // Convolutions by oneDNN as handlers of XLA's foreign function interface.
 //
-// All are of stride 1, zero-padded to the same size, float32, channels-last: image [B, *space, C],
-// kernel [*window, C, O]. Leading axes are those that jax.vmap added; an operand that does not
-// vary along them has the length 1 there.
+// All are of stride 1, zero-padded to the same size, channels-last: image [B, *space, C] in float32
+// or bfloat16, kernel [*window, C, O] in float32. Sums are in float32. Leading axes are those that
+// jax.vmap added; an operand that does not vary along them has the length 1 there.
 
 #include <algorithm>
 #include <cstdint>
@@ -16,8 +16,9 @@
 namespace ffi = xla::ffi;
 using dnnl::memory;
 using Dims = memory::dims;
-using Array = ffi::Buffer<ffi::F32>;
+using Array = ffi::AnyBuffer;
 using Result = ffi::Result<Array>;
+using Type = memory::data_type;
 
 namespace {
 
@@ -29,9 +30,9 @@ const dnnl::engine& Cpu() {
 }
 
 // [*first, *space] in the order of oneDNN, whatever the order in memory.
-memory::desc Describe(Dims first, const Dims& space, memory::format_tag tag) {
+memory::desc Describe(Dims first, const Dims& space, Type type, memory::format_tag tag) {
   first.insert(first.end(), space.begin(), space.end());
-  return {first, memory::data_type::f32, tag};
+  return {first, type, tag};
 }
 
 // One convolution of fixed shapes, ready to run.
@@ -41,16 +42,16 @@ struct Program {
   memory::desc image, output, kernel, inner_kernel, scratch;
 };
 
-Program Prepare(Kind kind, int64_t batch, int64_t channels, int64_t features, const Dims& space,
-                const Dims& window) {
+Program Prepare(Kind kind, Type type, int64_t batch, int64_t channels, int64_t features,
+                const Dims& space, const Dims& window) {
   using tag = memory::format_tag;
   const bool is_3d = space.size() == 3;
   const auto last = is_3d ? tag::ndhwc : tag::nhwc;
   Program p{.kind = kind};
-  p.image = Describe({batch, channels}, space, last);
-  p.output = Describe({batch, features}, space, last);
-  p.kernel = Describe({features, channels}, window, is_3d ? tag::dhwio : tag::hwio);
-  const auto chosen = Describe({features, channels}, window, tag::any);
+  p.image = Describe({batch, channels}, space, type, last);
+  p.output = Describe({batch, features}, space, type, last);
+  p.kernel = Describe({features, channels}, window, Type::f32, is_3d ? tag::dhwio : tag::hwio);
+  const auto chosen = Describe({features, channels}, window, type, tag::any);
 
   const Dims ones(space.size(), 1), zeros(space.size(), 0);
   Dims half;
@@ -73,30 +74,32 @@ Program Prepare(Kind kind, int64_t batch, int64_t channels, int64_t features, co
         Cpu(), direct, p.image, chosen, p.output, ones, zeros, half, half, forward, attributes);
     use(way, way.weights_desc(), dnnl::convolution_backward_data(way));
   } else {
+    const auto summed = Describe({features, channels}, window, Type::f32, tag::any);
     const dnnl::convolution_backward_weights::primitive_desc way(
-        Cpu(), direct, p.image, chosen, p.output, ones, zeros, half, half, forward, attributes);
+        Cpu(), direct, p.image, summed, p.output, ones, zeros, half, half, forward, attributes);
     use(way, way.diff_weights_desc(), dnnl::convolution_backward_weights(way));
   }
-  // oneDNN computes with a kernel in an order of its own; kernels are small.
+  // oneDNN computes with a kernel in an order and type of its own; kernels are small.
   p.reorder = kind == Kind::kKernelGradient
                   ? dnnl::reorder({Cpu(), p.inner_kernel, Cpu(), p.kernel})
                   : dnnl::reorder({Cpu(), p.kernel, Cpu(), p.inner_kernel});
   return p;
 }
 
-const Program& Prepared(Kind kind, int64_t batch, int64_t channels, int64_t features,
+const Program& Prepared(Kind kind, Type type, int64_t batch, int64_t channels, int64_t features,
                         const Dims& space, const Dims& window) {
   static auto& programs = *new std::map<Dims, Program>();
-  Dims key{static_cast<int64_t>(kind), batch, channels, features};
+  Dims key{static_cast<int64_t>(kind), static_cast<int64_t>(type), batch, channels, features};
   key.insert(key.end(), space.begin(), space.end());
   key.insert(key.end(), window.begin(), window.end());
   auto found = programs.find(key);
   if (found == programs.end())
-    found = programs.emplace(key, Prepare(kind, batch, channels, features, space, window)).first;
+    found = programs.emplace(
+        key, Prepare(kind, type, batch, channels, features, space, window)).first;
   return found->second;
 }
 
-void Run(const Program& p, float* image, float* kernel, float* output) {
+void Run(const Program& p, char* image, char* kernel, char* output) {
   static auto& room = *new std::vector<char>();
   constexpr size_t kLine = 64;
   const size_t kernel_bytes = (p.inner_kernel.get_size() + kLine - 1) / kLine * kLine;
@@ -139,12 +142,16 @@ int64_t Product(const int64_t* begin, const int64_t* end) {
 }
 
 struct Operand {
-  float* data;
+  char* data;
   ffi::Span<const int64_t> dims;
+  ffi::DataType type;
 };
 
 // `rank` is that of an image without the axes of vmap: 5 in 3-D, 4 in 2-D.
 ffi::Error Convolve(Kind kind, int64_t rank, Operand image, Operand kernel, Operand output) {
+  const bool half = image.type == ffi::BF16;
+  if (kernel.type != ffi::F32 || image.type != output.type || !half && image.type != ffi::F32)
+    return ffi::Error::InvalidArgument("kernels are float32, images float32 or bfloat16");
   const auto copies = [&](const Operand& a) {
     return Product(a.dims.begin(), a.dims.end() - rank);
   };
@@ -163,20 +170,24 @@ ffi::Error Convolve(Kind kind, int64_t rank, Operand image, Operand kernel, Oper
   static auto& one_at_a_time = *new std::mutex();
   const std::lock_guard<std::mutex> lock(one_at_a_time);
   try {
-    const Program& program = Prepared(kind, batch, channels, features, space, window);
+    const Program& program = Prepared(kind, half ? Type::bf16 : Type::f32, batch, channels,
+                                      features, space, window);
     const int64_t taps = Product(window.data(), window.data() + window.size());
+    const int64_t bytes = half ? 2 : 4;
     for (int64_t i = 0; i < runs; ++i)
-      Run(program, image.data + (images > 1 ? i * voxels * channels : 0),
-          kernel.data + (kernels > 1 ? i * taps * channels * features : 0),
-          output.data + (outputs > 1 ? i * voxels * features : 0));
+      Run(program, image.data + (images > 1 ? i * voxels * channels * bytes : 0),
+          kernel.data + (kernels > 1 ? i * taps * channels * features * 4 : 0),
+          output.data + (outputs > 1 ? i * voxels * features * bytes : 0));
   } catch (const dnnl::error& error) {
     return ffi::Error::Internal(error.what());
   }
   return ffi::Error::Success();
 }
 
-Operand Of(Array& array) { return {array.typed_data(), array.dimensions()}; }
-Operand Of(Result& array) { return {array->typed_data(), array->dimensions()}; }
+Operand Of(Array& array) {
+  return {static_cast<char*>(array.untyped_data()), array.dimensions(), array.element_type()};
+}
+Operand Of(Result& array) { return Of(*array); }
 
 ffi::Error Forward(Array image, Array kernel, Result output, int64_t rank) {
   return Convolve(Kind::kForward, rank, Of(image), Of(kernel), Of(output));
@@ -194,6 +205,15 @@ ffi::Error KernelGradient(Array image, Array output, Result kernel, int64_t rank
   ffi::Ffi::Bind().Arg<Array>().Arg<Array>().Ret<Array>().Attr<int64_t>("rank")
 
 }  // namespace
+
+// Whether this processor multiplies bfloat16 faster than float32.
+extern "C" bool condseg_fast_bfloat16() {
+  const auto has = [](dnnl::cpu_isa isa) {
+    const auto mine = static_cast<int>(dnnl::get_effective_cpu_isa());
+    return (mine & static_cast<int>(isa)) == static_cast<int>(isa);
+  };
+  return has(dnnl::cpu_isa::avx512_core_bf16) || has(dnnl::cpu_isa::avx512_core_amx);
+}
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(condseg_convolution, Forward, BINDING);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(condseg_image_gradient, ImageGradient, BINDING);

@@ -17,13 +17,25 @@ LOG = logging.getLogger("condseg_jax")
 _LOADING = threading.Lock()
 
 
-def usable(*arrays: jax.Array) -> bool:
+def usable(*arrays: jax.Array | jax.ShapeDtypeStruct) -> bool:
   """Whether a convolution of these can use oneDNN here; builds the handlers the first time.
 
-  Not with several devices: the compiler cannot split a foreign call over them.
+  Not with several devices: the compiler cannot split a foreign call over them. Not in bfloat16 on
+  processors without instructions for it.
   """
-  return (all(a.dtype == jnp.float32 for a in arrays) and jax.default_backend() == "cpu"
-          and jax.device_count() == 1 and os.environ.get("CONDSEG_ONEDNN") != "0" and load())
+  types = {a.dtype for a in arrays}
+  return (types <= {jnp.dtype("float32"), jnp.dtype("bfloat16")}
+          and jax.default_backend() == "cpu" and jax.device_count() == 1
+          and os.environ.get("CONDSEG_ONEDNN") != "0" and load()
+          and (jnp.dtype("bfloat16") not in types or fast_bfloat16()))
+
+
+@functools.cache
+def fast_bfloat16() -> bool:
+  """Whether the processor has instructions for bfloat16 (AVX-512 BF16 or AMX); needs `load`."""
+  function = ctypes.CDLL(str(build.build())).condseg_fast_bfloat16
+  function.restype = ctypes.c_bool
+  return function()
 
 
 def load() -> bool:
@@ -53,13 +65,15 @@ def _load() -> bool:
 
 @jax.custom_vjp
 def convolve(x_BDHWC: jax.Array, kernel: jax.Array) -> jax.Array:
-  """`layers.convolve` by oneDNN, float32; can be differentiated once, and vmapped.
+  """`layers.convolve` by oneDNN; can be differentiated once, and vmapped.
+
+  Sums are in float32, and so is the gradient of the kernel.
 
   Args:
-    x_BDHWC: input; without D in 2-D.
-    kernel: [*window, C, O], odd window sizes.
+    x_BDHWC: input, float32 or bfloat16; without D in 2-D.
+    kernel: [*window, C, O], float32, odd window sizes; multiplied in the dtype of the input.
   """
-  return _call(TARGETS[0], (*x_BDHWC.shape[:-1], kernel.shape[-1]), x_BDHWC, kernel)
+  return _call(TARGETS[0], (*x_BDHWC.shape[:-1], kernel.shape[-1]), x_BDHWC.dtype, x_BDHWC, kernel)
 
 
 def _forward(x, kernel):
@@ -68,14 +82,13 @@ def _forward(x, kernel):
 
 def _backward(kept, gradient):
   x, kernel = kept
-  return (_call(TARGETS[1], x.shape, gradient, kernel),
-          _call(TARGETS[2], kernel.shape, x, gradient))
+  return (_call(TARGETS[1], x.shape, x.dtype, gradient, kernel),
+          _call(TARGETS[2], kernel.shape, kernel.dtype, x, gradient))
 
 
 convolve.defvjp(_forward, _backward)
 
 
-def _call(target: str, shape, *arrays) -> jax.Array:
-  call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, jnp.float32),
-                          vmap_method="expand_dims")
+def _call(target: str, shape, dtype, *arrays) -> jax.Array:
+  call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct(shape, dtype), vmap_method="expand_dims")
   return call(*arrays, rank=len(arrays[0].shape))
