@@ -42,7 +42,7 @@ RENAMED_VALUES = {
 ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra": {},
          "loss.options": {}, "train.minutes": 0.0, "augment.blur": 0.0,
          "augment.low_resolution": 0.0, "data.overlapping": [], "data.bare": 0.0,
-         "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.0}
+         "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.1}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,7 +50,7 @@ Announce = Callable[[Schedule, float, float], Callable[[int], None]]
 
 @dataclasses.dataclass(frozen=True)
 class Predictor:
-  """A network with its parameters, class table and plan.
+  """A network with its parameters, class table and plan, or an ensemble of such networks.
 
   Attributes:
     model: the network.
@@ -65,6 +65,9 @@ class Predictor:
     functions: encoder and decoder in another runtime; None for JAX.
     locator: another network, trained at a coarser spacing, that first finds the box of each class
       (coarse to fine in two stages, after Roth et al. 2018); None for none.
+    others: parameters of the further members of an ensemble, in the form of `variables`: the same
+      network, classes and plan. The probabilities of all members are averaged before anything else
+      is done with them.
   """
 
   model: Network
@@ -78,7 +81,14 @@ class Predictor:
   cleaning: Mapping = dataclasses.field(default_factory=dict)
   functions: sliding_window.WindowFunctions | None = None
   locator: "Predictor | None" = None
+  others: tuple[Mapping, ...] = ()
   _measured: dict = dataclasses.field(default_factory=dict, init=False, repr=False, compare=False)
+
+  @property
+  def members(self) -> "tuple[Predictor, ...]":
+    """The members of an ensemble, each as a predictor of its own."""
+    return tuple(dataclasses.replace(self, variables=one, others=())
+                 for one in (self.variables, *self.others))
 
   def predict(self, volume: Volume, classes: Sequence[str] = (), preset: str = "", *,
               announce: Announce | None = None, **settings) -> Prediction:
@@ -193,6 +203,9 @@ class Predictor:
                      ) -> Iterator[sliding_window.Slab]:
     """Probabilities of all requested classes, weighted by priors if requested."""
     if options.partition:
+      if self.others:
+        raise InputError("partition", "is for one network, this is an ensemble",
+                         "load a single one with `members`, or predict with windows", usage=True)
       slabs = full_volume_slabs(self.model, self.variables, image_DHWC, ids)
     else:
       slabs = self._window_slabs(image_DHWC, ids, options, announce, boxes)
@@ -218,10 +231,12 @@ class Predictor:
     if announce is not None:
       encode, decode = self._call_seconds(functions, options.tta, schedule.window_batch, channels,
                                           schedule.at_once)
-      progress = announce(schedule, schedule.seconds(encode, decode, len(ids)),
-                          schedule.seconds(encode, decode, len(ids), passes=1))
+      members = 1 + len(self.others)
+      progress = announce(schedule, members * schedule.seconds(encode, decode, len(ids)),
+                          members * schedule.seconds(encode, decode, len(ids), passes=1))
     return sliding_window.probability_slabs(functions, self.variables, image_DHWC, ids, window,
-                                            schedule, boxes=boxes, progress=progress)
+                                            schedule, others=self.others, boxes=boxes,
+                                            progress=progress)
 
   def _boxes(self, volume: Volume, ids: Sequence[int],
              options: Settings) -> dict[int, sliding_window.Box]:

@@ -20,8 +20,8 @@ FLOORS = {
     "formats": 1, "losses": 1, "metrics": 1, "models": 1, "resample": 1,
     "data": 2, "datasets": 2,
     "train": 3, "infer": 3, "model_io": 3,
-    "train.loop": 4, "predictor": 4, "loading": 4, "evaluate": 4, "report": 4, "export": 4,
-    "analysis": 4,
+    "train.loop": 4, "train.folds": 4, "predictor": 4, "loading": 4, "evaluate": 4, "report": 4,
+    "export": 4, "analysis": 4,
     "cli": 5, "serve": 5, "study": 5,
 }
 

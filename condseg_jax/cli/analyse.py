@@ -27,7 +27,8 @@ def main(argv=None) -> int:
 
 
 def _define(values: flags.FlagValues) -> None:
-  flags.DEFINE_list("workdir", [], "Folders of the training runs, or bundles.", flag_values=values)
+  flags.DEFINE_list("workdir", [], "Folders of the training runs, or bundles; of an ensemble its "
+                    "first member.", flag_values=values)
   flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
   shell.define_verify(values)
   flags.DEFINE_list("names", [], "Name of each run, the same for repetitions; by default the names "
@@ -99,12 +100,13 @@ def _study(values: flags.FlagValues, names: list[str]) -> dict:
   enable_compilation_cache()
   networks, first_of, settings = {}, {}, {}
   for name, run in zip(names, values.workdir, strict=True):
-    predictor = load(run, values.checkpoint, verify=values.verify == "on")
+    predictor = load(run, values.checkpoint, verify=values.verify == "on", members=1)
     kind = (predictor.model, tuple(predictor.table.names))
     if first_of.setdefault(name, kind) != kind:
       raise InputError(run, f"differs in network or classes from the first run named {name}",
                        "give it another name with --names", usage=True)
-    config = read_model(run, values.checkpoint, verify=values.verify == "on").record.config
+    config = read_model(run, values.checkpoint, verify=values.verify == "on",
+                        members=1).record.config
     stores = discover.open_stores(values.data, predictor.plan.spacing, values.cache or None)
     samples, split = read_samples(stores, predictor.table, predictor.plan, values.cases,
                                   values.split)

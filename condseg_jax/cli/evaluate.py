@@ -15,6 +15,7 @@ import sys
 from absl import flags
 
 from condseg_jax.cli import shell
+from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
@@ -54,8 +55,9 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.system.cache import enable_compilation_cache
 
   enable_compilation_cache()
-  predictor = load(values.workdir, values.checkpoint, locator=values.locator,
-                   verify=values.verify == "on")
+  with as_flags(members="--members"):
+    predictor = load(values.workdir, values.checkpoint, locator=values.locator,
+                     verify=values.verify == "on", members=values.members)
   cases, split = labelled_cases(values.data, values.split)
   if not any(name in predictor.table.names for case in cases for name in case.annotated):
     raise InputError(values.data, "annotates no class of this network",

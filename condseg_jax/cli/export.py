@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from condseg_jax.cli import shell
+from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 
 if TYPE_CHECKING:  # imported late, so that --help is fast
@@ -45,14 +46,20 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.system.cache import enable_compilation_cache
 
   enable_compilation_cache()
-  bundle = read_model(values.workdir, values.checkpoint, verify=values.verify == "on")
+  with as_flags(members="--members"):
+    bundle = read_model(values.workdir, values.checkpoint, verify=values.verify == "on",
+                        members=values.members)
+  if values.onnx and bundle.others:
+    raise InputError("--onnx", "is for one network, this is an ensemble", "add --members=1",
+                     usage=True)
   if not is_bundle(values.workdir):
     bundle = bundle._replace(facts=run_facts(values.workdir, bundle.facts["step"]))
   if values.onnx:
     bundle = bundle._replace(graphs=_graphs(bundle))
   digest = write_bundle(values.out, bundle)
-  print(f"{values.out}: {', '.join(bundle.record.table.names)}, step {bundle.facts['step']}\n"
-        f"SHA-256: {digest}")
+  networks = f"{1 + len(bundle.others)} networks, " if bundle.others else ""
+  print(f"{values.out}: {', '.join(bundle.record.table.names)}, {networks}"
+        f"step {bundle.facts['step']}\nSHA-256: {digest}")
   return 0
 
 

@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from condseg_jax.cli import shell
+from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.errors import printable
 from condseg_jax.system.large_pages import restart_with_large_pages
@@ -146,15 +147,17 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.system.lock import held
 
   enable_compilation_cache()
-  predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator,
-                   verify=values.verify == "on")
+  with as_flags(members="--members"):
+    predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator,
+                     verify=values.verify == "on", members=values.members)
   ids = predictor.table.select(values.classes, values.preset)
   classes = [predictor.table.names[i] for i in ids]
   results.check_names(output, [image.stem for image in images], predictor, classes,
                       options.separate, [image.path for image in images])
   suffix = "" if values.num_parts == 1 else f"_{values.part}"  # other parts write at the same time
   with held(output, suffix):
-    recorded = settings | ({"locator": values.locator} if values.locator else {})
+    recorded = settings | {name: values[name].value for name in ("locator", "members")
+                           if values[name].value}
     run = results.Run(output / f"run{suffix}.json", predictor, classes, recorded,
                       same=values["continue"].value)
     job = _Job(values, output, predictor, classes, settings, options)
@@ -246,7 +249,8 @@ def _segment(job: _Job, image: InputImage, title: str) -> _Result:
     settings = settings | {"probabilities": str(store)}
   announce = functools.partial(_announce, title, settings.get("memory_bytes", math.inf))
   try:
-    prediction = job.predictor.predict(volume, job.classes, announce=announce, **settings)
+    with as_flags(members="--members"):
+      prediction = job.predictor.predict(volume, job.classes, announce=announce, **settings)
   except BaseException as error:
     if job.values.probabilities:
       shutil.rmtree(store, ignore_errors=True)  # incomplete

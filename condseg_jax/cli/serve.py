@@ -19,6 +19,7 @@ import sys
 from absl import flags
 
 from condseg_jax.cli import shell
+from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
@@ -59,7 +60,9 @@ def _work(values: flags.FlagValues) -> int:
 
   limits = Limits(body=values.max_mb << 20, waiting=values.queue, job_seconds=values.timeout,
                   memory=int(values.memory_gb * 1e9))
-  serve(values.workdir, values.checkpoint, values.host, values.port, limits, values.allowed_hosts)
+  with as_flags(members="--members"):
+    serve(values.workdir, values.checkpoint, values.host, values.port, limits,
+          values.allowed_hosts, values.members)
   return 0
 
 

@@ -123,6 +123,8 @@ def define_model(values: flags.FlagValues) -> None:
   """Defines the flags of commands that use a trained network."""
   flags.DEFINE_string("workdir", "", "Folder of the training run, or a bundle.", flag_values=values)
   flags.DEFINE_string("checkpoint", "last", "last, best or a step.", flag_values=values)
+  flags.DEFINE_integer("members", 0, "Members of an ensemble (condseg-train --folds) to use, the "
+                       "first ones; 0 for all.", lower_bound=0, flag_values=values)
 
 
 def define_verify(values: flags.FlagValues) -> None:

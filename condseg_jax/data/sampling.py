@@ -4,8 +4,10 @@ The stream is a pure function of (seed, position in the stream): a grain MapData
 sharded by process and sliced. Resuming at step n is slicing; no iterator state needs saving.
 """
 
+from collections.abc import Container
 from collections.abc import Sequence
 import dataclasses
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -43,6 +45,26 @@ class Dataset:
   @property
   def annotated(self) -> tuple[str, ...]:
     return self.learned or self.cases[0].annotated
+
+  def key(self, case: Case) -> str:
+    """Returns the name of one of its cases among those of all datasets."""
+    return f"{self.name}/{case.id}"
+
+  def only(self, keys: Container[str]) -> "Dataset":
+    """Returns the dataset with the cases of some keys; there may be none."""
+    return dataclasses.replace(self, cases=tuple(c for c in self.cases if self.key(c) in keys))
+
+
+class Fold(NamedTuple):
+  """The cases of one member of a cross-validation, by their keys (see `Dataset.key`).
+
+  Attributes:
+    training: those it trains on.
+    held_out: those it must not see.
+  """
+
+  training: frozenset[str]
+  held_out: frozenset[str]
 
 
 def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:

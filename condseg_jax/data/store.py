@@ -54,6 +54,8 @@ class Case:
     source: digest of the source files, and the settings with which they were prepared.
     overlapping: pairs of annotated classes whose masks overlap, see `writer.OVERLAP`; None in
       stores of version 0.1, which did not record them.
+    patient: cases of one patient are kept together when the store is split; "" for a patient of its
+      own, None in a store that was prepared before it was recorded.
   """
 
   id: str
@@ -73,6 +75,7 @@ class Case:
   sha256: str
   source: str
   overlapping: tuple[tuple[str, str], ...] | None = None
+  patient: str | None = None
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "Case":

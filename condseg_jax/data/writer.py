@@ -57,6 +57,7 @@ class CaseFacts(NamedTuple):
   annotated: tuple[str, ...]
   native: Geometry
   source: str
+  patient: str | None = None
 
 
 class Sample(NamedTuple):
@@ -137,7 +138,7 @@ def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
       image_sha256=combined_digest(np.dtype(dtype), (*grid.shape, channels), image_digests),
       sha256=combined_digest(np.dtype(dtype), (*grid.shape, channels),
                              [*image_digests, *mask_digests]),
-      source=facts.source, overlapping=overlapping)
+      source=facts.source, overlapping=overlapping, patient=facts.patient)
   write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
   return case
 

@@ -78,7 +78,7 @@ def prepare_case(case: RawCase, folder: RawFolder, out: str | os.PathLike,
   alterations, source = _alterations(case, folder), source_of(case, folder, spacing)
   existing = finished_case(out, case.id, source)
   if existing is not None:
-    return existing
+    return dataclasses.replace(existing, patient=case.group)  # which `source` does not cover
   header = files.read_header(case.image, case.series)
   native = header.geometry
   if native.ndim != len(spacing):
@@ -110,7 +110,8 @@ def prepare_case(case: RawCase, folder: RawFolder, out: str | os.PathLike,
           yield name, _altered(rows_of, grid, alterations, f"{case.id}/{name}")
         del volume, rows_of
 
-  facts = CaseFacts(case.id, case.dataset, case.split, case.classes, canonical, source)
+  facts = CaseFacts(case.id, case.dataset, case.split, case.classes, canonical, source,
+                    case.group)
   # An error in the middle of a mask must not keep its memory, for which other threads wait.
   with contextlib.closing(masks()) as prepared_masks:
     return write_case(out, facts, grid, image(), prepared_masks, channels=channels,

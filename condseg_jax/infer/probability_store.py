@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -13,8 +14,10 @@ import weakref
 
 from etils import epath
 import numpy as np
+import tensorstore as ts
 
 from condseg_jax.data.store import create_array
+from condseg_jax.data.store import kvstore
 from condseg_jax.errors import InputError
 from condseg_jax.infer.sliding_window import Slab
 
@@ -75,6 +78,35 @@ class ProbabilityStore:
       other = "set TMPDIR to a larger disk" if self._temporary else "choose another folder"
       raise InputError(self._folder, f"the probabilities cannot be written: {_cause(error)}",
                        f"free space in {self._folder.parent}, or {other}") from error
+
+
+def read_probability(folder: str | os.PathLike, name: str,
+                     box: Sequence[slice] = ()) -> np.ndarray:
+  """Reads the probability of a class from a store that a prediction has left, or a box of it.
+
+  Args:
+    folder: of the store, `infer.settings.Settings.probabilities` of the prediction.
+    name: the class.
+    box: one slice per axis; the whole volume when empty.
+
+  Returns:
+    float32 [*shape], with the precision of float16.
+
+  Raises:
+    InputError: the store is missing or damaged, or has no such class.
+  """
+  folder = epath.Path(folder)
+  try:
+    classes = json.loads((folder / "zarr.json").read_text(encoding="utf-8")
+                         )["attributes"]["classes"]
+    if name in classes:
+      array = ts.open({"driver": "zarr3", "kvstore": kvstore(folder)}, read=True).result()
+      block = array[(classes.index(name), *box, ...)].read().result()
+      return np.asarray(block, np.float32)
+  except (ValueError, OSError, KeyError, TypeError) as error:
+    raise InputError(folder, f"the probabilities cannot be read: {_cause(error)}",
+                     "predict again") from error
+  raise InputError(folder, f"has no class {name!r}", f"classes: {', '.join(classes)}", usage=True)
 
 
 def _cause(error: Exception) -> str:

@@ -100,13 +100,16 @@ def window_functions(model: Network) -> WindowFunctions:
 
 def probability_slabs(functions: WindowFunctions, variables: Mapping | None,
                       image_DHWC: np.ndarray, class_ids: Sequence[int], window: Sequence[int],
-                      schedule: Schedule, *, boxes: Mapping[int, Box] | None = None,
+                      schedule: Schedule, *, others: Sequence[Mapping] = (),
+                      boxes: Mapping[int, Box] | None = None,
                       progress: Callable[[int], None] = lambda _: None) -> Iterator[Slab]:
   """Computes the probability of every class at every voxel, slab by slab.
 
   Windows have a fixed shape and come in batches of a fixed size, so that all volumes share one
   compiled program. Each window is encoded once per pass, and its classes are decoded in groups.
-  Where windows overlap, their probabilities are averaged with Gaussian weights.
+  Where windows overlap, their probabilities are averaged with Gaussian weights. The members of an
+  ensemble compute each window in turn, and their probabilities are summed where those of a single
+  network would be: besides its parameters, a member needs no memory of its own.
 
   Args:
     functions: from `window_functions`.
@@ -116,6 +119,7 @@ def probability_slabs(functions: WindowFunctions, variables: Mapping | None,
     class_ids: classes to decode.
     window: shape of a window.
     schedule: from `make_schedule`, for these classes and this volume.
+    others: variables of the further members of an ensemble, whose probabilities are averaged.
     boxes: class → the box to which it is restricted; its probability is 0 elsewhere, and windows
       outside of the box are not computed for it. No restriction when None.
     progress: called with the number of windows finished since the last call.
@@ -131,18 +135,18 @@ def probability_slabs(functions: WindowFunctions, variables: Mapping | None,
                              for s, (low, _) in zip(box, padding, strict=True))
              for class_id, box in boxes.items()}
   with lean_memory(schedule.passes > 1):
-    yield from _slabs(functions, variables, image, image_DHWC.shape[:-1], padding, class_ids,
-                      window, schedule, boxes, progress)
+    yield from _slabs(functions, (variables, *others), image, image_DHWC.shape[:-1], padding,
+                      class_ids, window, schedule, boxes, progress)
 
 
-def _slabs(functions, variables, image, shape, padding, class_ids, window, schedule, boxes,
+def _slabs(functions, members, image, shape, padding, class_ids, window, schedule, boxes,
            progress):
   """Yields the slabs of all passes, with the padding removed."""
   sums = _slab_arrays(image.shape[:-1], window, schedule)
   for first in range(0, len(class_ids), schedule.classes):
     ids = class_ids[first:first + schedule.classes]
     pass_boxes = None if boxes is None else [boxes[class_id] for class_id in ids]
-    for box, planes in _one_pass(functions, variables, image, ids, window, schedule, pass_boxes,
+    for box, planes in _one_pass(functions, members, image, ids, window, schedule, pass_boxes,
                                  sums, progress):
       # From the padded volume back to the original.
       start = [max(0, s.start - low) for s, (low, _) in zip(box, padding, strict=True)]
@@ -177,7 +181,7 @@ def _slab_arrays(shape, window, schedule) -> tuple[np.ndarray, ...]:
           np.empty(window, np.float32))
 
 
-def _one_pass(functions, variables, image, ids, window, schedule, boxes, sums, progress):
+def _one_pass(functions, members, image, ids, window, schedule, boxes, sums, progress):
   """Yields the boxes and probabilities of some classes, in the padded volume."""
   axis, shape = schedule.axis, image.shape[:-1]
   weights = gaussian_weights(window)
@@ -193,7 +197,7 @@ def _one_pass(functions, variables, image, ids, window, schedule, boxes, sums, p
   for layer, following in zip(window_layers, [*window_layers[1:], None], strict=True):
     for start in layer:
       norm[place(start)] += weights
-    for starts, ks, scores in _decoded(functions, variables, image, ids, window, schedule, boxes,
+    for starts, ks, scores in _decoded(functions, members, image, ids, window, schedule, boxes,
                                        layer, progress):
       for b, start in enumerate(starts):
         for k, score in zip(ks, scores, strict=False):
@@ -204,7 +208,7 @@ def _one_pass(functions, variables, image, ids, window, schedule, boxes, sums, p
     box = tuple(slice(first, first + rows) if a == axis else slice(0, n)
                 for a, n in enumerate(shape))
     for k, plane in enumerate(total):
-      plane[done] /= norm[done]
+      plane[done] /= norm[done] if len(members) == 1 else len(members) * norm[done]
       if boxes is not None:
         _clear_outside(plane[done], box, boxes[k])
     yield box, total[(slice(None), *done)]
@@ -226,8 +230,11 @@ def _clear_outside(plane: np.ndarray, place: Box, box: Box) -> None:
   plane[inside] = kept
 
 
-def _decoded(functions, variables, image, ids, window, schedule, boxes, layer, progress):
-  """Yields probabilities of batches of windows; the device computes one while the last is read."""
+def _decoded(functions, members, image, ids, window, schedule, boxes, layer, progress):
+  """Yields probabilities of batches of windows; the device computes one while the last is read.
+
+  Members of an ensemble follow each other in every batch: its windows come once for each.
+  """
   pending, size = None, schedule.at_once
   for first in range(0, len(layer), schedule.window_batch):
     starts = layer[first:first + schedule.window_batch]
@@ -236,17 +243,18 @@ def _decoded(functions, variables, image, ids, window, schedule, boxes, layer, p
     batch = np.zeros((schedule.window_batch, *window, image.shape[-1]), np.float32)
     for b, start in enumerate(starts):
       batch[b] = image[tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))]
-    features = None
-    for group in range(0, len(needed), size):
-      ks = needed[group:group + size]
-      padded = np.full(size, -1, np.int32)
-      padded[:len(ks)] = [ids[k] for k in ks]
-      if features is None or functions.encoder_sees_class:
-        features = functions.encode(variables, batch, padded)
-      scores = functions.decode(variables, features, padded)
-      if pending is not None:
-        yield *pending[:2], np.asarray(pending[2])
-      pending = starts, ks, scores
+    for variables in members:
+      features = None
+      for group in range(0, len(needed), size):
+        ks = needed[group:group + size]
+        padded = np.full(size, -1, np.int32)
+        padded[:len(ks)] = [ids[k] for k in ks]
+        if features is None or functions.encoder_sees_class:
+          features = functions.encode(variables, batch, padded)
+        scores = functions.decode(variables, features, padded)
+        if pending is not None:
+          yield *pending[:2], np.asarray(pending[2])
+        pending = starts, ks, scores
     progress(len(starts))
   if pending is not None:
     yield *pending[:2], np.asarray(pending[2])

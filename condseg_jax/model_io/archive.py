@@ -18,8 +18,9 @@ from etils import epath
 from condseg_jax.errors import InputError
 from condseg_jax.system.atomic import replacing
 
-FORMAT, VERSION = "condseg_jax model", 2
-READABLE = (1, 2)  # 1: former names of settings (see `config.RENAMED`)
+FORMAT, VERSION = "condseg_jax model", 3
+# 1: former names of settings (see `config.RENAMED`); 2: one network; 3: an ensemble
+READABLE = (1, 2, 3)
 LIMIT = 2**31 - 1  # bytes; larger zip archives and ONNX files need another layout
 MANIFEST = "manifest.json"
 
@@ -27,12 +28,13 @@ _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 _DATE = (1980, 1, 1, 0, 0, 0)  # the earliest date a zip archive can store
 
 
-def write_archive(path, members: Mapping[str, bytes]) -> str:
+def write_archive(path, members: Mapping[str, bytes], version: int = VERSION) -> str:
   """Writes an archive atomically.
 
   Args:
     path: path of the file, local or in a bucket.
     members: name → content.
+    version: the oldest format that holds them, so that older programs read what they can.
 
   Returns:
     SHA-256 of the archive; equal members give equal archives.
@@ -41,7 +43,7 @@ def write_archive(path, members: Mapping[str, bytes]) -> str:
     InputError: the archive is too large or cannot be written.
   """
   digests = {name: _digest(members[name]) for name in sorted(members)}
-  manifest = json.dumps({"format": FORMAT, "version": VERSION, "sha256": digests}, indent=1)
+  manifest = json.dumps({"format": FORMAT, "version": version, "sha256": digests}, indent=1)
   buffer = io.BytesIO()
   with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
     for name in (MANIFEST, *digests):

@@ -5,6 +5,7 @@
     facts.json                       facts on the card that the record does not hold
     config.json table.json plan.json the model record as in a checkpoint, without paths
     parameters/PATH.npy              one array each, float32
+    member_1/parameters/PATH.npy …   those of the further members of an ensemble
     encoder.onnx decoder.onnx        if the model was exported with ONNX
 """
 
@@ -35,7 +36,7 @@ from condseg_jax.models.build import build_model
 from condseg_jax.train.state import variables
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
-_FOLDERS = ("parameters/", "statistics/")
+_FOLDERS = {"params": "parameters/", "statistics": "statistics/"}
 _KINDS = {"params": "parameter", "statistics": "statistic"}
 
 
@@ -48,6 +49,7 @@ class Bundle(NamedTuple):
     facts: see `card.run_facts`.
     graphs: encoder and decoder as ONNX, or empty.
     statistics: running moments of batch normalisation, if the network uses it.
+    others: variables of the further members of an ensemble.
   """
 
   record: ModelRecord
@@ -55,6 +57,7 @@ class Bundle(NamedTuple):
   facts: Mapping[str, Any]
   graphs: tuple[bytes, ...] = ()
   statistics: Mapping = {}
+  others: tuple[Mapping, ...] = ()
 
   @property
   def variables(self) -> dict:
@@ -68,12 +71,14 @@ def write_bundle(path, bundle: Bundle) -> str:
   members = {f"{key}.json": _to_json(tree) for key, tree in record.to_json().items()}
   members["facts.json"] = _to_json(bundle.facts)
   members["model_card.md"] = model_card(record, bundle.params, bundle.facts,
-                                        onnx=bool(bundle.graphs)).encode()
-  for folder, tree in zip(_FOLDERS, (bundle.params, bundle.statistics), strict=True):
-    for name, array in traverse_util.flatten_dict(tree, sep="/").items():
-      members[f"{folder}{name}.npy"] = _to_npy(np.asarray(array))
+                                        onnx=bool(bundle.graphs),
+                                        networks=1 + len(bundle.others)).encode()
+  for number, one in enumerate((bundle.variables, *bundle.others)):
+    for kind, folder in _FOLDERS.items():
+      for name, array in traverse_util.flatten_dict(one.get(kind, {}), sep="/").items():
+        members[f"{_prefix(number)}{folder}{name}.npy"] = _to_npy(np.asarray(array))
   members |= dict(zip(GRAPHS, bundle.graphs, strict=False))
-  return write_archive(path, members)
+  return write_archive(path, members, version=3 if bundle.others else 2)
 
 
 def read_bundle(path) -> Bundle:
@@ -87,23 +92,26 @@ def read_bundle(path) -> Bundle:
     facts = json.loads(members.pop("facts.json"))
     members.pop("model_card.md")
     graphs = tuple(members.pop(name) for name in GRAPHS if name in members)
-    arrays, statistics = (
-        {name.removeprefix(folder).removesuffix(".npy"): _from_npy(members.pop(name))
-         for name in list(members) if name.startswith(folder)} for folder in _FOLDERS)
+    networks = [_arrays(members, "")]
+    while any(name.startswith(_prefix(len(networks))) for name in members):
+      networks.append(_arrays(members, _prefix(len(networks))))
     record = ModelRecord.from_json({name.removesuffix(".json"): json.loads(content)
                                     for name, content in members.items()})
-    _check(record, {"params": arrays, "statistics": statistics}, facts)
-    model_card(record, arrays, facts, onnx=False)  # checks that the model can be exported again
+    for arrays in networks:
+      _check(record, arrays, facts)
+    # Makes sure that the model can be exported again.
+    model_card(record, networks[0]["params"], facts, onnx=False)
   except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
     reason = (f"{error.subject}: {error.reason}" if isinstance(error, InputError) else
               f"{type(error).__name__}: {error}")
     raise damaged(path, reason) from error
   if len(graphs) not in (0, len(GRAPHS)):
     raise damaged(path, f"one of {', '.join(GRAPHS)} is missing")
-  params, statistics = jax.device_put(
-      [traverse_util.unflatten_dict(a, sep="/") for a in (arrays, statistics)],
-      jax.local_devices()[0])
-  return Bundle(record, params, facts, graphs, statistics)
+  trees = [{kind: traverse_util.unflatten_dict(a, sep="/") for kind, a in arrays.items()}
+           for arrays in networks]
+  first, *others = jax.device_put(trees, jax.local_devices()[0])
+  return Bundle(record, first["params"], facts, graphs, first["statistics"],
+                tuple(variables(other["params"], other["statistics"]) for other in others))
 
 
 def without_paths(config: Config) -> Config:
@@ -142,6 +150,19 @@ def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], 
                          f"{wanted.get(name)}")
       if not np.isfinite(held[name]).all():
         raise ValueError(f"{_KINDS[kind]} {name} contains NaN or Inf")
+
+
+def _prefix(number: int) -> str:
+  """Returns the folder of a network in the archive, that of the first being its root."""
+  return f"member_{number}/" if number else ""
+
+
+def _arrays(members: dict[str, bytes], prefix: str) -> dict[str, dict[str, np.ndarray]]:
+  """Takes the arrays of a network out of the members of an archive: kind → name → array."""
+  return {kind: {name.removeprefix(prefix + folder).removesuffix(".npy"):
+                 _from_npy(members.pop(name))
+                 for name in list(members) if name.startswith(prefix + folder)}
+          for kind, folder in _FOLDERS.items()}
 
 
 def _to_json(tree) -> bytes:

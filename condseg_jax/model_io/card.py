@@ -1,5 +1,6 @@
 """The model card: a description of a trained model in Markdown."""
 
+import collections
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 from etils import epath
 import jax
 
+from condseg_jax.model_io.fold_run import FoldRun
+from condseg_jax.model_io.fold_run import is_fold_run
 from condseg_jax.model_io.record import ModelRecord
 
 # Settings that are paths, or that other sections describe.
@@ -26,6 +29,8 @@ def run_facts(workdir, step: int) -> dict[str, Any]:
     shapes and spacings, or None, "held_out": {"mean_dice": float, "dice": {class: float}}, or None
     if the step was not scored}. Facts that a run did not record are empty or None.
   """
+  if is_fold_run(workdir):
+    return _ensemble_facts(FoldRun.open(workdir), step)
   folder = epath.Path(workdir)
   try:
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
@@ -36,6 +41,17 @@ def run_facts(workdir, step: int) -> dict[str, Any]:
     datasets, images = [], None
   return {"step": step, "datasets": datasets, "images": images,
           "held_out": _held_out(folder / "metrics.jsonl", step)}
+
+
+def _ensemble_facts(run: FoldRun, step: int) -> dict[str, Any]:
+  """Returns the facts of a cross-validated run: all its cases, and its scores as held-out ones."""
+  facts = run_facts(run.member(0), step)
+  counts = collections.Counter(case.rpartition("/")[0] for case in run.places)
+  datasets = [entry | {"cases": counts[entry["name"]]} for entry in facts["datasets"]]
+  scored = {name: entry["dice"] for name, entry in run.scores.get("classes", {}).items()
+            if entry["dice"] is not None}
+  held_out = {"mean_dice": run.scores["mean_dice"], "dice": scored} if scored else None
+  return facts | {"datasets": datasets, "held_out": held_out}
 
 
 def _held_out(path: epath.Path, step: int) -> dict[str, Any] | None:
@@ -52,7 +68,7 @@ def _held_out(path: epath.Path, step: int) -> dict[str, Any] | None:
 
 
 def model_card(record: ModelRecord, params: Mapping, facts: Mapping[str, Any], *,
-               onnx: bool) -> str:
+               onnx: bool, networks: int = 1) -> str:
   """Returns the card in Markdown.
 
   Args:
@@ -60,6 +76,7 @@ def model_card(record: ModelRecord, params: Mapping, facts: Mapping[str, Any], *
     params: the parameters, used for their number only.
     facts: see `run_facts`.
     onnx: whether the bundle contains ONNX graphs.
+    networks: number of networks whose probabilities are averaged.
   """
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   sections = {
@@ -69,7 +86,7 @@ def model_card(record: ModelRecord, params: Mapping, facts: Mapping[str, Any], *
       "Training data": _data(facts),
       "Scores": _scores(facts),
       "Input": _input(record),
-      "Network and training": _network(record, count, facts),
+      "Network and training": _network(record, count, facts, networks),
       "Files": _FILES + (_ONNX if onnx else ""),
       "Licence": "None is recorded for the parameters.",
   }
@@ -157,10 +174,12 @@ def _input(record) -> str:
                            ("intensities", intensity)])
 
 
-def _network(record, count, facts) -> str:
+def _network(record, count, facts, networks) -> str:
   config = record.config.to_dict()
   model, condition = config["model"], config["conditioning"]
   rows = [("parameters", count), ("step of the checkpoint", facts["step"])]
+  if networks > 1:
+    rows.insert(0, ("networks, whose probabilities are averaged", networks))
   rows += [(f"model.{key}", _value(value)) for key, value in sorted(model.items())]
   rows += [(f"conditioning.{key}", _value(value)) for key, value in sorted(condition.items())]
   for part in ("data", "augment", "loss", "optimizer", "train"):

@@ -23,15 +23,17 @@ SMALLER = "send a smaller volume or request fewer classes"
 CONVERT = "convert the image again, e.g. with dcm2niix"
 
 
-def worker_command(workdir: str, checkpoint: str) -> tuple[str, ...]:
+def worker_command(workdir: str, checkpoint: str, members: int = 0) -> tuple[str, ...]:
   """Returns the command that starts the worker.
 
   Args:
     workdir: folder of the training run, or a bundle.
     checkpoint: `last`, `best` or a step.
+    members: number of members of an ensemble to use; 0 for all.
   """
   # -P: files in the current folder are not importable.
-  return sys.executable, "-P", "-m", "condseg_jax.serve.worker", str(workdir), checkpoint
+  return sys.executable, "-P", "-m", "condseg_jax.serve.worker", str(workdir), checkpoint, str(
+      members)
 
 
 class Device:

@@ -38,7 +38,7 @@ LOG = logging.getLogger("condseg_jax")
 
 
 def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
-          allowed_hosts: Collection[str] = ()) -> None:
+          allowed_hosts: Collection[str] = (), members: int = 0) -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
@@ -48,6 +48,7 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     port: port to listen on; 0 for any free port.
     limits: of requests.
     allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
+    members: number of members of an ensemble to use; 0 for all.
 
   Raises:
     InputError: the network cannot be loaded, the address cannot be used, or a name is invalid.
@@ -61,7 +62,7 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
   try:
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
-      device = Device(worker_command(workdir, checkpoint), limits)
+      device = Device(worker_command(workdir, checkpoint, members), limits)
       asyncio.run(_serve(device, listener, limits, Path(folder), hosts))
   finally:
     for number, handler in handlers.items():

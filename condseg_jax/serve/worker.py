@@ -1,6 +1,6 @@
 """The worker process: reads requests as lines of JSON and writes events as lines of JSON.
 
-    python -m condseg_jax.serve.worker WORKDIR CHECKPOINT
+    python -m condseg_jax.serve.worker WORKDIR CHECKPOINT MEMBERS
 
 Events: `ready` (the network is loaded and compiled) or `failed`; then for each request `reading`,
 `predicting` and `done`. SIGUSR1 stops a request at the next window. The worker is a separate
@@ -34,12 +34,13 @@ class Cancelled(BaseException):
   """The current request was cancelled."""
 
 
-def main(workdir: str, checkpoint: str) -> int:
+def main(workdir: str, checkpoint: str, members: str = "0") -> int:
   """Runs the worker and returns its exit code.
 
   Args:
     workdir: folder of the training run, or a bundle.
     checkpoint: `last`, `best` or a step.
+    members: number of members of an ensemble to use; 0 for all.
   """
   events = os.fdopen(os.dup(1), "w", encoding="utf-8")
   os.dup2(2, 1)  # libraries that print must not write between the events
@@ -52,7 +53,7 @@ def main(workdir: str, checkpoint: str) -> int:
     logging.getLogger(name).setLevel(logging.ERROR)
   enable_compilation_cache()
   try:
-    predictor = load(workdir, checkpoint)
+    predictor = load(workdir, checkpoint, members=int(members))
     if len(predictor.plan.spacing) != 3:
       raise InputError(workdir, "contains a 2-D network", "serve a 3-D network", usage=True)
     warm_up(predictor)

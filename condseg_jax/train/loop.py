@@ -15,6 +15,7 @@ import numpy as np
 from condseg_jax.classes import ClassTable
 from condseg_jax.config import Config
 from condseg_jax.data.priors import smallest_ml
+from condseg_jax.data.sampling import Fold
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.cases import stored_cases
@@ -59,7 +60,7 @@ class Watcher(Protocol):
 
 
 def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "auto",
-          verify: bool = True, watcher: Watcher | None = None) -> str:
+          verify: bool = True, watcher: Watcher | None = None, fold: Fold | None = None) -> str:
   """Trains a network.
 
   Args:
@@ -71,6 +72,8 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
       the newest checkpoint that is not damaged and moves damaged ones to WORKDIR/damaged.
     watcher: sees the held-out cases of every evaluation and draws the state of the run.
     verify: whether a checkpoint to resume from is compared with its SHA-256 digests.
+    fold: which cases to train on and to hold out; `data.hold_out` and `data.max_cases` decide when
+      None.
 
   Returns:
     `finished`, or `interrupted` after a SIGTERM; the same call then resumes.
@@ -81,11 +84,11 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   """
   check_config(config)
   with held(workdir) if parallel.is_first() else contextlib.nullcontext():
-    return _train(config, stores, workdir, resume, verify, watcher)
+    return _train(config, stores, workdir, resume, verify, watcher, fold)
 
 
 def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify: bool,
-           watcher: Watcher | None) -> str:
+           watcher: Watcher | None, fold: Fold | None) -> str:
   started = time.monotonic()
 
   # --- previous progress ----------------------------------------------------------------------
@@ -95,7 +98,7 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   recorded = None if last is None else checkpoints.read_record(last)
 
   # --- data, classes, plan, network -----------------------------------------------------------
-  setup = make_setup(config, stores, recorded, workdir)
+  setup = make_setup(config, stores, recorded, workdir, fold)
   config, model, record = setup.config, setup.model, setup.record
   table = record.table
   if last is not None and last >= config.train.steps and finished(workdir):

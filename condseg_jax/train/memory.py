@@ -41,19 +41,18 @@ def excludes(config: Config) -> bool:
               loss.exclusion_classes and loss.exclusion_weight)
 
 
-def decodes_per_step(config: Config, training: Sequence[Dataset]) -> int:
+def decodes_per_step(config: Config, training: Sequence[Dataset], table: ClassTable) -> int:
   """Returns D, the classes that a step decodes per image: those of the batch and further ones."""
-  classes = len({name for d in training for name in d.annotated})
   if config.loss.objective in RIVALS:
-    return classes
+    return len(table)
   further = config.loss.exclusion_classes if config.loss.exclusion_weight else 0
-  return min(classes, sampling.decodes_per_image(training, config.data) + further)
+  return min(len(table), sampling.decodes_per_image(training, config.data) + further)
 
 
 def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
                modality: str) -> Callable[[Sequence[int], Sequence[Sequence[int]]], int]:
   """Returns a function (subvolume, strides) → estimated bytes of a step on one device."""
-  decodes = decodes_per_step(config, training)
+  decodes = decodes_per_step(config, training, table)
   images = -(-config.data.batch_size // jax.device_count())
 
   def cost(subvolume, strides) -> int:
@@ -79,7 +78,7 @@ def plan_summary(config: Config, training: Sequence[Dataset], table: ClassTable,
           "memory_gb": estimate / 1e9,
           "bytes_per_voxel": (estimate - nothing) / math.prod(plan.subvolume),
           "largest_subvolume": largest,
-          "decodes_per_image": decodes_per_step(config, training),
+          "decodes_per_image": decodes_per_step(config, training, table),
           "device": jax.default_backend(), **fingerprint(cases)}
 
 

@@ -18,6 +18,7 @@ from condseg_jax.data import sampling
 from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.priors import class_priors
 from condseg_jax.data.sampling import Dataset
+from condseg_jax.data.sampling import Fold
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.losses import make_objective
@@ -93,7 +94,7 @@ def check_config(config: Config) -> None:
 
 
 def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | None,
-               workdir) -> Setup:
+               workdir, fold: Fold | None = None) -> Setup:
   """Builds the parts of a run.
 
   Args:
@@ -102,6 +103,8 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     recorded: record of the last checkpoint if the run is resumed; its class table, plan and
       resolved settings are kept.
     workdir: workdir of the run, named in errors.
+    fold: which cases to train on and to hold out, if the run is a member of a cross-validation.
+      Classes, plan and statistics are those of all its cases, so that members agree in them.
 
   Raises:
     InputError: unusable data, settings that do not fit it, or a model that differs from the record.
@@ -117,16 +120,24 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     raise InputError("data.bare", f"{data.bare:g} for datasets without masks, but all have some",
                      "prepare them with condseg-prepare --unlabelled, or set it to 0", usage=True)
   check_included(data.include_classes, everything)
-  parts = [sampling.hold_out(d, data.hold_out, config.seed) for d in everything]
   # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
   # subset of the classes get identically normalised images.
-  pooled = [sampling.max_cases(p[0], data.max_cases, config.seed) for p in parts]
-  training = sampling.include_classes(pooled, data.include_classes)
-  held_out = sampling.include_classes([p[1] for p in parts if p[1].cases], data.include_classes)
-  cases = [case for d in training for case in d.cases]
+  if fold is None:
+    parts = [sampling.hold_out(d, data.hold_out, config.seed) for d in everything]
+    parts = [(sampling.max_cases(d, data.max_cases, config.seed), out) for d, out in parts]
+    pooled = [d for d, _ in parts]
+  else:
+    parts = [(d.only(fold.training), d.only(fold.held_out)) for d in everything]
+    # A dataset of which no case is in the fold has none of the classes to learn.
+    pooled = [d.only(fold.training | fold.held_out) if part.cases else d
+              for d, (part, _) in zip(everything, parts, strict=True)]
+  training = sampling.include_classes([d for d, _ in parts if d.cases], data.include_classes)
+  held_out = sampling.include_classes([d for _, d in parts if d.cases], data.include_classes)
+  described = sampling.include_classes(pooled, data.include_classes)  # by the record
+  cases = [case for d in described for case in d.cases]
   if recorded is None:
-    table = class_table(training, stores, data)
-    config = resolved_config(config, training, table)
+    table = class_table(described, stores, data)
+    config = resolved_config(config, described, table)
     intensities = [np.asarray(case.intensities) for d in pooled for case in d.cases]
     plan = Plan.pooled(training[0].store.modality, training[0].store.spacing,
                        config.data.subvolume, intensities)
@@ -173,9 +184,9 @@ def further_labels(setup: Setup) -> dict:
   # By name, so that a training without these labels does not import them.
   unlabelled = importlib.import_module("condseg_jax.train.unlabelled")
   loss, table = setup.config.loss, setup.record.table
-  complete = unlabelled.make_complete(
-      table.exclusive, decodes_per_step(setup.config, setup.training), setup.config.augment,
-      lateral_axes(table, setup.model.ndim))
+  decodes = decodes_per_step(setup.config, setup.training, table)
+  complete = unlabelled.make_complete(table.exclusive, decodes, setup.config.augment,
+                                      lateral_axes(table, setup.model.ndim))
   return {"complete": complete,
           "exclusion_weight": loss.exclusion_weight if loss.exclusion_classes else 0.0}
 

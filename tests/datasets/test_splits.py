@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import pytest
 
 from condseg_jax.annotation import Annotation
+from condseg_jax.data.patients import patient_of
 from condseg_jax.datasets.carve import annotate_in_full
 from condseg_jax.datasets.carve import partial_labels_by_cases
 from condseg_jax.datasets.carve import partial_labels_by_frames
@@ -19,7 +20,6 @@ from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
 from condseg_jax.datasets.raw import validated
 from condseg_jax.datasets.splits import k_fold
-from condseg_jax.datasets.splits import patient_of
 from condseg_jax.errors import InputError
 
 CLASSES = ("liver", "spleen", "pancreas")

@@ -38,6 +38,11 @@ NOT_RUN = {
     "condseg-train --config=mine.py --config.train.minutes=60":
         "an hour; see tests/train/test_budget.py",
     "condseg-prepare --format=folder --unlabelled": "see tests/e2e/test_unlabelled_runs.py",
+    "condseg-train --config=mine.py --workdir=RUN --folds=5":
+        "five trainings; see tests/e2e/test_folds.py",
+    "from condseg_jax.model_io.fold_run import": "needs the run above; see tests/e2e/test_folds.py",
+    "condseg-predict --workdir=RUN --input=scan.nii.gz --output=masks --members=1":
+        "needs the run above; see tests/e2e/test_folds.py",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",

@@ -14,6 +14,7 @@ from condseg_jax.data import store
 from condseg_jax.datasets import case
 from condseg_jax.export import graph
 from condseg_jax.model_io import archive
+from condseg_jax.model_io import fold_run
 
 ROOT = Path(__file__).parent.parent.parent
 NEEDED = ("mkdocs", "material", "mkdocstrings_handlers.python")
@@ -131,6 +132,6 @@ def test_the_table_of_versions_is_that_of_the_code():
           if line.startswith("| ") and "condseg_jax." in line]
   table = {row[3]: row[1] for row in rows}
   for module, name in ((store, "VERSION"), (case, "VERSION"), (case, "ALTERED"),
-                       (archive, "VERSION"), (graph, "IR_VERSION")):
+                       (archive, "VERSION"), (fold_run, "VERSION"), (graph, "IR_VERSION")):
     value = table[f"{module.__name__}.{name}"]
     assert value.removeprefix("IR ") == str(getattr(module, name)), name

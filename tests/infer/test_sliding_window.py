@@ -16,6 +16,7 @@ from condseg_jax.infer.sliding_window import class_probabilities
 from condseg_jax.infer.sliding_window import CLASSES_AT_ONCE
 from condseg_jax.infer.sliding_window import probability_slabs
 from condseg_jax.infer.sliding_window import window_functions
+from condseg_jax.infer.sliding_window import WindowFunctions
 from condseg_jax.models.dense_unet import DenseUNet
 
 WINDOW = (4, 8, 8)
@@ -231,3 +232,48 @@ def test_predicted_time_counts_encoding_for_each_pass():
 
 def test_the_default_budget_is_a_part_of_the_machine_s_memory():
   assert 1 << 20 < default_budget() <= 4 << 30
+
+
+def test_an_ensemble_is_the_mean_of_its_members(decoder_network):
+  """Over windows that overlap, in several passes; equal members are one network."""
+  model, variables = decoder_network
+  others = [jax.tree.map(lambda x, f=f: f * x, variables) for f in (0.5, -1.3)]
+  image, ids = noise(7, 9, 20, 11), [0, 2, 1]
+  functions = window_functions(model)
+  schedule = make_schedule((9, 20, 11), WINDOW, 3)._replace(classes=2)
+  predict = functools.partial(class_probabilities, functions)
+  single = [predict(one, image, ids, WINDOW, schedule) for one in (variables, *others)]
+  assert np.ptp(single, axis=0).max() > 0.05, "there must be something to average"
+  found = predict(variables, image, ids, WINDOW, schedule, others=others)
+  np.testing.assert_allclose(found, np.mean(single, axis=0), atol=1e-6)
+  twice = predict(variables, image, ids, WINDOW, schedule, others=[variables])
+  np.testing.assert_allclose(twice, single[0], atol=1e-6)
+
+
+def test_an_ensemble_needs_the_memory_of_one():
+  """The features of one window and one member at a time, and the sums of a single network."""
+  alive, most, sizes = [0], [0], []
+
+  class Features:
+    def __init__(self, value):
+      self.value = value
+      alive[0] += 1
+      most[0] = max(most[0], alive[0])
+
+    def __del__(self):
+      alive[0] -= 1
+
+  def decode(variables, features, ids):
+    return np.full((len(ids), 1, *WINDOW), features.value * variables, np.float32)
+  functions = WindowFunctions(lambda variables, image, ids: Features(variables), decode, False,
+                              (4,))
+  image = noise(8, 9, 20, 11)
+  schedule = make_schedule((9, 20, 11), WINDOW, 2, at_once=(4,))
+  progress = []
+  for slab in probability_slabs(functions, 0.5, image, [0, 1], WINDOW, schedule,
+                                others=(1.0, 0.1, 0.2), progress=progress.append):
+    np.testing.assert_allclose(slab.planes, (0.25 + 1 + 0.01 + 0.04) / 4, rtol=1e-6)
+    sizes.append(slab.planes.base.nbytes)
+  assert most == [1] and sum(progress) == schedule.windows
+  plain = probability_slabs(functions, 0.5, image, [0, 1], WINDOW, schedule)
+  assert [slab.planes.base.nbytes for slab in plain] == sizes

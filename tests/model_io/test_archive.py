@@ -132,7 +132,7 @@ def test_an_archive_of_something_else(refused):
   assert "not a model bundle" in refused(zipped({"word/document.xml": b"<w/>"}, manifest={}))
   other = {"format": "another program's", "version": 1, "sha256": {}}
   assert "not a model bundle" in refused(zipped({}, manifest=other))
-  assert "version 3" in refused(zipped({}, manifest={"format": archive.FORMAT, "version": 3,
+  assert "version 4" in refused(zipped({}, manifest={"format": archive.FORMAT, "version": 4,
                                                      "sha256": {}}))
 
 

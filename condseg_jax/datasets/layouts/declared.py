@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from condseg_jax.classes import normal_name
-from condseg_jax.datasets.splits import check_pattern
+from condseg_jax.data.patients import check_pattern
 from condseg_jax.errors import InputError
 
 MODALITIES = {"ct": "ct", "mri": "mr", "mr": "mr", "t1": "mr", "t2": "mr", "rgb": "rgb"}

@@ -35,6 +35,8 @@ import yaml
 from condseg_jax.annotation import Annotation
 from condseg_jax.classes import checked_name
 from condseg_jax.classes import normal_name
+from condseg_jax.data.patients import check_pattern
+from condseg_jax.data.patients import patient_of
 from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.layouts.known import KNOWN
 from condseg_jax.datasets.raw import class_missing_error
@@ -42,8 +44,6 @@ from condseg_jax.datasets.raw import label_missing_error
 from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
-from condseg_jax.datasets.splits import check_pattern
-from condseg_jax.datasets.splits import patient_of
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.plan import MODALITIES

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from condseg_jax.annotation import Annotation
 from condseg_jax.classes import normal_name
+from condseg_jax.data.patients import patient_of
 from condseg_jax.datasets.layouts import nnunet
 from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.layouts.declared import modality_of
@@ -26,7 +27,6 @@ from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
 from condseg_jax.datasets.raw import read_json
-from condseg_jax.datasets.splits import patient_of
 from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 

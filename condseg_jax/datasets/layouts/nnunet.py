@@ -17,6 +17,7 @@ import re
 
 from condseg_jax.annotation import Annotation
 from condseg_jax.classes import checked_name
+from condseg_jax.data.patients import patient_of
 from condseg_jax.datasets.layouts.declared import label_value
 from condseg_jax.datasets.layouts.declared import modality_of
 from condseg_jax.datasets.layouts.declared import patient_pattern
@@ -25,7 +26,6 @@ from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import RawLabel
 from condseg_jax.datasets.raw import read_json
-from condseg_jax.datasets.splits import patient_of
 from condseg_jax.errors import InputError
 
 CHANNEL = "_0000"

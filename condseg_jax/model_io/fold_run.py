@@ -1,0 +1,200 @@
+"""A cross-validated run: its members, what each has seen, and its out-of-fold predictions.
+
+    RUN/folds.json                               split, scores and component filters
+    RUN/fold_0 … RUN/fold_4                      the members, each a run
+    RUN/out_of_fold/DATASET/ID.npz               label map of a case by the member that did not see
+                                                 it, on the grid of the store; written last
+    RUN/out_of_fold/DATASET/ID_probabilities.zarr  if requested
+
+    run = FoldRun.open("RUN")
+    for key in run.places:
+      found = run.out_of_fold(key)
+      found.member, found.mask("liver"), found.probability("liver")
+"""
+
+from collections.abc import Mapping
+from collections.abc import Sequence
+import dataclasses
+import io
+import json
+from typing import Any
+from urllib.parse import quote
+import zipfile
+
+from etils import epath
+import numpy as np
+
+from condseg_jax.data import folds
+from condseg_jax.data.folds import Place
+from condseg_jax.data.sampling import Fold
+from condseg_jax.errors import InputError
+from condseg_jax.geometry import Volume
+from condseg_jax.infer.prediction import Masks
+from condseg_jax.infer.prediction import Prediction
+from condseg_jax.infer.probability_store import read_probability
+from condseg_jax.system.atomic import replacing
+from condseg_jax.system.atomic import write_text
+
+RECORD = "folds.json"
+VERSION = 1  # of RECORD and of the predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class OutOfFold:
+  """What the member that did not see a training case finds in it.
+
+  No component filter and no prior was applied.
+
+  Attributes:
+    case: see `data.sampling.Dataset.key`.
+    member: number of the member.
+    step: its checkpoint.
+    label: label map on the grid of the store, 0 for background.
+    names: class → its value in the label map; all classes of the network.
+    probabilities: folder of the probabilities; None if they were not kept.
+  """
+
+  case: str
+  member: int
+  step: int
+  label: Volume
+  names: Mapping[str, int]
+  probabilities: epath.Path | None = None
+
+  def mask(self, name: str) -> np.ndarray:
+    """Returns the mask of a class, bool [*shape]; masks do not overlap."""
+    return self.label.array == self.names[name]
+
+  def probability(self, name: str, box: Sequence[slice] = ()) -> np.ndarray:
+    """Returns the probability of a class before the classes compete, or the part in a box.
+
+    Returns:
+      float32 [*shape], with the precision of float16.
+
+    Raises:
+      InputError: probabilities were not kept.
+    """
+    if self.probabilities is None:
+      raise InputError(self.case, "has no out-of-fold probabilities",
+                       "train with `probabilities`; a finished run only predicts again", usage=True)
+    return read_probability(self.probabilities, name, box)
+
+  @property
+  def prediction(self) -> Prediction:
+    """The same as a prediction, without confidence."""
+    return Prediction(self.label, self.names, Masks(tuple(self.names), self.mask),
+                      dict.fromkeys(self.names))
+
+
+@dataclasses.dataclass(frozen=True)
+class FoldRun:
+  """A cross-validated run.
+
+  Attributes:
+    folder: its folder.
+    seed: seed of the split.
+    count: number of members.
+    places: training case → the member that did not see it, and its patient.
+    scores: cross-validated scores, see `evaluate.cross_validation`; {} until all have finished.
+    cleaning: class → fields of `infer.postprocess.ComponentFilter`, tuned on the out-of-fold
+      predictions.
+  """
+
+  folder: epath.Path
+  seed: int
+  count: int
+  places: Mapping[str, Place]
+  scores: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  cleaning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def open(cls, folder) -> "FoldRun":
+    """Opens a cross-validated run.
+
+    Raises:
+      InputError: the folder holds none, or a record that is damaged or of another version.
+    """
+    path = epath.Path(folder) / RECORD
+    try:
+      tree = json.loads(path.read_text(encoding="utf-8"))
+      if tree["version"] != VERSION:
+        raise InputError(path, f"is of version {tree['version']}, known is {VERSION}",
+                         "update condseg_jax, or train again")
+      places = {key: Place(int(fold), str(patient))
+                for key, (fold, patient) in tree["cases"].items()}
+      return cls(epath.Path(folder), int(tree["seed"]), int(tree["folds"]), places,
+                 dict(tree["scores"]), dict(tree["cleaning"]))
+    except InputError:
+      raise
+    except FileNotFoundError as error:
+      raise InputError(folder, f"is not a cross-validated run: {RECORD} is missing",
+                       "train it with `folds`", usage=True) from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+      raise InputError(path, f"is damaged ({error!r})", "train again in another folder") from error
+
+  def write(self) -> None:
+    """Writes the record."""
+    tree = {"version": VERSION, "seed": self.seed, "folds": self.count,
+            "scores": self.scores, "cleaning": self.cleaning,
+            "cases": {key: list(place) for key, place in self.places.items()}}
+    write_text(self.folder / RECORD, json.dumps(tree, indent=1))
+
+  def member(self, number: int) -> epath.Path:
+    """Returns the folder of a member, which is a run."""
+    return self.folder / f"fold_{number}"
+
+  def fold(self, number: int) -> Fold:
+    """Returns the cases that a member trained on, and those that it did not see."""
+    return folds.fold(self.places, number)
+
+  def out_of_fold(self, case: str) -> OutOfFold:
+    """Reads the prediction of a training case.
+
+    Raises:
+      InputError: it is missing or damaged.
+    """
+    path, probabilities = self._path(case), self.probabilities_folder(case)
+    try:
+      with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:
+        names = {str(name): int(value) for name, value in
+                 zip(content["classes"], content["values"], strict=True)}
+        return OutOfFold(case, self.places[case].fold, int(content["step"]),
+                         Volume(content["label"], content["affine"]), names,
+                         probabilities if bool(content["probabilities"]) else None)
+    except FileNotFoundError as error:
+      raise InputError(path, "is missing", "run the training again, which resumes") from error
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      raise InputError(path, f"is damaged ({error!r})",
+                       "remove it and run the training again, which resumes") from error
+
+  def write_out_of_fold(self, case: str, prediction: Prediction, step: int, *,
+                        probabilities: bool) -> None:
+    """Writes the prediction of a training case.
+
+    Args:
+      case: the case.
+      prediction: of the member that did not see it.
+      step: checkpoint of the member.
+      probabilities: whether they are complete in `probabilities_folder`.
+    """
+    content = io.BytesIO()
+    np.savez_compressed(content, label=prediction.label.array, affine=prediction.label.affine,
+                        classes=np.array(list(prediction.names)),
+                        values=np.array(list(prediction.names.values())), step=np.array(step),
+                        probabilities=np.array(probabilities))
+    self._path(case).parent.mkdir(parents=True, exist_ok=True)
+    with replacing(self._path(case)) as temporary:
+      temporary.write_bytes(content.getvalue())
+
+  def probabilities_folder(self, case: str) -> epath.Path:
+    """Returns where the probabilities of a training case are, if they are kept."""
+    return self._path(case, "_probabilities.zarr")
+
+  def _path(self, case: str, ending: str = ".npz") -> epath.Path:
+    dataset, _, case_id = case.rpartition("/")
+    return self.folder / "out_of_fold" / quote(dataset, safe=" ") / f"{case_id}{ending}"
+
+
+def is_fold_run(folder) -> bool:
+  """Returns whether a folder is that of a cross-validated run."""
+  return (epath.Path(folder) / RECORD).exists()
