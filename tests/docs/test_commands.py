@@ -37,6 +37,7 @@ NOT_RUN = {
     "condseg-evaluate --workdir=RUN --data=TEST --out=scores --tolerance_mm": "as in README.md",
     "condseg-train --config=mine.py --config.train.minutes=60":
         "an hour; see tests/train/test_budget.py",
+    "condseg-prepare --format=folder --unlabelled": "see tests/e2e/test_unlabelled_runs.py",
     "condseg-train --config=mine.py --workdir=RUN --folds=5":
         "five trainings; see tests/e2e/test_folds.py",
     "from condseg_jax.model_io.fold_run import": "needs the run above; see tests/e2e/test_folds.py",
