@@ -41,8 +41,9 @@ RENAMED_VALUES = {
 # Settings added since version 1, with the value that leaves everything as it was before.
 ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra": {},
          "loss.options": {}, "train.minutes": 0.0, "augment.blur": 0.0,
-         "augment.low_resolution": 0.0, "model.max_channels": 320, "init.source": "",
-         "init.what": "all"}
+         "augment.low_resolution": 0.0, "data.overlapping": [], "data.bare": 0.0,
+         "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.1,
+         "model.max_channels": 320, "init.source": "", "init.what": "all"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,10 @@ class Data:
   lateral_axes: Mapping[str, tuple[str, ...]] = setting(
       {}, "class → axes along which it must not be mirrored, because it has sides",
       choices=("D", "H", "W"))
+  bare: float = setting(
+      0.0, "sampling weight of every dataset without any mask; 0 leaves them out", low=0, high=1e6)
+  overlapping: tuple[tuple[str, ...], ...] = setting(
+      (), "pairs of classes that a voxel may both belong to, besides those whose masks overlap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +114,9 @@ class Augment:
   low_resolution: float = setting(
       0.0, "largest loss of resolution: 1.0 for every second voxel along every axis", low=0,
       high=100)
+  cutmix: float = setting(
+      0.0, "probability that a box of an image, with all that is known there, is taken from one of "
+      "another dataset", low=0, high=1)
   mirror: tuple[str, ...] = setting(
       (), "axes that are flipped with probability 1/2", choices=("D", "H", "W"))
   extra: Mapping[str, float] = setting(
@@ -180,6 +188,11 @@ class Loss:
       high=1e6)
   alpha: Mapping[str, float] = setting({}, "weight of a class; 1 where not named", low=0, high=1e6)
   options: Mapping[str, float] = setting({}, "numbers that an objective of one's own reads")
+  exclusion_classes: int = setting(
+      0, "further classes decoded per image: negative where a class is annotated that excludes "
+      "them, else unlabelled; 0 for none", low=0, high=2**16)
+  exclusion_weight: float = setting(
+      0.1, "weight of the cross-entropy of these classes; 0 for none", low=0, high=1e6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -337,6 +350,15 @@ def _check_together(config: Config) -> None:
   if data.batch_class == "single" and data.classes_per_image > 1:
     exclude("data.classes_per_image", f"{data.classes_per_image} excludes data.batch_class "
             "'single'", "decode 1 class per image, or use batch_class 'mixed'")
+  if config.augment.cutmix and (data.batch_class == "single" or data.batch_size < 2):
+    exclude("augment.cutmix", "needs images of several datasets in a batch",
+            "use data.batch_class 'mixed' and a data.batch_size of 2 or more")
+  if data.bare and not config.augment.cutmix:
+    exclude("data.bare", "has no effect alone: images without masks teach nothing",
+            "set augment.cutmix above 0, or data.bare to 0")
+  for pair in data.overlapping:
+    if len(pair) != 2:
+      exclude("data.overlapping", f"{pair} is not a pair", "name two classes in every pair")
   if data.batch_size % config.train.grad_accum_steps:
     exclude("train.grad_accum_steps", f"{config.train.grad_accum_steps} does not divide "
             f"data.batch_size {data.batch_size}", "choose a divisor")

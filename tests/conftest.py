@@ -59,7 +59,8 @@ LONGEST = ("tools/test_fuzz", "tools/test_notebooks", "serve/test_service", "exp
            "e2e/test_training_runs", "serve/test_garbled", "e2e/test_bring_your_own",
            "infer/test_full_volume", "train/test_step", "docs/test_commands",
            "models/test_decoders", "models/test_dense_unet", "models/test_blocks", "test_configs",
-           "models/test_onednn", "serve/test_app", "tools/test_startup", "serve/test_page",
+           "models/test_onednn", "serve/test_app", "serve/dimse/test_node",
+           "serve/monai/test_client", "tools/test_startup", "serve/test_page",
            "study/test_study_runs", "report/page/test_in_a_browser", "train/test_augment",
            "golden/test_golden")
 

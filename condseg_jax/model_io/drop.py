@@ -70,7 +70,8 @@ def _record(record: ModelRecord, kept: Sequence[int]) -> ModelRecord:
   presets = {key: group for key, group in presets.items() if group}
   return record._replace(
       config=_config(record.config, kept, names),
-      table=ClassTable(classes, presets, table.capacity),
+      table=ClassTable(classes, presets, table.capacity,
+                       tuple(pair for pair in table.overlapping if set(pair) <= names)),
       priors={name: value for name, value in record.priors.items() if name in names},
       cleaning={name: value for name, value in record.cleaning.items() if name in names})
 
@@ -82,6 +83,7 @@ def _config(config: Config, kept: Sequence[int], names: set[str]) -> Config:
   presets = {key: of(group) for key, group in data.presets.items()}
   return config.override({
       "data.classes": of(data.classes), "data.include_classes": of(data.include_classes),
+      "data.overlapping": [pair for pair in data.overlapping if len(of(pair)) == len(pair)],
       "data.presets": {key: group for key, group in presets.items() if group},
       "data.lateral_axes": {name: data.lateral_axes[name] for name in of(data.lateral_axes)},
       "loss.alpha": {name: loss.alpha[name] for name in of(loss.alpha)},

@@ -299,6 +299,8 @@ def _describe(setup: Setup, state: TrainState, steps: int) -> None:
            tuple(round(s, 3) for s in plan.spacing))
   for d in setup.training:
     log.info("dataset %s: %d cases annotate %s", d.name, len(d.cases), ", ".join(d.annotated))
+  for d in setup.bare:
+    log.info("dataset %s: %d cases without masks", d.name, len(d.cases))
   log.info("%d cases held out for tuning; %d steps on %d %s device(s)",
            sum(len(d.cases) for d in setup.held_out), steps,
            jax.device_count(), jax.default_backend())

@@ -126,7 +126,8 @@ def inherited(ours: ClassTable, theirs: ClassTable) -> ClassTable:
   """Returns our class table with what theirs says of the classes of the same names.
 
   They keep the code and the colour that they have there, and their sides unless our table gives
-  them some. Presets of theirs are added, with the classes that are in ours.
+  them some. Presets of theirs are added, with the classes that are in ours, and pairs of classes
+  that may overlap.
   """
   known = {c.name: c for c in theirs.classes}
   capacity = max(ours.capacity, theirs.capacity)
@@ -137,8 +138,9 @@ def inherited(ours: ClassTable, theirs: ClassTable) -> ClassTable:
       for c, code in zip(ours.classes, codes, strict=True))
   presets = {key: tuple(n for n in group if n in ours.names)
              for key, group in theirs.presets.items()}
+  pairs = {p for p in theirs.overlapping if set(p) <= set(ours.names)} | {*ours.overlapping}
   return ClassTable(classes, {**{k: group for k, group in presets.items() if group},
-                              **ours.presets}, capacity)
+                              **ours.presets}, capacity, tuple(sorted(pairs)))
 
 
 def adapted_plan(theirs: Plan, ours: Plan) -> tuple[Plan, list[str]]:

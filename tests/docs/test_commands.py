@@ -39,6 +39,7 @@ NOT_RUN = {
     "condseg-evaluate --workdir=RUN --data=TEST --out=scores --tolerance_mm": "as in README.md",
     "condseg-train --config=mine.py --config.train.minutes=60":
         "an hour; see tests/train/test_budget.py",
+    "condseg-prepare --format=folder --unlabelled": "see tests/e2e/test_unlabelled_runs.py",
     "condseg-train --config=mine.py --workdir=RUN --folds=5":
         "five trainings; see tests/e2e/test_folds.py",
     "from condseg_jax.model_io.fold_run import": "needs the run above; see tests/e2e/test_folds.py",
@@ -47,6 +48,9 @@ NOT_RUN = {
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",
+    "condseg-predict --workdir=RUN --output=masks --dicom=seg,rtstruct --send":
+        "see tests/dicomweb",
+    "curl -X POST -o seg.dcm": "see tests/serve/test_pacs.py",
     "condseg-train --config=hippocampus":
         "needs MSD Task04; see tests/e2e/test_bring_your_own.py",
     "condseg-export --workdir=RUN --out=model.condseg --onnx": "see tests/export and tests/cli",

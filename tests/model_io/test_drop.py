@@ -29,9 +29,11 @@ def model(**condition):
       "model.strides": ((2, 2),), "model.layers_per_level": (1, 1), "model.channels": 4,
       "model.growth": 4, "data.subvolume": (8, 12), "conditioning.texts": texts,
       "data.classes": NAMES, "data.presets": {"all": NAMES, "one": ("Spleen",)},
+      "data.overlapping": (("Spleen", "tumour"), ("liver", "tumour")),
       "data.lateral_axes": {"Spleen": ("W",), "liver": ("H",)}, "loss.alpha": {"spleen": 2.0},
       **{f"conditioning.{key}": value for key, value in condition.items()}})
-  table = ClassTable.create(NAMES, presets=config.data.presets)
+  table = ClassTable.create(NAMES, presets=config.data.presets,
+                            overlapping=config.data.overlapping)
   record = ModelRecord(config, table, Plan("mr", (1.0, 1.0), (8, 12)),
                        priors=dict.fromkeys(NAMES, PRIOR))
   network = build_model(config.model, config.conditioning, table.codes)
@@ -90,6 +92,7 @@ def test_nothing_speaks_of_it_any_more():
   record = after.record
   assert record.table.presets == {"all": ("liver", "tumour")} == dict(record.config.data.presets)
   assert record.config.data.classes == ("liver", "tumour") and not record.config.loss.alpha
+  assert record.table.overlapping == record.config.data.overlapping == (("liver", "tumour"),)
   assert record.config.data.lateral_axes == {"liver": ("H",)}
   assert set(record.priors) == {"liver", "tumour"} and after.graphs == ()
   assert after.facts["datasets"][0]["annotated"] == ["liver"]

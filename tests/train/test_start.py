@@ -34,7 +34,7 @@ SMALL = {"train.steps": 2, "train.log_every": 1, "train.eval_every": 2, "model.c
          "model.growth": 4, "train.ema_decay": 0.5}
 CONFIG = Config().override({
     **SMALL, "data.subvolume": (8, 16, 16), "data.hold_out": 0.25, "model.strides": ((1, 2, 2),),
-    "model.layers_per_level": (1, 1)})
+    "model.layers_per_level": (1, 1), "model.dtype": "float32"})
 
 
 def arguments(root, workdir, **changes):
@@ -125,13 +125,14 @@ def test_classes_are_matched_by_name_whatever_their_order(bundle, stores, said):
 def test_codes_colours_sides_and_presets_of_a_table():
   theirs = ClassTable.create(["liver", "left kidney", "spleen"], colors={"liver": (1, 2, 3)},
                              presets={"a": ["liver", "spleen"], "b": ["spleen"], "c": ["liver"]},
-                             no_mirror={"left kidney": ["W"], "liver": ["H"]})
+                             no_mirror={"left kidney": ["W"], "liver": ["H"]},
+                             overlapping=[("liver", "spleen"), ("liver", "left kidney")])
   ours = ClassTable.create(["pancreas", "left kidney", "liver"], presets={"c": ["pancreas"]},
                            no_mirror={"liver": ["D"]})
   # As if the hash of the new class were that of a known one: the known one keeps its code.
   crowded = ClassTable(tuple(
       c if c.name != "liver" else type(c)(c.name, ours.classes[0].code, c.color, c.no_mirror)
-      for c in theirs.classes), theirs.presets)
+      for c in theirs.classes), theirs.presets, overlapping=theirs.overlapping)
   for other in (theirs, crowded):
     table = inherited(ours, other)
     assert table.names == ours.names
@@ -140,6 +141,7 @@ def test_codes_colours_sides_and_presets_of_a_table():
       here = table.classes[table.index(name)]
       assert (here.code, here.color) == (there.code, there.color)
     assert [c.no_mirror for c in table.classes] == [(), ("W",), ("D",)]
+    assert table.overlapping == (("left kidney", "liver"),)
     assert table.presets == {"a": ("liver",), "c": ("pancreas",)}
     gaps = np.diff(np.sort(table.codes))
     assert gaps.min() >= 1 / (2 * table.capacity) - 1e-6
