@@ -21,12 +21,14 @@ class Annotation:
     values: annotated class → its label values. A class that is not a key is not annotated in this
       dataset, even if it is visible in the images.
     void: label values of voxels that are unlabelled for every class.
+    void_for: class → label values of voxels that are unlabelled for this class alone.
     known: all values that may occur in the dataset; any other value is an error.
   """
 
   values: Mapping[str, tuple[int, ...]]
   void: tuple[int, ...] = ()
   known: tuple[int, ...] = ()
+  void_for: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
   @classmethod
   def create(cls, labels: Mapping[int, str], *, keep: Sequence[str] = (),
@@ -80,8 +82,9 @@ class Annotation:
   def mask(self, label: np.ndarray, name: str) -> np.ndarray:
     """Converts a label map, or a slice of one, to the three-valued uint8 mask of one class."""
     mask = np.isin(label, self.values[name]).astype(np.uint8)
-    if self.void:
-      mask[np.isin(label, self.void)] = UNLABELLED
+    void = (*self.void, *self.void_for.get(name, ()))
+    if void:
+      mask[np.isin(label, void)] = UNLABELLED
     return mask
 
   def masks(self, label: np.ndarray, subject: str | os.PathLike = "label") -> np.ndarray:
@@ -105,5 +108,8 @@ class Annotation:
 
   def to_json(self) -> dict:
     """Returns the annotation as JSON-compatible dicts and lists."""
-    return {"values": {k: list(v) for k, v in self.values.items()}, "void": list(self.void),
+    tree = {"values": {k: list(v) for k, v in self.values.items()}, "void": list(self.void),
             "known": list(self.known)}
+    # The digest of a case depends on this: without such values it stays what it was.
+    return tree | ({"void_for": {k: list(v) for k, v in self.void_for.items()}}
+                   if self.void_for else {})

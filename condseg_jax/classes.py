@@ -47,21 +47,24 @@ def hash_code(name: str) -> float:
   return 2.0 * jenkins_hash(name) / _WORD - 1.0
 
 
-def distinct_codes(names: Sequence[str], capacity: int) -> tuple[float, ...]:
+def distinct_codes(names: Sequence[str], capacity: int,
+                   known: Mapping[str, float] | None = None) -> tuple[float, ...]:
   """Returns one code in [-1, 1] per name, no two closer than 1 / (2 · capacity).
 
   A name whose code is too close to an earlier one is hashed again as `name#1`, `name#2`, … The n
   codes in use block at most n / capacity of the range, which has length 2, so that a free code
-  exists for up to `capacity` names.
+  exists for up to `capacity` names. A name in `known` keeps the code that it has there.
   """
-  codes: list[float] = []
+  codes = {name: code for name, code in (known or {}).items() if name in names}
   for name in names:
+    if name in codes:
+      continue
     code, attempt = hash_code(name), 0
-    while any(abs(code - other) < 1 / (2 * capacity) for other in codes):
+    while any(abs(code - other) < 1 / (2 * capacity) for other in codes.values()):
       attempt += 1
       code = hash_code(f"{name}#{attempt}")
-    codes.append(code)
-  return tuple(codes)
+    codes[name] = code
+  return tuple(codes[name] for name in names)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,18 +91,20 @@ class ClassTable:
 
   The id of a class is its position, from 0; its value in a label map is id + 1, and 0 is
   background. Stores and checkpoints contain the table: codes are assigned once, in `create`, and
-  never recomputed.
+  never recomputed. Classes are mutually exclusive, except the pairs in `overlapping`, such as a
+  tumour and its liver: a voxel may be both.
   """
 
   classes: tuple[SegClass, ...]
   presets: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   capacity: int = 64
+  overlapping: tuple[tuple[str, str], ...] = ()
 
   @classmethod
   def create(cls, names: Sequence[str], *, presets: Mapping[str, Sequence[str]] | None = None,
              colors: Mapping[str, Sequence[int]] | None = None,
              no_mirror: Mapping[str, Sequence[str]] | None = None,
-             capacity: int = 64) -> "ClassTable":
+             overlapping: Iterable[Sequence[str]] = (), capacity: int = 64) -> "ClassTable":
     """Creates a table and assigns the codes.
 
     Args:
@@ -107,11 +112,12 @@ class ClassTable:
       presets: name of a group → names of its classes.
       colors: name → (red, green, blue), 0–255; evenly spread hues by default.
       no_mirror: name → axes along which the class must not be mirrored.
+      overlapping: pairs of names of classes that a voxel may both belong to.
       capacity: number of classes for which the code range is divided.
 
     Raises:
-      InputError: invalid, duplicate or too many names, an empty preset, a preset with an unknown
-        class, or an unknown axis.
+      InputError: invalid, duplicate or too many names, an empty preset, a preset or pair with an
+        unknown class, or an unknown axis.
     """
     names = tuple(normal_name(name) for name in names)
     _check_names(names, capacity)
@@ -123,8 +129,9 @@ class ClassTable:
         for i, (name, code) in enumerate(zip(names, codes, strict=True)))
     groups = {normal_name(key): tuple(normal_name(n) for n in group)
               for key, group in (presets or {}).items()}
-    _check_entries(classes, groups)
-    return cls(classes, groups, capacity)
+    pairs = _pairs(overlapping)
+    _check_entries(classes, groups, pairs)
+    return cls(classes, groups, capacity, pairs)
 
   def __len__(self) -> int:
     return len(self.classes)
@@ -176,38 +183,40 @@ class ClassTable:
     beta_K[[self.index(name) for name in annotated]] = 1
     return beta_K
 
+  @property
+  def exclusive(self) -> np.ndarray:
+    """Which classes exclude each other, bool [K, K], symmetric; no class excludes itself."""
+    exclusive_KK = ~np.eye(len(self), dtype=bool)
+    for one, other in self.overlapping:
+      i, j = self.index(one), self.index(other)
+      exclusive_KK[i, j] = exclusive_KK[j, i] = False
+    return exclusive_KK
+
   def to_json(self) -> dict:
     """Returns the table as JSON-compatible dicts and lists; `from_json` is the inverse."""
     return {"classes": [dataclasses.asdict(c) for c in self.classes],
-            "presets": {k: list(v) for k, v in self.presets.items()}, "capacity": self.capacity}
+            "presets": {k: list(v) for k, v in self.presets.items()}, "capacity": self.capacity,
+            "overlapping": [list(pair) for pair in self.overlapping]}
 
   @classmethod
-  def from_json(cls, tree: Mapping) -> "ClassTable":
+  def from_json(cls, tree: Mapping, *, empty: bool = False) -> "ClassTable":
     """Creates a table from the output of `to_json`, with the codes given there.
+
+    Args:
+      tree: the output.
+      empty: whether a table without classes is allowed: that of images without masks.
 
     Raises:
       InputError: as `create`; a code or colour out of its range.
     """
     classes = tuple(SegClass(c["name"], float(c["code"]), _rgb(c["color"]), tuple(c["no_mirror"]))
                     for c in tree["classes"])
-    _check_names([c.name for c in classes], int(tree["capacity"]))
+    if classes or not empty:
+      _check_names([c.name for c in classes], int(tree["capacity"]))
     presets = {normal_name(k): tuple(v) for k, v in tree["presets"].items()}
-    _check_entries(classes, presets)
-    return cls(classes, presets, int(tree["capacity"]))
-
-
-def label_map(masks_KS: np.ndarray, ids: Sequence[int]) -> np.ndarray:
-  """Merges three-valued masks [K, *shape] into one label map for display.
-
-  A voxel has the value id + 1 of the last class that is positive there, 255 where every mask is
-  unlabelled, and 0 elsewhere.
-  """
-  out = np.zeros(masks_KS.shape[1:], np.uint16 if max(ids, default=0) >= 254 else np.uint8)
-  if len(masks_KS):
-    out[(masks_KS == UNLABELLED).all(0)] = UNLABELLED
-  for mask, i in zip(masks_KS, ids, strict=True):
-    out[mask == POSITIVE] = i + 1
-  return out
+    pairs = _pairs(tree.get("overlapping", ()))  # former tables have none
+    _check_entries(classes, presets, pairs)
+    return cls(classes, presets, int(tree["capacity"]), pairs)
 
 
 def sides(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -267,8 +276,18 @@ def _check_names(names: Sequence[str], capacity: int) -> None:
                      "raise the capacity before the first training")
 
 
-def _check_entries(classes: Sequence[SegClass], presets: Mapping[str, Sequence[str]]) -> None:
+def _pairs(pairs: Iterable[Sequence[str]]) -> tuple[tuple[str, str], ...]:
+  """Returns the distinct pairs of names, in canonical spelling and alphabetical order."""
+  return tuple(sorted({(min(a, b), max(a, b)) for a, b in
+                       ((normal_name(a), normal_name(b)) for a, b in pairs)}))
+
+
+def _check_entries(classes: Sequence[SegClass], presets: Mapping[str, Sequence[str]],
+                   overlapping: Iterable[Sequence[str]]) -> None:
   names = [entry.name for entry in classes]
+  for name in sorted({name for pair in overlapping for name in pair} - set(names)):
+    raise InputError("overlapping", f"unknown class {name!r}", f"classes: {_join(names)}",
+                     usage=True)
   for key, group in presets.items():
     if not group:
       raise InputError(f"preset {key!r}", "contains no class", f"classes: {_join(names)}",

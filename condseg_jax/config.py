@@ -41,7 +41,9 @@ RENAMED_VALUES = {
 # Settings added since version 1, with the value that leaves everything as it was before.
 ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra": {},
          "loss.options": {}, "train.minutes": 0.0, "augment.blur": 0.0,
-         "augment.low_resolution": 0.0}
+         "augment.low_resolution": 0.0, "data.overlapping": [], "data.bare": 0.0,
+         "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.1,
+         "model.max_channels": 320, "init.source": "", "init.what": "all"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,10 @@ class Data:
   lateral_axes: Mapping[str, tuple[str, ...]] = setting(
       {}, "class → axes along which it must not be mirrored, because it has sides",
       choices=("D", "H", "W"))
+  bare: float = setting(
+      0.0, "sampling weight of every dataset without any mask; 0 leaves them out", low=0, high=1e6)
+  overlapping: tuple[tuple[str, ...], ...] = setting(
+      (), "pairs of classes that a voxel may both belong to, besides those whose masks overlap")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +114,9 @@ class Augment:
   low_resolution: float = setting(
       0.0, "largest loss of resolution: 1.0 for every second voxel along every axis", low=0,
       high=100)
+  cutmix: float = setting(
+      0.0, "probability that a box of an image, with all that is known there, is taken from one of "
+      "another dataset", low=0, high=1)
   mirror: tuple[str, ...] = setting(
       (), "axes that are flipped with probability 1/2", choices=("D", "H", "W"))
   extra: Mapping[str, float] = setting(
@@ -122,13 +131,16 @@ class Model:
   strides: tuple[tuple[int, ...], ...] = setting(
       ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1, high=64, least=1)
   layers_per_level: tuple[int, ...] = setting(
-      (1, 2, 2, 2), "layers in every block; in res_unet residual units of the encoder", low=0,
-      high=64)
+      (1, 2, 2, 2), "layers in every block; in res_unet residual units of the encoder, in "
+      "plain_unet its layers, of which the stem is the first", low=0, high=64)
   decoder_layers_per_level: tuple[int, ...] | None = setting(
-      None, "layers in the decoder; when None as layers_per_level, in res_unet 1", low=0, high=64)
+      None, "layers in the decoder; when None as layers_per_level, in res_unet and "
+      "plain_unet 1", low=0, high=64)
   channels: int = setting(
-      16, "features of the finest level; level l has (l + 1) times as many, in res_unet 2^l times, "
-      "up to 320", low=1, high=4096)
+      16, "features of the finest level; level l has (l + 1) times as many, in res_unet and "
+      "plain_unet 2^l times, up to max_channels", low=1, high=4096)
+  max_channels: int = setting(
+      320, "largest number of features of a level of res_unet and plain_unet", low=1, high=4096)
   growth: int = setting(16, "channels of a dense layer at the finest level", low=1, high=4096)
   encoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
   decoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
@@ -176,6 +188,11 @@ class Loss:
       high=1e6)
   alpha: Mapping[str, float] = setting({}, "weight of a class; 1 where not named", low=0, high=1e6)
   options: Mapping[str, float] = setting({}, "numbers that an objective of one's own reads")
+  exclusion_classes: int = setting(
+      0, "further classes decoded per image: negative where a class is annotated that excludes "
+      "them, else unlabelled; 0 for none", low=0, high=2**16)
+  exclusion_weight: float = setting(
+      0.1, "weight of the cross-entropy of these classes; 0 for none", low=0, high=1e6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,6 +230,17 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+  """What the parameters start from (see `train.start`)."""
+
+  source: str = setting(
+      "", "workdir of a run, or a bundle, that a new run starts from; random when empty")
+  what: str = setting(
+      "all", "encoder: only its parameters; all: also decoder, and classes by name",
+      choices=("all", "encoder"))
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """All settings of a run."""
 
@@ -225,6 +253,7 @@ class Config:
   loss: Loss = dataclasses.field(default_factory=Loss)
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
   train: Train = dataclasses.field(default_factory=Train)
+  init: Init = dataclasses.field(default_factory=Init)
 
   @classmethod
   def from_dict(cls, tree: Mapping[str, Any], version: int = VERSION) -> "Config":
@@ -321,6 +350,15 @@ def _check_together(config: Config) -> None:
   if data.batch_class == "single" and data.classes_per_image > 1:
     exclude("data.classes_per_image", f"{data.classes_per_image} excludes data.batch_class "
             "'single'", "decode 1 class per image, or use batch_class 'mixed'")
+  if config.augment.cutmix and (data.batch_class == "single" or data.batch_size < 2):
+    exclude("augment.cutmix", "needs images of several datasets in a batch",
+            "use data.batch_class 'mixed' and a data.batch_size of 2 or more")
+  if data.bare and not config.augment.cutmix:
+    exclude("data.bare", "has no effect alone: images without masks teach nothing",
+            "set augment.cutmix above 0, or data.bare to 0")
+  for pair in data.overlapping:
+    if len(pair) != 2:
+      exclude("data.overlapping", f"{pair} is not a pair", "name two classes in every pair")
   if data.batch_size % config.train.grad_accum_steps:
     exclude("train.grad_accum_steps", f"{config.train.grad_accum_steps} does not divide "
             f"data.batch_size {data.batch_size}", "choose a divisor")

@@ -165,11 +165,55 @@ def dice_bce_ace(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss)
           + calibration_error(logits_BDHWN, mask_BDHWN))
 
 
+def marginal(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, settings: Loss) -> jax.Array:
+  """Returns `dice_bce` of the probability of a class among all of them, float32 [B, N].
+
+  Unlabelled classes are marginalised out (as in Shi et al., Medical Image Analysis 2021): a voxel
+  that is not of class a is background or any of the others, whichever it may be. See
+  `against_others`, with N = K, all classes of the network: `RIVALS`.
+
+  At voxels of class a this lowers all other classes in proportion to their probability; at voxels
+  known not to be a it raises whichever other class is likely there already. A logit trained so has
+  a meaning beside all others alone: σ(z_a), which is what a class asked for alone gets, is never
+  below P(a) and above it wherever another class is likely, so that the class is over-segmented.
+  Predict all classes together.
+  """
+  return dice_bce(against_others(logits_BDHWN), mask_BDHWN, settings)
+
+
+def against_others(logits_BDHWN: jax.Array) -> jax.Array:
+  """Returns the logit of the probability of each class where exactly one of them is true.
+
+      logit P(a) = z_a - log(1 + Σ_{k≠a} exp z_k)
+
+  for P the softmax over the N classes and background, whose logit is 0 (as `infer.fuse` with
+  fusion "softmax").
+
+  Args:
+    logits_BDHWN: z, of classes that exclude each other.
+  """
+  z = jnp.moveaxis(logits_BDHWN, -1, 0)
+  # Sums over the classes before and after each; in 1 + Σ_k exp z_k - exp z_a digits would cancel.
+  before, after = [jnp.zeros_like(z[0])], [z[-1]]
+  for k in range(len(z) - 1):
+    before.append(jnp.logaddexp(before[-1], z[k]))
+  for k in range(len(z) - 2, 0, -1):
+    after.append(jnp.logaddexp(after[-1], z[k]))
+  both = zip(before[:-1], reversed(after[:len(z) - 1]), strict=True)
+  others = [*(jnp.logaddexp(b, a) for b, a in both), before[-1]]
+  return jnp.stack([z[k] - others[k] for k in range(len(z))], -1)
+
+
 # (logits_BDHWN, three-valued mask_BDHWN, settings) → the loss of every decode, float32 [B, N]. To
 # add one, write a function and register it here: `config.loss.objective` selects it. Its gradient
-# must be zero at unlabelled voxels, and its value zero if no voxel is labelled.
+# must be zero at voxels that are unlabelled for every class, and its value zero for a class without
+# labelled voxels.
 OBJECTIVES: dict[str, Callable[..., jax.Array]] = {
-    "dice_bce": dice_bce, "dice_bce_ace": dice_bce_ace, "image_level": image_level}
+    "dice_bce": dice_bce, "dice_bce_ace": dice_bce_ace, "image_level": image_level,
+    "marginal": marginal}
+# Those that compare a class with all others: every class is decoded for every image, and no two
+# may overlap.
+RIVALS = {"marginal"}
 
 
 def make_objective(settings: Loss) -> Objective:
@@ -207,6 +251,36 @@ def deep_loss(logits: Sequence[jax.Array], mask_BDHWN: jax.Array,
   weights = [2.0 ** -level for level in range(len(per_level))]
   weighted = [w / sum(weights) * loss_BN for w, loss_BN in zip(weights, per_level, strict=True)]
   return functools.reduce(jnp.add, weighted)
+
+
+def exclusion(logits_BDHWN: jax.Array, mask_BDHWN: jax.Array, class_id_BN: jax.Array,
+              beta_BN: jax.Array, alpha_K: jax.Array, *, weight: float,
+              global_batch: int) -> jax.Array:
+  """Computes the loss of decodes that no dataset annotates, on voxels of classes that exclude them.
+
+      L = (λ/B) Σ_b 1/|U_b| Σ_{n ∈ U_b} α_c BCE_bn,   U_b the decodes of image b with β = 0
+
+  with BCE as in `terms`: their labelled voxels are all negative (`train.unlabelled`), so that this
+  is the mean of softplus(z) over the voxels known to be of another class. It is not computed for
+  the levels of deep supervision, where a coarse voxel may be of both, and there is no Dice term: as
+  a fraction of all voxels it would reward predictions of the class wherever nothing is known.
+
+  Args:
+    logits_BDHWN: of the finest level.
+    mask_BDHWN: three-valued.
+    class_id_BN: class of every decode.
+    beta_BN: see `Batch`.
+    alpha_K: α, the weight of every class.
+    weight: λ.
+    global_batch: B, see `total`.
+
+  Returns:
+    Scalar: the local part of the loss.
+  """
+  unannotated = (beta_BN == 0).astype(jnp.float32)
+  share = unannotated / jnp.maximum(unannotated.sum(1, keepdims=True), 1.0)
+  bce = terms(logits_BDHWN, mask_BDHWN).bce
+  return total(bce, class_id_BN, weight * share, alpha_K, global_batch=global_batch)
 
 
 def reduce_mask(mask_BDHWN: jax.Array, strides: Sequence[int]) -> jax.Array:

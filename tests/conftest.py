@@ -1,6 +1,7 @@
 """What every test stands on: two CPU devices, strict arithmetic, real data where it is."""
 
 import atexit
+import logging
 import os
 from pathlib import Path
 import shutil
@@ -58,7 +59,8 @@ LONGEST = ("tools/test_fuzz", "tools/test_notebooks", "serve/test_service", "exp
            "e2e/test_training_runs", "serve/test_garbled", "e2e/test_bring_your_own",
            "infer/test_full_volume", "train/test_step", "docs/test_commands",
            "models/test_decoders", "models/test_dense_unet", "models/test_blocks", "test_configs",
-           "models/test_onednn", "serve/test_app", "tools/test_startup", "serve/test_page",
+           "models/test_onednn", "serve/test_app", "serve/dimse/test_node",
+           "serve/monai/test_client", "tools/test_startup", "serve/test_page",
            "study/test_study_runs", "report/page/test_in_a_browser", "train/test_augment",
            "golden/test_golden")
 
@@ -83,3 +85,13 @@ def real_data() -> Path:
 def no_cache_of_the_user(tmp_path_factory, monkeypatch):
   """Nothing is written to, or read from, the user's cache folder."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def said(caplog):
+  """What the program logged."""
+  logger = logging.getLogger("condseg_jax")
+  logger.addHandler(caplog.handler)
+  caplog.set_level(logging.INFO, logger.name)
+  yield lambda: [record.getMessage() for record in caplog.records]
+  logger.removeHandler(caplog.handler)

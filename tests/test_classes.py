@@ -13,8 +13,6 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.classes import distinct_codes
 from condseg_jax.classes import hash_code
 from condseg_jax.classes import jenkins_hash
-from condseg_jax.classes import label_map
-from condseg_jax.classes import UNLABELLED
 from condseg_jax.errors import InputError
 
 CITYSCAPES = ("road", "sidewalk", "building", "wall", "fence", "pole", "traffic light",
@@ -149,9 +147,28 @@ def test_beta_is_one_for_annotated_classes_only():
   assert table.beta([]).dtype == np.float32
 
 
-def test_masks_as_one_label_map():
-  """A voxel is unlabelled where no mask knows it; the later class is drawn over the earlier."""
-  masks = np.array([[0, 1, 1, 255, 255, 255], [0, 0, 1, 1, 0, 255]], np.uint8)
-  drawn = label_map(masks, [4, 2])
-  np.testing.assert_array_equal(drawn, [0, 5, 3, 3, 0, UNLABELLED])
-  assert drawn.dtype == np.uint8
+# --- which classes exclude each other -----------------------------------------------------------
+def test_classes_exclude_each_other_unless_declared_otherwise():
+  table = ClassTable.create(["liver", "tumour", "spleen"], overlapping=[("Tumour", "liver")])
+  assert table.overlapping == (("liver", "tumour"),)
+  np.testing.assert_array_equal(table.exclusive, [[0, 0, 1], [0, 0, 1], [1, 1, 0]])
+  assert ClassTable.from_json(json.loads(json.dumps(table.to_json()))) == table
+  former = table.to_json()
+  del former["overlapping"]
+  assert ClassTable.from_json(former).overlapping == ()
+
+
+@given(st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)).filter(lambda p: p[0] != p[1])))
+def test_the_matrix_is_symmetric_and_lacks_the_pairs_alone(pairs):
+  names = ["a", "b", "c", "d", "e", "f"]
+  table = ClassTable.create(names, overlapping=[(names[i], names[j]) for i, j in pairs])
+  expected = ~np.eye(6, dtype=bool)
+  for i, j in pairs:
+    expected[i, j] = expected[j, i] = False
+  np.testing.assert_array_equal(table.exclusive, expected)
+
+
+def test_an_overlap_with_an_unknown_class():
+  with pytest.raises(InputError, match="overlapping: unknown class 'tumor'") as caught:
+    ClassTable.create(["liver", "tumour"], overlapping=[("liver", "tumor")])
+  assert caught.value.usage

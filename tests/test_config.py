@@ -85,10 +85,13 @@ SENSELESS = {
     "augment.mirror": [("Q",), ("d",)], "augment.extra": [{"mine": NAN}, {"mine": -1}],
     "augment.blur": [-1, NAN, 1e30], "augment.low_resolution": [-1, NAN, 1e30],
     "model.strides": [(), ((0, 1, 1),) * 3, ((-1, 1, 1),) * 3], "model.layers_per_level": [()],
-    "model.channels": [0, -1], "model.growth": [0], "model.rates": [(), (0,), (-6,)],
+    "model.channels": [0, -1], "model.max_channels": [0, -1],
+    "model.growth": [0], "model.rates": [(), (0,), (-6,)],
     "model.deep_supervision": [-1], "conditioning.embedding_size": [0],
     "conditioning.from_level": [-1], "conditioning.texts": [((NAN,),)],
     "loss.bce_weight": [NAN, -1, 1e30], "loss.lse_sharpness": [0, -1, NAN, INF],
+    "augment.cutmix": [-0.1, 1.5, NAN], "data.bare": [-1, NAN, INF],
+    "loss.exclusion_classes": [-1, 1.5, 2**17], "loss.exclusion_weight": [-0.1, NAN, INF],
     "loss.alpha": [{"liver": NAN}, {"liver": -1}], "loss.options": [{"a": INF}],
     "optimizer.learning_rate": [-1, 0, 1e30, NAN, INF], "optimizer.warmup": [-3],
     "optimizer.b1": [2, 1, -0.1, NAN], "optimizer.b2": [2, 1, -0.1, NAN],
@@ -123,6 +126,10 @@ def test_every_number_has_been_thought_of():
     ({"data.subvolume": (64, 64)}, "data.subvolume: has 2 axes, model.strides 3"),
     ({"data.spacing": (1.0, 1.0)}, "data.spacing: has 2 axes, model.strides 3"),
     ({"model.layers_per_level": (1, 1)}, "model.layers_per_level: has 2 levels"),
+    ({"augment.cutmix": 0.5, "data.batch_size": 1}, "augment.cutmix: needs images of several"),
+    ({"augment.cutmix": 0.5, "data.batch_class": "single"}, "augment.cutmix: needs images of"),
+    ({"data.bare": 0.5}, "data.bare: has no effect alone"),
+    ({"data.overlapping": (("liver",),)}, "data.overlapping: ('liver',) is not a pair"),
     ({"model.strides": ((2, 2), (2, 2, 2), (2, 2, 2))}, "does not have 2 axes throughout, or 3")])
 def test_settings_that_exclude_each_other(changes, line):
   with pytest.raises(InputError) as caught:

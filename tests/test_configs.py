@@ -46,7 +46,8 @@ def test_the_whole_step_of_a_config_traces(path, argument):
   batch = Batch(image=spec((count, *subvolume, channels), jnp.float32),
                 class_id=spec((count, decodes), jnp.int32),
                 mask=spec((count, *subvolume, decodes), jnp.uint8),
-                beta=spec((count, decodes), jnp.float32), index=spec((count,), jnp.int32))
+                beta=spec((count, decodes), jnp.float32), index=spec((count,), jnp.int32),
+                dataset=spec((count,), jnp.int32))
   optimizer = make_optimizer(config.optimizer)
   step = make_train_step(
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,

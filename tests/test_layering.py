@@ -17,7 +17,7 @@ ROOT = Path(condseg_jax.__file__).parent
 FLOORS = {
     "annotation": 0, "classes": 0, "config": 0, "errors": 0, "geometry": 0, "plan": 0,
     "settings": 0, "system": 0,
-    "formats": 1, "losses": 1, "metrics": 1, "models": 1, "resample": 1,
+    "dicomweb": 1, "formats": 1, "losses": 1, "metrics": 1, "models": 1, "resample": 1,
     "data": 2, "datasets": 2,
     "train": 3, "infer": 3, "model_io": 3,
     "train.loop": 4, "train.folds": 4, "predictor": 4, "loading": 4, "evaluate": 4, "report": 4,

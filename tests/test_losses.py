@@ -11,6 +11,8 @@ import optax
 import pytest
 
 from condseg_jax import losses
+from condseg_jax.classes import NEGATIVE
+from condseg_jax.classes import POSITIVE
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.config import Loss
 from condseg_jax.errors import InputError
@@ -431,3 +433,44 @@ def test_an_objective_of_ones_own(monkeypatch):
 def test_an_objective_that_is_not_registered():
   with pytest.raises(InputError, match="loss.objective: 'points' is not registered.*dice_bce"):
     make_objective(Loss(objective="points"))
+
+
+# --- classes that compete -----------------------------------------------------------------------
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 9999), classes=st.integers(1, 5))
+def test_against_others_is_the_logit_of_the_softmax(seed, classes):
+  z = np.random.default_rng(seed).normal(0, 3, (2, 3, 4, classes)).astype(np.float32)
+  odds = np.exp(z.astype(np.float64))
+  share = odds / (1 + odds.sum(-1, keepdims=True))
+  np.testing.assert_allclose(losses.against_others(z), np.log(share / (1 - share)), rtol=1e-4,
+                             atol=1e-5)
+  # What a class gets that is asked for alone is never less.
+  assert (1 / (1 + 1 / odds) >= share - 1e-12).all()
+
+
+def test_against_others_far_from_zero():
+  z = jnp.array([[1e4, -1e4, 3.0], [-1e4, -1e4, -1e4], [80.0, 80.0, -80.0]])
+  out, gradient = jax.value_and_grad(lambda x: losses.against_others(x).sum())(z)
+  assert np.isfinite(out) and np.isfinite(gradient).all()
+  np.testing.assert_allclose(losses.against_others(z)[2, :2], 0.0, atol=1e-5)
+
+
+def test_one_class_has_no_rivals():
+  rng = np.random.default_rng(0)
+  z = rng.normal(size=(2, 3, 4, 1)).astype(np.float32)
+  mask = rng.choice([0, 1, 255], z.shape).astype(np.uint8)
+  np.testing.assert_allclose(losses.marginal(z, mask, Loss()), losses.dice_bce(z, mask, Loss()),
+                             rtol=1e-6)
+
+
+def test_the_marginal_loss_moves_the_rivals_of_the_annotated_class_alone():
+  """Down where it is; up, if they are likely, where it is known not to be; else not at all."""
+  z = jnp.zeros((1, 3, 3)).at[0, :, 1].set(2.0)  # the second class is likely everywhere
+  mask = np.full((1, 3, 3), UNLABELLED, np.uint8)
+  mask[0, :, 0] = [POSITIVE, NEGATIVE, UNLABELLED]
+  gradient = jax.grad(lambda x: losses.marginal(x, mask, Loss())[0, 0])(z)[0]
+  assert (gradient[0, 1:] > 0).all() and gradient[0, 0] < 0
+  assert (gradient[1, 1:] < 0).all() and gradient[1, 0] > 0
+  assert gradient[0, 1] > gradient[0, 2] and gradient[1, 1] < gradient[1, 2]  # the likely one more
+  assert (gradient[2] == 0).all()
+  assert (losses.marginal(z, mask, Loss())[0, 1:] == 0).all()

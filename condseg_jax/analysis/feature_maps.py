@@ -12,8 +12,8 @@ import numpy as np
 from condseg_jax.analysis import activations
 from condseg_jax.analysis.features import class_share
 from condseg_jax.analysis.samples import Sample
-from condseg_jax.classes import label_map
 from condseg_jax.classes import UNLABELLED
+from condseg_jax.infer.fuse import label_map
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.report.figures import telling_indices
 

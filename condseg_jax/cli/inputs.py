@@ -31,16 +31,19 @@ class InputImage(NamedTuple):
     path: file or DICOM folder.
     stem: beginning of the names of its results, see `result_stem`.
     series: SeriesInstanceUID in the folder; "" for its only one, or for a file.
+    origin: address from which the folder was fetched; "" for local images.
   """
 
   path: Path
   stem: str
   series: str = ""
+  origin: str = ""
 
   @property
   def label(self) -> str:
     """The name of the image in messages."""
-    return f"{self.path} ({self.stem})" if self.series else str(self.path)
+    place = self.origin or str(self.path)
+    return f"{place} ({self.stem})" if self.series else place
 
 
 def list_inputs(source: Path, series: str = "") -> list[InputImage]:
@@ -102,7 +105,7 @@ def identity(image: InputImage) -> dict[str, object]:
   for path in paths:
     check_file(path)
   stats = [path.stat() for path in paths]
-  return {"file": str(image.path), "size": sum(stat.st_size for stat in stats),
+  return {"file": image.origin or str(image.path), "size": sum(stat.st_size for stat in stats),
           "mtime_ns": max(stat.st_mtime_ns for stat in stats), "sha256": _content_digest(paths)}
 
 

@@ -10,6 +10,9 @@ adds report.html, a page with all results that can be opened offline. For a DICO
 is also written as DICOM-SEG (extra `dicom`); --dicom=seg,rtstruct adds contours, --dicom= disables
 both. A DICOM object that was not requested and cannot be made is skipped with a warning.
 
+--input=dicomweb+http://HOST/dicom-web?StudyInstanceUID=… fetches the series of a study from a
+DICOMweb server, and --send stores the DICOM objects there (extra `pacs`).
+
 A DICOM folder with several series is segmented series by series, unless --series selects one. The
 results are named FOLDER_NUMBER_DESCRIPTION_HASH after SeriesNumber, SeriesDescription and a hash of
 the SeriesInstanceUID.
@@ -30,6 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import functools
 import math
 from pathlib import Path
@@ -75,8 +79,9 @@ def _define(values: flags.FlagValues) -> None:
   shell.define_model(values)
   shell.define_verify(values)
   shell.define_locator(values)
-  text("input", "", "An image, a folder of images, a folder of one or more DICOM series, or a text "
-       "file with one image or DICOM folder per line.")
+  text("input", "", "An image, a folder of images, a folder of one or more DICOM series, a text "
+       "file with one image or DICOM folder per line, or a study on a DICOMweb server: "
+       "dicomweb+http://HOST/dicom-web?StudyInstanceUID=…, optionally &SeriesInstanceUID=….")
   text("series", "", "SeriesInstanceUID to select from a DICOM folder with several series; all are "
        "segmented when empty.")
   text("output", "", "Folder for the results.")
@@ -107,6 +112,8 @@ def _define(values: flags.FlagValues) -> None:
   whole("part", 0, "The part to process.", lower_bound=0)
   switch("continue", False, "Skip images whose results exist, unless the image was changed since.")
   several("dicom", ["seg"], "DICOM objects to write for a DICOM series: seg, rtstruct.")
+  switch("send", False, "Store the DICOM objects on the DICOMweb server of --input, except refused "
+         "ones.")
   switch("separate", False, "Write one mask per class instead of the label map.")
   switch("probabilities", False, "Also write the probabilities of all classes, as zarr.")
   number("refuse_below", None, "Predicted Dice below which the results of an image are set aside; "
@@ -124,6 +131,7 @@ class _Job(NamedTuple):
   classes: list[str]
   settings: dict
   options: OutputOptions
+  send: Callable[[Sequence[Path]], None] | None  # where results go besides the output folder
 
 
 class _Result(NamedTuple):
@@ -142,8 +150,22 @@ def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir", "input", "output")
   settings = _settings(values)
   output = Path(values.output)
+  from condseg_jax.dicomweb.address import is_address
+  if is_address(values.input):
+    from condseg_jax.cli.remote import fetched
+    with fetched(values.input, values.series) as remote:
+      return _predict(values, settings, output, remote.images, remote.send if values.send else None)
+  if values.send:
+    raise InputError("--send", "needs a DICOMweb server", "give --input=dicomweb+http://…",
+                     usage=True)
   from condseg_jax.cli import inputs
   images = inputs.list_inputs(Path(values.input), values.series)
+  return _predict(values, settings, output, images)
+
+
+def _predict(values: flags.FlagValues, settings: dict, output: Path, images: list[InputImage],
+             send: Callable[[Sequence[Path]], None] | None = None) -> int:
+  from condseg_jax.cli import inputs
   options = _output_options(values, images)
   inputs.check_apart(images, Path(values.input), output, options.separate)
   inputs.check_writable(output)
@@ -170,7 +192,7 @@ def _work(values: flags.FlagValues) -> int:
     recorded = settings | {name: values[name].value for name in more if values[name].value}
     run = results.Run(output / f"run{suffix}.json", predictor, classes, recorded,
                       same=values["continue"].value)
-    job = _Job(values, output, predictor, classes, settings, options)
+    job = _Job(values, output, predictor, classes, settings, options, send)
     return _segment_all(job, images, run, suffix)
 
 
@@ -199,6 +221,8 @@ def _segment_all(job: _Job, images: list[InputImage], run: Run, suffix: str) -> 
         record.files, record.refusal = result.files, result.refusal
         for path in set(masks) - set(result.files):  # of an earlier run, which decided otherwise
           path.unlink(missing_ok=True)
+        if job.send and not result.refusal:
+          job.send(result.files)
       print("  ".join(map(str, result.files)), flush=True)
       refusals += _refused(image, result.refusal)
       if values.report:
@@ -353,7 +377,9 @@ def _output_options(values: flags.FlagValues, images: list[InputImage]) -> Outpu
   from condseg_jax.formats import dicom_results
   from condseg_jax.formats.dicom_source import extra_installed
   from condseg_jax.report.results import OutputOptions
-  requested, kinds = values["dicom"].present > 0, values.dicom
+  requested, kinds = values["dicom"].present > 0 or values.send, values.dicom
+  if values.send and not kinds:
+    raise InputError("--send", "needs a DICOM object", "give --dicom=seg", usage=True)
   if requested or extra_installed():
     dicom_results.check_kinds(kinds)
   else:

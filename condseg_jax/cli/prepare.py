@@ -47,6 +47,8 @@ def _define(values: flags.FlagValues) -> None:
                     "of the dataset if empty.", flag_values=values)
   flags.DEFINE_enum("modality", "", ("", "ct", "mr", "rgb"), "folder: modality of the images.",
                     flag_values=values)
+  flags.DEFINE_bool("unlabelled", False, "folder: prepare the images that have no mask, as a "
+                    "dataset without classes.", flag_values=values)
   flags.DEFINE_integer("folds", 0, "Number of folds to split the cases into, patient by patient; 0 "
                        "keeps the split of the dataset.", flag_values=values)
   flags.DEFINE_integer("fold", 0, "Index of the fold that becomes val.", flag_values=values)
@@ -89,7 +91,8 @@ def _work(values: flags.FlagValues) -> int:
   folder = _folder(values)
   with as_flags(spacing="--spacing", out="--out", overwrite="--overwrite"):
     store = prepare(folder, values.out, spacing or None, overwrite=values.overwrite)
-  print(f"prepared {len(store.cases)} cases ({', '.join(store.table.names)}) in {store.root}, "
+  print(f"prepared {len(store.cases)} cases ({', '.join(store.table.names) or 'no masks'}) in "
+        f"{store.root}, "
         f"spacing {','.join(f'{s:g}' for s in store.spacing)}")
   return 0
 
@@ -103,8 +106,9 @@ def _folder(values: flags.FlagValues) -> "RawFolder":
   from condseg_jax.datasets.scribbles import Scribbles
   from condseg_jax.datasets.splits import k_fold
 
-  with as_flags(modality="--modality"):
-    folder = keep_classes(reader(values.format, values.modality)(values.source), values.keep)
+  with as_flags(modality="--modality", unlabelled="--unlabelled", folder="--format=folder"):
+    read = reader(values.format, values.modality, unlabelled=values.unlabelled)
+    folder = keep_classes(read(values.source), values.keep)
   if values.folds:
     with as_flags(folds="--folds", fold="--fold"):
       folder = k_fold(folder, values.folds, values.fold, values.seed)

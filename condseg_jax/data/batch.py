@@ -16,6 +16,7 @@ class Batch(NamedTuple):
     mask: uint8 [B, *shape, N], the three-valued mask of each of these classes.
     beta: float32 [B, N], 1 if the sample's dataset annotates the class, else 0.
     index: int32 [B], index of the sample within the step; random numbers are keyed by it.
+    dataset: int32 [B], number of the dataset that the sample is of.
   """
 
   image: Array
@@ -23,3 +24,4 @@ class Batch(NamedTuple):
   mask: Array
   beta: Array
   index: Array
+  dataset: Array

@@ -68,11 +68,27 @@ class Fold(NamedTuple):
 
 
 def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
-  """Returns the datasets of a split: cases grouped by store and dataset name.
+  """Returns the datasets of a split that annotate a class: cases grouped by store and dataset name.
 
   Raises:
-    InputError: the split is empty, or cases of one dataset annotate different classes.
+    InputError: the split has none, or cases of one dataset annotate different classes.
   """
+  out = [d for d in _grouped(stores, split) if d.annotated]
+  if not out:
+    raise InputError(", ".join(str(s.root) for s in stores),
+                     f"no case of the split {split!r} has a mask", "check splits.json")
+  return [dataclasses.replace(d, number=number) for number, d in enumerate(out)]
+
+
+def bare_datasets(stores: Sequence[Store]) -> list[Dataset]:
+  """Returns the training datasets without any mask; their numbers follow those of `datasets`."""
+  grouped = _grouped(stores, "train")
+  first = sum(bool(d.annotated) for d in grouped)
+  bare = (d for d in grouped if not d.annotated)
+  return [dataclasses.replace(d, number=number) for number, d in enumerate(bare, first)]
+
+
+def _grouped(stores: Sequence[Store], split: str) -> list[Dataset]:
   out = []
   for store in stores:
     chosen = [c for c in store.cases if c.split == split]
@@ -81,10 +97,7 @@ def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
       if any(c.annotated != cases[0].annotated for c in cases):
         raise InputError(store.root, f"cases of dataset {name!r} annotate different classes",
                          "give them different dataset names")
-      out.append(Dataset(name, store, cases, number=len(out)))
-  if not out:
-    raise InputError(", ".join(str(s.root) for s in stores), f"no case of the split {split!r}",
-                     "check splits.json")
+      out.append(Dataset(name, store, cases))
   return out
 
 
@@ -148,8 +161,8 @@ def decodes_per_image(training: Sequence[Dataset], data: Data) -> int:
 
 
 def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Data, *, seed: int,
-            start_step: int = 0, process_index: int = 0, process_count: int = 1,
-            threads: int = 2) -> grain.DatasetIterator:
+            bare: Sequence[Dataset] = (), start_step: int = 0, process_index: int = 0,
+            process_count: int = 1, threads: int = 2) -> grain.DatasetIterator:
   """Returns an endless stream of this process's part of every batch.
 
   Args:
@@ -163,6 +176,8 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Da
       with `unannotated` = background they count as absent (β = 1), which is wrong wherever the
       class is in the image and is provided for comparison only.
     seed: seed of the choice of cases, classes and positions.
+    bare: datasets without masks, each drawn with the weight `data.bare` into mixed batches; their
+      decodes are of random classes, with β = 0.
     start_step: first step of the stream.
     process_index: index of this process.
     process_count: number of processes.
@@ -183,7 +198,7 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Da
 
   def stream(dataset, names, number):
     cases = grain.MapDataset.source(dataset.cases).seed(seed + 7919 * number).shuffle().repeat()
-    return cases.random_map(_Cutter(dataset.store, names, table, plan, decodes,
+    return cases.random_map(_Cutter(dataset.store, dataset.number, names, table, plan, decodes,
                                     data.unannotated == "background", data.foreground_fraction))
 
   def batched(samples):
@@ -192,8 +207,8 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Da
     return numbered.batch(data.batch_size // process_count, drop_remainder=True)
 
   if data.batch_class == "mixed":
-    streams = [stream(d, d.annotated, d.number) for d in training]
-    stepped = batched(grain.MapDataset.mix(streams, weights))
+    streams = [stream(d, d.annotated, d.number) for d in (*training, *bare)]
+    stepped = batched(grain.MapDataset.mix(streams, [*weights, *[data.bare] * len(bare)]))
   else:
     pairs = [(d, name, w / len(d.annotated)) for d, w in zip(training, weights, strict=True)
              for name in d.annotated]
@@ -225,6 +240,7 @@ class _Cutter:
   """Extracts a subvolume from a case for some of its classes."""
 
   store: Store
+  dataset: int  # number of the dataset
   names: tuple[str, ...]
   table: ClassTable
   plan: Plan
@@ -239,7 +255,7 @@ class _Cutter:
     fillers = [str(x) for x in rng.permutation(others)[:n - len(chosen)]]
     ids = np.array([self.table.index(x) for x in (*chosen, *fillers)], np.int32)
 
-    start = self._start(case, chosen[0], rng)
+    start = self._start(case, case.foreground[chosen[0]] if chosen else (), rng)
     inside, padding = read_box(case.shape, self.plan.subvolume, start)
     image = self.store.read_image(case, inside)
     # Edge padding outside the image, as in augmentation and prediction; the mask is unlabelled
@@ -248,17 +264,19 @@ class _Cutter:
     masks = np.full((n, *self.plan.subvolume), UNLABELLED, np.uint8)
     within = tuple(slice(low, size - high)
                    for (low, high), size in zip(padding, self.plan.subvolume, strict=True))
-    masks[(slice(0, len(chosen)), *within)] = self.store.read_masks(case, chosen, inside)
+    if chosen:
+      masks[(slice(0, len(chosen)), *within)] = self.store.read_masks(case, chosen, inside)
     beta = self.table.beta(self.names)[ids]
     if self.absent:
       masks[(slice(len(chosen), n), *within)] = NEGATIVE
       beta[:] = 1
     return Batch(image=self.plan.normalise(image, case.mean, case.sd), class_id=ids,
-                 mask=np.moveaxis(masks, 0, -1), beta=beta, index=np.int32(0))
+                 mask=np.moveaxis(masks, 0, -1), beta=beta, index=np.int32(0),
+                 dataset=np.int32(self.dataset))
 
-  def _start(self, case: Case, name: str, rng: np.random.Generator) -> list[int]:
-    """Draws the start of the box: around a voxel of the class, or anywhere in the volume."""
-    positions = case.foreground[name]
+  def _start(self, case: Case, positions: Sequence[Sequence[int]],
+             rng: np.random.Generator) -> list[int]:
+    """Draws the start of the box: around one of some positions, or anywhere in the volume."""
     centre = None
     if positions and rng.random() < self.foreground:
       centre = positions[rng.integers(len(positions))]

@@ -52,6 +52,8 @@ class Case:
     intensities: a random sample of the intensities of positive voxels.
     image_sha256, sha256: digests of the prepared image, and of image and masks.
     source: digest of the source files, and the settings with which they were prepared.
+    overlapping: pairs of annotated classes whose masks overlap, see `writer.OVERLAP`; None in
+      stores of version 0.1, which did not record them.
     patient: cases of one patient are kept together when the store is split; "" for a patient of its
       own, None in a store that was prepared before it was recorded.
   """
@@ -72,12 +74,15 @@ class Case:
   image_sha256: str
   sha256: str
   source: str
+  overlapping: tuple[tuple[str, str], ...] | None = None
   patient: str | None = None
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "Case":
     """Creates a record from parsed JSON."""
     tree = dict(tree)
+    if tree.get("overlapping") is not None:
+      tree["overlapping"] = tuple(map(tuple, tree["overlapping"]))
     for key in ("annotated", "shape", "native_shape", "native_spacing", "intensities"):
       tree[key] = tuple(tree[key])
     tree["affine"] = tuple(map(tuple, tree["affine"]))
@@ -93,7 +98,7 @@ class Store:
     root: its folder.
     modality: `ct`, `mr` or `rgb`.
     spacing: spacing of all its images, in mm along D, H, W (in pixels along H, W in 2-D).
-    table: the annotated classes.
+    table: the annotated classes; none if the images have no masks.
     cases: all cases, ordered by id.
     provenance: how the raw dataset was modified before it was prepared: classes kept, split into
       folds, partial labels, corruption, scribbles. Its key in the manifest is "recipe".
@@ -124,13 +129,24 @@ class Store:
         raise InputError(root, f"has the format version {version}, but {VERSION} is required",
                          "prepare it again")
       cases = tuple(Case.from_json(c) for c in tree["cases"])
-      table = ClassTable.from_json(tree["table"])
+      table = ClassTable.from_json(tree["table"], empty=True)
       return cls(root, tree["modality"], tuple(tree["spacing"]), table, cases,
                  tree["recipe"])
     except InputError:
       raise
     except (ValueError, KeyError, TypeError, AttributeError) as error:
       raise InputError(root / MANIFEST, f"is damaged ({error!r})", "prepare it again") from error
+
+  @property
+  def overlapping(self) -> set[tuple[str, str]]:
+    """The pairs of classes that overlap in a case; see `check_overlaps`."""
+    return {pair for case in self.cases for pair in case.overlapping or ()}
+
+  def check_overlaps(self) -> None:
+    """Raises InputError if a case annotates several classes without a record of their overlaps."""
+    if any(case.overlapping is None and len(case.annotated) > 1 for case in self.cases):
+      raise InputError(self.root, "was prepared before overlapping classes were recorded",
+                       "remove the folder and prepare again")
 
   def read_image(self, case: Case, box: Sequence[slice] | None = None) -> np.ndarray:
     """Reads the image of a case [*shape, C], or the part of it in a box (one slice per axis)."""

@@ -40,6 +40,9 @@ from condseg_jax.system.atomic import write_text
 
 FOREGROUND_POSITIONS = 64
 INTENSITY_SAMPLE = 500
+# Two classes overlap where they share at least this part of the smaller mask. Masks that were drawn
+# one by one share some voxels along a border even if one voxel cannot be both.
+OVERLAP = 0.01
 
 # Computes or copies rows [rows, ...] of an array on demand.
 Rows = Callable[[slice], np.ndarray]
@@ -121,6 +124,7 @@ def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
     del rows_of  # frees the label map before the next is read
   if tuple(samples) != facts.annotated:
     raise ValueError(f"got masks of {tuple(samples)}, expected {facts.annotated}")
+  overlapping = _overlapping(stored, facts.annotated, pool) if len(samples) > 1 else ()
 
   everything = _merged(list(samples.values()), _generator(facts.id))
   case = Case(
@@ -134,7 +138,7 @@ def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
       image_sha256=combined_digest(np.dtype(dtype), (*grid.shape, channels), image_digests),
       sha256=combined_digest(np.dtype(dtype), (*grid.shape, channels),
                              [*image_digests, *mask_digests]),
-      source=facts.source, patient=facts.patient)
+      source=facts.source, overlapping=overlapping, patient=facts.patient)
   write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
   return case
 
@@ -148,7 +152,8 @@ def finished_case(root: str | os.PathLike, case_id: str, source: str) -> Case | 
     case = Case.from_json(json.loads(path.read_text(encoding="utf-8")))
   except (ValueError, KeyError, TypeError, AttributeError):
     return None  # damaged, or of another version
-  return case if case.source == source else None
+  unknown = case.overlapping is None and len(case.annotated) > 1  # prepared by version 0.1
+  return case if case.source == source and not unknown else None
 
 
 def write_manifest(root: str | os.PathLike, *, modality: str, spacing: Sequence[float],
@@ -199,6 +204,33 @@ def _write_mask(target: ts.TensorStore, images: ts.TensorStore, rows_of: Rows, k
   return hashlib.sha256(slab).hexdigest(), Sample(count, index, intensity)
 
 
+def _overlapping(masks: ts.TensorStore, names: Sequence[str],
+                 pool: Executor) -> tuple[tuple[str, str], ...]:
+  """Returns the pairs of classes whose stored masks [K, *shape] overlap; see `OVERLAP`."""
+  shared = sum(pool.map(functools.partial(_shared, masks), slabs(masks.shape[1:])))
+  size = np.diag(shared)
+  pairs = np.argwhere(np.triu(shared >= np.maximum(1, OVERLAP * np.minimum(size[:, None], size)),
+                              1))
+  return tuple(sorted((min(names[i], names[j]), max(names[i], names[j])) for i, j in pairs))
+
+
+def _shared(masks: ts.TensorStore, rows: slice) -> np.ndarray:
+  """Counts the positive voxels that two masks share in a slab, [K, K]; one mask in memory."""
+  read = lambda k: masks[k, rows].read().result() == POSITIVE
+  count, sizes = np.zeros((rows.stop - rows.start, *masks.shape[2:]), np.uint16), []
+  for k in range(masks.shape[0]):
+    mask = read(k)
+    count += mask
+    sizes.append(int(np.count_nonzero(mask)))
+  several = count > 1
+  if not several.any():
+    return np.diag(sizes)
+  inside = np.stack([read(k)[several] for k in range(masks.shape[0])]).astype(np.float32)
+  shared = np.rint(inside @ inside.T).astype(np.int64)
+  np.fill_diagonal(shared, sizes)
+  return shared
+
+
 def _positions(slab: np.ndarray, counts: Sequence[int], rank: np.ndarray) -> np.ndarray:
   """Returns the indices [n, axes] of the positive voxels of given ranks, plane by plane."""
   index = np.zeros((len(rank), slab.ndim), np.int64)
@@ -214,6 +246,8 @@ def _positions(slab: np.ndarray, counts: Sequence[int], rank: np.ndarray) -> np.
 
 def _merged(samples: Sequence[Sample], rng: np.random.Generator) -> Sample:
   """Merges samples of slabs or masks so that every positive voxel is equally likely."""
+  if not samples:
+    return Sample(0, np.zeros((0, 0), np.int64), np.zeros(0))
   counts = [s.count for s in samples]
   total = sum(counts)
   # Each sample is in random order, so that its first n elements are a sample, too.

@@ -24,15 +24,25 @@ from condseg_jax.system import cache as user_cache
 TOGETHER_CHARACTERS = 80  # of the name of a folder of several stores
 
 
-def reader(name: str, modality: str = "") -> Callable[[Path], RawFolder]:
+def reader(name: str, modality: str = "", *,
+           unlabelled: bool = False) -> Callable[[Path], RawFolder]:
   """Returns the importer of a layout.
 
   Args:
     name: a key of `FORMATS`.
     modality: `ct`, `mr` or `rgb`, for the layout `folder`, which does not define it.
+    unlabelled: read the images without a mask; of the layout `folder` alone.
+
+  Raises:
+    InputError: `unlabelled` with another layout.
   """
   read = FORMATS[name].read
-  return functools.partial(read, modality=modality) if name == "folder" else read
+  if unlabelled and name != "folder":
+    raise InputError("unlabelled", f"does not know the layout {name!r}",
+                     "put the images into a folder images/ and use the layout `folder`", usage=True)
+  if name != "folder":
+    return read
+  return functools.partial(read, modality=modality, unlabelled=unlabelled)
 
 
 def discover(root: str | os.PathLike) -> list[store_lib.Store | RawFolder]:
@@ -154,7 +164,7 @@ def _check_modality(datasets: Sequence[store_lib.Store | RawFolder]) -> None:
   for other in datasets:
     if other.modality != first.modality:
       raise InputError(other.root, f"has the modality {other.modality}, but {first.root} has "
-                       f"{first.modality}", "train one network per modality")
+                       f"{first.modality}", "train one network per modality", usage=True)
 
 
 def _check_spacing(stores: Sequence[store_lib.Store], spacing: Sequence[float]) -> None:

@@ -83,8 +83,9 @@ def prepare(folder: RawFolder, out: str | os.PathLike, spacing: Sequence[float] 
     cases = _prepare_cases(folder, out, spacing, progress)
     _check_positives(folder, cases)
     no_mirror = sides(folder.classes) | dict(folder.no_mirror)
-    table = ClassTable.create(folder.classes, no_mirror=no_mirror,
-                              capacity=max(64, len(folder.classes)))
+    table = ClassTable.create(
+        folder.classes, no_mirror=no_mirror,
+        capacity=max(64, len(folder.classes))) if folder.classes else ClassTable(())
     write_text(out / "fingerprint.json", json.dumps(fingerprint(cases), indent=1))
     return write_manifest(out, modality=folder.modality, spacing=spacing, table=table,
                           cases=cases, provenance=folder.provenance)

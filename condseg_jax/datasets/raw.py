@@ -95,7 +95,7 @@ class RawCase:
     masks = [label.annotation.mask(volume.array, name) for label in self.labels
              for volume in [label.read(self.image, image.geometry)]
              for name in label.annotation.classes]
-    return image, np.stack(masks)
+    return image, np.stack(masks) if masks else np.empty((0, *image.geometry.shape), np.uint8)
 
   def digest(self) -> str:
     """Returns the SHA-256 of all files and of the metadata that determine how they are read."""

@@ -91,7 +91,7 @@ def members(path: str | os.PathLike, series: str = "") -> list[Path]:
 def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
                 names: Mapping[str, int], colors: Mapping[str, Sequence[int]] | None = None
                 ) -> None:
-  """Writes a label map as NIfTI or PNG, atomically.
+  """Writes a label map as NIfTI, NRRD or PNG, atomically.
 
   Args:
     path: the file; its name determines the format.
@@ -104,11 +104,13 @@ def write_label(path: str | os.PathLike, label: np.ndarray, affine: np.ndarray,
     InputError: another format, invalid values, or a path that cannot be written.
   """
   suffix = _suffix(path)
-  if suffix not in (".png", ".nii", ".nii.gz"):
+  if suffix not in (".png", ".nii", ".nii.gz", ".nrrd"):
     raise InputError(path, "is not a supported format for labels",
                      "name it .nii.gz, or .png for a picture")
   if suffix == ".png":
     picture.write_png(path, label)
+  elif suffix == ".nrrd":
+    sitk.write_nrrd(path, Volume(label, affine))
   else:
     nifti.write_nifti(path, Volume(label, affine), label=True, names=names, colors=colors)
 

@@ -1,4 +1,4 @@
-"""Reads MetaImage (.mhd with its .raw, .mha) and NRRD (.nrrd, .nhdr), with SimpleITK.
+"""Reads MetaImage (.mhd with its .raw, .mha) and NRRD (.nrrd, .nhdr), with SimpleITK; writes NRRD.
 
 SimpleITK accepts damaged compressed data, and where compressed voxels are missing it returns
 whatever the memory contained, so that they are checked before; for headers see `itk_header`.
@@ -34,6 +34,7 @@ from condseg_jax.formats.voxels import unpacked_size
 from condseg_jax.geometry import check_affine
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
+from condseg_jax.system.atomic import replacing
 
 SUFFIXES = (".mhd", ".mha", ".nrrd", ".nhdr")
 DTYPES = {
@@ -80,6 +81,32 @@ def read_sitk_header(path: str | os.PathLike) -> Header:
     InputError: as `read_sitk`, except for damaged or invalid voxels.
   """
   return _read_header(Path(path))[0]
+
+
+def write_nrrd(path: str | os.PathLike, label: Volume) -> None:
+  """Writes a label map atomically as NRRD: uint16 without compression.
+
+  That is what 3D Slicer and the readers of NRRD in browsers take; they know no other dtype for
+  labels.
+
+  Args:
+    path: file with the suffix .nrrd.
+    label: integers from 0 to 65535; 3-D, affine in RAS+ mm.
+
+  Raises:
+    InputError: the path cannot be written.
+  """
+  affine = LPS_TO_RAS @ label.affine
+  spacing = np.linalg.norm(affine[:3, :3], axis=0)
+  image = sitk.GetImageFromArray(label.array.transpose(2, 1, 0).astype(np.uint16))
+  image.SetSpacing(spacing.tolist())
+  image.SetOrigin(affine[:3, 3].tolist())
+  image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+  with replacing(path) as temporary:
+    try:
+      sitk.WriteImage(image, str(temporary), useCompression=False, imageIO="NrrdImageIO")
+    except RuntimeError as error:
+      raise OSError(last_line(error)) from error
 
 
 def last_line(error: RuntimeError) -> str:

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from condseg_jax.classes import POSITIVE
+from condseg_jax.classes import UNLABELLED
 from condseg_jax.errors import InputError
 from condseg_jax.infer.sliding_window import Slab
 
@@ -69,6 +71,20 @@ def best_class(slabs: Iterable[Slab], shape: Sequence[int], class_ids: Sequence[
     for row in range(len(best)):  # row by row, to avoid a second volume
       best[row] = odds(best[row]) / (1 + sums[row])
   return label, best
+
+
+def label_map(masks_KS: np.ndarray, ids: Sequence[int]) -> np.ndarray:
+  """Merges three-valued masks [K, *shape] into one label map for display.
+
+  A voxel has the value id + 1 of the last class that is positive there, 255 where every mask is
+  unlabelled, and 0 elsewhere.
+  """
+  out = np.zeros(masks_KS.shape[1:], np.uint16 if max(ids, default=0) >= 254 else np.uint8)
+  if len(masks_KS):
+    out[(masks_KS == UNLABELLED).all(0)] = UNLABELLED
+  for mask, i in zip(masks_KS, ids, strict=True):
+    out[mask == POSITIVE] = i + 1
+  return out
 
 
 def confidence(best: np.ndarray, score: np.ndarray, threshold: float) -> dict[int, float]:

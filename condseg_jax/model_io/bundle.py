@@ -7,6 +7,9 @@
     parameters/PATH.npy              one array each, float32
     member_1/parameters/PATH.npy …   those of the further members of an ensemble
     encoder.onnx decoder.onnx        if the model was exported with ONNX
+
+A bundle can hold an encoder alone, to start a training from (facts: `"part": "encoder"`); its table
+then names the classes that the encoder was learned from.
 """
 
 from collections.abc import Mapping
@@ -34,6 +37,7 @@ from condseg_jax.model_io.archive import write_archive
 from condseg_jax.model_io.card import model_card
 from condseg_jax.model_io.record import check_record
 from condseg_jax.model_io.record import ModelRecord
+from condseg_jax.model_io.transfer import of_encoder
 from condseg_jax.models.build import build_model
 from condseg_jax.train.state import variables
 
@@ -60,6 +64,11 @@ class Bundle(NamedTuple):
   graphs: tuple[bytes, ...] = ()
   statistics: Mapping = {}
   others: tuple[Mapping, ...] = ()
+
+  @property
+  def encoder_only(self) -> bool:
+    """Whether the parameters are those of the encoder alone."""
+    return self.facts.get("part") == "encoder"
 
   @property
   def variables(self) -> dict:
@@ -119,7 +128,8 @@ def read_bundle(path) -> Bundle:
 
 def without_paths(config: Config) -> Config:
   """Returns a config without the paths of the machine that it was trained on."""
-  return dataclasses.replace(config, data=dataclasses.replace(config.data, root="", cache=""))
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, root="", cache=""),
+                             init=dataclasses.replace(config.init, source=""))
 
 
 def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], facts) -> None:
@@ -149,7 +159,8 @@ def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], 
   needed = jax.eval_shape(model.init, jax.random.key(0), image, ids)
   for kind, held in arrays.items():
     wanted = {name: x.shape for name, x in traverse_util.flatten_dict(needed.get(kind, {}),
-                                                                      sep="/").items()}
+                                                                      sep="/").items()
+              if facts.get("part") != "encoder" or of_encoder(f"{kind}/{name}")}
     found = {name: array.shape for name, array in held.items()}
     for name in sorted(set(wanted) | set(found)):
       if wanted.get(name) != found.get(name):

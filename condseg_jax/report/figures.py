@@ -10,13 +10,13 @@ import numpy as np
 from scipy import ndimage
 
 from condseg_jax.classes import ClassTable
-from condseg_jax.classes import label_map
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.errors import printable
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import nan_mean
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
+from condseg_jax.infer.fuse import label_map
 from condseg_jax.system.atomic import replacing
 
 _PAPER, _INK, _FAINT = "#14161a", "#f2f2f0", "#a7abb3"

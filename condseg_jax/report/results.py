@@ -17,8 +17,8 @@ import numpy as np
 
 from condseg_jax.errors import InputError
 from condseg_jax.errors import printable
+from condseg_jax.formats import dicom_results
 from condseg_jax.formats import files
-from condseg_jax.formats.dicom_results import write_results as write_dicom
 from condseg_jax.geometry import Volume
 from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
@@ -137,7 +137,13 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
       reason = printable(f"{type(error).__name__}: {error}")
       log.warning("%s: no overlay is drawn: %s", path, reason)
   if options.dicom and source.is_dir():
-    written += _write_dicom(folder, stem, source, prediction, predictor, options, colors)
+    try:
+      written += write_dicom(folder, prediction, predictor, options.dicom, source, options.series,
+                             separate=options.separate, stem=stem)
+    except InputError as error:
+      if options.dicom_required:
+        raise
+      log.warning("no DICOM object is written: %s", error)
   for name, path in masks.items():
     if name:
       files.write_label(path, prediction.masks[name], volume.affine, {name: 1}, colors)
@@ -146,19 +152,34 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
   return [*masks.values(), *written]
 
 
-def _write_dicom(folder, stem, source, prediction, predictor, options, colors) -> list[Path]:
+def write_dicom(folder: Path, prediction: Prediction, predictor: Predictor, kinds: Sequence[str],
+                source: Path, series: str = "", *, separate: bool = False,
+                stem: str = "result") -> list[Path]:
+  """Writes the segmentation of a DICOM series as DICOM objects.
+
+  Args:
+    folder: output folder.
+    prediction: the segmentation.
+    predictor: the network that made it.
+    kinds: see `formats.dicom_results`.
+    source: the folder of the series.
+    series: its SeriesInstanceUID, if the folder contains several series.
+    separate: write the masks, which may overlap, instead of the label map.
+    stem: beginning of the file names.
+
+  Returns:
+    The files, in the order of `kinds`.
+
+  Raises:
+    InputError: see `formats.dicom_results.write_results`.
+  """
   label, names = prediction.label, prediction.names
-  if options.separate:
+  if separate:
     label = Volume(np.stack(list(prediction.masks.values()), -1), label.affine)
     names = {name: channel for channel, name in enumerate(prediction.masks, 1)}
-  try:
-    return write_dicom(folder, stem, options.dicom, label, names, source, options.series,
-                       colors=colors, model=f"step {predictor.step}")
-  except InputError as error:
-    if options.dicom_required:
-      raise
-    log.warning("no DICOM object is written: %s", error)
-    return []
+  colors = dict(zip(predictor.table.names, predictor.table.colors, strict=True))
+  return dicom_results.write_results(folder, stem, kinds, label, names, source, series,
+                                     colors=colors, model=f"step {predictor.step}")
 
 
 def structures(volume: Volume, prediction: Prediction, separate: bool) -> dict[str, Mapping]:

@@ -11,7 +11,10 @@ import time
 import uuid
 import zipfile
 
+import numpy as np
+
 from condseg_jax.errors import InputError
+from condseg_jax.formats import dicom
 from condseg_jax.formats import files
 from condseg_jax.geometry import Volume
 from condseg_jax.infer.image_check import check_image
@@ -20,18 +23,23 @@ from condseg_jax.infer.schedule import default_budget
 from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.results import structures
+from condseg_jax.report.results import write_dicom
 from condseg_jax.serve import preview
 from condseg_jax.serve.payload import read_body
 from condseg_jax.serve.request import ANSWER
+from condseg_jax.serve.request import DICOM_OUTPUTS
 from condseg_jax.serve.request import disk_error
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import OUTPUTS
+from condseg_jax.serve.request import SERIES
 from condseg_jax.serve.request import to_http_error
 
-LABEL = "label.nii.gz"
-# Output → file name suggested to the client.
-NAMES = {"zip": "segmentation.zip", "label": LABEL, "statistics": "statistics.json", "page": ""}
+# Output → file name suggested to the client; that of a label map gets its suffix.
+NAMES = {"zip": "segmentation.zip", "label": "label", "statistics": "statistics.json", "page": "",
+         "dicom_seg": "seg.dcm", "dicom_rtstruct": "rtstruct.dcm", "dicom": "dicom.zip"}
+# Output → the DICOM objects in it.
+DICOM = dict(zip(DICOM_OUTPUTS, (("seg",), ("rtstruct",), ("seg", "rtstruct")), strict=True))
 
 LOG = logging.getLogger("condseg_jax")
 
@@ -55,6 +63,9 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
   on_phase("reading")
   try:
     volume, modality = _read(predictor, folder, request, limits)
+    if request["output"] in DICOM and not (folder / SERIES).is_dir():
+      raise HttpError(400, "output", f"{request['output']} needs a DICOM series",
+                      "send the series as a zip archive, or request another output")
     on_phase("predicting")
     try:
       findings = check_image(volume, predictor.plan, predictor.training, modality=modality)
@@ -72,8 +83,10 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
                              findings)
     try:
       media = _write(folder, predictor, volume, prediction, request, statistics)
-    except InputError as error:  # a file cannot be written
-      raise disk_error(error.__cause__) from error
+    except InputError as error:
+      if isinstance(error.__cause__, OSError):  # a file cannot be written
+        raise disk_error(error.__cause__) from error
+      raise to_http_error(error, 422, folder) from error
   except OSError as error:
     LOG.exception("a file of a request could not be written")
     return _failure(disk_error(error))
@@ -82,7 +95,11 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
   except Exception:
     LOG.exception("a prediction failed")
     return _failure(HttpError(500, "service", "the prediction failed", "see the service log"))
-  return {"status": 200, "media": media, "name": NAMES[request["output"]]}
+  finally:
+    dicom.clear_header_cache()
+  name = NAMES[request["output"]]
+  return {"status": 200, "media": media,
+          "name": name + request["suffix"] if name == "label" else name}
 
 
 def _failure(error: HttpError) -> dict:
@@ -111,11 +128,21 @@ def _statistics(predictor: Predictor, volume: Volume, prediction: Prediction, re
                 seconds: float, findings: Sequence[str]) -> dict:
   """Returns the content of statistics.json."""
   entries = structures(volume, prediction, request["fusion"] == "independent")
-  classes = {name: {"value": prediction.names[name], **entry} for name, entry in entries.items()}
+  to_voxel = np.linalg.inv(volume.affine)
+  classes = {name: {"value": prediction.names[name], **entry,
+                    "centroid_voxel": _voxel(to_voxel, entry["centroid_mm"])}
+             for name, entry in entries.items()}
   return {"classes": classes, "findings": findings, "shape": list(volume.geometry.shape),
           "spacing_mm": [round(s, 6) for s in volume.spacing], "fusion": request["fusion"],
           "threshold": request["threshold"], "model_step": predictor.step,
           "seconds": round(seconds, 3)}
+
+
+def _voxel(to_voxel: np.ndarray, point_mm: Sequence[float] | None) -> list[float] | None:
+  """Returns the array index of a point in RAS+ mm."""
+  if point_mm is None:
+    return None
+  return [round(float(x), 2) for x in to_voxel[:3] @ [*point_mm, 1.0]]
 
 
 def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Prediction,
@@ -126,12 +153,15 @@ def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Predi
   if output == "statistics":
     answer.write_text(text, encoding="utf-8")
     return OUTPUTS[output][0]
-  files.write_label(folder / LABEL, prediction.label.array, prediction.label.affine,
-                    prediction.names)
-  if output == "label":
-    (folder / LABEL).rename(answer)
+  if output in DICOM:
+    _write_dicom(folder, predictor, prediction, request)
     return OUTPUTS[output][0]
-  members = {LABEL: (folder / LABEL).read_bytes()}
+  label = folder / f"label{request['suffix']}"
+  files.write_label(label, prediction.label.array, prediction.label.affine, prediction.names)
+  if output == "label":
+    label.rename(answer)
+    return OUTPUTS[output][0]
+  members = {label.name: label.read_bytes()}
   if request["fusion"] == "independent":
     members |= _masks(folder, prediction)
   members["statistics.json"] = text.encode()
@@ -143,6 +173,20 @@ def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Predi
   image, labels, layout = preview.draw_view(volume, prediction.label, predictor.plan.modality)
   members |= {"image.png": image, "labels.png": labels, "layout.json": json.dumps(layout).encode()}
   return _write_form(answer, members)
+
+
+def _write_dicom(folder: Path, predictor: Predictor, prediction: Prediction,
+                 request: Mapping) -> None:
+  """Writes the DICOM object of an answer, or a zip archive of several."""
+  kinds = DICOM[request["output"]]
+  written = write_dicom(folder, prediction, predictor, kinds, folder / SERIES, request["series"],
+                        separate=request["fusion"] == "independent")
+  if len(written) == 1:
+    written[0].rename(folder / ANSWER)
+    return
+  with zipfile.ZipFile(folder / ANSWER, "w") as archive:
+    for kind, path in zip(kinds, written, strict=True):
+      archive.write(path, f"{kind}.dcm")
 
 
 def _masks(folder: Path, prediction: Prediction) -> dict[str, bytes]:

@@ -8,7 +8,6 @@ import math
 from pathlib import Path
 
 from condseg_jax.errors import InputError
-from condseg_jax.formats import dicom
 from condseg_jax.formats import files
 from condseg_jax.formats.voxels import Header
 from condseg_jax.geometry import canonical_geometry
@@ -19,6 +18,7 @@ from condseg_jax.serve import archive
 from condseg_jax.serve.request import BODY
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
+from condseg_jax.serve.request import SERIES
 from condseg_jax.serve.request import to_http_error
 
 # Per voxel at the network's spacing: three copies of the image; and the image, best probability and
@@ -31,7 +31,8 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Vo
   """Reads the volume of a request.
 
   Args:
-    folder: folder of the request with the file `BODY`; a zip archive is unpacked into it.
+    folder: folder of the request with the file `BODY`, of which a zip archive is unpacked into
+      the folder `SERIES`; or with that folder instead.
     series: SeriesInstanceUID to select from a zip archive with several series, or "".
     plan: of the network; its spacing determines the memory of a prediction.
     limits: of size.
@@ -45,9 +46,11 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Vo
   """
   names: list[str] = []
   try:
-    path = _rename_by_format(folder)
+    path = folder / SERIES
+    if not path.is_dir():
+      path = _rename_by_format(folder)
     if path.name == BODY:
-      path = folder / "series"
+      path = folder / SERIES
       names = archive.unpack(folder / BODY, path, limits)
     _check_size(files.read_header(path, series), plan, limits)
     return files.read_volume(path, series), files.modality(path, series)
@@ -56,8 +59,6 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Vo
       raise HttpError(422, "body", "is a zip archive without DICOM images", "zip the folder of a "
                       "DICOM series; send NIfTI as it is") from error
     raise to_http_error(error, 422, folder, names) from error
-  finally:
-    dicom.clear_header_cache()
 
 
 def _rename_by_format(folder: Path) -> Path:

@@ -15,17 +15,24 @@ import re
 from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 
-# Output → media types of the Accept header that select it.
+# Output → media types of the Accept header that select it; the first output that has one.
 OUTPUTS = {"zip": ("application/zip",),
            "label": ("application/gzip", "application/x-gzip", "application/octet-stream"),
            "statistics": ("application/json",),
+           "dicom_seg": ("application/dicom",),
+           "dicom_rtstruct": ("application/dicom",),
+           "dicom": ("application/zip",),  # both objects
            "page": ("multipart/form-data",)}
-PARAMETERS = ("classes", "preset", "fusion", "threshold", "series", "force", "output")
+PARAMETERS = ("classes", "preset", "fusion", "threshold", "study", "series", "force", "output",
+              "store")
+DICOM_OUTPUTS = ("dicom_seg", "dicom_rtstruct", "dicom")
 
 # Files in the folder of a request.
 BODY, ANSWER = "body", "answer"
+SERIES = "series"  # folder of a DICOM series, unpacked or placed there
 MEMBER = "member_{:05d}"  # a file unpacked from a zip archive, before its suffix
 
+FREE_BYTES = 1 << 30  # of a disk, that what is kept of requests leaves to others
 MAX_NAME = 80  # characters of a sender's file name that are quoted in an error
 MAX_VALUE = 40  # the same for a parameter or header
 _MEMBER = re.compile(r"(?:series/)?member_(\d{5})(?:\.[a-z]+)?")
@@ -128,18 +135,24 @@ class PredictRequest:
 
   Attributes:
     classes, preset, fusion, threshold: see `Predictor.predict`.
-    series: SeriesInstanceUID to select from a zip archive with several DICOM series.
+    study: StudyInstanceUID on the DICOMweb server of the service, instead of a body.
+    series: SeriesInstanceUID to select from a zip archive or study with several DICOM series.
     force: predict even if the volume looks implausible.
     output: a key of `OUTPUTS`.
+    store: store the DICOM objects on the DICOMweb server, too.
+    suffix: of label maps: .nii.gz or .nrrd.
   """
 
   classes: tuple[str, ...] = ()
   preset: str = ""
   fusion: str = "argmax"
   threshold: float = 0.5
+  study: str = ""
   series: str = ""
   force: bool = False
   output: str = "zip"
+  store: bool = False
+  suffix: str = ".nii.gz"
 
 
 def read_request(query: Iterable[tuple[str, str]], accept: str, table: ClassTable,
@@ -166,11 +179,15 @@ def read_request(query: Iterable[tuple[str, str]], accept: str, table: ClassTabl
   request = PredictRequest(
       classes=tuple(name.strip() for name in given.get("classes", "").split(",") if name.strip()),
       preset=given.get("preset", ""), fusion=given.get("fusion", "argmax"),
-      threshold=_parse_threshold(given.get("threshold", "0.5")), series=given.get("series", ""),
+      threshold=_parse_threshold(given.get("threshold", "0.5")), study=given.get("study", ""),
+      series=given.get("series", ""), store=_parse_switch("store", given.get("store", "0")),
       force=_parse_switch("force", given.get("force", "0")),
       output=given.get("output") or _accepted_output(accept))
   _check_choice("output", request.output, OUTPUTS)
   _check_choice("fusion", request.fusion, fusions)
+  if request.store and request.output not in DICOM_OUTPUTS:
+    raise HttpError(400, "store", f"output {request.output} is no DICOM object",
+                    f"request one of {', '.join(DICOM_OUTPUTS)}")
   try:
     table.select(request.classes, request.preset)
   except InputError as error:
@@ -219,7 +236,7 @@ def _accepted_output(accept: str) -> str:
       if media in types:
         return output
   raise HttpError(406, "Accept", "contains no supported media type",
-                  f"use one of {', '.join(types[0] for types in OUTPUTS.values())}")
+                  f"use one of {', '.join(dict.fromkeys(t[0] for t in OUTPUTS.values()))}")
 
 
 def _original_name(names: Sequence[str], number: int) -> str:

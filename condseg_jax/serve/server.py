@@ -7,6 +7,8 @@ memory.
 
 import asyncio
 from collections.abc import Collection
+from collections.abc import Coroutine
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -14,21 +16,27 @@ import signal
 import socket
 import tempfile
 from types import FrameType
+from typing import NamedTuple
 
 import h11
+from starlette.applications import Starlette
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from condseg_jax.dicomweb.server import Server
 from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
+from condseg_jax.serve.dimse.settings import Node
 from condseg_jax.serve.hosts import Hosts
+from condseg_jax.serve.monai.datastore import Datastore
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.system.allocator import freeze_gc
+from condseg_jax.system.lock import held
 
 # For a connection to send a complete request header, or to receive anything of its response.
 IDLE_SECONDS = 30.0
@@ -37,8 +45,22 @@ MAX_CONNECTIONS, BACKLOG = 600, 256
 LOG = logging.getLogger("condseg_jax")
 
 
+class Connections(NamedTuple):
+  """Where images come from besides the bodies of requests.
+
+  Attributes:
+    datastore: folder of images for clients of MONAI Label.
+    dicomweb: server whose series requests may name.
+    node: the DICOM node to be.
+  """
+
+  datastore: Datastore | None = None
+  dicomweb: Server | None = None
+  node: Node | None = None
+
+
 def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
-          allowed_hosts: Collection[str] = (), members: int = 0) -> None:
+          connections: Connections, allowed_hosts: Collection[str] = (), members: int = 0) -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
@@ -47,13 +69,16 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     host: address to listen on.
     port: port to listen on; 0 for any free port.
     limits: of requests.
+    connections: where images come from besides the bodies of requests.
     allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
     members: number of members of an ensemble to use; 0 for all.
 
   Raises:
-    InputError: the network cannot be loaded, the address cannot be used, or a name is invalid.
+    InputError: the network cannot be loaded, an address cannot be used, a name is invalid, or
+      another process holds the spool of the node.
   """
   hosts = Hosts(host, allowed_hosts)
+  node = connections.node
   # uvicorn raises the signal again after its shutdown.
   handlers = {number: signal.signal(number, lambda *_: None)
               for number in (signal.SIGTERM, signal.SIGINT)}
@@ -61,9 +86,12 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
     logging.getLogger(name).setLevel(logging.ERROR)  # no warning for every malformed request
   try:
     with _listen(host, port) as listener, tempfile.TemporaryDirectory(
-        prefix="condseg-serve-", ignore_cleanup_errors=True) as folder:
-      device = Device(worker_command(workdir, checkpoint, members), limits)
-      asyncio.run(_serve(device, listener, limits, Path(folder), hosts))
+        prefix="condseg-serve-", ignore_cleanup_errors=True) as folder, (
+        held(node.spool) if node else contextlib.nullcontext()):
+      queue = Queue(Device(worker_command(workdir, checkpoint, members), limits), limits)
+      app = build_app(queue, limits, Path(folder), hosts, connections.datastore,
+                      connections.dicomweb)
+      asyncio.run(_serve(queue, listener, app, _node_work(node, queue, Path(folder))))
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
@@ -152,12 +180,20 @@ class Protocol(H11Protocol):
     self.transport.abort()
 
 
-async def _serve(device: Device, listener: socket.socket, limits: Limits, folder: Path,
-                 hosts: Hosts) -> None:
+def _node_work(node: Node | None, queue: Queue, folder: Path) -> Coroutine[None, None, None] | None:
+  """Returns the work of a DICOM node; pynetdicom is imported only if there is one."""
+  if node is None:
+    return None
+  from condseg_jax.serve.dimse.runner import Runner
+  from condseg_jax.serve.dimse.spool import Spool
+  return Runner(node, Spool(node.spool, node.quiet_seconds), queue, folder).run()
+
+
+async def _serve(queue: Queue, listener: socket.socket, app: Starlette,
+                 node: Coroutine[None, None, None] | None) -> None:
   freeze_gc()
-  queue = Queue(device, limits)
   config = uvicorn.Config(
-      build_app(queue, limits, folder, hosts), loop="asyncio", http=Protocol, ws="none",
+      app, loop="asyncio", http=Protocol, ws="none",
       lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
       limit_concurrency=MAX_CONNECTIONS, backlog=BACKLOG,
       timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
@@ -166,17 +202,19 @@ async def _serve(device: Device, listener: socket.socket, limits: Limits, folder
   host, port = listener.getsockname()[:2]
   LOG.info("listening on http://%s:%d; loading the network", f"[{host}]" if ":" in host else host,
            port)
-  work = asyncio.create_task(queue.run())
+  tasks = [asyncio.create_task(work) for work in (queue.run(), node) if work is not None]
   try:
-    await asyncio.wait({web, work}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({web, *tasks}, return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
     await web
-    if work.done():
-      work.result()  # raises
+    for task in tasks:
+      if task.done():
+        task.result()  # raises
   finally:
-    work.cancel()
-    await asyncio.gather(work, return_exceptions=True)
-    await device.close()
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await queue.device.close()
 
 
 def _listen(host: str, port: int) -> socket.socket:

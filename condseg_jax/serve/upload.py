@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from collections.abc import Callable
+from collections.abc import Collection
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
@@ -10,19 +11,17 @@ import math
 from pathlib import Path
 import time
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser
 from python_multipart.multipart import parse_options_header
+from starlette.types import Message
 
+from condseg_jax.serve.form import Form
+from condseg_jax.serve.form import SEND_RAW
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import MAX_VALUE
 
 DRAIN_SECONDS = 5.0
 RETRY_SECONDS = 2
-MAX_BOUNDARY = 70  # bytes, RFC 2046, 5.1.1
-
-SEND_RAW = "send the file as the request body, e.g. with curl --data-binary @FILE"
 
 
 class Disconnected(Exception):
@@ -34,6 +33,7 @@ class Incoming:
 
   Attributes:
     ended: whether the body has been received completely.
+    fields: text fields of its form, once it has been received.
   """
 
   def __init__(self, receive: Callable, headers: Mapping[str, str], limits: Limits):
@@ -43,12 +43,17 @@ class Incoming:
     self._start, self._size = time.monotonic(), 0
     self._timeout: asyncio.Timeout | None = None  # of the next chunk
     self.ended = False
+    self.fields: Mapping[str, str] = {}
 
-  async def save(self, path: Path) -> int:
+  async def save(self, path: Path, fields: Collection[str] = (), *, file: str = "",
+                 optional: bool = False) -> int:
     """Writes the body, or the file in its form, and returns its size in bytes.
 
     Args:
       path: file to write.
+      fields: text fields that a form may have.
+      file: name of the field of the file in a form; "" for any.
+      optional: whether the body may be empty, or a form without a file.
 
     Raises:
       HttpError: the body is too large, too slow, empty or encoded, or is a form without a file.
@@ -57,17 +62,18 @@ class Incoming:
     self._check_headers()
     kind, options = parse_options_header(self._headers.get("content-type", ""))
     size = 0
-    with path.open("wb") as file:
+    with path.open("wb") as stream:
       if kind == b"multipart/form-data":
-        form = FormFile(options.get(b"boundary", b""), file.write)
+        form = Form(options.get(b"boundary", b""), stream.write, fields, file)
         async for chunk in self._chunks():
           form.feed(chunk)
-        form.end()
+        form.end(optional=optional)
+        self.fields = form.fields
       else:
         async for chunk in self._chunks():
-          file.write(chunk)
-      size = file.tell()
-    if not size:
+          stream.write(chunk)
+      size = stream.tell()
+    if not size and not optional:
       raise HttpError(400, "body", "is empty (0 bytes)", SEND_RAW)
     return size
 
@@ -95,6 +101,11 @@ class Incoming:
           self.ended = message["type"] == "http.disconnect" or not message.get("more_body")
     except TimeoutError:
       pass
+
+  async def rest(self) -> Message:
+    """Drains the body, as the `receive` of a response to it; see the ASGI specification."""
+    await self.drain()
+    return {"type": "http.disconnect"}
 
   def _check_headers(self) -> None:
     length = self._headers.get("content-length", "")
@@ -158,71 +169,3 @@ class Uploads:
       yield
     finally:
       self._receiving.discard(incoming)
-
-
-class FormFile:
-  """Extracts the only file of multipart/form-data while it is received.
-
-  Args:
-    boundary: boundary of the Content-Type header.
-    write: receives the bytes of the file.
-  """
-
-  def __init__(self, boundary: bytes, write: Callable[[bytes], object]):
-    if not 0 < len(boundary) <= MAX_BOUNDARY:
-      raise _form_error("has no boundary of 1 to 70 bytes in its Content-Type")
-    self._write, self._files, self._ended = write, 0, False
-    self._name, self._value, self._headers = b"", b"", {}
-    self._parser = MultipartParser(boundary, {
-        "on_part_begin": self._headers.clear,
-        "on_header_field": self._header_name,
-        "on_header_value": self._header_value,
-        "on_header_end": self._header_end,
-        "on_headers_finished": self._begin,
-        "on_part_data": lambda data, start, end: self._write(data[start:end]),
-        "on_end": self._end})
-
-  def feed(self, data: bytes) -> None:
-    """Parses the next bytes of the body.
-
-    Raises:
-      HttpError: invalid form, several files, or other fields.
-    """
-    try:
-      self._parser.write(data)
-    except FormParserError as error:
-      raise _form_error(f"is not valid multipart/form-data ({error})") from error
-
-  def end(self) -> None:
-    """Raises HttpError if the form is incomplete or has no file."""
-    if not self._ended:
-      raise _form_error("is a truncated form")
-    if not self._files:
-      raise _form_error("is a form without a file")
-
-  def _header_name(self, data: bytes, start: int, end: int) -> None:
-    self._name += data[start:end]
-
-  def _header_value(self, data: bytes, start: int, end: int) -> None:
-    self._value += data[start:end]
-
-  def _header_end(self) -> None:
-    self._headers[self._name.lower()] = self._value
-    self._name = self._value = b""
-
-  def _begin(self) -> None:
-    _, options = parse_options_header(self._headers.get(b"content-disposition", b""))
-    if b"filename" not in options:
-      name = options.get(b"name", b"").decode("latin-1")[:MAX_VALUE]
-      raise HttpError(400, f"form field {name!r}", "is not a file",
-                      "give parameters in the query string, e.g. /predict?classes=…")
-    self._files += 1
-    if self._files > 1:
-      raise _form_error("is a form with several files")
-
-  def _end(self) -> None:
-    self._ended = True
-
-
-def _form_error(reason: str) -> HttpError:
-  return HttpError(400, "body", reason, f"send a form with a single file, or {SEND_RAW}")

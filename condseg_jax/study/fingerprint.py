@@ -23,7 +23,8 @@ from condseg_jax.datasets import discover
 from condseg_jax.model_io.bundle import without_paths
 
 ROOT = Path(condseg_jax.__file__).parent
-ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")  # training and scoring
+# Training and scoring, and what training imports by name.
+ENTRIES = ("condseg_jax.train.loop", "condseg_jax.train.unlabelled", "condseg_jax.study.score")
 # Imported modules that affect neither: file readers, whose output the data digest covers; records
 # and logs; settings, whose values are part of the key.
 NOT_COMPUTING = (
@@ -47,6 +48,7 @@ def member_key(config: Config, data: str, source: str) -> str:
     section, _, key = name.partition(".")
     if tree[section][key] == neutral:
       del tree[section][key]
+  tree = {name: part for name, part in tree.items() if part != {}}  # a section added as a whole
   return digest_of({"config": tree, "data": data, "source": source})
 
 

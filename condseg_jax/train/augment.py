@@ -119,8 +119,7 @@ def augment(batch: Batch, key: jax.Array, settings: Augment, spacing: tuple[floa
     The batch with image and mask transformed alike; voxels moved in from outside are unlabelled.
   """
   keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch.index)
-  # A class that is decoded but not annotated does not restrict mirroring.
-  forbidden = jnp.any(lateral_axes[batch.class_id] & (batch.beta > 0)[..., None], axis=1)
+  forbidden = sided(batch, lateral_axes)
 
   def one(image, mask, sample_key, refused):
     move_key, mirror_key, intensity_key = jax.random.split(sample_key, 3)
@@ -132,6 +131,26 @@ def augment(batch: Batch, key: jax.Array, settings: Augment, spacing: tuple[floa
 
   image, mask = jax.vmap(one)(batch.image, batch.mask, keys, forbidden)
   return batch._replace(image=image, mask=mask)
+
+
+def sided(batch: Batch, lateral_axes: jax.Array) -> jax.Array:
+  """Returns the axes along which a sample must not be mirrored, bool [B, axes].
+
+  A class that is decoded but not annotated does not restrict mirroring.
+  """
+  return jnp.any(lateral_axes[batch.class_id] & (batch.beta > 0)[..., None], axis=1)
+
+
+def mirrored(batch: Batch, key: jax.Array, settings: Augment,
+             lateral_axes: jax.Array) -> jax.Array:
+  """Returns the axes along which `augment` flips a sample, bool [B, axes]; arguments as there."""
+  axes = "DHW"[-lateral_axes.shape[-1]:]
+  wanted = jnp.array([name in settings.mirror for name in axes])
+
+  def coins(index):
+    _, mirror_key, _ = jax.random.split(jax.random.fold_in(key, index), 3)
+    return _coins(mirror_key, len(axes))
+  return jax.vmap(coins)(batch.index) & wanted[None] & ~sided(batch, lateral_axes)
 
 
 def rotation_matrix(angles: jax.Array, ndim: int) -> jax.Array:
@@ -184,9 +203,13 @@ def _resample(image, mask, coordinates):
   return image, jnp.where(inside[..., None], mask[clipped], jnp.asarray(UNLABELLED, mask.dtype))
 
 
+def _coins(key, axes: int):
+  return jax.random.bernoulli(key, 0.5, (axes,))
+
+
 def _mirror(key, image, mask, settings, refused):
   axes = "DHW"[3 - (image.ndim - 1):]
-  coins = jax.random.bernoulli(key, 0.5, (len(axes),))
+  coins = _coins(key, len(axes))
   for axis, name in enumerate(axes):
     if name in settings.mirror:
       flip = coins[axis] & ~refused[axis]

@@ -16,6 +16,7 @@ from condseg_jax.data import sampling
 from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.sampling import Dataset
 from condseg_jax.errors import InputError
+from condseg_jax.losses import RIVALS
 from condseg_jax.models.build import build_model
 from condseg_jax.models.memory import device_bytes
 from condseg_jax.models.memory import OVERESTIMATE
@@ -33,10 +34,25 @@ def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
                              for level in range(len(strides) + 1)))
 
 
+def excludes(config: Config) -> bool:
+  """Returns whether training uses that classes exclude each other, see `train.unlabelled`."""
+  loss = config.loss
+  return bool(loss.objective in RIVALS or config.augment.cutmix or
+              loss.exclusion_classes and loss.exclusion_weight)
+
+
+def decodes_per_step(config: Config, training: Sequence[Dataset], table: ClassTable) -> int:
+  """Returns D, the classes that a step decodes per image: those of the batch and further ones."""
+  if config.loss.objective in RIVALS:
+    return len(table)
+  further = config.loss.exclusion_classes if config.loss.exclusion_weight else 0
+  return min(len(table), sampling.decodes_per_image(training, config.data) + further)
+
+
 def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
                modality: str) -> Callable[[Sequence[int], Sequence[Sequence[int]]], int]:
   """Returns a function (subvolume, strides) → estimated bytes of a step on one device."""
-  decodes = sampling.decodes_per_image(training, config.data)
+  decodes = decodes_per_step(config, training, table)
   images = -(-config.data.batch_size // jax.device_count())
 
   def cost(subvolume, strides) -> int:
@@ -62,7 +78,7 @@ def plan_summary(config: Config, training: Sequence[Dataset], table: ClassTable,
           "memory_gb": estimate / 1e9,
           "bytes_per_voxel": (estimate - nothing) / math.prod(plan.subvolume),
           "largest_subvolume": largest,
-          "decodes_per_image": sampling.decodes_per_image(training, config.data),
+          "decodes_per_image": decodes_per_step(config, training, table),
           "device": jax.default_backend(), **fingerprint(cases)}
 
 

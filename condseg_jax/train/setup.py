@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import importlib
 
 import grain
 import jax
@@ -21,6 +22,7 @@ from condseg_jax.data.sampling import Fold
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.losses import make_objective
+from condseg_jax.losses import RIVALS
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
 from condseg_jax.models.class_vector import read_texts
@@ -33,6 +35,8 @@ from condseg_jax.plan import same_spacing
 from condseg_jax.train import parallel
 from condseg_jax.train.augment import check_augmentations
 from condseg_jax.train.checkpoint import Checkpoints
+from condseg_jax.train.memory import decodes_per_step
+from condseg_jax.train.memory import excludes
 from condseg_jax.train.memory import plan_summary
 from condseg_jax.train.memory import step_bytes
 from condseg_jax.train.memory import with_strides
@@ -53,6 +57,7 @@ class Setup:
     record: config, class table, plan and statistics as stored in the checkpoints.
     training: the training datasets.
     held_out: their held-out part, for periodic scores.
+    bare: the datasets without masks that are drawn, too.
     model: the network.
     plan_summary: plan, memory and fingerprint, for plan.json.
   """
@@ -61,6 +66,7 @@ class Setup:
   record: ModelRecord
   training: Sequence[Dataset]
   held_out: Sequence[Dataset]
+  bare: Sequence[Dataset]
   model: Network
   plan_summary: Mapping
 
@@ -68,8 +74,8 @@ class Setup:
     """Returns this process's part of the batches of the run, from a step on; see `sampling`."""
     return sampling.batches(
         self.training, self.record.table, self.record.plan, self.config.data,
-        seed=self.config.seed, start_step=start_step, process_index=jax.process_index(),
-        process_count=jax.process_count())
+        seed=self.config.seed, bare=self.bare, start_step=start_step,
+        process_index=jax.process_index(), process_count=jax.process_count())
 
 
 def check_config(config: Config) -> None:
@@ -105,7 +111,14 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   """
   data = config.data
   check_axes(config.model, stores[0])
+  if excludes(config):
+    for store in stores:
+      store.check_overlaps()
   everything = sampling.datasets(stores, "train")
+  bare = sampling.bare_datasets(stores) if data.bare else []
+  if data.bare and not bare:
+    raise InputError("data.bare", f"{data.bare:g} for datasets without masks, but all have some",
+                     "prepare them with condseg-prepare --unlabelled, or set it to 0", usage=True)
   check_included(data.include_classes, everything)
   # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
   # subset of the classes get identically normalised images.
@@ -133,10 +146,14 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     config = resumed_config(config, recorded.config)
     check_same_model(recorded.config, config, workdir)
     check_same_plan(plan, stores[0], config.data.subvolume, workdir)
+  if config.loss.objective in RIVALS and table.overlapping:
+    raise InputError("loss.objective", f"{config.loss.objective!r} needs classes that exclude each "
+                     f"other, but {' and '.join(map(repr, table.overlapping[0]))} overlap",
+                     "use 'dice_bce'", usage=True)
   record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
                        class_priors(cases, table.names))
   model = build_model(config.model, config.conditioning, table.codes)
-  return Setup(config, record, training, held_out, model,
+  return Setup(config, record, training, held_out, bare, model,
                plan_summary(config, training, table, plan))
 
 
@@ -153,11 +170,25 @@ def make_step_and_state(setup: Setup) -> tuple[parallel.Driver, TrainState]:
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
       spacing=plan.spacing, lateral_axes=lateral_axes(table, model.ndim),
       alpha_K=alphas(table, config.loss.alpha), ema_decay=train.ema_decay, seed=config.seed,
-      grad_accum_steps=train.grad_accum_steps)
+      grad_accum_steps=train.grad_accum_steps, **further_labels(setup))
   driver = parallel.make_driver(train.driver, step, config.data.batch_size,
                                 train.grad_accum_steps)
   variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
   return driver, TrainState.create(variables, optimizer, ema=train.ema_decay > 0)
+
+
+def further_labels(setup: Setup) -> dict:
+  """Returns the arguments of the step for labels of classes that a dataset does not annotate."""
+  if not excludes(setup.config):
+    return {}
+  # By name, so that a training without these labels does not import them.
+  unlabelled = importlib.import_module("condseg_jax.train.unlabelled")
+  loss, table = setup.config.loss, setup.record.table
+  decodes = decodes_per_step(setup.config, setup.training, table)
+  complete = unlabelled.make_complete(table.exclusive, decodes, setup.config.augment,
+                                      lateral_axes(table, setup.model.ndim))
+  return {"complete": complete,
+          "exclusion_weight": loss.exclusion_weight if loss.exclusion_classes else 0.0}
 
 
 # --- classes ------------------------------------------------------------------------------------
@@ -196,7 +227,13 @@ def class_table(training: Sequence[Dataset], stores: Sequence[Store], data: Data
   presets = {key: [n for n in group if normal_name(n) not in left_out]
              for key, group in data.presets.items()}
   presets = {key: group for key, group in presets.items() if group or not left_out}
-  return ClassTable.create(names, presets=presets, no_mirror=lateral,
+  pairs = [tuple(map(normal_name, pair)) for pair in data.overlapping]
+  for name in (name for pair in pairs for name in pair):
+    if name not in names and name not in left_out:
+      raise InputError("data.overlapping", f"{name!r} is not a class of the training data",
+                       f"classes: {', '.join(names)}", usage=True)
+  pairs = [p for p in (*pairs, *(p for s in stores for p in s.overlapping)) if set(p) <= set(names)]
+  return ClassTable.create(names, presets=presets, no_mirror=lateral, overlapping=pairs,
                            capacity=max(64, len(names)))
 
 
@@ -246,9 +283,8 @@ def resumed_config(config: Config, recorded: Config) -> Config:
   if config.train.minutes and config.train.minutes == recorded.train.minutes:
     config = dataclasses.replace(config, train=dataclasses.replace(
         config.train, steps=recorded.train.steps, eval_every=recorded.train.eval_every))
-  return dataclasses.replace(config, conditioning=dataclasses.replace(
+  return dataclasses.replace(config, init=recorded.init, conditioning=dataclasses.replace(
       config.conditioning, texts=recorded.conditioning.texts))
-
 
 
 # --- whether a run can start or resume ----------------------------------------------------------
@@ -265,11 +301,16 @@ def check_resume(resume: str, last: int | None, workdir) -> None:
                      "choose another workdir, or use resume=auto")
 
 
-def check_workdir(workdir, resume: str) -> None:
-  """Runs `check_resume` on a workdir, creating the folder if it does not exist."""
+def check_workdir(workdir, resume: str) -> int | None:
+  """Runs `check_resume` on a workdir, creating the folder if it does not exist.
+
+  Returns:
+    The step of its last checkpoint, or None without any.
+  """
   checkpoints = Checkpoints(workdir)
   try:
     check_resume(resume, checkpoints.last_step, workdir)
+    return checkpoints.last_step
   finally:
     checkpoints.close()
 

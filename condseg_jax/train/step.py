@@ -26,7 +26,9 @@ TrainStep = Callable[..., tuple[TrainState, dict[str, jax.Array]]]
 def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
                     objective: losses.Objective, augmentation: Augment,
                     spacing: tuple[float, ...], lateral_axes, alpha_K, ema_decay: float, seed: int,
-                    grad_accum_steps: int = 1) -> TrainStep:
+                    grad_accum_steps: int = 1,
+                    complete: Callable[..., Batch] | None = None,
+                    exclusion_weight: float = 0.0) -> TrainStep:
   """Builds the train step.
 
   Args:
@@ -44,6 +46,8 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
     grad_accum_steps: number of equal parts of a batch that are processed in sequence, with the
       activations of one part in memory. The result is equal up to rounding, since the loss is a
       sum over samples.
+    complete: adds labels of further classes, see `train.unlabelled`.
+    exclusion_weight: weight λ of `losses.exclusion`; with 0 it is not computed.
 
   Returns:
     `train_step(state, batch, steps=None, *, axis_name=None)`, with the length of the run for
@@ -59,9 +63,13 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
   alpha_K = np.asarray(alpha_K, np.float32)
   lateral_axes = np.asarray(lateral_axes, bool)
 
+  def augmented(batch: Batch, key) -> Batch:
+    return augment(batch, key, augmentation, spacing, jnp.asarray(lateral_axes))
+
   def gradient_and_sums(params, statistics, model, batch: Batch, key, global_batch: int):
     """Returns the contribution of samples to gradient, loss and Dice, and the statistics."""
-    batch = augment(batch, key, augmentation, spacing, jnp.asarray(lateral_axes))
+    if complete is None:
+      batch = augmented(batch, key)
 
     def loss_function(params):
       logits, changed = training_logits(model, variables(params, statistics), batch.image,
@@ -69,6 +77,10 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
       loss_BN = losses.deep_loss(logits, batch.mask, objective)
       loss = losses.total(loss_BN, batch.class_id, batch.beta, jnp.asarray(alpha_K),
                           global_batch=global_batch)
+      if exclusion_weight:
+        loss += losses.exclusion(logits[0], batch.mask, batch.class_id, batch.beta,
+                                 jnp.asarray(alpha_K), weight=exclusion_weight,
+                                 global_batch=global_batch)
       # Measured for every objective; if it has the same terms, XLA computes them once.
       finest = losses.terms(jax.lax.stop_gradient(logits[0]), batch.mask)
       return loss, (finest.dice, changed.get("statistics"))
@@ -89,6 +101,8 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
     here = model if axis_name is None else model.clone(batch_axes=(axis_name,))
     contribution = lambda batch: gradient_and_sums(
         state.params, state.statistics, here, batch, key, global_batch)
+    if complete is not None:  # it may look at other samples, so before the batch is divided
+      batch = complete(augmented(batch, key), key, axis_name)
     gradient, sums, statistics = _sum_over_parts(contribution, batch, grad_accum_steps)
     if axis_name is not None:
       gradient, sums = jax.lax.psum((gradient, sums), axis_name)

@@ -159,7 +159,7 @@ def test_batches_have_the_shapes_and_types_they_declare(training):
   batch, = take(1, training, TABLE, PLAN, classes_per_image=2)
   expected = {"image": ((4, 8, 8, 8, 1), np.float32), "class_id": ((4, 2), np.int32),
               "mask": ((4, 8, 8, 8, 2), np.uint8), "beta": ((4, 2), np.float32),
-              "index": ((4,), np.int32)}
+              "index": ((4,), np.int32), "dataset": ((4,), np.int32)}
   assert {k: (v.shape, v.dtype) for k, v in batch._asdict().items()} == expected
 
 
@@ -172,6 +172,34 @@ def test_no_decode_that_no_dataset_needs(wanted, mode, found, training):
   assert sampling.decodes_per_image(training[:2], data) == 1  # of single-class datasets
   batch, = take(1, training, TABLE, PLAN, classes_per_image=wanted, batch_class=mode)
   assert batch.class_id.shape == (4, found)
+
+
+# --- images without masks -----------------------------------------------------------------------
+def test_images_without_masks_are_drawn_beside_the_others(training, tmp_path):
+  cases = [write_arrays(tmp_path, f"case_{n}", coded(n, SHAPE), np.zeros((0, *SHAPE), np.uint8),
+                        dataset="bare", split="train", annotated=(), affine=np.eye(4), source="")
+           for n in range(60, 64)]
+  store = write_manifest(tmp_path, modality="ct", spacing=(1, 1, 1), table=ClassTable(()),
+                         cases=cases)
+  assert store.table.names == () and store.digest(cases[0])[0] == cases[0].image_sha256
+  with pytest.raises(InputError, match="no case of the split 'train' has a mask"):
+    datasets([store])
+  stores = [store, training[0].store]
+  assert datasets(stores) == training  # with the numbers, and so the samples, that they had
+  (bare,) = sampling.bare_datasets(stores)
+  assert (bare.name, bare.annotated, bare.number) == ("bare", (), 3)
+  stream = batches(training, TABLE, PLAN, Data(batch_size=4, bare=0.5), seed=3, bare=[bare])
+  taken = samples(list(itertools.islice(stream, 28)))
+  stream.close()
+  found = [s for s in taken if s.dataset == 3]
+  assert len(found) == 16  # 112 samples, shares 1 : 1 : 1 : 0.5
+  assert {place(s)[0] for s in found} == set(range(60, 64))
+  assert all(s.beta == 0 and (s.mask == 255).all() for s in found)
+  assert len({int(s.class_id[0]) for s in found}) > 1
+  plain = [s for s in taken if s.dataset == 0]
+  alone = [s for s in samples(take(28, training, TABLE, PLAN)) if s.dataset == 0]
+  for a, b in zip(plain, alone, strict=False):
+    np.testing.assert_array_equal(a.image, b.image)
 
 
 # --- proportions --------------------------------------------------------------------------------

@@ -367,3 +367,56 @@ def test_ids_that_are_no_folder_names_are_refused(case_id, tmp_path):
 def test_usual_ids_are_taken(tmp_path):
   for case_id in ("hippocampus_001", "0001TP_006690", "img-1.a", "_x", "A"):
     assert write(tmp_path, *arrays("mr"), case_id).id == case_id
+
+
+# --- which classes overlap ----------------------------------------------------------------------
+def test_overlapping_classes_are_recorded(tmp_path):
+  """A part of a whole overlaps it; a border of two neighbours, a hundredth of the smaller, not."""
+  shape = (40, 30, 20)  # two slabs
+  whole, part, neighbour = (np.zeros(shape, np.uint8) for _ in range(3))
+  whole[5:35], part[8:12, :3] = 1, 1
+  neighbour[35:] = 1
+  neighbour[34, 0] = 1  # 20 of 3020 voxels
+  neighbour[:2] = 255  # not known, and so no overlap
+  image = np.zeros((*shape, 1), np.int16)
+  case = write(tmp_path, image, np.stack([whole, part, neighbour]),
+               annotated=("liver", "cyst", "spleen"))
+  assert case.overlapping == (("cyst", "liver"),)
+  neighbour[34, :3] = 1  # 60 of 3060
+  case = write(tmp_path, image, np.stack([whole, part, neighbour]),
+               annotated=("liver", "cyst", "spleen"))
+  assert case.overlapping == (("cyst", "liver"), ("liver", "spleen"))
+  assert write(tmp_path, image, whole[None]).overlapping == ()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999))
+def test_overlaps_are_those_of_the_whole_masks(seed, tmp_path_factory):
+  rng = np.random.default_rng(seed)
+  masks = np.stack([(rng.random((34, 6, 5)) < p).astype(np.uint8) for p in rng.random(4) ** 3])
+  names = ("a", "b", "c", "d")
+  case = write(tmp_path_factory.mktemp("store"), np.zeros((34, 6, 5, 1), np.int16), masks,
+               annotated=names)
+  expected = {(names[i], names[j]) for i in range(4) for j in range(i + 1, 4)
+              if (masks[i] & masks[j]).sum() >= max(1, write_lib.OVERLAP * min(masks[i].sum(),
+                                                                               masks[j].sum()))}
+  assert set(case.overlapping) == expected
+
+
+def test_a_store_that_did_not_record_overlaps(tmp_path):
+  """It opens as before; only who asks for them hears of it, and preparing again records them."""
+  case = write(tmp_path, *arrays("mr"))
+  assert finish(tmp_path, case).overlapping == set(case.overlapping)
+  former = dataclasses.replace(case, overlapping=None)
+  store = finish(tmp_path, former)
+  assert store.overlapping == set()
+  with pytest.raises(InputError, match="prepare again"):
+    store.check_overlaps()
+  assert write_lib.finished_case(tmp_path, "case", "from") == case
+  record = tmp_path / "cases/case/case.json"
+  tree = json.loads(record.read_text())
+  del tree["overlapping"]
+  record.write_text(json.dumps(tree))
+  assert write_lib.finished_case(tmp_path, "case", "from") is None
+  single = dataclasses.replace(former, annotated=("liver",))
+  dataclasses.replace(store, cases=(single,)).check_overlaps()

@@ -407,3 +407,22 @@ def test_comments_and_free_text_in_a_nrrd_may_be_long(tmp_path):
 def test_comments_and_free_text_in_a_nrrd_are_no_fields(tmp_path):
   text = NRRD.replace("encoding: raw", "Encoding: raw\n# encoding: gzip\nencoding:=hex")
   np.testing.assert_array_equal(files.read_volume(nrrd(tmp_path, text=text)).array, VOXELS.T)
+
+
+@pytest.mark.parametrize("shear", [0.0, 0.2])
+def test_a_label_map_as_nrrd_is_read_back(tmp_path, shear):
+  """By this reader, and in world coordinates by SimpleITK alone."""
+  label = np.random.default_rng(1).integers(0, 300, (4, 5, 6))
+  affine = np.array([[0.8, -0.6, shear, 7], [0.6, 0.8, 0, -9], [0, 0, -2.5, 3], [0, 0, 0, 1]])
+  files.write_label(tmp_path / "a.nrrd", label, affine, {"a": 1})
+  read = files.read_volume(tmp_path / "a.nrrd")
+  np.testing.assert_array_equal(read.array, label)
+  np.testing.assert_allclose(read.affine, affine, atol=1e-12)
+  image = sitk.ReadImage(str(tmp_path / "a.nrrd"))
+  assert image.GetPixelID() == sitk.sitkUInt16 and image[3, 0, 5] == label[3, 0, 5]
+  point = affine @ [3, 0, 5, 1]
+  np.testing.assert_allclose(image.TransformIndexToPhysicalPoint((3, 0, 5)),
+                             point[:3] * [-1, -1, 1], atol=1e-9)
+  assert [path.name for path in tmp_path.iterdir()] == ["a.nrrd"]
+  with pytest.raises(InputError, match="cannot be written"):
+    files.write_label(tmp_path / "none" / "a.nrrd", label, affine, {"a": 1})

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from condseg_jax.classes import UNLABELLED
 from condseg_jax.errors import InputError
 from condseg_jax.infer.fuse import best_class
 from condseg_jax.infer.fuse import check_fusion
 from condseg_jax.infer.fuse import confidence
 from condseg_jax.infer.fuse import finite
+from condseg_jax.infer.fuse import label_map
 from condseg_jax.infer.fuse import ranks
 from condseg_jax.infer.sliding_window import Slab
 
@@ -92,3 +94,11 @@ def test_unknown_fusion_is_wrong_usage():
   with pytest.raises(InputError) as error:
     check_fusion("vote")
   assert error.value.usage and "argmax" in str(error.value)
+
+
+def test_masks_as_one_label_map():
+  """A voxel is unlabelled where no mask knows it; the later class is drawn over the earlier."""
+  masks = np.array([[0, 1, 1, 255, 255, 255], [0, 0, 1, 1, 0, 255]], np.uint8)
+  drawn = label_map(masks, [4, 2])
+  np.testing.assert_array_equal(drawn, [0, 5, 3, 3, 0, UNLABELLED])
+  assert drawn.dtype == np.uint8

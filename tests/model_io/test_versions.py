@@ -32,7 +32,7 @@ def test_version_1_has_its_settings_under_the_present_names(source):
       "data.presets": {"all": ("ball", "box")}, "loss.objective": "image_level",
       "loss.lse_sharpness": 3.0, "model.strides": ((1, 2, 2),), "model.layers_per_level": (1, 1),
       "model.decoder_layers_per_level": (1,), "model.channels": 4, "model.growth": 4,
-      "model.norm": "group",
+      "model.norm": "group", "model.dtype": "float32",
       "optimizer.name": "sgd", "optimizer.learning_rate": 0.01, "optimizer.warmup": 2,
       "conditioning.vector": "embedding", "train.steps": 2, "train.log_every": 2,
       "train.eval_every": 2, "train.grad_accum_steps": 2})

@@ -162,7 +162,8 @@ def test_learning_and_its_memory(decoder):
   image = (label - 1 + 0.1 * rng.normal(size=label.shape)).astype(np.float32)[..., None]
   batch = Batch(image=image, class_id=np.tile(np.arange(3, dtype=np.int32), (4, 1)),
                 mask=np.stack([label == k for k in range(3)], -1).astype(np.uint8),
-                beta=np.ones((4, 3), np.float32), index=np.arange(4, dtype=np.int32))
+                beta=np.ones((4, 3), np.float32), index=np.arange(4, dtype=np.int32),
+                dataset=np.zeros(4, np.int32))
   variables = jax.jit(model.init)(jax.random.key(0), image, jnp.zeros(4, jnp.int32))
   optimizer = optax.adam(0.02)
   step = jax.jit(make_train_step(

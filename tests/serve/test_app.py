@@ -17,6 +17,8 @@ from python_multipart.multipart import parse_options_header
 from condseg_jax.formats.nifti import read_names
 from condseg_jax.formats.nifti import read_nifti
 from condseg_jax.serve.request import Limits
+from support.dicom_files import fill_polygons
+from support.dicom_files import read_segments
 from support.service import bad_bodies
 from support.service import client
 from support.service import Inside
@@ -135,6 +137,28 @@ def test_all_that_the_page_needs(service, predictor, volume):
   painted = np.asarray(Image.open(io.BytesIO(parts["labels.png"])))
   found = np.bincount(predictor.predict(volume).label.array.ravel())[1:]
   np.testing.assert_array_equal(np.bincount(painted[..., 0].ravel())[1:], found)
+
+
+@pytest.mark.parametrize("fusion", ["argmax", "independent"])
+def test_dicom_objects_of_a_dicom_series(service, predictor, volume, tmp_path, fusion):
+  response = service.post(f"/predict?output=dicom&threshold=0.4&fusion={fusion}", content=series())
+  archive = zipfile.ZipFile(io.BytesIO(response.content))
+  assert archive.namelist() == ["seg.dcm", "rtstruct.dcm"]
+  archive.extractall(tmp_path)
+  expected = predictor.predict(volume, fusion=fusion, threshold=0.4)
+  masks = (expected.masks if fusion == "independent" else
+           {name: expected.label.array == value for name, value in expected.names.items()})
+  read = read_segments(tmp_path / "seg.dcm", volume.geometry)
+  filled = fill_polygons(tmp_path / "rtstruct.dcm", volume.geometry)
+  assert read.keys() == filled.keys() == {name for name, mask in masks.items() if mask.any()}
+  for name, mask in read.items():
+    np.testing.assert_array_equal(mask, masks[name])
+  one = service.post(f"/predict?threshold=0.4&fusion={fusion}", content=series(),
+                     headers={"Accept": "application/dicom"})
+  assert one.content[128:132] == b"DICM"
+  assert one.headers["content-disposition"] == 'attachment; filename="seg.dcm"'
+  line = told(service.post("/predict?output=dicom_seg", content=nifti()), 400)
+  assert line["error"] == "output" and "needs a DICOM series" in line["reason"]
 
 
 @pytest.mark.parametrize("name", bad_bodies())

@@ -15,14 +15,14 @@ def parse(accept="*/*", **query):
 
 
 def test_everything_has_a_default():
-  assert parse() == PredictRequest((), "", "argmax", 0.5, "", False, "zip")
+  assert parse() == PredictRequest((), "", "argmax", 0.5, "", "", False, "zip", False, ".nii.gz")
 
 
 def test_all_parameters():
   request = parse(classes=" Liver , left kidney,", preset="all", fusion="independent",
-                  threshold="0.25", series="1.2.3", output="label")
-  assert request == PredictRequest(("Liver", "left kidney"), "all", "independent", 0.25, "1.2.3",
-                                   False, "label")
+                  threshold="0.25", study="1.2", series="1.2.3", output="dicom", store="1")
+  assert request == PredictRequest(("Liver", "left kidney"), "all", "independent", 0.25, "1.2",
+                                   "1.2.3", False, "dicom", True)
 
 
 @pytest.mark.parametrize("accept, output", [
@@ -40,7 +40,8 @@ def test_the_answer_follows_the_accept_header(accept, output):
     ({"class": "liver"}, "one of classes"), ({"classes": "heart"}, "choose from: liver"),
     ({"preset": "none"}, "presets: all"), ({"fusion": "mean"}, "one of argmax"),
     ({"threshold": "1.5"}, r"in \[0, 1\], got '1.5'"), ({"threshold": "nan"}, r"\[0, 1\]"),
-    ({"threshold": ""}, r"\[0, 1\]"), ({"output": "dicom"}, "one of zip"),
+    ({"threshold": ""}, r"\[0, 1\]"), ({"output": "pdf"}, "one of zip"),
+    ({"store": "1"}, "is no DICOM object"),
     ({"force": "yes"}, "one of 0, 1")])
 def test_invalid_parameters(query, message):
   with pytest.raises(HttpError, match=message) as caught:

@@ -19,12 +19,15 @@ import zipfile
 import httpx2
 import numpy as np
 import psutil
+import pydicom
 import pytest
 
 import condseg_jax
 from condseg_jax.cli import serve as command
 from condseg_jax.cli.train import main as train
 from condseg_jax.formats.nifti import read_nifti
+from support import dimse
+from support import orthanc
 from support.service import bad_bodies
 from support.service import nifti
 from support.service import series
@@ -296,6 +299,43 @@ def test_an_unfinished_upload_does_not_delay_the_shutdown(workdir, tmp_path):
       assert caller.recv(100).startswith(b"HTTP/1.1 503")
       assert process.wait() == 0
     assert not list(tmp_path.glob("condseg-serve-*"))
+
+
+def test_a_killed_dicom_node_answers_each_series_once(workdir, tmp_path):
+  """Killed while series wait, one is predicted and one arrives; then started again."""
+  pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
+  node = dimse.make_node(tmp_path / "spool", orthanc.free_port())
+  dimse.write_config(node, tmp_path / "node.json")
+  flags = (f"--dicom={node.aet}:{node.port}", f"--dicom_config={tmp_path / 'node.json'}")
+  uids = [f"1.2.826.5.{number}.1" for number in range(4)]
+  series = [orthanc.write_study(tmp_path / "series", uid[:-2], uid, modality="CT") for uid in uids]
+  with dimse.storescp(node.send_to.port, tmp_path / "received"):
+    with serving(workdir, tmp_path, *flags) as (process, _):
+      for paths in series[:3]:
+        assert dimse.ended(dimse.storescu(node.port, *paths)) == 0
+      dimse.ended(dimse.storescu(node.port, *series[3][:2], flags=("--abort",)))
+      until(lambda: list(node.spool.glob("ready/*")))
+      process.kill()
+      process.wait()
+      assert len(list(node.spool.glob("*/*/*.dcm"))) > 2
+    with serving(workdir, tmp_path, *flags):
+      assert dimse.ended(dimse.storescu(node.port, *series[3])) == 0
+      until(lambda: not any(any(node.spool.glob(f"{state}/*"))
+                            for state in ("receiving", "ready", "results")))
+  sources = [pydicom.dcmread(path).ReferencedSeriesSequence[0].SeriesInstanceUID
+             for path in (tmp_path / "received").iterdir()]
+  assert sorted(sources) == uids
+  assert not list(node.spool.glob("failed/*"))
+
+
+def test_a_dicom_node_that_cannot_be(workdir, tmp_path):
+  pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
+  (tmp_path / "node.json").write_text("{}")
+  flags = ("--port=0", f"--workdir={workdir}", "--dicom=A:104")
+  code, line = fails(*flags)
+  assert code == 2 and "--dicom_config: is missing" in line
+  code, line = fails(*flags, f"--dicom_config={tmp_path / 'node.json'}")
+  assert code == 2 and "`peers` lists nobody" in line
 
 
 def fails(*flags):

@@ -71,7 +71,7 @@ class Inside:
     pass
 
 
-def application(device, limits: Limits, folder: Path) -> Starlette:
+def application(device, limits: Limits, folder: Path, **more) -> Starlette:
   """The application on a device, with its queue at work."""
   queue = Queue(device, limits)
 
@@ -81,25 +81,26 @@ def application(device, limits: Limits, folder: Path) -> Starlette:
     yield
     run.cancel()
 
-  return Starlette(routes=[Mount("/", build_app(queue, limits, folder, Hosts("127.0.0.1")))],
+  return Starlette(routes=[Mount("/", build_app(queue, limits, folder, Hosts("127.0.0.1"),
+                                                     **more))],
                    lifespan=lifespan)
 
 
 @contextlib.contextmanager
-def client(device, limits: Limits = LIMITS, folder: Path | None = None):
+def client(device, limits: Limits = LIMITS, folder: Path | None = None, **more):
   """A client of the application on a device."""
   with contextlib.ExitStack() as stack:
     folder = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-    yield stack.enter_context(TestClient(application(device, limits, folder),
+    yield stack.enter_context(TestClient(application(device, limits, folder, **more),
                                          base_url="http://localhost",
                                          raise_server_exceptions=False))
 
 
 @contextlib.contextmanager
-def listening(device, folder: Path, limits: Limits = LIMITS):
+def listening(device, folder: Path, limits: Limits = LIMITS, **more):
   """The address at which the application listens, in a thread of this process."""
-  config = uvicorn.Config(application(device, limits, folder), log_config=None, loop="asyncio",
-                          http=Protocol, ws="none")
+  config = uvicorn.Config(application(device, limits, folder, **more), log_config=None,
+                          loop="asyncio", http=Protocol, ws="none")
   server = uvicorn.Server(config)
   with socket.create_server(("127.0.0.1", 0)) as listener:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

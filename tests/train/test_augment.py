@@ -55,7 +55,8 @@ def make(ndim=3, size=6, classes=2, channels=1, seed=0):
                     for b in range(size)])
   mask = np.stack([(image[..., 0] > 0.3 * n).astype(np.uint8) for n in range(classes)], -1)
   ids = np.stack([(np.arange(classes) + b) % 4 for b in range(size)]).astype(np.int32)
-  return Batch(image, ids, mask, np.ones(ids.shape, np.float32), np.arange(size, dtype=np.int32))
+  return Batch(image, ids, mask, np.ones(ids.shape, np.float32), np.arange(size, dtype=np.int32),
+               np.zeros(size, np.int32))
 
 
 def free(ndim):
@@ -209,7 +210,7 @@ def test_against_scipy_on_the_same_coordinates(config, ndim, at_the_limit):
 def test_a_quarter_turn(at_the_limit):
   image = np.arange(81, dtype=np.float32).reshape(1, 9, 9, 1)
   batch = Batch(image, np.zeros((1, 1), np.int32), (image % 2).astype(np.uint8),
-                np.ones((1, 1), np.float32), np.zeros(1, np.int32))
+                np.ones((1, 1), np.float32), np.zeros(1, np.int32), np.zeros(1, np.int32))
   out = run(batch, ranges(rotate=90.0), spacing=(1.0, 1.0), function=compile_anew())
   turns = [np.rot90(image[0], k) for k in (1, 3)]
   match = [np.allclose(out.image[0], turn, atol=1e-3) for turn in turns]
@@ -224,7 +225,7 @@ def test_voxels_moved_in_are_unlabelled_and_repeat_the_edge(ndim, at_the_limit):
   image = np.random.default_rng(0).normal(size=(1, *shape, 1)).astype(np.float32)
   mask = (image > 0).astype(np.uint8)
   batch = Batch(image, np.zeros((1, 1), np.int32), mask, np.ones((1, 1), np.float32),
-                np.zeros(1, np.int32))
+                np.zeros(1, np.int32), np.zeros(1, np.int32))
   out = run(batch, ranges(shift=0.25), spacing=(1.0,) * ndim, function=compile_anew())
   source = np.meshgrid(*[np.minimum(np.arange(16) + 4, 15)] * ndim, indexing="ij")
   inside = np.all(np.meshgrid(*[np.arange(16) < 12] * ndim, indexing="ij"), axis=0)
@@ -265,7 +266,8 @@ def test_a_sphere_stays_a_sphere(spacing):
       shape, spacing, strict=True)], indexing="ij"), -1)
   mask = np.broadcast_to((grid ** 2).sum(-1) < radius ** 2, (4, *shape))[..., None].astype(np.uint8)
   batch = Batch(mask.astype(np.float32), np.zeros((4, 1), np.int32), mask,
-                np.ones((4, 1), np.float32), np.arange(4, dtype=np.int32))
+                np.ones((4, 1), np.float32), np.arange(4, dtype=np.int32),
+                np.zeros(4, np.int32))
   config = ranges(probability=1.0, rotate=45.0)
   volume = {2: math.pi * radius ** 2, 3: 4 / 3 * math.pi * radius ** 3}[ndim]
   sd = radius / math.sqrt(ndim + 2)  # of a uniform ball along any axis

@@ -1,5 +1,6 @@
 """What a run is made of: classes, decisions at its beginning, and whether it can go on."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,6 +14,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.train.setup import alphas
 from condseg_jax.train.setup import check_config
 from condseg_jax.train.setup import check_same_model
+from condseg_jax.train.setup import further_labels
 from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
 from condseg_jax.train.setup import resumed_config
@@ -107,10 +109,60 @@ def test_a_network_of_other_axes(stores):
     ({"data.classes": ("ball",)}, "data.classes: lacks 'box'"),
     ({"data.classes": ("ball", "box", "cone")}, "data.classes: 'cone' is annotated in no"),
     ({"data.include_classes": ("cone",)}, "data.include_classes: 'cone' is annotated in no"),
-    ({"data.lateral_axes": {"cone": ("W",)}}, "data.lateral_axes.cone: is not a class")])
+    ({"data.lateral_axes": {"cone": ("W",)}}, "data.lateral_axes.cone: is not a class"),
+    ({"data.bare": 1.0, "augment.cutmix": 0.5}, "data.bare: 1 for datasets without masks"),
+    ({"data.overlapping": (("ball", "cone"),)}, "data.overlapping: 'cone' is not a class")])
 def test_classes_that_do_not_fit_the_data(stores, changes, fault):
   with pytest.raises(InputError, match=fault):
     make_setup(SMALL.override(changes), stores, None, "run")
+
+
+def test_what_excludes_what(stores):
+  """As declared, and as seen in the masks: what is not asked for is not looked at."""
+  asked = SMALL.override({"loss.exclusion_classes": 1})
+  assert make_setup(asked, stores, None, "run").record.table.exclusive.tolist() == [
+      [False, True], [True, False]]
+  declared = asked.override({"data.overlapping": (("Box", "ball"),)})
+  begun = make_setup(declared, stores, None, "run")
+  assert not begun.record.table.exclusive.any()
+  assert make_setup(asked, stores, begun.record, "run").record.table == begun.record.table
+  cases = stores[0].cases
+  seen = dataclasses.replace(stores[0], cases=(
+      dataclasses.replace(cases[0], overlapping=(("ball", "box"), ("ball", "cone"))), *cases[1:]))
+  table = make_setup(asked, [seen, stores[1]], None, "run").record.table
+  assert table.overlapping == (("ball", "box"),)
+  former = dataclasses.replace(stores[0], cases=(
+      dataclasses.replace(cases[0], annotated=("ball", "box"), overlapping=None), *cases[1:]))
+  with pytest.raises(InputError, match="before overlapping classes were recorded"):
+    make_setup(asked, [former, stores[1]], None, "run")
+
+
+def test_an_objective_that_compares_all_classes(stores):
+  config = SMALL.override({"loss.objective": "marginal"})
+  begun = make_setup(config, stores, None, "run")
+  assert begun.plan_summary["decodes_per_image"] == 2
+  assert further_labels(begun)["exclusion_weight"] == 0.0
+  both = make_setup(config.override({"loss.exclusion_classes": 1}), stores, None, "run")
+  assert further_labels(both)["exclusion_weight"] == 0.1
+  with pytest.raises(InputError, match="'marginal' needs classes that exclude each other, but "
+                     "'ball' and 'box' overlap") as caught:
+    make_setup(config.override({"data.overlapping": (("box", "ball"),)}), stores, None, "run")
+  assert caught.value.usage
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"loss.exclusion_classes": 1, "loss.exclusion_weight": 0.0},
+    {"loss.exclusion_classes": 0, "loss.exclusion_weight": 1.0}])
+def test_without_exclusion_the_step_is_what_it_was(stores, changes):
+  begun = make_setup(SMALL.override(changes), stores, None, "run")
+  assert further_labels(begun) == {} and begun.plan_summary["decodes_per_image"] == 1
+
+
+def test_further_classes_count_in_the_memory(stores):
+  one, two, three = (make_setup(SMALL.override({"loss.exclusion_classes": n}), stores, None,
+                                "run").plan_summary for n in range(3))
+  assert two["decodes_per_image"] == three["decodes_per_image"] == 2  # there are two classes
+  assert two["memory_gb"] > one["memory_gb"]
 
 
 @pytest.mark.parametrize("hold_out", [0.0, 0.25])

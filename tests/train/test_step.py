@@ -43,7 +43,8 @@ def make_batch(seed=0, size=4):
   mask = (image > 0.5).astype(np.uint8)
   mask[:, :1] = UNLABELLED
   return Batch(image=image, class_id=(np.arange(size, dtype=np.int32) % 2)[:, None], mask=mask,
-               beta=np.ones((size, 1), np.float32), index=np.arange(size, dtype=np.int32))
+               beta=np.ones((size, 1), np.float32), index=np.arange(size, dtype=np.int32),
+               dataset=np.zeros(size, np.int32))
 
 
 def make_step(model, optimizer, augmentation=NOTHING, ema_decay=0.0, alpha_K=(1.0, 2.0),

@@ -72,4 +72,4 @@ def batch_of(image: np.ndarray, class_id: np.ndarray, mask: np.ndarray) -> Batch
   """Returns a batch with one annotated class per image."""
   size = len(image)
   return Batch(image, class_id[:, None], mask[..., None], np.ones((size, 1), np.float32),
-               np.arange(size, dtype=np.int32))
+               np.arange(size, dtype=np.int32), np.zeros(size, np.int32))

@@ -9,6 +9,7 @@ A YAML file, or a Python file whose `get_description()` returns the same as a di
     classes: {1: liver, 2: liver, 3: spleen}      # label value → class; not with masks per class
     annotated: [liver]                 # optional: all classes by default
     void: [255]                        # optional: values that are unlabelled for every class
+    void_for: {spleen: [4]}            # optional: values that are unlabelled for one class alone
     splits: {train: ["a*"], val: [b01]}           # optional: ids or patterns; all train by default
     patient: "^([^-]+)"                # optional: regular expression, its group is the patient
     series: {a01: 1.2.840.1}           # optional: DICOM series, if the folder of a case has several
@@ -22,6 +23,7 @@ from collections.abc import Collection
 from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import dataclasses
 import fnmatch
 import importlib.util
 import os
@@ -46,8 +48,8 @@ from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.plan import MODALITIES
 
-KEYS = ("modality", "root", "images", "labels", "classes", "annotated", "void", "splits", "patient",
-        "series", "no_mirror", "unlabelled")
+KEYS = ("modality", "root", "images", "labels", "classes", "annotated", "void", "void_for",
+        "splits", "patient", "series", "no_mirror", "unlabelled")
 
 
 def read_description(path: str | os.PathLike) -> RawFolder:
@@ -134,6 +136,12 @@ def _labels(root: Path, entries: Sequence[str], tree: Mapping,
   _check_classes(keep, known, "annotated", "is not in classes", subject)
   _check_classes(tree.get("no_mirror") or (), known, "no_mirror", "is not in classes", subject)
   annotation = Annotation.create(values, keep=keep, void=void, subject=subject)
+  void_for = tree.get("void_for") or {}
+  _check_classes(void_for, known, "void_for", "is not in classes", subject)
+  void_for = {normal_name(name): tuple(label_value(value, subject, "void_for") for value in found)
+              for name, found in void_for.items()}
+  declared = sorted({*annotation.known, *(v for found in void_for.values() for v in found)})
+  annotation = dataclasses.replace(annotation, known=tuple(declared), void_for=void_for)
   return [(_matching(root, entries, tree["labels"], subject), annotation)]
 
 
@@ -203,7 +211,8 @@ def _check(tree: Mapping, subject: str | os.PathLike) -> None:
                      f"choose from: {', '.join(MODALITIES)}")
   if not isinstance(tree["labels"], dict) and not isinstance(tree.get("classes"), dict):
     raise InputError(subject, "'classes' is missing", "write e.g. classes: {1: liver}")
-  kinds = {"splits": dict, "series": dict, "no_mirror": dict, "annotated": list, "void": list}
+  kinds = {"splits": dict, "series": dict, "no_mirror": dict, "annotated": list, "void": list,
+           "void_for": dict}
   for key, kind in kinds.items():
     if tree.get(key) is not None and not isinstance(tree[key], kind):
       raise InputError(subject, f"{key!r} must be a {'list' if kind is list else 'mapping'}",
@@ -216,6 +225,13 @@ def _check(tree: Mapping, subject: str | os.PathLike) -> None:
     if not isinstance(axes, list | tuple) or not set(map(str, axes)) <= set("DHW"):
       raise InputError(subject, f"no_mirror: {name}: {axes!r:.60} is not a list of axes",
                        "axes: D, H, W")
+  for name, values in (tree.get("void_for") or {}).items():
+    if not isinstance(values, list | tuple):
+      raise InputError(subject, f"void_for: {name}: {values!r:.60} is not a list of label values",
+                       "write e.g. void_for: {liver: [3]}")
+  if tree.get("void_for") and isinstance(tree["labels"], dict):
+    raise InputError(subject, "void_for: needs a label map, not one mask per class",
+                     "declare the values as `void`, or leave it out")
   if tree.get("unlabelled") not in (None, "skip"):
     raise InputError(subject, f"unlabelled: {tree['unlabelled']!r:.60} is not known",
                      "write unlabelled: skip, or leave it out")

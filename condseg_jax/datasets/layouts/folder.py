@@ -7,6 +7,7 @@
                                    the class is named after DIR
 """
 
+from collections.abc import Mapping
 import os
 from pathlib import Path
 
@@ -25,18 +26,22 @@ from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 
 
-def read_folder(root: str | os.PathLike, modality: str = "") -> RawFolder:
+def read_folder(root: str | os.PathLike, modality: str = "", *,
+                unlabelled: bool = False) -> RawFolder:
   """Reads the cases of a folder.
 
   Args:
     root: the folder.
     modality: `ct` or `mr` for volumes; empty for pictures, which are `rgb`.
+    unlabelled: read the images that have no mask, as a dataset without classes; the folder `masks`
+      may then be missing.
 
   Raises:
-    InputError: no images, no masks, or volumes without a modality.
+    InputError: no images, no masks, or volumes without a modality; with `unlabelled`, a mask for
+      every image.
   """
   root = Path(os.path.abspath(root))
-  for name in ("images", "masks"):
+  for name in ("images",) if unlabelled else ("images", "masks"):
     if not (root / name).is_dir():
       raise InputError(root, f"contains no folder {name}",
                        "put images into images/ and masks into masks/")
@@ -49,6 +54,8 @@ def read_folder(root: str | os.PathLike, modality: str = "") -> RawFolder:
       raise InputError(root, "contains volumes of unknown modality",
                        "set `modality` to ct or mr", usage=True)
     modality = "rgb"
+  if unlabelled:
+    return _without_masks(root, modality, images)
   masks = _masks(root)
   cases, faults = [], []
   for case_id, image in images.items():
@@ -67,6 +74,16 @@ def read_folder(root: str | os.PathLike, modality: str = "") -> RawFolder:
   if not cases:
     raise InputError(root, "contains no image with a mask", "give both files the same name")
   return RawFolder(root, modality, tuple(cases), faults=tuple(faults))
+
+
+def _without_masks(root: Path, modality: str, images: Mapping[str, Path]) -> RawFolder:
+  masks = _masks(root) if (root / "masks").is_dir() else []
+  labelled = {case_id for paths, _ in masks for case_id in paths}
+  cases = tuple(RawCase(case_id, image, (), root.name, "train", patient_of(case_id))
+                for case_id, image in images.items() if case_id not in labelled)
+  if not cases:
+    raise InputError(root, "contains no image without a mask", "omit `unlabelled`", usage=True)
+  return RawFolder(root, modality, cases, provenance={"unlabelled": True})
 
 
 def _masks(root: Path) -> list[tuple[dict[str, Path], Annotation]]:

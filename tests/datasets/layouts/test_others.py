@@ -354,6 +354,23 @@ def test_folder_refused(tmp_path):
     read_folder(root, "ct")
 
 
+def test_folder_of_images_without_masks(tmp_path):
+  """Those that have no mask; where there are no masks at all, all of them."""
+  root = tmp_path / "scans"
+  for name in ("p1_1", "p1_2", "p2_1"):
+    nifti(root / "images" / f"{name}.nii.gz", example()[0])
+  folder = read_folder(root, "ct", unlabelled=True)
+  assert folder.classes == () and [c.group for c in folder.cases] == ["p1", "p1", "p2"]
+  assert folder.cases[0].read()[1].shape == (0, *folder.cases[0].read()[0].array.shape)
+  nifti(root / "masks" / "p1_2.nii.gz", example(0, (1,))[1], label=True)
+  assert [c.id for c in read_folder(root, "ct", unlabelled=True).cases] == ["p1_1", "p2_1"]
+  for name in ("p1_1", "p2_1"):
+    nifti(root / "masks" / f"{name}.nii.gz", example(0, (1,))[1], label=True)
+  with pytest.raises(InputError, match="no image without a mask") as caught:
+    read_folder(root, "ct", unlabelled=True)
+  assert caught.value.usage
+
+
 def test_masks_and_images_without_the_other(tmp_path):
   root = tmp_path / "d"
   image, label = example(0, (1,))
@@ -434,6 +451,17 @@ def test_a_description(kind, tmp_path):
   assert store.table.classes[0].no_mirror == ("W", "H")
 
 
+def test_values_that_are_unlabelled_for_one_class_alone(tmp_path):
+  """Half of what may be spleen is certainly no kidney."""
+  text = YAML.replace("annotated: [left kidney]", "void_for: {Spleen: [2]}")
+  _, (kidney, spleen) = read_description(write_described(tmp_path, text)).cases[0].read()
+  label = example(ord("1"), (1, 2, 3))[1]
+  label[0, 0, 0] = 9
+  void = np.where(label == 9, 255, 0)
+  np.testing.assert_array_equal(kidney, np.where(void, 255, np.isin(label, (1, 2))))
+  np.testing.assert_array_equal(spleen, np.where(void | (label == 2), 255, label == 3))
+
+
 def test_a_description_of_masks_and_series(tmp_path):
   image, label = example(0, (1,))
   for uid, offset in (("1.2.1", 0), ("1.2.2", 7)):
@@ -467,6 +495,9 @@ def test_a_description_of_masks_and_series(tmp_path):
     ('"^([a-z])"', "5", "5 is not a regular expression"),
     ("modality: mr", "modality: 2001-99-99", "not valid YAML"),
     ("modality: mr", "modality: " + 3_000 * "[", "nested too deeply"),
+    ("[9]", "[9]\nvoid_for: {heart: [5]}", "void_for: class 'heart' is not in classes"),
+    ("[9]", "[9]\nvoid_for: {spleen: 5}", "void_for: spleen: 5 is not a list"),
+    ("[9]", "[9]\nvoid_for: [5]", "'void_for' must be a mapping"),
     ("[9]", "9", "'void' must be a list"), ("modality: mr", "modality: [", "not valid YAML"),
     ("scans/{id}/t1", "scan/{id}/t1", "no labelled case"),
     ('"scans/{id}/t1.nii.gz"', '"scans/{id}*/t1.nii.gz"', "the same id 'p'"),

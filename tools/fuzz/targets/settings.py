@@ -291,7 +291,8 @@ def _trace(setup) -> None:
   batch = Batch(image=spec((count, *plan.subvolume, plan.channels), jnp.float32),
                 class_id=spec((count, decodes), jnp.int32),
                 mask=spec((count, *plan.subvolume, decodes), jnp.uint8),
-                beta=spec((count, decodes), jnp.float32), index=spec((count,), jnp.int32))
+                beta=spec((count, decodes), jnp.float32), index=spec((count,), jnp.int32),
+                dataset=spec((count,), jnp.int32))
 
   def begin(image, ids):
     variables = model.init(jax.random.key(config.seed), image, ids)

@@ -1,0 +1,168 @@
+"""A DICOMweb server: finds series (QIDO-RS), fetches them (WADO-RS), stores results (STOW-RS).
+
+Needs the extra `pacs`. Name and password, where a server wants them, are those of ~/.netrc.
+"""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import contextlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+import warnings
+
+from condseg_jax.dicomweb.address import check_url
+from condseg_jax.errors import InputError
+
+TIMEOUT = 60.0  # seconds for the server to answer, or to send anything
+WHOLE = (("application/dicom", "*"),)  # in whatever transfer syntax it is stored
+# Of series that are not images.
+NO_IMAGE = ("AU", "DOC", "ECG", "FID", "HD", "KO", "PLAN", "PR", "REG", "RTDOSE", "RTPLAN",
+            "RTRECORD", "RTSTRUCT", "RWV", "SEG", "SMR", "SR", "SRF", "STAIN")
+STUDY_UID, SERIES_UID, MODALITY = "0020000D", "0020000E", "00080060"
+FAILED = "FailedSOPSequence"
+
+
+class Found(NamedTuple):
+  """A series on a server.
+
+  Attributes:
+    study: StudyInstanceUID.
+    uid: SeriesInstanceUID.
+    modality: CT, MR, …; "" if unknown.
+  """
+
+  study: str
+  uid: str
+  modality: str
+
+
+class Server:
+  """A DICOMweb server.
+
+  Args:
+    url: its address.
+
+  Raises:
+    InputError: an invalid address, or the extra `pacs` is not installed.
+  """
+
+  def __init__(self, url: str):
+    check_url(url)
+    try:
+      from dicomweb_client import DICOMwebClient
+    except ImportError as error:
+      raise InputError("DICOMweb", "needs dicomweb-client", 'pip install "condseg-jax[pacs]"'
+                       ) from error
+    self.url = url
+    self._client = DICOMwebClient(url, permissive_uid=True, timeout=TIMEOUT)
+    self._client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=250)
+
+  def image_series(self, study: str = "", series: str = "") -> list[Found]:
+    """Finds the image series of a study, or a series by its identifier.
+
+    Args:
+      study: StudyInstanceUID; "" for any study, with `series`.
+      series: SeriesInstanceUID; "" for all series of the study.
+
+    Raises:
+      InputError: there is none, or the server fails.
+    """
+    assert study or series
+    filters = {"SeriesInstanceUID": series} if series else None
+    with self._told():
+      answers = self._client.search_for_series(study or None, search_filters=filters)
+    found = [Found(_value(one, STUDY_UID) or study, _value(one, SERIES_UID),
+                   _value(one, MODALITY)) for one in answers]
+    # A server may ignore a filter that it does not know.
+    found = [one for one in found if one.uid and (not series or one.uid == series)
+             and one.modality not in NO_IMAGE]
+    if not found:
+      kind = f"series {series}" if series else f"study {study}"
+      raise InputError(self.url, f"has no images of {kind}", "check the identifier",
+                       kind="missing")
+    return found
+
+  def fetch(self, found: Found, folder: Path, *, max_files: int | None = None,
+            max_bytes: int | None = None, stopped: Callable[[], bool] = lambda: False) -> int:
+    """Writes the instances of a series as files, one at a time in memory.
+
+    Args:
+      found: the series.
+      folder: is created.
+      max_files: maximum number of instances.
+      max_bytes: maximum size of all instances.
+      stopped: called before each instance; ends the transfer when it returns True.
+
+    Returns:
+      The number of instances.
+
+    Raises:
+      InputError: more than the maximum, no instance, or the server fails.
+    """
+    folder.mkdir(parents=True)
+    count, size = 0, 0
+    with self._told():
+      for dataset in self._client.iter_series(found.study, found.uid, media_types=WHOLE):
+        path = folder / f"{count:05d}.dcm"
+        dataset.save_as(path)
+        count, size = count + 1, size + path.stat().st_size
+        if stopped():
+          break
+        if (max_files is not None and count > max_files
+            or max_bytes is not None and size > max_bytes):
+          raise InputError(self.url, f"sends more than {count - 1} instances and "
+                           f"{size >> 20} MiB of a series", "choose a smaller series",
+                           kind="size")
+    if not count:
+      raise InputError(self.url, f"sends no instance of series {found.uid}",
+                       "check the permissions on the server")
+    return count
+
+  def store(self, paths: Sequence[str | os.PathLike]) -> None:
+    """Stores DICOM files.
+
+    Raises:
+      InputError: the server refuses one, or fails.
+    """
+    import pydicom
+    with self._told():
+      answer = self._client.store_instances([pydicom.dcmread(path) for path in paths])
+    failed = answer.get(FAILED)
+    if failed:
+      code = failed[0].get("FailureReason", 0)
+      raise InputError(self.url, f"refuses {len(failed)} of {len(paths)} objects (reason "
+                       f"{code:04X}H)", "see the log of the server")
+
+  @contextlib.contextmanager
+  def _told(self) -> Iterator[None]:
+    """Turns failures of the server, and what it sends that is no DICOM, into InputError."""
+    import pydicom
+    import requests
+    try:
+      with warnings.catch_warnings(), pydicom.config.disable_value_validation():
+        warnings.simplefilter("ignore")  # about what servers send
+        yield
+    except requests.HTTPError as error:
+      status = error.response.status_code if error.response is not None else "unknown"
+      raise InputError(self.url, f"answers with status {status}",
+                       "check the address, the identifiers and ~/.netrc") from error
+    except requests.RequestException as error:
+      kind = "does not answer in time" if isinstance(error, requests.Timeout) else (
+          "cannot be reached")
+      raise InputError(self.url, f"{kind} ({type(error).__name__})",
+                       "check the address and the server") from error
+    except InputError:
+      raise
+    except OSError:  # of the local disk; requests' own are above
+      raise
+    except Exception as error:  # of the parsers, about what the server sends
+      raise InputError(self.url, f"sends what is no DICOMweb answer ({type(error).__name__})",
+                       "check the address") from error
+
+
+def _value(attributes: dict, tag: str) -> str:
+  """Returns the first value of an attribute in DICOM JSON; "" for none."""
+  values = attributes.get(tag, {}).get("Value") or [""]
+  return str(values[0])
