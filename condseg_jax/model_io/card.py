@@ -199,6 +199,10 @@ def _network(record, count, facts, networks) -> str:
   rows = [("parameters", count), ("step of the checkpoint", facts["step"])]
   if networks > 1:
     rows.insert(0, ("networks, whose probabilities are averaged", networks))
+  if record.calibration:
+    rows.append(("calibrated classes", ", ".join(sorted(record.calibration))))
+  if record.quality:
+    rows.append(("classes with a predicted Dice", ", ".join(sorted(record.quality))))
   rows += [(f"model.{key}", _value(value)) for key, value in sorted(model.items())]
   rows += [(f"conditioning.{key}", _value(value)) for key, value in sorted(condition.items())]
   for part in ("data", "augment", "loss", "optimizer", "train"):

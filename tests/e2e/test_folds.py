@@ -220,6 +220,9 @@ def test_calibration_is_a_part_of_the_model(root, finished, judged, tmp_path):
   for source in (judged.folder, path):
     predictor = condseg_jax.load(source)
     assert predictor.calibration == SCALINGS and predictor.quality == judged.quality
+  card = read_archive(path)["model_card.md"].decode()
+  assert "| calibrated classes | ball, box |" in card
+  assert "| classes with a predicted Dice | ball, box |" in card
   assert (labels[0] != labels[1]).any()
   np.testing.assert_array_equal(labels[1], labels[2])
   assert "ball: calibrated by 0.50 z +0.40, error 0.200 → 0.050 on unseen cases; 12 cases" in list(

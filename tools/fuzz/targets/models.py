@@ -72,7 +72,8 @@ def describe(predictor: Predictor) -> dict:
     digest.update(name.encode() + arrays[name].tobytes())
   described = json.dumps(
       [predictor.table.to_json(), predictor.plan.to_json(), predictor.training,
-       predictor.mirror, predictor.priors, predictor.cleaning, str(predictor.model)],
+       predictor.mirror, predictor.priors, predictor.cleaning, predictor.calibration,
+       predictor.quality, str(predictor.model)],
       sort_keys=True, default=str)
   content = {"parameters": digest.hexdigest(), "step": predictor.step,
              "record": hashlib.sha256(described.encode("utf-8", "surrogatepass")).hexdigest()}
