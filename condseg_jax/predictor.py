@@ -71,7 +71,8 @@ class Predictor:
     others: parameters of the further members of an ensemble, in the form of `variables`: the same
       network, classes and plan. The probabilities of all members are averaged before anything else
       is done with them.
-    calibration: class → fields of `infer.fuse.Scaling`, applied before the classes compete.
+    calibration: class → fields of `infer.fuse.Scaling`, applied before the classes compete. It is
+      that of a single member; the mean of several, which is less sure, stays as it is.
     quality: class → fields of `infer.prediction.DiceMap`.
   """
 
@@ -226,8 +227,9 @@ class Predictor:
     else:
       slabs = self._window_slabs(image_DHWC, ids, options, announce, boxes, watch)
     slabs = fuse.observed(fuse.finite(slabs), observers)
-    slabs = fuse.calibrated(slabs, {i: fuse.Scaling(**self.calibration[name]) for i in ids
-                               if (name := self.table.names[i]) in self.calibration})
+    if not self.others:
+      slabs = fuse.calibrated(slabs, {i: fuse.Scaling(**self.calibration[name]) for i in ids
+                                      if (name := self.table.names[i]) in self.calibration})
     if options.priors:
       slabs = with_priors(slabs, image_DHWC.shape[:-1], self._locations(ids))
     return slabs

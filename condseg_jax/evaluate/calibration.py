@@ -18,6 +18,7 @@ BINS = 15
 _RIDGE = 1e-4  # towards slope 1 and intercept 0: without it, separable voxels have no optimum
 _FLATTEST = 0.05  # a slope below this says that the probabilities tell nothing
 _STEPS = 50
+_LOST = 0.005  # of Dice, which a calibration may cost at most
 
 
 def calibrate(voxels: Mapping[str, Voxels], members: Mapping[str, int]) -> dict[str, Any]:
@@ -30,10 +31,11 @@ def calibrate(voxels: Mapping[str, Voxels], members: Mapping[str, int]) -> dict[
     members: case → the member that did not see it.
 
   Returns:
-    {"cases", "slope", "intercept", "error": [before, after], "curve": {"before", "after"}} for
-    JSON: `error` is `adaptive_error` of uncalibrated and calibrated probabilities, `curve` their
-    `reliability`. A class that is left as it is has a "reason" instead of slope and intercept, and
-    error and curve only if it was fitted.
+    {"cases", "slope", "intercept", "error": [before, after], "dice": [before, after], "curve":
+    {"before", "after"}} for JSON: `error` is `adaptive_error` of uncalibrated and calibrated
+    probabilities, `dice` that of their masks near the border at 0.5, `curve` their `reliability`. A
+    class that is left as it is has a "reason" instead of slope and intercept, and the others only
+    if it was fitted.
   """
   count = len(voxels)
   if count < MIN_CASES:
@@ -48,14 +50,19 @@ def calibrate(voxels: Mapping[str, Voxels], members: Mapping[str, int]) -> dict[
     others = _joined(v for other, found in folds.items() if other != member for v in found)
     after.append(one._replace(logit=_apply(fit(others), one.logit)))
   before, calibrated = _joined(held_out), _joined(after)
+  dice = border_dice(before), border_dice(calibrated)
   entry = {"cases": count,
            "error": [adaptive_error(before), adaptive_error(calibrated)],
+           "dice": list(dice),
            "curve": {"before": reliability(before), "after": reliability(calibrated)}}
   scaling = fit(_joined(voxels.values()))
   if not scaling.slope >= _FLATTEST:
     return entry | {"reason": "its probabilities do not tell its voxels from others"}
   if not cross_entropy(calibrated) < cross_entropy(before):
     return entry | {"reason": "calibration does not lower the cross-entropy of unseen cases"}
+  if dice[1] < dice[0] - _LOST:
+    return entry | {"reason": "calibration costs Dice near the border of unseen cases, "
+                              f"{dice[0]:.3f} → {dice[1]:.3f}"}
   return entry | scaling._asdict()
 
 
@@ -89,31 +96,39 @@ def fit(voxels: Voxels) -> Scaling:
 
 
 def reliability(voxels: Voxels, bins: int = BINS) -> list[list[float]]:
-  """Computes the curve of a reliability diagram over bins of equal weight.
+  """Computes the curve of a reliability diagram over bins of equal numbers of drawn voxels.
+
+  As many are drawn inside of masks as outside; of equal weight, nearly all bins would be outside.
 
   Args:
     voxels: of any number of cases.
     bins: number of bins; those of constant probability are merged into fewer.
 
   Returns:
-    [mean probability, share of voxels in the mask, weight] of every bin that is not empty, by
-    ascending probability; the weights sum to 1.
+    [mean probability, share of voxels in the mask, share of the drawn voxels] of every bin that is
+    not empty, by ascending probability.
   """
   order = np.argsort(voxels.logit, kind="stable")
   z, positive, weight = (np.asarray(x, np.float64)[order] for x in voxels)
-  weight /= weight.sum()
-  middle = np.cumsum(weight) - weight / 2
-  bin_N = np.minimum((middle * bins).astype(np.intp), bins - 1)
+  bin_N = np.arange(len(z)) * bins // len(z)
   bin_N = bin_N[np.searchsorted(z, z)]  # equal probabilities share a bin
   sums = np.stack([np.bincount(bin_N, weight * x, bins) for x in (_sigmoid(z), positive, 1.0)], 1)
-  sums = sums[sums[:, 2] > 0]
-  return [[float(p / w), float(t / w), float(w)] for p, t, w in sums]
+  share = np.bincount(bin_N, minlength=bins) / len(z)
+  return [[float(p / w), float(t / w), float(n)]
+          for (p, t, w), n in zip(sums, share, strict=True) if n]
 
 
 def adaptive_error(voxels: Voxels, bins: int = BINS) -> float:
-  """Returns the adaptive calibration error: the weighted mean over the bins of `reliability` of the
-  distance between probability and share of voxels in the mask; 0 to 1."""
-  return float(sum(w * abs(p - t) for p, t, w in reliability(voxels, bins)))
+  """Returns the adaptive calibration error: the mean over the bins of `reliability` of the distance
+  between probability and share of voxels in the mask; 0 to 1."""
+  return float(sum(n * abs(p - t) for p, t, n in reliability(voxels, bins)))
+
+
+def border_dice(voxels: Voxels) -> float:
+  """Returns the weighted Dice of probabilities above 0.5 with the voxels in the mask."""
+  inside = voxels.logit > 0
+  sizes = voxels.weight @ (inside.astype(np.float64) + voxels.positive)
+  return float(2 * (voxels.weight @ (inside & voxels.positive)) / sizes)
 
 
 def cross_entropy(voxels: Voxels) -> float:

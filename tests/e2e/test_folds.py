@@ -215,8 +215,11 @@ def test_calibration_is_a_part_of_the_model(root, finished, judged, tmp_path):
   assert export.main(["e", f"--workdir={judged.folder}", f"--out={path}"]) == 0
   with zipfile.ZipFile(path) as archive:
     assert json.loads(archive.read("manifest.json"))["version"] == 4
-  labels = [condseg_jax.load(source).predict(scan(root), threshold=0.3).label.array
+  labels = [condseg_jax.load(source, members=1).predict(scan(root), threshold=0.3).label.array
             for source in (finished, judged.folder, path)]
+  ensembles = [condseg_jax.load(source).predict(scan(root), threshold=0.3).label.array
+               for source in (finished, path)]
+  np.testing.assert_array_equal(*ensembles)  # a mean is not what was fitted
   for source in (judged.folder, path):
     predictor = condseg_jax.load(source)
     assert predictor.calibration == SCALINGS and predictor.quality == judged.quality

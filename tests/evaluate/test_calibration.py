@@ -81,19 +81,19 @@ def test_the_error_is_the_distance_from_the_diagonal():
   assert adaptive_error(sure) == pytest.approx(0.3)
 
 
-def test_bins_have_equal_weight():
+def test_bins_have_equal_numbers():
   curve = reliability(synthetic(count=30_000), bins=10)
   np.testing.assert_allclose([w for _, _, w in curve], 0.1, atol=1e-3)
   assert [p for p, _, _ in curve] == sorted(p for p, _, _ in curve)
 
 
 def test_a_class_is_calibrated_on_what_its_members_did_not_see():
-  voxels = cases(6, slope=0.4, intercept=-1.0)
+  voxels = cases(6, slope=0.4, intercept=0.3)
   members = {case: i % 3 for i, case in enumerate(voxels)}
   entry = calibrate(voxels, members)
-  assert (entry["slope"], entry["intercept"]) == pytest.approx((0.4, -1.0), abs=0.05)
+  assert (entry["slope"], entry["intercept"]) == pytest.approx((0.4, 0.3), abs=0.05)
   before, after = entry["error"]
-  assert before > 0.15 and after < 0.02 and entry["cases"] == 6
+  assert before > 0.1 and after < 0.02 and entry["cases"] == 6
   # One member's cases contradict all others: these say nothing about it.
   mixed = voxels | {"c0": synthetic(-3.0), "c3": synthetic(-3.0)}
   assert calibrate(mixed, members)["error"][1] > 0.1
@@ -102,9 +102,10 @@ def test_a_class_is_calibrated_on_what_its_members_did_not_see():
 @pytest.mark.parametrize(("voxels", "reason"), [
     (cases(MIN_CASES - 1), "4 cases, 5 are needed"),
     (cases(5, slope=0.0), "do not tell its voxels"),
+    (cases(5, slope=0.4, intercept=-1.5), "costs Dice"),
     ({f"c{i}": synthetic((0.4, 2.5)[i % 2], seed=i) for i in range(6)}, "does not lower")])
 def test_a_class_is_left_as_it_is(voxels, reason):
-  """Too few cases, probabilities without information, and members that need opposite things."""
+  """Few cases, no information, masks that would shrink, members that need opposite things."""
   entry = calibrate(voxels, {case: i % 2 for i, case in enumerate(voxels)})
   assert reason in entry["reason"] and "slope" not in entry
 
