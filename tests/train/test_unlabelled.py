@@ -67,13 +67,13 @@ def make_batch(seed=0, size=4, classes=(0, 1)):
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 9999), decodes=st.integers(1, CLASSES))
 def test_what_is_known_of_a_class(seed, decodes):
-  """Its mask where it is annotated; else negative on what excludes it; else nothing."""
+  """Its mask where it has one; else negative on annotated classes that exclude it; else nothing."""
   sample = make_sample(np.random.default_rng(seed), decodes)
   ids = np.arange(CLASSES, dtype=np.int32)
   mask, beta = jax.device_get(known(jnp.asarray(ids), sample, jnp.asarray(EXCLUSIVE)))
   for c in ids:
     expected = np.full(mask.shape[:-1], UNLABELLED)
-    for n in np.flatnonzero(sample.beta):
+    for n in np.flatnonzero(sample.beta == 1):
       if EXCLUSIVE[sample.class_id[n], c]:
         expected[sample.mask[..., n] == POSITIVE] = NEGATIVE
     own = [n for n in np.flatnonzero(sample.beta) if sample.class_id[n] == c]
@@ -103,7 +103,7 @@ def test_the_classes_of_a_sample(seed, decodes, further):
   assert len(set(ids)) == count and set(ids) <= set(range(CLASSES))
   np.testing.assert_array_equal(ids[:decodes][annotated], sample.class_id[annotated])
   drawn = np.delete(ids, np.flatnonzero(annotated))
-  excluded = EXCLUSIVE[sample.class_id[annotated]].any(0)
+  excluded = EXCLUSIVE[sample.class_id[sample.beta == 1]].any(0)
   excluded[sample.class_id[annotated]] = False
   assert excluded[drawn].sum() == min(len(drawn), excluded.sum())
 
