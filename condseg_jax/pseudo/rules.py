@@ -15,6 +15,8 @@ from condseg_jax.data.store import Case
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import voxel_ml
 
+ROUNDING = 1 + 1e-6  # equal volumes on grids with other affines may differ in the last digits
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
@@ -57,7 +59,7 @@ class Competence:
   def accepts(self, volume_ml: float) -> bool:
     """Returns whether a volume is within the range of true masks."""
     low, high = self.range_ml
-    return self.absent if volume_ml == 0 else low <= volume_ml <= high
+    return self.absent if volume_ml == 0 else low / ROUNDING <= volume_ml <= high * ROUNDING
 
 
 def competences(names: Sequence[str], scores: Mapping, cases: Iterable[Case],

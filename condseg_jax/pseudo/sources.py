@@ -56,8 +56,8 @@ def check_data(run: FoldRun, stores: Sequence[Store]) -> ModelRecord:
   """Returns the record of a run's first member, if it fits the data.
 
   Raises:
-    InputError: the run has not finished, or was not trained for such data; data of another kind, or
-      changed since the run; classes that the run does not know.
+    InputError: the run has not finished, or with an objective without probabilities; data of
+      another kind, without cases of the run, or changed since; classes that the run does not know.
   """
   if not run.scores:
     raise InputError(run.folder, "has not finished", "run the training again, which resumes",
@@ -81,11 +81,11 @@ def check_data(run: FoldRun, stores: Sequence[Store]) -> ModelRecord:
                            usage=True)
   cases = [case for store in stores for case in store.cases
            if case.split == "train" and key_of(case) in run.places]
-  if not cases:
-    raise InputError(run.folder, "was trained on none of these cases", "give the data it was "
-                     "trained on", usage=True)
-  complete = len(cases) == len(run.places) and record.training
-  if complete and not _same(record.training, fingerprint(cases)["pooled"]):
+  missing = sorted(set(run.places) - set(map(key_of, cases)))
+  if missing:  # the range of true volumes is that of all data
+    raise InputError("data", f"lacks {len(missing)} cases of {run.folder}, such as {missing[0]}",
+                     "give all data that it was trained on", usage=True)
+  if record.training and not _same(record.training, fingerprint(cases)["pooled"]):
     raise InputError(run.folder, "is older than the data, which have changed since",
                      "train it again in another folder", usage=True)
   return record

@@ -87,7 +87,7 @@ def make_teacher(workdir, stores: Sequence[Store], rules: Rules) -> Teacher:
 
   Args:
     workdir: folder of the cross-validated run.
-    stores: the data it was trained on, with further images or without.
+    stores: all data it was trained on, with further images or without.
     rules: the thresholds.
 
   Raises:
@@ -223,8 +223,10 @@ def _accepted(teacher: Teacher, store: Store, case: Case, names: Sequence[str],
     for other in filter(excludes, names):
       rivals = np.maximum(rivals, read(other, (rows,)))
     annotated = [other for other in case.annotated if excludes(other)]
-    true = store.read_masks(case, annotated, (rows,)) == POSITIVE
-    return probability, rivals, true.any(0)
+    excluded = np.zeros(probability.shape, bool)
+    for other in annotated:
+      excluded |= store.read_masks(case, [other], (rows,))[0] == POSITIVE
+    return probability, rivals, excluded
 
   def mask(name: str, rows: slice) -> np.ndarray:
     return rules_lib.pseudo_mask(*found(name, rows), teacher.rules)
