@@ -79,10 +79,9 @@ def _gate(teacher: Teacher) -> list[str]:
   lines = [f"{'class':20} {'Dice':>6}  {'true volumes, ml':>20}"]
   for name, found in teacher.found.items():
     dice = "none" if found.dice is None else f"{found.dice:.3f}"
-    low, high = found.range_ml
+    volumes = "none" if found.range_ml is None else "{:.3g} to {:.3g}".format(*found.range_ml)
     left_out = f"  left out: no competent member (Dice below {teacher.rules.competence:g})"
-    lines.append(f"{name:20} {dice:>6}  {f'{low:.3g} to {high:.3g}':>20}"
-                 f"{'' if found.joins else left_out}")
+    lines.append(f"{name:20} {dice:>6}  {volumes:>20}{'' if found.joins else left_out}")
   return lines
 
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import math
 
 import numpy as np
 
@@ -46,18 +45,20 @@ class Competence:
   Attributes:
     dice: cross-validated; None if no case was scored.
     range_ml: smallest and largest volume of a true mask with a positive voxel, in ml (in 2-D pixels
-      / 1000); (nan, nan) without one.
+      / 1000); None without one, and the class does not join.
     absent: whether a true mask has no positive voxel.
     joins: whether the class gets pseudo-masks.
   """
 
   dice: float | None
-  range_ml: tuple[float, float]
+  range_ml: tuple[float, float] | None
   absent: bool
   joins: bool
 
   def accepts(self, volume_ml: float) -> bool:
     """Returns whether a volume is within the range of true masks."""
+    if self.range_ml is None:
+      return False
     low, high = self.range_ml
     return self.absent if volume_ml == 0 else low / ROUNDING <= volume_ml <= high * ROUNDING
 
@@ -79,7 +80,7 @@ def competences(names: Sequence[str], scores: Mapping, cases: Iterable[Case],
     present = [volume for volume in volumes if volume]
     dice = scores["classes"].get(name, {}).get("dice")
     out[name] = Competence(
-        dice, (min(present), max(present)) if present else (math.nan, math.nan),
+        dice, (min(present), max(present)) if present else None,
         len(present) < len(volumes),
         dice is not None and dice >= rules.competence and bool(present))
   return out

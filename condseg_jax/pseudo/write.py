@@ -157,15 +157,20 @@ def _begun(teacher: Teacher, store: Store, out: epath.Path) -> dict[str, Case]:
     elif path.exists() and _recorded_source(path) not in ("", _source(case)):
       raise InputError(out, f"holds pseudo-masks older than the data: {case.id} has changed since",
                        "remove the folder, or choose another `out`", usage=True)
-  if record.exists() and record.read_text() != _text(teacher):
+  if record.exists() and not _is_of(teacher, record):
     raise InputError(out, "was begun with another run or other thresholds",
                      "remove the folder, or choose another `out`", usage=True)
-  write_text(record, _text(teacher))
+  write_text(record, json.dumps(teacher.to_json(), indent=1))
   return finished
 
 
-def _text(teacher: Teacher) -> str:
-  return json.dumps(teacher.to_json(), indent=1)
+def _is_of(teacher: Teacher, record: epath.Path) -> bool:
+  """Returns whether a record is that of a teacher, wherever its run lies now."""
+  try:
+    return {**json.loads(record.read_text(encoding="utf-8")), "run": ""} == {
+        **teacher.to_json(), "run": ""}
+  except (ValueError, TypeError):
+    return False
 
 
 def _source(case: Case) -> str:

@@ -272,7 +272,8 @@ def test_a_stopped_command_goes_on_where_it_was(run, data, out, tmp_path, monkey
   damaged.write_text("{")
   (copy / "ball" / "manifest.json").unlink()
   monkeypatch.setattr(write, "load_source", lambda *_: pytest.fail("predicts again"))
-  assert command(run, data, copy) == 0
+  moved = shutil.copytree(run, tmp_path / "moved")
+  assert command(moved, data, copy) == 0
   assert {path: path.read_bytes() for path in cases} == cases
   changed = {path for path in cases if path.stat().st_mtime_ns != times[path]}
   assert changed == {missing, damaged}
