@@ -47,21 +47,24 @@ def hash_code(name: str) -> float:
   return 2.0 * jenkins_hash(name) / _WORD - 1.0
 
 
-def distinct_codes(names: Sequence[str], capacity: int) -> tuple[float, ...]:
+def distinct_codes(names: Sequence[str], capacity: int,
+                   known: Mapping[str, float] | None = None) -> tuple[float, ...]:
   """Returns one code in [-1, 1] per name, no two closer than 1 / (2 · capacity).
 
   A name whose code is too close to an earlier one is hashed again as `name#1`, `name#2`, … The n
   codes in use block at most n / capacity of the range, which has length 2, so that a free code
-  exists for up to `capacity` names.
+  exists for up to `capacity` names. A name in `known` keeps the code that it has there.
   """
-  codes: list[float] = []
+  codes = {name: code for name, code in (known or {}).items() if name in names}
   for name in names:
+    if name in codes:
+      continue
     code, attempt = hash_code(name), 0
-    while any(abs(code - other) < 1 / (2 * capacity) for other in codes):
+    while any(abs(code - other) < 1 / (2 * capacity) for other in codes.values()):
       attempt += 1
       code = hash_code(f"{name}#{attempt}")
-    codes.append(code)
-  return tuple(codes)
+    codes[name] = code
+  return tuple(codes[name] for name in names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,8 @@ ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra
          "loss.options": {}, "train.minutes": 0.0, "augment.blur": 0.0,
          "augment.low_resolution": 0.0, "data.overlapping": [], "data.bare": 0.0,
          "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.1,
-         "data.pseudo_weight": 0.5}
+         "data.pseudo_weight": 0.5,
+         "model.max_channels": 320, "init.source": "", "init.what": "all"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,13 +135,16 @@ class Model:
   strides: tuple[tuple[int, ...], ...] = setting(
       ((2, 2, 2),) * 3, "pooling between levels, one stride per axis", low=1, high=64, least=1)
   layers_per_level: tuple[int, ...] = setting(
-      (1, 2, 2, 2), "layers in every block; in res_unet residual units of the encoder", low=0,
-      high=64)
+      (1, 2, 2, 2), "layers in every block; in res_unet residual units of the encoder, in "
+      "plain_unet its layers, of which the stem is the first", low=0, high=64)
   decoder_layers_per_level: tuple[int, ...] | None = setting(
-      None, "layers in the decoder; when None as layers_per_level, in res_unet 1", low=0, high=64)
+      None, "layers in the decoder; when None as layers_per_level, in res_unet and "
+      "plain_unet 1", low=0, high=64)
   channels: int = setting(
-      16, "features of the finest level; level l has (l + 1) times as many, in res_unet 2^l times, "
-      "up to 320", low=1, high=4096)
+      16, "features of the finest level; level l has (l + 1) times as many, in res_unet and "
+      "plain_unet 2^l times, up to max_channels", low=1, high=4096)
+  max_channels: int = setting(
+      320, "largest number of features of a level of res_unet and plain_unet", low=1, high=4096)
   growth: int = setting(16, "channels of a dense layer at the finest level", low=1, high=4096)
   encoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
   decoder_block: str = setting("dense", "a name in `models.blocks.BLOCKS`")
@@ -230,6 +234,17 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
+class Init:
+  """What the parameters start from (see `train.start`)."""
+
+  source: str = setting(
+      "", "workdir of a run, or a bundle, that a new run starts from; random when empty")
+  what: str = setting(
+      "all", "encoder: only its parameters; all: also decoder, and classes by name",
+      choices=("all", "encoder"))
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """All settings of a run."""
 
@@ -242,6 +257,7 @@ class Config:
   loss: Loss = dataclasses.field(default_factory=Loss)
   optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
   train: Train = dataclasses.field(default_factory=Train)
+  init: Init = dataclasses.field(default_factory=Init)
 
   @classmethod
   def from_dict(cls, tree: Mapping[str, Any], version: int = VERSION) -> "Config":

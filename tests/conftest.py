@@ -1,6 +1,7 @@
 """What every test stands on: two CPU devices, strict arithmetic, real data where it is."""
 
 import atexit
+import logging
 import os
 from pathlib import Path
 import shutil
@@ -84,3 +85,13 @@ def real_data() -> Path:
 def no_cache_of_the_user(tmp_path_factory, monkeypatch):
   """Nothing is written to, or read from, the user's cache folder."""
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def said(caplog):
+  """What the program logged."""
+  logger = logging.getLogger("condseg_jax")
+  logger.addHandler(caplog.handler)
+  caplog.set_level(logging.INFO, logger.name)
+  yield lambda: [record.getMessage() for record in caplog.records]
+  logger.removeHandler(caplog.handler)

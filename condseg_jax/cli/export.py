@@ -6,6 +6,7 @@ each with its SHA-256. It works offline on any machine with condseg_jax and any 
   condseg-export --workdir=runs/ct --checkpoint=best --out=ct.condseg
   condseg-predict --workdir=ct.condseg --input=scan.nii.gz --output=masks
 
+With --without=tumour it holds the network without these classes; the others are decoded as before.
 With --onnx it also contains encoder and decoder as ONNX, verified against JAX before writing.
 """
 
@@ -31,6 +32,7 @@ def _define(values: flags.FlagValues) -> None:
   shell.define_model(values)
   shell.define_verify(values)
   flags.DEFINE_string("out", "", "The bundle, NAME.condseg.", flag_values=values)
+  flags.DEFINE_list("without", [], "Classes to take away.", flag_values=values)
   flags.DEFINE_bool("onnx", False, "Add encoder.onnx and decoder.onnx.", flag_values=values)
 
 
@@ -54,6 +56,9 @@ def _work(values: flags.FlagValues) -> int:
                      usage=True)
   if not is_bundle(values.workdir):
     bundle = bundle._replace(facts=run_facts(values.workdir, bundle.facts["step"]))
+  if values.without:
+    from condseg_jax.model_io.drop import without_classes
+    bundle = without_classes(bundle, values.without)
   if values.onnx:
     bundle = bundle._replace(graphs=_graphs(bundle))
   digest = write_bundle(values.out, bundle)

@@ -10,6 +10,7 @@ Checkpoints, metrics.jsonl, progress.png, TensorBoard events and run.json go to 
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -79,15 +80,21 @@ def _work(values: flags.FlagValues) -> int:
       parallel.join(*cluster_flags)
   # Errors are reported before raw data is prepared, which may take hours.
   check_config(config)
+  start = None
+  if config.init.source:
+    from condseg_jax.train.start import read_start
+    start = functools.cache(functools.partial(read_start, config.init))
   if not values.folds:
     _check_no_folds(values)
-    check_workdir(values.workdir, values.resume)
+    last = check_workdir(values.workdir, values.resume)
+    if start is not None and last is None:
+      start()
   with parallel.first_process_first():
     stores = _stores(config.data, progress=parallel.is_first())
   if values.folds:
-    return _train_folds(values, config, stores)
+    return _train_folds(values, config, stores, start)
   train(config, stores, values.workdir, resume=values.resume, verify=values.verify == "on",
-        watcher=Progress(values.workdir))
+        watcher=Progress(values.workdir), start=start)
   return 0
 
 
@@ -103,7 +110,7 @@ def _check_no_folds(values: flags.FlagValues) -> None:
                        "with, or choose another workdir", usage=True)
 
 
-def _train_folds(values: flags.FlagValues, config: Config, stores: list) -> int:
+def _train_folds(values: flags.FlagValues, config: Config, stores: list, start) -> int:
   """Trains the members of a cross-validation and prints its scores."""
   from condseg_jax.cli.argument_flags import as_flags
   from condseg_jax.report.progress import Progress
@@ -113,7 +120,7 @@ def _train_folds(values: flags.FlagValues, config: Config, stores: list) -> int:
   with as_flags(folds="--folds"):
     run = train_folds(config, stores, values.workdir, values.folds, resume=values.resume,
                       verify=values.verify == "on", probabilities=values.probabilities,
-                      watcher=Progress)
+                      watcher=Progress, start=start)
   if run is not None and parallel.is_first():
     print(_scores(run))
   return 0

@@ -7,6 +7,9 @@
     parameters/PATH.npy              one array each, float32
     member_1/parameters/PATH.npy …   those of the further members of an ensemble
     encoder.onnx decoder.onnx        if the model was exported with ONNX
+
+A bundle can hold an encoder alone, to start a training from (facts: `"part": "encoder"`); its table
+then names the classes that the encoder was learned from.
 """
 
 from collections.abc import Mapping
@@ -32,6 +35,7 @@ from condseg_jax.model_io.archive import write_archive
 from condseg_jax.model_io.card import model_card
 from condseg_jax.model_io.record import check_record
 from condseg_jax.model_io.record import ModelRecord
+from condseg_jax.model_io.transfer import of_encoder
 from condseg_jax.models.build import build_model
 from condseg_jax.train.state import variables
 
@@ -58,6 +62,11 @@ class Bundle(NamedTuple):
   graphs: tuple[bytes, ...] = ()
   statistics: Mapping = {}
   others: tuple[Mapping, ...] = ()
+
+  @property
+  def encoder_only(self) -> bool:
+    """Whether the parameters are those of the encoder alone."""
+    return self.facts.get("part") == "encoder"
 
   @property
   def variables(self) -> dict:
@@ -116,7 +125,8 @@ def read_bundle(path) -> Bundle:
 
 def without_paths(config: Config) -> Config:
   """Returns a config without the paths of the machine that it was trained on."""
-  return dataclasses.replace(config, data=dataclasses.replace(config.data, root="", cache=""))
+  return dataclasses.replace(config, data=dataclasses.replace(config.data, root="", cache=""),
+                             init=dataclasses.replace(config.init, source=""))
 
 
 def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], facts) -> None:
@@ -142,7 +152,8 @@ def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], 
   needed = jax.eval_shape(model.init, jax.random.key(0), image, ids)
   for kind, held in arrays.items():
     wanted = {name: x.shape for name, x in traverse_util.flatten_dict(needed.get(kind, {}),
-                                                                      sep="/").items()}
+                                                                      sep="/").items()
+              if facts.get("part") != "encoder" or of_encoder(f"{kind}/{name}")}
     found = {name: array.shape for name, array in held.items()}
     for name in sorted(set(wanted) | set(found)):
       if wanted.get(name) != found.get(name):

@@ -80,15 +80,16 @@ def model_card(record: ModelRecord, params: Mapping, facts: Mapping[str, Any], *
   """
   count = sum(math.prod(x.shape) for x in jax.tree.leaves(params))
   sections = {
-      "Intended use": _use(record),
+      "Intended use": _use(record, facts),
       "Limits": _LIMITS,
       "Classes": _classes(record, facts),
       "Training data": _data(facts),
       "Scores": _scores(facts),
       "Input": _input(record),
       "Network and training": _network(record, count, facts, networks),
-      "Files": _FILES + (_ONNX if onnx else ""),
-      "Licence": "None is recorded for the parameters.",
+      "Files": (_FILES + (_ENCODER if facts.get("part") == "encoder" else _PREDICT)
+                + (_ONNX if onnx else "")),
+      "Licence": _licence(facts),
   }
   names = ", ".join(map(_cell, record.table.names))
   return f"# Model card: {names}\n\n" + "\n".join(
@@ -110,8 +111,14 @@ _LIMITS = """
 _FILES = """
 One zip archive of stored members; `manifest.json` has the SHA-256 of each. Parameters are arrays of
 NumPy (`parameters/*.npy`), the rest is JSON.
+"""
 
+_PREDICT = """
     condseg-predict --workdir=THIS_FILE --input=IMAGE --output=FOLDER
+"""
+
+_ENCODER = """
+    condseg-train --config=CONFIG --config.init.source=THIS_FILE --config.init.what=encoder
 """
 
 _ONNX = """
@@ -120,13 +127,25 @@ compute in float32. `condseg-predict --runtime=onnx` uses them.
 """
 
 
-def _use(record) -> str:
+def _use(record, facts) -> str:
   table, ndim = record.table, len(record.plan.spacing)
+  if facts.get("part") == "encoder":
+    return (f"The encoder of a {ndim}-D network, for a training on {_IMAGES[record.plan.modality]} "
+            "to start from. It segments nothing by itself.")
   presets = "".join(f"\n\nPreset `{_cell(name)}`: {', '.join(map(_cell, group))}."
                     for name, group in sorted(table.presets.items()))
   return (f"Segments {len(table)} {'class' if len(table) == 1 else 'classes'} in {ndim}-D "
           f"{_IMAGES[record.plan.modality]}: images like those it was trained on. The result is "
           f"the probability of each class at each voxel, and a label map made of them.{presets}")
+
+
+def _licence(facts) -> str:
+  origin = facts.get("origin")
+  if not origin:
+    return "None is recorded for the parameters."
+  rows = [(key, value) for key, value in sorted(origin.items())]
+  return ("The parameters were converted from those named here, whose licence applies to them; it "
+          "is not recorded.\n\n" + _table(("origin", ""), rows))
 
 
 def _classes(record, facts) -> str:

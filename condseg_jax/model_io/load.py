@@ -17,7 +17,7 @@ def is_bundle(source) -> bool:
 
 
 def read_model(source, checkpoint: str = "last", *, verify: bool = True,
-               members: int = 0) -> Bundle:
+               members: int = 0, encoder: bool = False) -> Bundle:
   """Reads the model of a run or a bundle. For a run, `facts` hold only the step.
 
   Args:
@@ -26,6 +26,7 @@ def read_model(source, checkpoint: str = "last", *, verify: bool = True,
     checkpoint: `last`, `best` or a step; a bundle holds a single checkpoint.
     verify: whether a checkpoint is compared with its SHA-256 digests; a bundle always is.
     members: number of members of an ensemble to read, the first ones; 0 for all.
+    encoder: whether a bundle may hold an encoder alone.
 
   Raises:
     InputError: the run, checkpoint or bundle is missing or damaged, has fewer members, or members
@@ -33,6 +34,9 @@ def read_model(source, checkpoint: str = "last", *, verify: bool = True,
   """
   if is_bundle(source):
     bundle = read_bundle(source)
+    if bundle.encoder_only and not encoder:
+      raise InputError(source, "holds an encoder alone, which segments nothing",
+                       "train from it, with init.source and init.what='encoder'")
     if checkpoint not in ("last", str(bundle.facts["step"])):
       raise InputError(f"checkpoint {checkpoint!r}",
                        f"is not in {source}, which holds that of step {bundle.facts['step']}",

@@ -47,6 +47,7 @@ def _before_ampere(device: jax.Device) -> bool:
 
 def dense_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...]) -> DenseUNet:
   """Builds the network of `models.dense_unet`, whose fields have the names of the settings."""
+  _check_unused(model, "max_channels")
   network = DenseUNet(codes=codes, **_fields(DenseUNet, model, conditioning))
   network.check()
   return network
@@ -54,12 +55,27 @@ def dense_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...
 
 def res_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...]) -> ResUNet:
   """Builds the network of `models.res_unet`, whose fields have the names of the settings."""
-  for name in ("growth", "encoder_block", "decoder_block", "decoder", "rates"):
-    if getattr(model, name) != getattr(Model(), name):
-      raise ValueError(f"{name} has no effect on the network 'res_unet'")
-  network = ResUNet(codes=codes, **_fields(ResUNet, model, conditioning))
+  return _strided_unet(model, conditioning, codes, residual=True)
+
+
+def plain_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...]) -> ResUNet:
+  """Builds the network of `models.res_unet` with layers in place of residual units."""
+  return _strided_unet(model, conditioning, codes, residual=False)
+
+
+def _strided_unet(model: Model, conditioning: Conditioning, codes: tuple[float, ...], *,
+                  residual: bool) -> ResUNet:
+  _check_unused(model, "growth", "encoder_block", "decoder_block", "decoder", "rates")
+  network = ResUNet(codes=codes, residual=residual, **_fields(ResUNet, model, conditioning))
   network.check()
   return network
+
+
+def _check_unused(model: Model, *names: str) -> None:
+  """Raises ValueError for settings that the network does not have and that are no defaults."""
+  for name in names:
+    if getattr(model, name) != getattr(Model(), name):
+      raise ValueError(f"{name} has no effect on the network {model.network!r}")
 
 
 def _fields(network: type[DenseUNet] | type[ResUNet], model: Model,
@@ -74,7 +90,7 @@ def _fields(network: type[DenseUNet] | type[ResUNet], model: Model,
 # protocol `models.network.Network` and register it here: `config.model.network` selects it.
 # ValueErrors are reported to the user as invalid settings.
 NETWORKS: dict[str, Callable[[Model, Conditioning, tuple[float, ...]], Network]] = {
-    "dense_unet": dense_unet, "res_unet": res_unet}
+    "dense_unet": dense_unet, "res_unet": res_unet, "plain_unet": plain_unet}
 
 
 def build_model(model: Model, conditioning: Conditioning,

@@ -42,9 +42,10 @@ def check_network(model) -> None:
 def check_res_unet(model) -> None:
   """Raises ValueError for a `res_unet.ResUNet` with invalid settings."""
   _check_levels(model)
-  sizes = [model.channels, model.embedding_size, *model.layers_per_level, *model.decoder_layers]
+  sizes = [model.channels, model.max_channels, model.embedding_size, *model.layers_per_level,
+           *model.decoder_layers]
   if min(*sizes, *(stride for level in model.strides for stride in level)) < 1:
-    raise ValueError("channels, embedding_size, strides, layers_per_level and "
+    raise ValueError("channels, max_channels, embedding_size, strides, layers_per_level and "
                      "decoder_layers_per_level must be 1 or more")
   _check_names(model, RES_UNET_POSITIONS)
   _check_condition(model)

@@ -1,4 +1,4 @@
-"""The residual U-Net of nnU-Net's ResEnc presets (Isensee et al., MICCAI 2024), conditioned.
+"""The U-Nets of nnU-Net, residual (ResEnc presets, Isensee et al., MICCAI 2024) and plain.
 
     image ─ stem ─ units ─────────────── skip ──────────────── layer ─ head ─ logits of the class
                      └ units, strided ── skip ── layer ─── up ───┘
@@ -6,10 +6,11 @@
 
 Most of the layers are in the encoder, which runs once per image; a level of the decoder is an
 upsampling and one layer, so that a further class costs little. Levels have `channels` features,
-doubled from level to level up to `MAX_FEATURES`.
+doubled from level to level up to `max_channels`.
 
 A unit is two layers with a residual connection. The first unit of a level has a strided convolution
-instead of a pooling; its connection is averaged over the same blocks and projected.
+instead of a pooling; its connection is averaged over the same blocks and projected. The plain U-Net
+(nnU-Net's default, Isensee et al., Nature Methods 2021) has layers in place of the units.
 """
 
 from collections.abc import Sequence
@@ -85,6 +86,19 @@ class ResidualLevel(nn.Module):
     return x
 
 
+class PlainLevel(ResidualLevel):
+  """Layers in place of the units, the first of them strided."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns [B, *shape / strides, features] from [B, *shape, C]."""
+    for i in range(self.units):
+      strides = self.strides if i == 0 and max(self.strides) > 1 else None
+      x = Layer(self.features, (3,) * len(self.strides), self.style, strides=strides,
+                name=f"layer_{i}")(x)
+    return x
+
+
 class ResUNet(UNet):
   """The network; its submodules have the names of those of `dense_unet.DenseUNet`.
 
@@ -92,10 +106,13 @@ class ResUNet(UNet):
     codes: class codes, in the order of the ids.
     strides: strides of the levels below the finest, finest first, each a tuple with one stride per
       axis; its length (2 or 3) makes the network 2-D or 3-D.
-    layers_per_level: residual units at every level of the encoder, finest first.
+    layers_per_level: residual units at every level of the encoder, finest first; if it is plain,
+      layers, of which the stem is the first.
     decoder_layers_per_level: layers at every level of the decoder, which has no coarsest level;
       None for one each.
     channels: features at the finest level.
+    max_channels: largest number of features of a coarser level.
+    residual: whether the encoder consists of residual units; of layers otherwise.
     norm: `group`, `instance` or `none`.
     activation: a name in `layers.ACTIVATIONS`.
     position: where the condition enters: `none`; `input`, the stem; `decoder`, every layer of the
@@ -119,6 +136,8 @@ class ResUNet(UNet):
   layers_per_level: Sequence[int]
   decoder_layers_per_level: Sequence[int] | None = None
   channels: int = 32
+  max_channels: int = MAX_FEATURES
+  residual: bool = True
   norm: str = "instance"
   activation: str = "leaky_relu"
   position: str = "decoder"
@@ -173,7 +192,7 @@ class ResUNet(UNet):
 
   def width(self, level: int) -> int:
     """Returns the number of features of a level."""
-    return min(self.channels * 2 ** level, max(self.channels, MAX_FEATURES))
+    return min(self.channels * 2 ** level, max(self.channels, self.max_channels))
 
   def encode(self, image_BDHWC: jax.Array, class_id_B: jax.Array | None = None) -> Features:
     """Computes the encoder and the unconditioned decoder levels, once per image.
@@ -195,7 +214,11 @@ class ResUNet(UNet):
     return self.decode_shared(levels)
 
   def _level(self, level: int, units: int) -> nn.Module:
-    kind = nn.remat(ResidualLevel) if self.remat else ResidualLevel
+    kind: type[ResidualLevel] = ResidualLevel if self.residual else PlainLevel
+    if self.remat:
+      kind = nn.remat(kind)
+    if level == 0 and not self.residual:
+      units -= 1  # the stem
     strides = tuple(self.strides[level - 1]) if level else (1,) * self.ndim
     return kind(units, self.width(level), strides, self.style)
 

@@ -48,6 +48,7 @@ def member_key(config: Config, data: str, source: str) -> str:
     section, _, key = name.partition(".")
     if tree[section][key] == neutral:
       del tree[section][key]
+  tree = {name: part for name, part in tree.items() if part != {}}  # a section added as a whole
   return digest_of({"config": tree, "data": data, "source": source})
 
 

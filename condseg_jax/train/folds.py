@@ -28,6 +28,7 @@ from condseg_jax.model_io.fold_run import is_fold_run
 from condseg_jax.system.lock import held
 from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
+from condseg_jax.train.loop import Start
 from condseg_jax.train.loop import train
 from condseg_jax.train.loop import Watcher
 from condseg_jax.train.setup import check_config
@@ -38,7 +39,8 @@ log = logging.getLogger("condseg_jax")
 
 def train_folds(config: Config, stores: Sequence[Store], workdir, folds: int, *,
                 resume: str = "auto", verify: bool = True, probabilities: bool = False,
-                watcher: Callable[[epath.Path], Watcher] | None = None) -> FoldRun | None:
+                watcher: Callable[[epath.Path], Watcher] | None = None,
+                start: Callable[[], Start] | None = None) -> FoldRun | None:
   """Trains a network for each fold, one after the other, and scores each on the cases it left out.
 
   All training cases describe the classes, the plan and the statistics of every member, so that the
@@ -54,6 +56,7 @@ def train_folds(config: Config, stores: Sequence[Store], workdir, folds: int, *,
     verify: see `train.loop.train`.
     probabilities: whether the probabilities of out-of-fold predictions are kept.
     watcher: makes the watcher of a member from its folder.
+    start: see `train.loop.train`; every member starts from it.
 
   Returns:
     The run with its scores; None after a SIGTERM, after which the same call resumes.
@@ -73,7 +76,7 @@ def train_folds(config: Config, stores: Sequence[Store], workdir, folds: int, *,
       log.info("member %d of %d: %s", number + 1, folds, place)
       status = train(dataclasses.replace(config, seed=config.seed + number), stores, place,
                      resume="last_whole" if resume == "last_whole" else "auto", verify=verify,
-                     watcher=watcher and watcher(place), fold=run.fold(number))
+                     watcher=watcher and watcher(place), fold=run.fold(number), start=start)
       if status != "finished":
         return None
       _predict(run, number, stored_cases(datasets), probabilities=probabilities)

@@ -1,5 +1,6 @@
 """The training loop, written to be read from top to bottom and forked."""
 
+from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
@@ -50,6 +51,16 @@ NOT_FINITE_STEPS = 50  # steps in a row, after which a run fails; each of them c
 log = logging.getLogger("condseg_jax")
 
 
+class Start(Protocol):
+  """Gives a new run something to start from; `train.start.Start` is one."""
+
+  def adapted(self, setup: Setup) -> Setup:
+    """Returns the parts of a run with what comes along of classes and plan."""
+
+  def taken(self, setup: Setup, state: TrainState) -> TrainState:
+    """Returns the state at step 0 with what is taken of the parameters."""
+
+
 class Watcher(Protocol):
   """Sees what a run evaluates; `report.progress.Progress` is one."""
 
@@ -61,7 +72,8 @@ class Watcher(Protocol):
 
 
 def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "auto",
-          verify: bool = True, watcher: Watcher | None = None, fold: Fold | None = None) -> str:
+          verify: bool = True, watcher: Watcher | None = None, fold: Fold | None = None,
+          start: Callable[[], Start] | None = None) -> str:
   """Trains a network.
 
   Args:
@@ -75,6 +87,7 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
     verify: whether a checkpoint to resume from is compared with its SHA-256 digests.
     fold: which cases to train on and to hold out; `data.hold_out` and `data.max_cases` decide when
       None.
+    start: reads what `init.source` names, see `train.start.read_start`; called if the run is new.
 
   Returns:
     `finished`, or `interrupted` after a SIGTERM; the same call then resumes.
@@ -85,11 +98,12 @@ def train(config: Config, stores: Sequence[Store], workdir, *, resume: str = "au
   """
   check_config(config)
   with held(workdir) if parallel.is_first() else contextlib.nullcontext():
-    return _train(config, stores, workdir, resume, verify, watcher, fold)
+    return _train(config, stores, workdir, resume, verify, watcher, fold, start)
 
 
 def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify: bool,
-           watcher: Watcher | None, fold: Fold | None) -> str:
+           watcher: Watcher | None, fold: Fold | None,
+           start: Callable[[], Start] | None) -> str:
   started = time.monotonic()
 
   # --- previous progress ----------------------------------------------------------------------
@@ -97,9 +111,19 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   last = checkpoints.newest_whole() if resume == "last_whole" else checkpoints.last_step
   check_resume(resume, last, workdir)
   recorded = None if last is None else checkpoints.read_record(last)
+  source = None
+  if config.init.source and last is not None:
+    log.info("the workdir holds step %d, which is resumed: init.source is not read", last)
+  elif config.init.source:
+    if start is None:
+      raise InputError("init.source", "is not read by this caller",
+                       "pass start=lambda: train.start.read_start(config.init)")
+    source = start()
 
   # --- data, classes, plan, network -----------------------------------------------------------
   setup = make_setup(config, stores, recorded, workdir, fold)
+  if source is not None:
+    setup = source.adapted(setup)
   config, model, record = setup.config, setup.model, setup.record
   table = record.table
   if last is not None and last >= config.train.steps and finished(workdir):
@@ -115,6 +139,8 @@ def _train(config: Config, stores: Sequence[Store], workdir, resume: str, verify
   if last is not None:
     state = checkpoints.restore(last, state)
     log.info("resuming from step %d", last)
+  elif source is not None:
+    state = source.taken(setup, state)
   trim_metrics(workdir, last or 0)
   first = int(state.step)
   state = driver.place_state(state)

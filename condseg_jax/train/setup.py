@@ -288,9 +288,8 @@ def resumed_config(config: Config, recorded: Config) -> Config:
   if config.train.minutes and config.train.minutes == recorded.train.minutes:
     config = dataclasses.replace(config, train=dataclasses.replace(
         config.train, steps=recorded.train.steps, eval_every=recorded.train.eval_every))
-  return dataclasses.replace(config, conditioning=dataclasses.replace(
+  return dataclasses.replace(config, init=recorded.init, conditioning=dataclasses.replace(
       config.conditioning, texts=recorded.conditioning.texts))
-
 
 
 # --- whether a run can start or resume ----------------------------------------------------------
@@ -307,11 +306,16 @@ def check_resume(resume: str, last: int | None, workdir) -> None:
                      "choose another workdir, or use resume=auto")
 
 
-def check_workdir(workdir, resume: str) -> None:
-  """Runs `check_resume` on a workdir, creating the folder if it does not exist."""
+def check_workdir(workdir, resume: str) -> int | None:
+  """Runs `check_resume` on a workdir, creating the folder if it does not exist.
+
+  Returns:
+    The step of its last checkpoint, or None without any.
+  """
   checkpoints = Checkpoints(workdir)
   try:
     check_resume(resume, checkpoints.last_step, workdir)
+    return checkpoints.last_step
   finally:
     checkpoints.close()
 

@@ -10,9 +10,10 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 SETUP = configparser.ConfigParser()
 SETUP.read(ROOT / "setup.cfg")
-# As they are installed: name after `condseg-`.
-COMMANDS = [line.partition(" = ")[0].removeprefix("condseg-") for line in
-            SETUP["options.entry_points"]["console_scripts"].strip().splitlines()]
+# As they are installed: name after `condseg-` → module.
+COMMANDS = {line.partition(" = ")[0].removeprefix("condseg-"):
+            line.partition(" = ")[2].removesuffix(":main") for line in
+            SETUP["options.entry_points"]["console_scripts"].strip().splitlines()}
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "experiments").glob("*.py"))
 
 
@@ -24,7 +25,7 @@ def run(*command):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_needs_no_heavy_import(name):
   """The time to answer is that of the imports, so those are what is tested."""
-  code = (f"import sys; from condseg_jax.cli.{name} import main; "
+  code = (f"import sys; from {COMMANDS[name]} import main; "
           f"code = main(['condseg-{name}', '--help']); "
           "heavy = {'jax', 'scipy', 'matplotlib', 'orbax', 'grain'} & set(sys.modules); "
           "print(sorted(heavy)); sys.exit(code)")

@@ -21,8 +21,8 @@ from support.documents import ROOT
 
 # The pages in the order in which they are run: all in one folder, each with what is left there by
 # those before it.
-ORDER = ("README.md", "docs/index.md", "docs/data.md", "docs/training.md", "docs/prediction.md",
-         "docs/analysis.md")
+ORDER = ("README.md", "docs/index.md", "docs/data.md", "docs/training.md", "docs/growing.md",
+         "docs/prediction.md", "docs/analysis.md")
 
 EXTENDING = "see tests/e2e/test_extending.py"
 # How a block begins → why it is not run.
@@ -31,6 +31,8 @@ NOT_RUN = {
     "bash tools/test.sh": "runs these tests",
     "pip install": "changes the environment",
     "condseg-init RAW --modality": "as in README.md",
+    "condseg-train --config=base --config.init.source=encoder.condseg":
+        "see tests/model_io/nnunet/test_encoder.py",
     "condseg-train --config=base": "as in README.md",
     "condseg-train --config=mine.py --workdir=FILM":
         "as in README.md; see tests/models for the mechanisms",
@@ -123,7 +125,8 @@ def test_every_block_is_run_or_listed():
   unused = set(NOT_RUN) - {excuse(block) for block in found}
   assert not unused, f"begin no block: {unused}"
   run = "\n".join(block.text for block in found if excuse(block) is None)
-  for name in ("init", "prepare", "verify", "train", "evaluate", "predict", "export", "analyse"):
+  for name in ("init", "prepare", "verify", "train", "evaluate", "predict", "export", "import",
+               "analyse"):
     assert f"condseg-{name} " in run
   for pattern in SUBSTITUTIONS:
     assert re.search(pattern, run, re.MULTILINE), pattern
@@ -150,7 +153,7 @@ def test_substitutions():
 
 
 def write_data(root: Path) -> None:
-  """Writes what the documents name: RAW, TEST and scan.nii.gz."""
+  """Writes what the documents name: RAW, TEST, scan.nii.gz and NNUNET."""
   names = dict(zip(("liver", "spleen"), tiny.ORGANS.values(), strict=True))
   for organ, value in names.items():
     for number in range(3):
@@ -171,12 +174,15 @@ def write_data(root: Path) -> None:
       {"modality": {"0": "CT"}, "training": listed,
        "labels": {"0": "background", **{str(value): organ for organ, value in names.items()}}}))
   shutil.copy(root / "TEST" / "imagesTr" / "t0.nii.gz", root / "scan.nii.gz")
+  shutil.copytree(ROOT / "tests" / "model_io" / "nnunet" / "fixtures" / "plain_3d",
+                  root / "NNUNET")
 
 
 def write_commands(folder: Path) -> None:
   """Writes the commands as they are in this checkout, installed or not."""
   folder.mkdir()
-  scripts = {f"condseg-{path.stem}": COMMAND.format(python=sys.executable, name=path.stem)
+  scripts = {f"condseg-{path.stem.rstrip('_')}":
+             COMMAND.format(python=sys.executable, name=path.stem)
              for path in (ROOT / "condseg_jax" / "cli").glob("*.py")}
   scripts |= {"small-phantom": PHANTOM.format(python=sys.executable),
               "small-init": INIT.format(python=sys.executable)}
@@ -210,5 +216,6 @@ def test_the_documents_run(tmp_path, monkeypatch):
       assert done.returncode == 0, f"{place}\n{block.text}\n{done.stdout}\n{done.stderr[-3000:]}"
   for name in ("RUN/run.json", "masks/scan.nii.gz", "masks/report.html", "scores/summary.json",
                "quickstart/scores/summary.json", "findings.json", "MINE/manifest.json",
-               "CARVED/manifest.json", "model.condseg", "analysis/analysis.json"):
+               "CARVED/manifest.json", "model.condseg", "encoder.condseg",
+               "analysis/analysis.json"):
     assert (work / name).exists(), name

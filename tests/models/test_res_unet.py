@@ -85,6 +85,19 @@ def test_the_parameters_of_the_presets_written_out():
   assert sum(leaf.size for leaf in jax.tree.leaves(found)) == count
 
 
+def test_the_plain_network_has_layers_in_place_of_units():
+  """The stem is the first layer of level 0, and `max_channels` limits the doubling."""
+  model = build_model(Model(network="plain_unet", strides=((2, 2),) * 2, layers_per_level=(2, 3, 1),
+                            channels=4, max_channels=12), Conditioning(), CODES)
+  params, features, _ = shapes(model, (2, 16, 24, 1))
+  assert [sorted(params[f"down_{level}"]) for level in range(3)] == [
+      ["layer_0"], ["layer_0", "layer_1", "layer_2"], ["layer_0"]]
+  assert [f.shape for f in (*features.skips, features.x)] == [
+      (2, 16, 24, 4), (2, 8, 12, 8), (2, 4, 6, 12)]
+  one, *_ = shapes(model.clone(layers_per_level=(1, 1, 1)), (2, 16, 24, 1))
+  assert "down_0" not in one and "stem" in one
+
+
 def test_a_copy_is_equal_and_has_the_same_hash():
   model = ResUNet(**SMALL)
   assert model.clone() == model and hash(model.clone()) == hash(model)
@@ -193,6 +206,8 @@ def test_every_setting_reaches_it():
     (dict(strides=((2, 0),)), "1 or more"), (dict(strides=((2,),)), "axes"),
     (dict(position="input", mechanism="spade"), "does not act"), (dict(from_level=1), "from_level"),
     (dict(deep_supervision=1), "deep_supervision"), (dict(mechanism="tint"), "mechanism"),
+    (dict(max_channels=0), "1 or more"),
+    (dict(network="dense_unet", max_channels=9), "no effect on the network 'dense_unet'"),
     (dict(growth=8), "growth has no effect on the network 'res_unet'"),
     (dict(encoder_block="plain"), "encoder_block has no effect"),
     (dict(decoder="fcn"), "decoder has no effect")], ids=str)

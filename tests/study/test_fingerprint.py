@@ -34,6 +34,7 @@ def test_a_setting_added_later_changes_no_key_until_it_is_used():
     section, _, setting = name.partition(".")
     assert tree[section][setting] == neutral, name
     del tree[section][setting]
+  assert tree.pop("init") == {}  # a section that was added as a whole
   tree["data"] |= {"root": "", "cache": ""}
   assert key() == keys.digest_of({"config": tree, "data": "data", "source": "source"})
   assert key({"loss.options": {"gamma": 1.0}}) != key()
