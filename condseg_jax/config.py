@@ -43,6 +43,7 @@ ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra
          "loss.options": {}, "train.minutes": 0.0, "augment.blur": 0.0,
          "augment.low_resolution": 0.0, "data.overlapping": [], "data.bare": 0.0,
          "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.1,
+         "data.pseudo_weight": 0.5,
          "model.max_channels": 320, "init.source": "", "init.what": "all"}
 
 
@@ -87,6 +88,9 @@ class Data:
       choices=("D", "H", "W"))
   bare: float = setting(
       0.0, "sampling weight of every dataset without any mask; 0 leaves them out", low=0, high=1e6)
+  pseudo_weight: float = setting(
+      0.5, "weight β of pseudo-masks, where a store has any; true masks have 1; 0 leaves them out",
+      low=0, below=1)
   overlapping: tuple[tuple[str, ...], ...] = setting(
       (), "pairs of classes that a voxel may both belong to, besides those whose masks overlap")
 
@@ -353,9 +357,8 @@ def _check_together(config: Config) -> None:
   if config.augment.cutmix and (data.batch_class == "single" or data.batch_size < 2):
     exclude("augment.cutmix", "needs images of several datasets in a batch",
             "use data.batch_class 'mixed' and a data.batch_size of 2 or more")
-  if data.bare and not config.augment.cutmix:
-    exclude("data.bare", "has no effect alone: images without masks teach nothing",
-            "set augment.cutmix above 0, or data.bare to 0")
+  if data.bare and data.batch_class == "single":
+    exclude("data.bare", "needs batches of all datasets", "use data.batch_class 'mixed'")
   for pair in data.overlapping:
     if len(pair) != 2:
       exclude("data.overlapping", f"{pair} is not a pair", "name two classes in every pair")

@@ -325,7 +325,7 @@ def total(loss_BN: jax.Array, class_id_BN: jax.Array, beta_BN: jax.Array, alpha_
   Args:
     loss_BN: ℓ, the loss of every decode of the local part of the batch.
     class_id_BN: class of every decode.
-    beta_BN: 1 if the sample's dataset annotates that class, else 0.
+    beta_BN: weight of the mask, 0 without one; see `Batch`.
     alpha_K: α, the weight of every class.
     global_batch: B, the number of images over all devices.
 

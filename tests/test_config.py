@@ -91,6 +91,7 @@ SENSELESS = {
     "conditioning.from_level": [-1], "conditioning.texts": [((NAN,),)],
     "loss.bce_weight": [NAN, -1, 1e30], "loss.lse_sharpness": [0, -1, NAN, INF],
     "augment.cutmix": [-0.1, 1.5, NAN], "data.bare": [-1, NAN, INF],
+    "data.pseudo_weight": [-0.1, 1.0, NAN],
     "loss.exclusion_classes": [-1, 1.5, 2**17], "loss.exclusion_weight": [-0.1, NAN, INF],
     "loss.alpha": [{"liver": NAN}, {"liver": -1}], "loss.options": [{"a": INF}],
     "optimizer.learning_rate": [-1, 0, 1e30, NAN, INF], "optimizer.warmup": [-3],
@@ -128,7 +129,7 @@ def test_every_number_has_been_thought_of():
     ({"model.layers_per_level": (1, 1)}, "model.layers_per_level: has 2 levels"),
     ({"augment.cutmix": 0.5, "data.batch_size": 1}, "augment.cutmix: needs images of several"),
     ({"augment.cutmix": 0.5, "data.batch_class": "single"}, "augment.cutmix: needs images of"),
-    ({"data.bare": 0.5}, "data.bare: has no effect alone"),
+    ({"data.bare": 0.5, "data.batch_class": "single"}, "data.bare: needs batches of all datasets"),
     ({"data.overlapping": (("liver",),)}, "data.overlapping: ('liver',) is not a pair"),
     ({"model.strides": ((2, 2), (2, 2, 2), (2, 2, 2))}, "does not have 2 axes throughout, or 3")])
 def test_settings_that_exclude_each_other(changes, line):

@@ -14,7 +14,8 @@ class Batch(NamedTuple):
     image: float32 [B, *shape, C], normalised.
     class_id: int32 [B, N], the classes to decode.
     mask: uint8 [B, *shape, N], the three-valued mask of each of these classes.
-    beta: float32 [B, N], 1 if the sample's dataset annotates the class, else 0.
+    beta: float32 [B, N], the weight of the mask: 1 if the sample's dataset annotates the class;
+      `data.pseudo_weight`, which is below 1, if a part of it is a pseudo-mask; else 0.
     index: int32 [B], index of the sample within the step; random numbers are keyed by it.
     dataset: int32 [B], number of the dataset that the sample is of.
   """

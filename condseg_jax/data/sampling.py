@@ -146,18 +146,31 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
   return training, out
 
 
-def decodes_per_image(training: Sequence[Dataset], data: Data) -> int:
-  """Returns N, the classes decoded per image, at most the largest number annotated by a dataset.
+def own_decodes(training: Sequence[Dataset], data: Data) -> int:
+  """Returns the annotated classes decoded per image, at most the largest number in a dataset.
 
   Args:
     training: the datasets.
-    data: `classes_per_image` is the maximum, 0 for all; with `batch_class` = single N is 1; with
+    data: `classes_per_image` is the maximum, 0 for all; with `batch_class` = single it is 1; with
       `unannotated` = background every class has a mask in every dataset.
   """
   most = max(len(d.annotated) for d in training)
   if data.unannotated == "background":
     most = len({name for d in training for name in d.annotated})
   return min(data.classes_per_image or most, most) if data.batch_class == "mixed" else 1
+
+
+def decodes_per_image(training: Sequence[Dataset], data: Data) -> int:
+  """Returns N, the classes decoded per image: `own_decodes`, and one more for pseudo-masks."""
+  own, names = own_decodes(training, data), {name for d in training for name in d.annotated}
+  more = uses_pseudo(data) and any(names.intersection(case.pseudo) for d in training
+                                   for case in d.cases)
+  return min(own + more, len(names)) if more else own
+
+
+def uses_pseudo(data: Data) -> bool:
+  """Returns whether pseudo-masks, where a store has any, are learned from."""
+  return bool(data.pseudo_weight and data.batch_class == "mixed" and data.unannotated == "ignore")
 
 
 def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Data, *, seed: int,
@@ -174,10 +187,11 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Da
       takes all samples of a batch from one class of one dataset, as in the paper. Decodes that a
       dataset's annotated classes do not fill, because another dataset annotates more, have β = 0;
       with `unannotated` = background they count as absent (β = 1), which is wrong wherever the
-      class is in the image and is provided for comparison only.
+      class is in the image and is provided for comparison only. Where a case has pseudo-masks,
+      these come first, with β = `pseudo_weight`.
     seed: seed of the choice of cases, classes and positions.
     bare: datasets without masks, each drawn with the weight `data.bare` into mixed batches; their
-      decodes are of random classes, with β = 0.
+      decodes are of pseudo-masks and of random classes, with β = 0.
     start_step: first step of the stream.
     process_index: index of this process.
     process_count: number of processes.
@@ -193,13 +207,13 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Da
   if data.batch_size % process_count:
     raise InputError("data.batch_size", f"{data.batch_size} is not a multiple of {process_count} "
                      "processes", "choose a multiple", usage=True)
-  decodes = decodes_per_image(training, data)
+  own, decodes = own_decodes(training, data), decodes_per_image(training, data)
   part = slice(process_index, None, process_count)
 
   def stream(dataset, names, number):
     cases = grain.MapDataset.source(dataset.cases).seed(seed + 7919 * number).shuffle().repeat()
-    return cases.random_map(_Cutter(dataset.store, dataset.number, names, table, plan, decodes,
-                                    data.unannotated == "background", data.foreground_fraction))
+    return cases.random_map(_Cutter(dataset.store, dataset.number, names, table, plan, own, decodes,
+                                    data))
 
   def batched(samples):
     numbered = samples.map_with_index(_number(data.batch_size))[part]
@@ -244,18 +258,22 @@ class _Cutter:
   names: tuple[str, ...]
   table: ClassTable
   plan: Plan
-  classes_per_image: int
-  absent: bool  # whether classes without a mask count as absent
-  foreground: float  # see `batches`
+  own: int  # see `own_decodes`
+  decodes: int  # N
+  data: Data  # see `batches`
 
   def __call__(self, case: Case, rng: np.random.Generator) -> Batch:
-    n = self.classes_per_image
-    chosen = [str(x) for x in rng.permutation(self.names)[:n]]
-    others = [name for name in self.table.names if name not in self.names]
+    n = self.decodes
+    annotated = [str(x) for x in rng.permutation(self.names)[:self.own]]
+    chosen = annotated + self._pseudo(case, n - len(annotated), rng)
+    others = [name for name in self.table.names if name not in (*self.names, *chosen)]
     fillers = [str(x) for x in rng.permutation(others)[:n - len(chosen)]]
+    if len(chosen) + len(fillers) < n:  # a case without pseudo-masks that annotates nearly all
+      fillers += [name for name in self.names if name not in chosen][:n - len(chosen)]
     ids = np.array([self.table.index(x) for x in (*chosen, *fillers)], np.int32)
 
-    start = self._start(case, case.foreground[chosen[0]] if chosen else (), rng)
+    positions = {**case.foreground, **case.pseudo}
+    start = self._start(case, positions[chosen[0]] if chosen else (), rng)
     inside, padding = read_box(case.shape, self.plan.subvolume, start)
     image = self.store.read_image(case, inside)
     # Edge padding outside the image, as in augmentation and prediction; the mask is unlabelled
@@ -266,19 +284,28 @@ class _Cutter:
                    for (low, high), size in zip(padding, self.plan.subvolume, strict=True))
     if chosen:
       masks[(slice(0, len(chosen)), *within)] = self.store.read_masks(case, chosen, inside)
-    beta = self.table.beta(self.names)[ids]
-    if self.absent:
+    beta = np.zeros(n, np.float32)
+    beta[:len(annotated)] = 1
+    beta[len(annotated):len(chosen)] = self.data.pseudo_weight
+    if self.data.unannotated == "background":
       masks[(slice(len(chosen), n), *within)] = NEGATIVE
       beta[:] = 1
     return Batch(image=self.plan.normalise(image, case.mean, case.sd), class_id=ids,
                  mask=np.moveaxis(masks, 0, -1), beta=beta, index=np.int32(0),
                  dataset=np.int32(self.dataset))
 
+  def _pseudo(self, case: Case, count: int, rng: np.random.Generator) -> list[str]:
+    """Draws classes of the network that have a pseudo-mask in a case, at most `count`."""
+    names = [name for name in case.pseudo if name in self.table.names]
+    if not names or not uses_pseudo(self.data):
+      return []
+    return [str(x) for x in rng.permutation(names)[:count]]
+
   def _start(self, case: Case, positions: Sequence[Sequence[int]],
              rng: np.random.Generator) -> list[int]:
     """Draws the start of the box: around one of some positions, or anywhere in the volume."""
     centre = None
-    if positions and rng.random() < self.foreground:
+    if positions and rng.random() < self.data.foreground_fraction:
       centre = positions[rng.integers(len(positions))]
     start = []
     for axis, (length, size) in enumerate(zip(case.shape, self.plan.subvolume, strict=True)):

@@ -2,7 +2,8 @@
 
     ROOT/manifest.json          modality, spacing, class table, the record of every case
     ROOT/cases/ID/image/        zarr v3, [*shape, C], at the store's spacing, canonical axes
-    ROOT/cases/ID/masks/        zarr v3, [K, *shape], three-valued, one mask per annotated class
+    ROOT/cases/ID/masks/        zarr v3, [K, *shape], three-valued, one mask per annotated class,
+                                then one per class with a pseudo-mask (`condseg_jax.pseudo`)
     ROOT/cases/ID/case.json     the record of the case, written last: without it the case is
                                 incomplete
 
@@ -56,6 +57,8 @@ class Case:
       stores of version 0.1, which did not record them.
     patient: cases of one patient are kept together when the store is split; "" for a patient of its
       own, None in a store that was prepared before it was recorded.
+    pseudo: class without annotation, but with a pseudo-mask → a random sample of the indices of its
+      positive voxels. Nothing else here describes these classes.
   """
 
   id: str
@@ -76,6 +79,12 @@ class Case:
   source: str
   overlapping: tuple[tuple[str, str], ...] | None = None
   patient: str | None = None
+  pseudo: Mapping[str, tuple[tuple[int, ...], ...]] = dataclasses.field(default_factory=dict)
+
+  @property
+  def masked(self) -> tuple[str, ...]:
+    """The classes in the order of the stored masks: the annotated ones, then those of `pseudo`."""
+    return (*self.annotated, *self.pseudo)
 
   @classmethod
   def from_json(cls, tree: Mapping) -> "Case":
@@ -86,7 +95,9 @@ class Case:
     for key in ("annotated", "shape", "native_shape", "native_spacing", "intensities"):
       tree[key] = tuple(tree[key])
     tree["affine"] = tuple(map(tuple, tree["affine"]))
-    tree["foreground"] = {k: tuple(map(tuple, v)) for k, v in tree["foreground"].items()}
+    tree.setdefault("pseudo", {})  # stores of former versions have none
+    for key in ("foreground", "pseudo"):
+      tree[key] = {k: tuple(map(tuple, v)) for k, v in tree[key].items()}
     return cls(**tree)
 
 
@@ -154,8 +165,11 @@ class Store:
 
   def read_masks(self, case: Case, names: Sequence[str],
                  box: Sequence[slice] | None = None) -> np.ndarray:
-    """Reads the three-valued masks of some annotated classes [N, *shape], or a box of them."""
-    masks = np.array([case.annotated.index(name) for name in names], np.int64)
+    """Reads the three-valued masks of some classes [N, *shape], or a box of them.
+
+    The classes are annotated, or have a pseudo-mask.
+    """
+    masks = np.array([case.masked.index(name) for name in names], np.int64)
     return self._read(case, "masks", (masks, *(() if box is None else box)))
 
   def read_volume(self, case: Case) -> Volume:
@@ -175,7 +189,7 @@ class Store:
     images = len(digests)
     empty = self._read(case, "image", (slice(0, 0),))
     dtype, shape = empty.dtype, empty.shape
-    for name in case.annotated:
+    for name in case.masked:
       for rows in slabs(case.shape):
         digests.append(hashlib.sha256(self.read_masks(case, [name], (rows,))).hexdigest())
     shape = (*case.shape, shape[-1])

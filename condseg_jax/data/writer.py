@@ -58,6 +58,7 @@ class CaseFacts(NamedTuple):
   native: Geometry
   source: str
   patient: str | None = None
+  pseudo: tuple[str, ...] = ()
 
 
 class Sample(NamedTuple):
@@ -82,8 +83,8 @@ def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
     grid: grid of the prepared image.
     image: context manager, entered once, that yields the `Rows` of the image
       [rows, ..., channels] of `dtype`; it is left before the first mask is requested.
-    masks: class and `Rows` of its three-valued mask, in the order of `facts.annotated`; each is
-      written before the next is requested.
+    masks: class and `Rows` of its three-valued mask, in the order of `facts.annotated` and then of
+      `facts.pseudo`; each is written before the next is requested.
     channels: of the image.
     dtype: see `channels`.
     pool: executor for the slabs.
@@ -113,8 +114,8 @@ def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
   mask_digests: list[str] = []
   samples: dict[str, Sample] = {}
 
-  stored = create_array(folder / "masks", (len(facts.annotated), *grid.shape), np.uint8,
-                        (1, *chunk))
+  names = (*facts.annotated, *facts.pseudo)
+  stored = create_array(folder / "masks", (len(names), *grid.shape), np.uint8, (1, *chunk))
   for number, (name, rows_of) in enumerate(masks):
     slab_samples = list(pool.map(
         functools.partial(_write_mask, stored[number], images, rows_of, f"{facts.id}/{name}"),
@@ -122,9 +123,12 @@ def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
     mask_digests += [digest for digest, _ in slab_samples]
     samples[name] = _merged([sample for _, sample in slab_samples], _generator(facts.id, name))
     del rows_of  # frees the label map before the next is read
-  if tuple(samples) != facts.annotated:
-    raise ValueError(f"got masks of {tuple(samples)}, expected {facts.annotated}")
-  overlapping = _overlapping(stored, facts.annotated, pool) if len(samples) > 1 else ()
+  if tuple(samples) != names:
+    raise ValueError(f"got masks of {tuple(samples)}, expected {names}")
+  # What describes the data is of annotated classes alone.
+  pseudo = {name: samples.pop(name) for name in facts.pseudo}
+  overlapping = (_overlapping(stored[:len(samples)], facts.annotated, pool) if len(samples) > 1
+                 else ())
 
   everything = _merged(list(samples.values()), _generator(facts.id))
   case = Case(
@@ -132,13 +136,13 @@ def write_case(root: str | os.PathLike, facts: CaseFacts, grid: Geometry,
       shape=grid.shape, affine=tuple(map(tuple, grid.affine.tolist())),
       native_shape=facts.native.shape, native_spacing=facts.native.spacing, mean=mean, sd=sd,
       positives={name: sample.count for name, sample in samples.items()},
-      foreground={name: tuple(map(tuple, sorted(s.index[:FOREGROUND_POSITIONS].tolist())))
-                  for name, s in samples.items()},
+      foreground=_foreground(samples),
       intensities=tuple(float(f"{v:.6g}") for v in everything.intensity),
       image_sha256=combined_digest(np.dtype(dtype), (*grid.shape, channels), image_digests),
       sha256=combined_digest(np.dtype(dtype), (*grid.shape, channels),
                              [*image_digests, *mask_digests]),
-      source=facts.source, overlapping=overlapping, patient=facts.patient)
+      source=facts.source, overlapping=overlapping, patient=facts.patient,
+      pseudo=_foreground(pseudo))
   write_text(folder / "case.json", json.dumps(dataclasses.asdict(case)))
   return case
 
@@ -177,6 +181,11 @@ def _write_image(target: ts.TensorStore, rows_of: Rows,
   # Plane by plane, which avoids a float64 copy of the slab.
   squares = sum(float(np.square(plane - mean, dtype=np.float64).sum()) for plane in slab)
   return hashlib.sha256(slab).hexdigest(), slab.size, float(mean), squares
+
+
+def _foreground(samples: Mapping[str, Sample]) -> dict[str, tuple[tuple[int, ...], ...]]:
+  return {name: tuple(map(tuple, sorted(s.index[:FOREGROUND_POSITIONS].tolist())))
+          for name, s in samples.items()}
 
 
 def _moments(moments: Sequence[Sequence[float]]) -> tuple[float, float]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.config import Config
+from condseg_jax.data import sampling
 from condseg_jax.data.priors import smallest_ml
 from condseg_jax.data.sampling import Fold
 from condseg_jax.data.store import Store
@@ -301,6 +302,10 @@ def _describe(setup: Setup, state: TrainState, steps: int) -> None:
     log.info("dataset %s: %d cases annotate %s", d.name, len(d.cases), ", ".join(d.annotated))
   for d in setup.bare:
     log.info("dataset %s: %d cases without masks", d.name, len(d.cases))
+  pseudo = [case for d in (*setup.training, *setup.bare) for case in d.cases if case.pseudo]
+  if pseudo and sampling.uses_pseudo(setup.config.data):
+    log.info("%d cases have pseudo-masks, with the weight %g", len(pseudo),
+             setup.config.data.pseudo_weight)
   log.info("%d cases held out for tuning; %d steps on %d %s device(s)",
            sum(len(d.cases) for d in setup.held_out), steps,
            jax.device_count(), jax.default_backend())

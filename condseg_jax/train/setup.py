@@ -119,6 +119,11 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   if data.bare and not bare:
     raise InputError("data.bare", f"{data.bare:g} for datasets without masks, but all have some",
                      "prepare them with condseg-prepare --unlabelled, or set it to 0", usage=True)
+  if data.bare and not config.augment.cutmix and not (
+      sampling.uses_pseudo(data) and any(c.pseudo for d in bare for c in d.cases)):
+    raise InputError("data.bare", "has no effect alone: images without masks teach nothing",
+                     "set augment.cutmix above 0 or data.bare to 0, or make pseudo-masks",
+                     usage=True)
   check_included(data.include_classes, everything)
   # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
   # subset of the classes get identically normalised images.

@@ -55,7 +55,7 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
     Without an axis name the batch is the global one (jit shards it); with one it is a device's part
     and sums are taken over that axis (pmap). Both give the same state. The metrics are arrays:
     `loss`, `gradient_norm`, `skipped` and, per class, the sum of soft Dice over the annotated
-    decodes `dice_K` and their number `count_K`.
+    decodes `dice_K` and their number `count_K`; pseudo-masks, with β below 1, are not counted.
   """
   optimizer = optax.with_extra_args_support(optimizer)
   # Kept as NumPy until traced: an array on the device would be fetched for every compilation, a
@@ -86,12 +86,12 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
       return loss, (finest.dice, changed.get("statistics"))
 
     (loss, (dice_BN, changed)), gradient = jax.value_and_grad(loss_function, has_aux=True)(params)
-    ids, beta = batch.class_id.reshape(-1), batch.beta.reshape(-1)
+    ids, annotated = batch.class_id.reshape(-1), (batch.beta.reshape(-1) == 1).astype(jnp.float32)
     classes = alpha_K.shape[0]
     return gradient, {
         "loss": loss,
-        "dice_K": jax.ops.segment_sum(beta * (1 - dice_BN.reshape(-1)), ids, classes),
-        "count_K": jax.ops.segment_sum(beta, ids, classes),
+        "dice_K": jax.ops.segment_sum(annotated * (1 - dice_BN.reshape(-1)), ids, classes),
+        "count_K": jax.ops.segment_sum(annotated, ids, classes),
     }, changed
 
   def train_step(state: TrainState, batch: Batch, steps=None, *, axis_name: str | None = None):

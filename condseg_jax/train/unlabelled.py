@@ -37,7 +37,7 @@ def make_complete(exclusive_KK: np.ndarray, decodes: int, augmentation: Augment,
     decodes: D, the classes to decode per image, at least the N of the batch and at most K. Those
       that the dataset annotates stay where they are. All others, with β = 0 before and after, are
       drawn anew and get the labels that `known` finds. In a mixed sample, classes that the partner
-      annotates come first, with its β.
+      annotates come first, with its β; a class of both has the lower one, that of a pseudo-mask.
     augmentation: `cutmix` is its setting here.
     lateral_axes: see `augment`.
   """
@@ -56,9 +56,11 @@ def make_complete(exclusive_KK: np.ndarray, decodes: int, augmentation: Augment,
     class_id = choose(sample, key, exclusive, decodes, partner)
     mask, beta = known(class_id, sample, exclusive)
     mask_in_box, beta_in_box = known(class_id, partner, exclusive)
+    both = (beta > 0) & (beta_in_box > 0)
+    beta = jnp.where(both, jnp.minimum(beta, beta_in_box), jnp.maximum(beta, beta_in_box))
     return sample._replace(
         image=jnp.where(box, partner.image, sample.image), class_id=class_id,
-        mask=jnp.where(box, mask_in_box, mask), beta=jnp.maximum(beta, beta_in_box))
+        mask=jnp.where(box, mask_in_box, mask), beta=beta)
 
   def complete(batch: Batch, key: jax.Array, axis_name: str | None) -> Batch:
     keys = sample_keys(batch, key)
@@ -80,10 +82,11 @@ def choose(sample: Batch, key: jax.Array, exclusive_KK: jax.Array, decodes: int,
            partner: Batch | None = None) -> jax.Array:
   """Draws the classes to decode for one sample, all different, int32 [D].
 
-  Annotated decodes stay. The others are first those that the partner annotates, then drawn
-  uniformly from the classes that an annotated one excludes; only if there are too few, from all.
+  Decodes with a mask, annotated or pseudo, stay. The others are first those of which the partner
+  has a mask, then drawn uniformly from the classes that an annotated one excludes; only if there
+  are too few, from all.
   """
-  annotated = sample.beta > 0
+  masked, annotated = sample.beta > 0, sample.beta == 1
   classes = exclusive_KK.shape[0]
 
   def among(sample: Batch) -> jax.Array:
@@ -97,7 +100,7 @@ def choose(sample: Batch, key: jax.Array, exclusive_KK: jax.Array, decodes: int,
     score_K += 2 * among(partner)
   order_K = jnp.argsort(-score_K).astype(jnp.int32)
   further = decodes - sample.class_id.shape[0]
-  free = jnp.pad(~annotated, (0, further), constant_values=True)
+  free = jnp.pad(~masked, (0, further), constant_values=True)
   place = jnp.cumsum(free) - 1
   return jnp.where(free, order_K[place], jnp.pad(sample.class_id, (0, further)))
 
@@ -106,11 +109,12 @@ def known(class_id_D: jax.Array, sample: Batch,
           exclusive_KK: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns what one sample tells about some classes: masks uint8 [*shape, D], and β [D].
 
-  For a class that it annotates these are its mask and β. For any other class the mask is negative
-  where an annotated class that excludes it is positive and unlabelled elsewhere, and β is 0.
+  For a class that it annotates, or that has a pseudo-mask, these are its mask and β. For any other
+  class the mask is negative where an annotated class that excludes it is positive and unlabelled
+  elsewhere, and β is 0. Nothing is concluded from pseudo-masks, whose β is below 1.
   """
   axes = (1,) * (sample.mask.ndim - 1)
-  annotated = sample.beta > 0
+  masked, annotated = sample.beta > 0, sample.beta == 1
   mask = jnp.full((*sample.mask.shape[:-1], class_id_D.shape[0]), UNLABELLED, jnp.uint8)
   beta = jnp.zeros(class_id_D.shape, jnp.float32)
   for n in range(sample.mask.shape[-1]):
@@ -118,7 +122,7 @@ def known(class_id_D: jax.Array, sample: Batch,
     negative = (sample.mask[..., n:n + 1] == POSITIVE) & excluded.reshape(*axes, -1)
     mask = jnp.where(negative, jnp.uint8(NEGATIVE), mask)
   for n in range(sample.mask.shape[-1]):
-    own = annotated[n] & (class_id_D == sample.class_id[n])
+    own = masked[n] & (class_id_D == sample.class_id[n])
     mask = jnp.where(own.reshape(*axes, -1), sample.mask[..., n:n + 1], mask)
     beta = jnp.where(own, sample.beta[n], beta)
   return mask, beta

@@ -41,7 +41,7 @@ NOT_RUN = {
         "an hour; see tests/train/test_budget.py",
     "condseg-prepare --format=folder --unlabelled": "see tests/e2e/test_unlabelled_runs.py",
     "condseg-train --config=mine.py --workdir=RUN --folds=5":
-        "five trainings; see tests/e2e/test_folds.py",
+        "five trainings; see tests/e2e/test_folds.py and test_pseudo_masks.py",
     "from condseg_jax.model_io.fold_run import": "needs the run above; see tests/e2e/test_folds.py",
     "condseg-predict --workdir=RUN --input=scan.nii.gz --output=masks --members=1":
         "needs the run above; see tests/e2e/test_folds.py",

@@ -28,41 +28,19 @@ from condseg_jax.report import trust
 from condseg_jax.serve.device import worker_command
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.setup import make_setup
-from support.tiny import overrides
-from support.tiny import write_msd
+from support.folds import arguments
 
-NO_AUGMENTATION = [f"augment.{name}" for name in (
-    "rotate", "zoom", "shift", "scale", "offset", "gamma", "noise")]  # which compiles faster
 SCAN = "test/imagesTr/case_08.nii.gz"
 
 
-def arguments(root, workdir, *more, **changes):
-  changes = {"data.cache": root / "cache", "train.steps": 3, "model.channels": 4, "model.growth": 4,
-             **dict.fromkeys(NO_AUGMENTATION, 0.0),
-             "augment.mirror": "('W',)"} | changes
-  return ["condseg-train", "--config=base", f"--workdir={workdir}", *more,
-          *overrides(root, **changes)]
+@pytest.fixture(scope="module")
+def root(fold_root):
+  return fold_root
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory):
-  """Four cases of the ball, of two patients, and three of the box, each of its own."""
-  root = tmp_path_factory.mktemp("data")
-  ball = write_msd(root / "train" / "ball", range(4), ["ball"])
-  tree = json.loads((ball / "dataset.json").read_text())
-  tree["patient"] = "^(case)_0[01]$"  # the others have none in their ids
-  (ball / "dataset.json").write_text(json.dumps(tree))
-  write_msd(root / "train" / "box", range(4, 7), ["box"])
-  write_msd(root / "test", range(8, 10), ["ball", "box"])
-  return root
-
-
-@pytest.fixture(scope="module")
-def finished(root, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("folds") / "run"
-  assert train.main(arguments(root, workdir, "--folds=2", "--probabilities")) == 0
-  return workdir
-
+def finished(fold_run):
+  return fold_run
 
 
 @pytest.fixture(scope="module")

@@ -45,12 +45,11 @@ def run(name, folder, probe) -> dict:
   (folder / "project").symlink_to(ROOT)
   notebook = read(ROOT / "tools" / "notebooks" / f"{name}.ipynb")
   notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({probe}))"))
-  kept = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
   settings = {"CONDSEG_NOTEBOOK_STEPS": "4", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
               "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "IPYTHONDIR": str(folder / "ipython")}
   nbclient.NotebookClient(
       notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
-  ).execute(env={**kept, **settings})
+  ).execute(env={**os.environ, **settings})
   outputs = [output for cell in code(notebook) for output in cell.outputs]
   values = json.loads("".join(o.text for o in notebook.cells[-1].outputs if o.name == "stdout"))
   return {**values, "pictures": sum("image/png" in o.get("data", {}) for o in outputs)}

@@ -67,13 +67,13 @@ def make_batch(seed=0, size=4, classes=(0, 1)):
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 9999), decodes=st.integers(1, CLASSES))
 def test_what_is_known_of_a_class(seed, decodes):
-  """Its mask where it is annotated; else negative on what excludes it; else nothing."""
+  """Its mask where it has one; else negative on annotated classes that exclude it; else nothing."""
   sample = make_sample(np.random.default_rng(seed), decodes)
   ids = np.arange(CLASSES, dtype=np.int32)
   mask, beta = jax.device_get(known(jnp.asarray(ids), sample, jnp.asarray(EXCLUSIVE)))
   for c in ids:
     expected = np.full(mask.shape[:-1], UNLABELLED)
-    for n in np.flatnonzero(sample.beta):
+    for n in np.flatnonzero(sample.beta == 1):
       if EXCLUSIVE[sample.class_id[n], c]:
         expected[sample.mask[..., n] == POSITIVE] = NEGATIVE
     own = [n for n in np.flatnonzero(sample.beta) if sample.class_id[n] == c]
@@ -103,7 +103,7 @@ def test_the_classes_of_a_sample(seed, decodes, further):
   assert len(set(ids)) == count and set(ids) <= set(range(CLASSES))
   np.testing.assert_array_equal(ids[:decodes][annotated], sample.class_id[annotated])
   drawn = np.delete(ids, np.flatnonzero(annotated))
-  excluded = EXCLUSIVE[sample.class_id[annotated]].any(0)
+  excluded = EXCLUSIVE[sample.class_id[sample.beta == 1]].any(0)
   excluded[sample.class_id[annotated]] = False
   assert excluded[drawn].sum() == min(len(drawn), excluded.sum())
 
@@ -167,6 +167,24 @@ def test_a_box_brings_the_image_and_what_is_known_there(seed):
     if not own.beta:  # a bare image becomes one of its partner's class
       assert out.class_id[b][0] == partner.class_id[0] and out.beta[b][0] == 1
       assert (out.mask[b, ..., 0][~box] == UNLABELLED).all()
+
+
+@pytest.mark.parametrize("own, other, mixed", [(1, 1, 1), (1, 0.5, 0.5), (0.5, 1, 0.5),
+                                               (0.5, 0.5, 0.5), (0.5, 0, 0.5), (0, 0.5, 0.5)])
+def test_a_mask_that_is_partly_pseudo_weighs_as_such(own, other, mixed):
+  """Of one class; what nobody annotated there makes no other class negative."""
+  batch = make_batch(classes=(0, 0))._replace(
+      beta=np.resize(np.array([own, other], np.float32), 4)[:, None],
+      dataset=np.resize(np.arange(2, dtype=np.int32), 4))
+  out = complete(batch, dataclasses.replace(MIXED, cutmix=1.0, mirror=()))
+  assert out.class_id[0][0] == 0 and out.beta[0][0] == np.float32(mixed)
+  known_from = {0: own, 1: other}
+  boxes = (out.image != batch.image)[..., 0]
+  for b in range(4):
+    place = [~boxes[b], boxes[b]]
+    for inside in (0, 1):
+      if known_from[(b + inside) % 2] < 1:
+        assert (out.mask[b, ..., 1][place[inside]] == UNLABELLED).all()
 
 
 def test_images_of_one_dataset_are_not_mixed():
@@ -289,6 +307,10 @@ def test_other_classes_are_pushed_down_and_the_log_tells_of_annotated_ones_alone
   assert largest_difference(a.params, b.params) > 1e-4
   for key in ("dice_K", "count_K"):
     np.testing.assert_allclose(told[key], plain[key], rtol=1e-6)
+  pseudo = batch._replace(beta=np.array([[1], [0.5], [0], [0.5]], np.float32))
+  state, metrics = jax.jit(make_step(model, 3, 0.5))(new_state(params), pseudo)
+  np.testing.assert_array_equal(metrics["count_K"], [1, 0, 0, 0])  # pseudo-masks are of class 1
+  assert metrics["dice_K"][0] > 0 == metrics["dice_K"][1]
   logits = lambda state: model.apply({"params": state.params}, batch.image,
                                      jnp.full(4, 2, jnp.int32))
   inside = batch.mask[..., 0] == POSITIVE
