@@ -67,7 +67,8 @@ class Data:
   foreground_fraction: float = setting(
       1 / 3, "share of the subvolumes that are centred on a voxel of the class", low=0, high=1)
   classes_per_image: int = setting(
-      1, "classes decoded per image, at most; 0 for all that a dataset annotates", low=0)
+      1, "classes decoded per image, at most; 0 for all that a dataset annotates", low=0,
+      high=2**16)
   weights: tuple[float, ...] = setting(
       (), "sampling weight of every dataset; equal when empty", above=0)
   hold_out: float = setting(

@@ -77,7 +77,7 @@ SENSELESS = {
     "data.spacing": [(1e-9, 1.0, 1.0), (0.0, 1.0, 1.0), (-1.0, 1.0, 1.0), (NAN, 1.0, 1.0), (1e9,)],
     "data.memory_gb": [NAN, INF, 0, -1, 10**400], "data.subvolume": [(0, 8, 8), (-8, 8, 8), ()],
     "data.batch_size": [0, -1], "data.foreground_fraction": [-0.1, 1.1, NAN],
-    "data.classes_per_image": [-1], "data.weights": [(NAN,), (0.0,), (-1.0,)],
+    "data.classes_per_image": [-1, 2**63], "data.weights": [(NAN,), (0.0,), (-1.0,)],
     "data.hold_out": [1.0, -0.5, NAN], "data.max_cases": [-1], "data.lateral_axes": [{"a": ("Q",)}],
     "augment.probability": [7, -0.1, NAN], "augment.rotate": [-1, 400, NAN],
     "augment.zoom": [-3, 1e30, NAN], "augment.shift": [-1, 5], "augment.scale": [-1, 1e30],

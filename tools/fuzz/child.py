@@ -34,7 +34,7 @@ from tools.fuzz.targets import TARGETS
 ROOT = Path(__file__).parents[2]
 OUT, TEMPORARY, WORK = "out", "tmp", "work"
 DEPTH = "sandbox/of/one/attempt"  # so that a path with a few `..` stays in what is looked at
-START_SECONDS = 180.0
+START_SECONDS = 600.0  # imports and compilation, on a busy machine
 WHOLE_TIMES, WHOLE_MEMORY = 5, 2 << 30  # what a whole command may take besides its door
 
 

@@ -1,0 +1,128 @@
+"""condseg-audit --workdir=RUN --data=DATA [--count=20] [--json=FILE] [--report=FILE.html]
+
+Ranks the training masks by how little the networks that did not see them agree, with a guess at
+what is wrong: missing parts, false regions, masks that are shifted, mirrored or of another class.
+RUN is a run with --folds on the same prepared data.
+
+  condseg-train --config=mine.py --workdir=RUN --folds=5
+  condseg-audit --workdir=RUN --data=DATA --report=audit.html
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+import sys
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from condseg_jax.cli import shell
+from condseg_jax.cli.argument_flags import as_flags
+from condseg_jax.errors import InputError
+from condseg_jax.errors import printable
+
+if TYPE_CHECKING:  # imported late, so that --help is fast
+  from condseg_jax.classes import ClassTable
+  from condseg_jax.data.store import Case
+  from condseg_jax.data.store import Store
+  from condseg_jax.evaluate.audit import Row
+  from condseg_jax.model_io.fold_run import FoldRun
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit code."""
+  return shell.run(__doc__, _define, _work, argv)
+
+
+def _define(values: flags.FlagValues) -> None:
+  flags.DEFINE_string("workdir", "", "Folder of the run, which was trained with --folds.",
+                      flag_values=values)
+  flags.DEFINE_string("data", "", "Prepared store, or folder of prepared stores.",
+                      flag_values=values)
+  flags.DEFINE_integer("count", 20, "Masks to print and to show on the page.", lower_bound=1,
+                       flag_values=values)
+  flags.DEFINE_string("json", "", "File for the whole ranking, most suspicious first.",
+                      flag_values=values)
+  flags.DEFINE_string("report", "", "File for a page with a picture of each, .html.",
+                      flag_values=values)
+
+
+def _work(values: flags.FlagValues) -> int:
+  shell.require(values, "workdir", "data")
+  from condseg_jax.data.store import open_prepared
+  from condseg_jax.evaluate import audit
+  from condseg_jax.model_io.fold_run import FoldRun
+  from condseg_jax.model_io.load import read_model
+  from condseg_jax.system.atomic import write_text
+
+  with as_flags(folds="--folds"):
+    run = FoldRun.open(values.workdir)
+  record = read_model(run.folder, members=1).record
+  cases = _cases(run, open_prepared(values.data), values.data)
+  compared = []
+  for number, (key, (store, case)) in enumerate(cases.items(), 1):
+    print(f"\r{number} of {len(cases)} cases", end="", file=sys.stderr, flush=True)
+    found = run.out_of_fold(key)
+    if found.label.array.shape != tuple(case.shape):
+      raise InputError(run.folder, f"is older than the data: {key} has changed since",
+                       "train it again in another folder", usage=True)
+    masks = {name: found.mask(name) for name in found.names}
+    for name in case.annotated:
+      mask, = store.read_masks(case, [name])
+      compared.append((key, name, *audit.compare(mask, masks, name)))
+  print(file=sys.stderr)
+  rows = audit.rank(compared)
+  print("\n".join(_table(rows[:values.count])))
+  if values.json:
+    write_text(values.json, json.dumps(audit.to_json(rows), indent=1) + "\n")
+  if values.report:
+    print(_report(values.report, run, record.table, record.plan.modality, cases,
+                  rows[:values.count]))
+  return 0
+
+
+def _cases(run: FoldRun, stores: Sequence[Store], data: str) -> dict[str, tuple[Store, Case]]:
+  """Returns the cases of the run in the data, by their names in the run."""
+  if not stores:
+    raise InputError("--data", f"{data} is not a prepared store, nor a folder of stores that fit "
+                     "each other", "prepare it with condseg-prepare", usage=True)
+  training = {f"{case.dataset}/{case.id}": (store, case) for store in stores
+              for case in store.cases if case.split == "train" and case.annotated}
+  known = {key: place for key, place in training.items() if key in run.places}
+  if not known:
+    raise InputError("--data", f"{data} holds no case that {run.folder} was trained on",
+                     "give the data of that run", usage=True)
+  if len(known) < len(training):
+    print(f"{len(training) - len(known)} cases that the run never saw are left out")
+  return known
+
+
+def _table(rows: Sequence[Row]) -> list[str]:
+  lines = [f"{'score':>6}  {'Dice':>5}  {'class':20} {'guess':28} case"]
+  return lines + [f"{row.score:6.3f}  {row.dice:5.3f}  {row.class_name:20} {row.kind:28} "
+                  f"{printable(row.case)}" for row in rows]
+
+
+def _report(path: str, run: FoldRun, table: ClassTable, modality: str,
+            cases: dict[str, tuple[Store, Case]], rows: Sequence[Row]) -> str:
+  """Writes a page with the masks of some rows beside what was found; returns a line about it."""
+  from condseg_jax.report.page.case import draw_case
+  from condseg_jax.report.page.write import write_page
+
+  drawn = []
+  for number, row in enumerate(rows, 1):
+    store, case = cases[row.case]
+    mask, = store.read_masks(case, [row.class_name])
+    drawn.append(draw_case(
+        f"{number}. {printable(row.case)}: {row.class_name}", store.read_volume(case),
+        run.out_of_fold(row.case).label, table, {row.class_name: {"dice": row.dice}},
+        modality=modality, truth={row.class_name: mask}, warnings=[f"guess: {row.kind}"]))
+  note = write_page(path, drawn, table, title="Masks to look at", facts={
+      "what is shown": "the mask (truth) and what the network found that did not see it",
+      "order": "the most suspicious first"})
+  return f"report: {path}" + (f"  ({note})" if note else "")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,124 @@
+"""Training masks ranked by how little the network that did not see them agrees.
+
+    score = 1 - Dice / (median Dice of the class),   at least 0
+
+with the Dice of a mask and the out-of-fold prediction of its case. A class that is hard everywhere
+is not suspicious for that; a mask that fits far worse than the others of its class is. What is
+wrong is a guess: the change of the mask that makes it agree with the prediction.
+"""
+
+from collections.abc import Iterable
+from collections.abc import Mapping
+from collections.abc import Sequence
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+
+from condseg_jax.classes import POSITIVE
+from condseg_jax.classes import UNLABELLED
+
+GAIN = 0.2  # of Dice, from which on a change of the mask explains the disagreement
+LOPSIDED = 2.0  # ratio of missing to surplus voxels from which on one of them is named
+AXES = "DHW"
+
+Disagreement = tuple[str, str, float, str]  # case, class, Dice, kind
+
+
+class Row(NamedTuple):
+  """A mask.
+
+  Attributes:
+    case: its case, see `data.sampling.Dataset.key`.
+    class_name: its class.
+    score: from 0, as expected, to 1.
+    kind: a guess at what is wrong, if anything is.
+    dice: of the mask and the out-of-fold prediction.
+  """
+
+  case: str
+  class_name: str
+  score: float
+  kind: str
+  dice: float
+
+
+def compare(mask: np.ndarray, found: Mapping[str, np.ndarray], name: str) -> tuple[float, str]:
+  """Compares a mask with what was found in its case.
+
+  Args:
+    mask: three-valued, uint8 [*shape]; unlabelled voxels do not count.
+    found: class → bool mask [*shape], of all classes of the network.
+    name: class of the mask.
+
+  Returns:
+    The Dice, 1 if both are empty, and the kind: `missing structure` (nothing is annotated, but
+    something found), `not found`, `exchanged with CLASS`, `mirrored along AXIS`, `shifted`,
+    `missing part`, `false region` or `border`.
+  """
+  labelled = mask != UNLABELLED
+  given = mask == POSITIVE
+  seen = found[name] & labelled
+  if not given.any() or not seen.any():
+    kind = "missing structure" if seen.any() else "not found" if given.any() else "border"
+    return (0.0 if kind != "border" else 1.0), _exchanged(given, found, name, labelled) or kind
+  dice = _dice(given, seen)
+  explained = [(_dice(given, other & labelled), f"exchanged with {rival}")
+               for rival, other in found.items() if rival != name]
+  axes = AXES[-given.ndim:]
+  explained += [(_dice(np.flip(given, axis), seen), f"mirrored along {letter}")
+                for axis, letter in enumerate(axes)]
+  explained.append((_dice(_shifted(given, seen), seen), "shifted"))
+  best, kind = max(explained, key=lambda pair: pair[0])  # the first of equal ones
+  if best >= dice + GAIN:
+    return dice, kind
+  missing, surplus = int((seen & ~given).sum()), int((given & ~seen).sum())
+  if missing > LOPSIDED * surplus:
+    return dice, "missing part"
+  return dice, "false region" if surplus > LOPSIDED * missing else "border"
+
+
+def rank(compared: Iterable[Disagreement]) -> list[Row]:
+  """Ranks masks, the most suspicious first; equal ones by case and class."""
+  compared = sorted(compared)
+  by_class = lambda entry: entry[1]
+  median = {name: float(np.median([dice for _, _, dice, _ in group])) for name, group in
+            itertools.groupby(sorted(compared, key=by_class), key=by_class)}
+  rows = [Row(case, name, _score(dice, median[name]), kind, dice)
+          for case, name, dice, kind in compared]
+  return sorted(rows, key=lambda row: -row.score)
+
+
+def to_json(rows: Sequence[Row]) -> dict:
+  """Returns the ranking, JSON-compatible."""
+  return {"rows": [{"case": row.case, "class": row.class_name, "score": round(row.score, 6),
+                    "kind": row.kind, "dice": round(row.dice, 6)} for row in rows]}
+
+
+def _score(dice: float, median: float) -> float:
+  return max(0.0, 1 - dice / median) if median > 0 else 0.0
+
+
+def _exchanged(given: np.ndarray, found: Mapping[str, np.ndarray], name: str,
+               labelled: np.ndarray) -> str:
+  """Returns the kind if a mask lies where another class was found, else ""."""
+  scores = {rival: _dice(given, other & labelled) for rival, other in found.items()
+            if rival != name and given.any()}
+  rival = max(scores, key=lambda key: scores[key], default="")
+  return f"exchanged with {rival}" if rival and scores[rival] >= GAIN else ""
+
+
+def _shifted(given: np.ndarray, seen: np.ndarray) -> np.ndarray:
+  """Moves a mask by whole voxels so that its centroid is that of another."""
+  centre = lambda mask: np.array([places.mean() for places in np.nonzero(mask)])
+  steps = np.rint(centre(seen) - centre(given)).astype(int)
+  out = np.zeros_like(given)
+  sides = [(slice(max(s, 0), n + min(s, 0)), slice(max(-s, 0), n - max(s, 0)))
+           for s, n in zip(steps, given.shape, strict=True)]
+  out[tuple(to for to, _ in sides)] = given[tuple(source for _, source in sides)]
+  return out
+
+
+def _dice(one: np.ndarray, other: np.ndarray) -> float:
+  total = int(one.sum()) + int(other.sum())
+  return 2 * int((one & other).sum()) / total if total else 1.0
