@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Iterator
 import contextlib
 import json
+import os
 from pathlib import Path
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -97,8 +99,13 @@ def until(condition, seconds: float = PATIENCE):
 
 
 def program(name: str) -> str:
-  """The path of a program of DCMTK; the test is skipped where it is missing."""
-  path = shutil.which(name)
+  """The path of a program of DCMTK; the test is skipped where it is missing.
+
+  pynetdicom installs programs of the same names beside Python.
+  """
+  folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+  others = [folder for folder in folders if Path(folder) != Path(sys.executable).parent]
+  path = shutil.which(name, path=os.pathsep.join(others))
   if path is None:
     pytest.skip("dcmtk is not installed (Debian package)")
   return path
