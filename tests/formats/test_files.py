@@ -121,7 +121,7 @@ def test_no_images(tmp_path):
     files.list_images(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.nrrd", "a.tif"])
+@pytest.mark.parametrize("name", ["a.jpg", "a.mha", "a.tif"])
 def test_labels_are_not_written_in_every_format(name, tmp_path):
   with pytest.raises(InputError, match="format"):
     files.write_label(tmp_path / name, LABEL, AFFINE, {})
