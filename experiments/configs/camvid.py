@@ -10,11 +10,11 @@ frames of the SegNet tutorial, 480×360, at half size (labels without interpolat
   condseg-train --config=experiments/configs/camvid.py --config.data.root=DATA --workdir=RUN
   condseg-evaluate --workdir=RUN --data=DATA --out=SCORES
 
-Measured on one CPU core (pinned, other work on the second), 5 minutes: mean IoU over the 101 frames
-of `val`, intersections and unions pooled over frames, 0.320 (sky 0.903, road 0.858, pavement 0.487,
-building 0.389, car 0.346, tree 0.183, sign 0.161, pedestrian 0.150, pole, fence and bicyclist below
-0.02). With group normalisation, as it was before, 0.256 after the same 900 steps. It is far from
-converged: on an accelerator use --config.train.steps=20000, which was not run here.
+Measured in float32 on one CPU core (pinned, other work on the second), 5 minutes: mean IoU over the
+101 frames of `val`, intersections and unions pooled over frames, 0.320 (sky 0.903, road 0.858,
+pavement 0.487, building 0.389, car 0.346, tree 0.183, sign 0.161, pedestrian 0.150, pole, fence and
+bicyclist below 0.02). With group normalisation, as it was before, 0.256 after the same 900 steps.
+It is far from converged: on an accelerator use --config.train.steps=20000, which was not run here.
 """
 
 from condseg_jax.configs import base
