@@ -16,6 +16,8 @@ import zipfile
 from condseg_jax.datasets.download import unpack as datasets
 from condseg_jax.errors import InputError
 from tools.fuzz import content as standard
+from tools.fuzz.members import tar_members
+from tools.fuzz.members import zip_members
 from tools.fuzz.mutate import Files
 from tools.fuzz.mutate import Place
 from tools.fuzz.target import Target
@@ -73,8 +75,8 @@ class Archive(Target):
   def explain(self, variant: str, intact: Files, files: Files, content: dict) -> str:
     """Compares with the strict reading, without the one top folder that `unpack` takes off."""
     (name, data), = files.items()
-    members = (standard.zip_members(data) if name == "a.zip"
-               else standard.tar_members(data, name.endswith(".gz")))
+    members = (zip_members(data) if name == "a.zip"
+               else tar_members(data, name.endswith(".gz")))
     if variant != "service" and len({name for name, _ in members}) < len(members):
       raise standard.Damaged("a name is given twice")
     members = _shown(members)

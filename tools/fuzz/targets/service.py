@@ -24,6 +24,7 @@ import h11
 
 from condseg_jax.errors import InputError
 from tools.fuzz import content as standard
+from tools.fuzz.members import zip_members
 from tools.fuzz.mutate import Files
 from tools.fuzz.mutate import Place
 from tools.fuzz.target import Target
@@ -246,7 +247,7 @@ def _answer(headers: dict[str, str], body: bytes) -> object:
 
 def _strictly(body: bytes) -> dict:
   if body.startswith(b"PK"):
-    standard.zip_members(body)
+    zip_members(body)
     with zipfile.ZipFile(io.BytesIO(body)) as opened:
       return standard.dicom({name: opened.read(name) for name in opened.namelist()
                              if not name.startswith((".", "__MACOSX/"))})  # hidden: skipped
