@@ -108,7 +108,7 @@ def test_the_trainer_stands_on_little():
   """What a reader of the step, and of the trainer, has to know at most; no importer of raw data."""
   assert len(closure("train.step")) <= 14
   trainer = closure("train.loop")
-  assert len(trainer) <= 68
+  assert len(trainer) <= 72  # those of options that are off, too
   rooms = {name.partition(".")[0] for name in trainer}
   assert not {"cli", "datasets", "formats", "report", "export", "serve", "study"} & rooms
 

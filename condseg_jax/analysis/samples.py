@@ -8,6 +8,7 @@ import numpy as np
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.data import sampling
+from condseg_jax.data import selection
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
@@ -52,7 +53,7 @@ def read_samples(stores: Sequence[Store], table: ClassTable, plan: Plan, count: 
   """
   present = {case.split for store in stores for case in store.cases}
   split = split or next((s for s in ("val", "test") if s in present), "train")
-  datasets = sampling.datasets(stores, split)
+  datasets = selection.datasets(stores, split)
   known = [len(set(d.annotated) & set(table.names)) for d in datasets]
   if not any(known):
     raise InputError(", ".join(str(s.root) for s in stores), "annotates no class of this network "
@@ -85,7 +86,7 @@ def _interleave(lists: Sequence[Sequence]) -> list[tuple[int, object]]:
   return [(i, items[n]) for n in range(longest) for i, items in enumerate(lists) if n < len(items)]
 
 
-def _evenly_spaced(dataset: sampling.Dataset, count: int) -> list[tuple[Store, Case]]:
+def _evenly_spaced(dataset: selection.Dataset, count: int) -> list[tuple[Store, Case]]:
   indices = np.linspace(0, len(dataset.cases) - 1, count).round().astype(int)
   return [(dataset.store, dataset.cases[i]) for i in indices]
 

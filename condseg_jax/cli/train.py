@@ -69,8 +69,8 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.system.cache import enable_compilation_cache
   from condseg_jax.train import parallel
   from condseg_jax.train.loop import train
+  from condseg_jax.train.resume import check_workdir
   from condseg_jax.train.setup import check_config
-  from condseg_jax.train.setup import check_workdir
 
   enable_compilation_cache()
   if values.distributed:

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from condseg_jax.data.patients import assign_folds
 from condseg_jax.data.patients import patient_of
-from condseg_jax.data.sampling import Dataset
-from condseg_jax.data.sampling import Fold
+from condseg_jax.data.selection import Dataset
+from condseg_jax.data.selection import Fold
 from condseg_jax.errors import InputError
 
 

@@ -4,146 +4,22 @@ The stream is a pure function of (seed, position in the stream): a grain MapData
 sharded by process and sliced. Resuming at step n is slicing; no iterator state needs saving.
 """
 
-from collections.abc import Container
 from collections.abc import Sequence
 import dataclasses
-from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import NEGATIVE
-from condseg_jax.classes import normal_name
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.config import Data
 from condseg_jax.data.batch import Batch
+from condseg_jax.data.selection import Dataset
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """Cases that are sampled together and annotate the same classes.
-
-  Attributes:
-    name: name of the dataset.
-    store: store that holds its cases.
-    cases: its cases.
-    learned: the classes to learn; all annotated classes when empty.
-    number: index among all datasets; seeds its samples independently of the selection.
-  """
-
-  name: str
-  store: Store
-  cases: tuple[Case, ...]
-  learned: tuple[str, ...] = ()
-  number: int = 0
-
-  @property
-  def annotated(self) -> tuple[str, ...]:
-    return self.learned or self.cases[0].annotated
-
-  def key(self, case: Case) -> str:
-    """Returns the name of one of its cases among those of all datasets."""
-    return f"{self.name}/{case.id}"
-
-  def only(self, keys: Container[str]) -> "Dataset":
-    """Returns the dataset with the cases of some keys; there may be none."""
-    return dataclasses.replace(self, cases=tuple(c for c in self.cases if self.key(c) in keys))
-
-
-class Fold(NamedTuple):
-  """The cases of one member of a cross-validation, by their keys (see `Dataset.key`).
-
-  Attributes:
-    training: those it trains on.
-    held_out: those it must not see.
-  """
-
-  training: frozenset[str]
-  held_out: frozenset[str]
-
-
-def datasets(stores: Sequence[Store], split: str = "train") -> list[Dataset]:
-  """Returns the datasets of a split that annotate a class: cases grouped by store and dataset name.
-
-  Raises:
-    InputError: the split has none, or cases of one dataset annotate different classes.
-  """
-  out = [d for d in _grouped(stores, split) if d.annotated]
-  if not out:
-    raise InputError(", ".join(str(s.root) for s in stores),
-                     f"no case of the split {split!r} has a mask", "check splits.json")
-  return [dataclasses.replace(d, number=number) for number, d in enumerate(out)]
-
-
-def bare_datasets(stores: Sequence[Store]) -> list[Dataset]:
-  """Returns the training datasets without any mask; their numbers follow those of `datasets`."""
-  grouped = _grouped(stores, "train")
-  first = sum(bool(d.annotated) for d in grouped)
-  bare = (d for d in grouped if not d.annotated)
-  return [dataclasses.replace(d, number=number) for number, d in enumerate(bare, first)]
-
-
-def _grouped(stores: Sequence[Store], split: str) -> list[Dataset]:
-  out = []
-  for store in stores:
-    chosen = [c for c in store.cases if c.split == split]
-    for name in dict.fromkeys(c.dataset for c in chosen):
-      cases = tuple(c for c in chosen if c.dataset == name)
-      if any(c.annotated != cases[0].annotated for c in cases):
-        raise InputError(store.root, f"cases of dataset {name!r} annotate different classes",
-                         "give them different dataset names")
-      out.append(Dataset(name, store, cases))
-  return out
-
-
-def include_classes(datasets: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
-  """Restricts datasets to some classes; datasets that annotate none of them are dropped.
-
-  Args:
-    datasets: any datasets.
-    names: the classes to learn; all of them when empty.
-  """
-  names = [normal_name(name) for name in names]
-  if not names:
-    return list(datasets)
-  kept = (dataclasses.replace(d, learned=tuple(n for n in d.annotated if n in names))
-          for d in datasets)
-  return [d for d in kept if d.learned]
-
-
-def max_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
-  """Limits a dataset to at most `count` cases; smaller selections are subsets of larger ones.
-
-  Args:
-    dataset: any dataset.
-    count: maximum number of cases; 0 for all.
-    seed: seed of the selection.
-  """
-  if not count or count >= len(dataset.cases):
-    return dataset
-  order = np.random.default_rng(seed).permutation(len(dataset.cases))
-  chosen = set(order[:count].tolist())
-  return dataclasses.replace(
-      dataset, cases=tuple(c for i, c in enumerate(dataset.cases) if i in chosen))
-
-
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-  """Splits a dataset into (training, held out), the latter for tuning and choosing the best step.
-
-  At least one case stays in training; the split depends only on the seed and the case ids.
-  """
-  count = min(round(fraction * len(dataset.cases)), len(dataset.cases) - 1)
-  order = np.random.default_rng(seed).permutation(len(dataset.cases))
-  held = set(order[:count].tolist())
-  parts = ([c for i, c in enumerate(dataset.cases) if (i in held) == flag]
-           for flag in (False, True))
-  training, out = (dataclasses.replace(dataset, cases=tuple(part)) for part in parts)
-  return training, out
 
 
 def own_decodes(training: Sequence[Dataset], data: Data) -> int:

@@ -29,7 +29,7 @@ class Row(NamedTuple):
   """A mask.
 
   Attributes:
-    case: its case, see `data.sampling.Dataset.key`.
+    case: its case, see `data.selection.Dataset.key`.
     class_name: its class.
     score: from 0, as expected, to 1.
     kind: a guess at what is wrong, if anything is.

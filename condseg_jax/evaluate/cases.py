@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from condseg_jax.data.sampling import Dataset
+from condseg_jax.data.selection import Dataset
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
 from condseg_jax.geometry import Volume

@@ -28,7 +28,7 @@ import numpy as np
 
 from condseg_jax.data import folds
 from condseg_jax.data.folds import Place
-from condseg_jax.data.sampling import Fold
+from condseg_jax.data.selection import Fold
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
 from condseg_jax.infer.prediction import Masks
@@ -63,7 +63,7 @@ class OutOfFold:
   No component filter and no prior was applied.
 
   Attributes:
-    case: see `data.sampling.Dataset.key`.
+    case: see `data.selection.Dataset.key`.
     member: number of the member.
     step: its checkpoint.
     label: label map on the grid of the store, 0 for background.

@@ -32,7 +32,7 @@ Reader = Callable[[str, Sequence[slice]], np.ndarray]
 
 
 def key_of(case: Case) -> str:
-  """Returns the name of a case in the run; see `data.sampling.Dataset.key`."""
+  """Returns the name of a case in the run; see `data.selection.Dataset.key`."""
   return f"{case.dataset}/{case.id}"
 
 
@@ -68,6 +68,7 @@ def check_data(run: FoldRun, stores: Sequence[Store]) -> ModelRecord:
                      " in which the probability of a class alone has no meaning",
                      "train with 'dice_bce'", usage=True)
   for store in stores:
+    store.check_overlaps()
     if store.modality != record.plan.modality or not same_spacing(store.spacing,
                                                                   record.plan.spacing):
       raise InputError(store.root, f"has the modality {store.modality} and spacing "

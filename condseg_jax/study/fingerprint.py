@@ -23,8 +23,8 @@ from condseg_jax.datasets import discover
 from condseg_jax.model_io.bundle import without_paths
 
 ROOT = Path(condseg_jax.__file__).parent
-# Training and scoring, and what training imports by name.
-ENTRIES = ("condseg_jax.train.loop", "condseg_jax.train.unlabelled", "condseg_jax.study.score")
+# Training and scoring.
+ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")
 # Imported modules that affect neither: file readers, whose output the data digest covers; records
 # and logs; settings, whose values are part of the key.
 NOT_COMPUTING = (

@@ -33,7 +33,7 @@ from condseg_jax.config import Config
 from condseg_jax.config import Data
 from condseg_jax.config import Optimizer
 from condseg_jax.config import Train
-from condseg_jax.data import sampling
+from condseg_jax.data import selection
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.models.build import build_model
@@ -133,7 +133,7 @@ def starting_config(root: str | os.PathLike, stores: Sequence[Store], minutes: f
     stores: prepared data of one modality and spacing.
     minutes: for the training.
   """
-  training = sampling.datasets(stores, "train")
+  training = selection.datasets(stores, "train")
   classes = dict.fromkeys(name for d in training for name in d.annotated)
   data = dataclasses.replace(
       Data(), root=str(root), spacing=tuple(stores[0].spacing), classes=tuple(classes),
@@ -156,7 +156,7 @@ def choose(base: Config, stores: Sequence[Store],
     InputError: the minutes do not suffice for the smallest candidate, or memory does not.
   """
   begun = time.monotonic()
-  training = sampling.datasets(stores, "train")
+  training = selection.datasets(stores, "train")
   seconds_of, minutes = seconds_of or step_seconds, base.train.minutes
   limit = 1e9 * base.data.memory_gb
   memory = _memory_of(training, stores)
@@ -192,7 +192,7 @@ def choose(base: Config, stores: Sequence[Store],
                 len(candidates))
 
 
-def make_candidates(base: Config, training: Sequence[sampling.Dataset]) -> list[Candidate]:
+def make_candidates(base: Config, training: Sequence[selection.Dataset]) -> list[Candidate]:
   """Returns all candidates, whether or not they fit into memory.
 
   Args:
@@ -264,7 +264,7 @@ def _size(config: Config) -> str:
           f"{config.data.batch_size} images of {'×'.join(map(str, config.data.subvolume))}")
 
 
-def _memory_of(training: Sequence[sampling.Dataset],
+def _memory_of(training: Sequence[selection.Dataset],
                stores: Sequence[Store]) -> Callable[[Candidate], int]:
   """Returns a function, candidate → estimated bytes of a step on one device."""
   def memory(candidate: Candidate) -> int:

@@ -13,10 +13,10 @@ import numpy as np
 
 from condseg_jax import metrics
 from condseg_jax.config import Config
-from condseg_jax.data import sampling
+from condseg_jax.data import selection
 from condseg_jax.data.folds import split
 from condseg_jax.data.priors import smallest_ml
-from condseg_jax.data.sampling import Dataset
+from condseg_jax.data.selection import Dataset
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate import quality
@@ -98,10 +98,10 @@ def train_folds(config: Config, stores: Sequence[Store], workdir, folds: int, *,
 
 def _datasets(config: Config, stores: Sequence[Store]) -> list[Dataset]:
   """Returns the training datasets with the cases that take part."""
-  everything = sampling.datasets(stores, "train")
+  everything = selection.datasets(stores, "train")
   check_included(config.data.include_classes, everything)
-  limited = [sampling.max_cases(d, config.data.max_cases, config.seed) for d in everything]
-  return sampling.include_classes(limited, config.data.include_classes)
+  limited = [selection.max_cases(d, config.data.max_cases, config.seed) for d in everything]
+  return selection.include_classes(limited, config.data.include_classes)
 
 
 def _begun(run: FoldRun, resume: str) -> FoldRun:

@@ -17,7 +17,7 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.config import Config
 from condseg_jax.data import sampling
 from condseg_jax.data.priors import smallest_ml
-from condseg_jax.data.sampling import Fold
+from condseg_jax.data.selection import Fold
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.cases import stored_cases
@@ -33,11 +33,11 @@ from condseg_jax.train import parallel
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.memory import check_memory
 from condseg_jax.train.memory import memory_lines
+from condseg_jax.train.resume import check_resume
 from condseg_jax.train.run_files import finished
 from condseg_jax.train.run_files import RunFiles
 from condseg_jax.train.run_files import trim_metrics
 from condseg_jax.train.setup import check_config
-from condseg_jax.train.setup import check_resume
 from condseg_jax.train.setup import make_setup
 from condseg_jax.train.setup import make_step_and_state
 from condseg_jax.train.setup import Setup

@@ -14,7 +14,7 @@ from condseg_jax.config import Config
 from condseg_jax.config import Model
 from condseg_jax.data import sampling
 from condseg_jax.data.fingerprint import fingerprint
-from condseg_jax.data.sampling import Dataset
+from condseg_jax.data.selection import Dataset
 from condseg_jax.errors import InputError
 from condseg_jax.losses import RIVALS
 from condseg_jax.models.build import build_model

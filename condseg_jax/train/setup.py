@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
-import importlib
 
 import grain
 import jax
@@ -15,10 +14,11 @@ from condseg_jax.config import Config
 from condseg_jax.config import Data
 from condseg_jax.config import Model
 from condseg_jax.data import sampling
+from condseg_jax.data import selection
 from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.priors import class_priors
-from condseg_jax.data.sampling import Dataset
-from condseg_jax.data.sampling import Fold
+from condseg_jax.data.selection import Dataset
+from condseg_jax.data.selection import Fold
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
 from condseg_jax.losses import make_objective
@@ -31,20 +31,19 @@ from condseg_jax.models.network import initial_variables
 from condseg_jax.models.network import Network
 from condseg_jax.plan import fit_subvolume
 from condseg_jax.plan import Plan
-from condseg_jax.plan import same_spacing
 from condseg_jax.train import parallel
 from condseg_jax.train.augment import check_augmentations
-from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.memory import decodes_per_step
 from condseg_jax.train.memory import excludes
 from condseg_jax.train.memory import plan_summary
 from condseg_jax.train.memory import step_bytes
 from condseg_jax.train.memory import with_strides
+from condseg_jax.train.resume import check_same_model
+from condseg_jax.train.resume import check_same_plan
+from condseg_jax.train.resume import resumed_config
 from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
-
-RESUME = ("auto", "must", "never", "last_whole")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +113,8 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   if excludes(config):
     for store in stores:
       store.check_overlaps()
-  everything = sampling.datasets(stores, "train")
-  bare = sampling.bare_datasets(stores) if data.bare else []
+  everything = selection.datasets(stores, "train")
+  bare = selection.bare_datasets(stores) if data.bare else []
   if data.bare and not bare:
     raise InputError("data.bare", f"{data.bare:g} for datasets without masks, but all have some",
                      "prepare them with condseg-prepare --unlabelled, or set it to 0", usage=True)
@@ -128,17 +127,17 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
   # subset of the classes get identically normalised images.
   if fold is None:
-    parts = [sampling.hold_out(d, data.hold_out, config.seed) for d in everything]
-    parts = [(sampling.max_cases(d, data.max_cases, config.seed), out) for d, out in parts]
+    parts = [selection.hold_out(d, data.hold_out, config.seed) for d in everything]
+    parts = [(selection.max_cases(d, data.max_cases, config.seed), out) for d, out in parts]
     pooled = [d for d, _ in parts]
   else:
     parts = [(d.only(fold.training), d.only(fold.held_out)) for d in everything]
     # A dataset of which no case is in the fold has none of the classes to learn.
     pooled = [d.only(fold.training | fold.held_out) if part.cases else d
               for d, (part, _) in zip(everything, parts, strict=True)]
-  training = sampling.include_classes([d for d, _ in parts if d.cases], data.include_classes)
-  held_out = sampling.include_classes([d for _, d in parts if d.cases], data.include_classes)
-  described = sampling.include_classes(pooled, data.include_classes)  # by the record
+  training = selection.include_classes([d for d, _ in parts if d.cases], data.include_classes)
+  held_out = selection.include_classes([d for _, d in parts if d.cases], data.include_classes)
+  described = selection.include_classes(pooled, data.include_classes)  # by the record
   cases = [case for d in described for case in d.cases]
   if recorded is None:
     table = class_table(described, stores, data)
@@ -151,10 +150,7 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     config = resumed_config(config, recorded.config)
     check_same_model(recorded.config, config, workdir)
     check_same_plan(plan, stores[0], config.data.subvolume, workdir)
-  if config.loss.objective in RIVALS and table.overlapping:
-    raise InputError("loss.objective", f"{config.loss.objective!r} needs classes that exclude each "
-                     f"other, but {' and '.join(map(repr, table.overlapping[0]))} overlap",
-                     "use 'dice_bce'", usage=True)
+  check_rivals(config.loss.objective, table)
   record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
                        class_priors(cases, table.names))
   model = build_model(config.model, config.conditioning, table.codes)
@@ -186,11 +182,10 @@ def further_labels(setup: Setup) -> dict:
   """Returns the arguments of the step for labels of classes that a dataset does not annotate."""
   if not excludes(setup.config):
     return {}
-  # By name, so that a training without these labels does not import them.
-  unlabelled = importlib.import_module("condseg_jax.train.unlabelled")
+  from condseg_jax.train.unlabelled import make_complete  # only for trainings with these labels
   loss, table = setup.config.loss, setup.record.table
   decodes = decodes_per_step(setup.config, setup.training, table)
-  complete = unlabelled.make_complete(table.exclusive, decodes, setup.config.augment,
+  complete = make_complete(table.exclusive, decodes, setup.config.augment,
                                       lateral_axes(table, setup.model.ndim))
   return {"complete": complete,
           "exclusion_weight": loss.exclusion_weight if loss.exclusion_classes else 0.0}
@@ -242,6 +237,14 @@ def class_table(training: Sequence[Dataset], stores: Sequence[Store], data: Data
                            capacity=max(64, len(names)))
 
 
+def check_rivals(objective: str, table: ClassTable) -> None:
+  """Raises InputError if classes overlap, but the objective needs them to exclude each other."""
+  if objective in RIVALS and table.overlapping:
+    raise InputError("loss.objective", f"{objective!r} needs classes that exclude each other, but "
+                     f"{' and '.join(map(repr, table.overlapping[0]))} overlap", "use 'dice_bce'",
+                     usage=True)
+
+
 def lateral_axes(table: ClassTable, ndim: int) -> np.ndarray:
   """Returns the axes along which a class must not be mirrored, bool [K, axes]."""
   axes = "DHW"[3 - ndim:]
@@ -256,7 +259,7 @@ def alphas(table: ClassTable, alpha: Mapping[str, float]) -> np.ndarray:
   return alpha_K
 
 
-# --- settings resolved at the start of a run, and kept when it is resumed -----------------------
+# --- settings resolved at the start of a run, and checks -----------------------------------------
 def resolved_config(config: Config, training: Sequence[Dataset], table: ClassTable) -> Config:
   """Resolves the settings that are decided when a run starts.
 
@@ -277,68 +280,6 @@ def resolved_config(config: Config, training: Sequence[Dataset], table: ClassTab
         config, model=with_strides(config.model, strides),
         data=dataclasses.replace(config.data, subvolume=tuple(subvolume)))
   return config
-
-
-def resumed_config(config: Config, recorded: Config) -> Config:
-  """Returns the config of a resumed run, with the values resolved at its start."""
-  if config.data.plan == "auto" == recorded.data.plan:
-    config = dataclasses.replace(
-        config, model=with_strides(config.model, recorded.model.strides),
-        data=dataclasses.replace(config.data, subvolume=recorded.data.subvolume))
-  if config.train.minutes and config.train.minutes == recorded.train.minutes:
-    config = dataclasses.replace(config, train=dataclasses.replace(
-        config.train, steps=recorded.train.steps, eval_every=recorded.train.eval_every))
-  return dataclasses.replace(config, init=recorded.init, conditioning=dataclasses.replace(
-      config.conditioning, texts=recorded.conditioning.texts))
-
-
-# --- whether a run can start or resume ----------------------------------------------------------
-def check_resume(resume: str, last: int | None, workdir) -> None:
-  """Raises InputError if `resume` does not permit the workdir's contents."""
-  if resume not in RESUME:
-    raise InputError("resume", f"{resume!r} is not one of {', '.join(RESUME)}", "correct it",
-                     usage=True)
-  if resume == "must" and last is None:
-    raise InputError(workdir, "holds no checkpoint to resume from",
-                     "check the workdir, or use resume=auto")
-  if resume == "never" and last is not None:
-    raise InputError(workdir, f"already holds a run at step {last}",
-                     "choose another workdir, or use resume=auto")
-
-
-def check_workdir(workdir, resume: str) -> int | None:
-  """Runs `check_resume` on a workdir, creating the folder if it does not exist.
-
-  Returns:
-    The step of its last checkpoint, or None without any.
-  """
-  checkpoints = Checkpoints(workdir)
-  try:
-    check_resume(resume, checkpoints.last_step, workdir)
-    return checkpoints.last_step
-  finally:
-    checkpoints.close()
-
-
-def check_same_model(recorded: Config, config: Config, workdir) -> None:
-  """Raises InputError if a resumed run would change its network; `remat` may change."""
-  for part in ("model", "conditioning"):
-    before, now = vars(getattr(recorded, part)), vars(getattr(config, part))
-    for key in sorted(before):
-      if before[key] != now[key] and key not in ("remat", "text_vectors"):
-        raise InputError(workdir, f"holds a run of another model ({part}.{key} differs)",
-                         "choose another workdir, or the config that it was started with")
-
-
-def check_same_plan(plan: Plan, store: Store, subvolume: Sequence[int], workdir) -> None:
-  """Raises InputError if the input changed; the intensity statistics stay as recorded."""
-  spacing = plan.spacing if same_spacing(plan.spacing, store.spacing) else store.spacing
-  now = {"modality": store.modality, "spacing": spacing, "subvolume": tuple(subvolume)}
-  for name, value in now.items():
-    before = getattr(plan, name)
-    if before != value:
-      raise InputError(workdir, f"was started with {name} {before}, now it is {value}",
-                       "choose another workdir, or the data and settings it was started with")
 
 
 def check_parts(config: Config) -> None:

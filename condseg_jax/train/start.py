@@ -30,6 +30,7 @@ from condseg_jax.models.class_axes import class_axes
 from condseg_jax.models.class_axes import ClassAxes
 from condseg_jax.plan import Plan
 from condseg_jax.plan import same_spacing
+from condseg_jax.train.setup import check_rivals
 from condseg_jax.train.setup import Setup
 from condseg_jax.train.state import TrainState
 
@@ -59,6 +60,7 @@ class Start:
     table = record.table
     if self.what == "all":
       table = inherited(table, theirs.table)
+      check_rivals(record.config.loss.objective, table)
       for line in class_lines(theirs.table, table):
         log.info("%s", line)
     plan, lines = adapted_plan(theirs.plan, record.plan)

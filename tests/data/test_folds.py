@@ -10,7 +10,7 @@ import pytest
 
 from condseg_jax.data.folds import fold
 from condseg_jax.data.folds import split
-from condseg_jax.data.sampling import Dataset
+from condseg_jax.data.selection import Dataset
 from condseg_jax.errors import InputError
 
 

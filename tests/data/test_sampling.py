@@ -13,10 +13,11 @@ import pytest
 from condseg_jax.classes import ClassTable
 from condseg_jax.config import Data
 from condseg_jax.data import sampling
+from condseg_jax.data import selection
 from condseg_jax.data.sampling import batches
-from condseg_jax.data.sampling import datasets
-from condseg_jax.data.sampling import hold_out
 from condseg_jax.data.sampling import read_box
+from condseg_jax.data.selection import datasets
+from condseg_jax.data.selection import hold_out
 from condseg_jax.data.writer import write_manifest
 from condseg_jax.errors import InputError
 from condseg_jax.plan import Plan
@@ -186,7 +187,7 @@ def test_images_without_masks_are_drawn_beside_the_others(training, tmp_path):
     datasets([store])
   stores = [store, training[0].store]
   assert datasets(stores) == training  # with the numbers, and so the samples, that they had
-  (bare,) = sampling.bare_datasets(stores)
+  (bare,) = selection.bare_datasets(stores)
   assert (bare.name, bare.annotated, bare.number) == ("bare", (), 3)
   stream = batches(training, TABLE, PLAN, Data(batch_size=4, bare=0.5), seed=3, bare=[bare])
   taken = samples(list(itertools.islice(stream, 28)))
@@ -458,7 +459,7 @@ def test_damaged_data_is_named(tmp_path):
 # --- fewer classes, fewer cases, and unlabelled taken for background ---------------------------
 def test_learning_one_class_draws_its_dataset_as_learning_all_does(training):
   """The same cases at the same places in the same order, whatever else is learned."""
-  (spleen,) = sampling.include_classes(training, ["Spleen"])
+  (spleen,) = selection.include_classes(training, ["Spleen"])
   assert spleen.annotated == ("spleen",)
   alone = [s for s in samples(take(4, [spleen], TABLE, PLAN))]
   together = [s for s in samples(take(16, training, TABLE, PLAN))
@@ -469,25 +470,25 @@ def test_learning_one_class_draws_its_dataset_as_learning_all_does(training):
 
 
 def test_of_a_dataset_with_two_classes_one_can_be_learned(training):
-  (only,) = sampling.include_classes(training, ["pancreas"])
+  (only,) = selection.include_classes(training, ["pancreas"])
   assert only.name == "c" and only.annotated == ("pancreas",)
   ids = {int(s.class_id[0]) for s in samples(take(4, [only], TABLE, PLAN))}
   assert ids == {TABLE.index("pancreas")}
 
 
 def test_all_classes_are_learned_unless_some_are_named(training):
-  assert sampling.include_classes(training, ["lung"]) == []
-  assert sampling.include_classes(training, []) == training
+  assert selection.include_classes(training, ["lung"]) == []
+  assert selection.include_classes(training, []) == training
 
 
 @given(fewer=st.integers(1, 23), more=st.integers(1, 30), seed=st.integers(0, 9))
 @settings(deadline=None, max_examples=20)
 def test_max_cases_are_some_of_more(training, fewer, more, seed):
   fewer, more = sorted((fewer, more))
-  small, large = (sampling.max_cases(training[0], n, seed) for n in (fewer, more))
+  small, large = (selection.max_cases(training[0], n, seed) for n in (fewer, more))
   assert len(small.cases) == fewer and len(large.cases) == min(more, 24)
   assert {c.id for c in small.cases} <= {c.id for c in large.cases}
-  assert sampling.max_cases(training[0], 0, seed) == training[0]
+  assert selection.max_cases(training[0], 0, seed) == training[0]
 
 
 def test_unlabelled_taken_for_background(training):

@@ -9,6 +9,7 @@ import pytest
 from condseg_jax.classes import ClassTable
 from condseg_jax.config import Data
 from condseg_jax.data import sampling
+from condseg_jax.data import selection
 from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.priors import class_priors
 from condseg_jax.data.priors import smallest_ml
@@ -52,8 +53,8 @@ def stores(tmp_path_factory):
 
 def samples(store, count=60, **data):
   data = {"batch_size": 4, "bare": 1.0} | data
-  stream = sampling.batches(sampling.datasets([store]), TABLE, PLAN, Data(**data), seed=0,
-                            bare=sampling.bare_datasets([store]))
+  stream = sampling.batches(selection.datasets([store]), TABLE, PLAN, Data(**data), seed=0,
+                            bare=selection.bare_datasets([store]))
   taken = list(itertools.islice(stream, count // 4))
   stream.close()
   return [type(b)(*leaves) for b in taken for leaves in zip(*b, strict=True)]
@@ -114,7 +115,7 @@ def test_where_they_are_not_used_batches_are_those_without(data, stores):
 
 @pytest.mark.parametrize("wanted, decodes", [(1, 2), (2, 3), (0, 3)])
 def test_one_decode_more(wanted, decodes, stores):
-  plain, store = (sampling.datasets([s]) for s in stores)
+  plain, store = (selection.datasets([s]) for s in stores)
   data = Data(classes_per_image=wanted)
   assert sampling.decodes_per_image(store, data) == decodes
   assert sampling.decodes_per_image(plain, data) == sampling.own_decodes(store, data)

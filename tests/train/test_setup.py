@@ -11,13 +11,13 @@ from condseg_jax.config import Config
 from condseg_jax.data.store import open_prepared
 from condseg_jax.datasets import discover
 from condseg_jax.errors import InputError
+from condseg_jax.train.resume import check_same_model
+from condseg_jax.train.resume import resumed_config
 from condseg_jax.train.setup import alphas
 from condseg_jax.train.setup import check_config
-from condseg_jax.train.setup import check_same_model
 from condseg_jax.train.setup import further_labels
 from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
-from condseg_jax.train.setup import resumed_config
 from support.tiny import write_datasets
 
 SMALL = Config().override({

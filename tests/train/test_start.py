@@ -20,8 +20,8 @@ from condseg_jax.model_io.load import read_model
 from condseg_jax.plan import Plan
 from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.loop import train
+from condseg_jax.train.resume import resumed_config
 from condseg_jax.train.setup import make_setup
-from condseg_jax.train.setup import resumed_config
 from condseg_jax.train.start import adapted_plan
 from condseg_jax.train.start import inherited
 from condseg_jax.train.start import read_start

@@ -9,7 +9,7 @@ import SimpleITK as sitk
 
 from condseg_jax.cli import prepare as command
 from condseg_jax.cli import verify as verify_command
-from condseg_jax.data.sampling import datasets
+from condseg_jax.data.selection import datasets
 from condseg_jax.datasets import discover
 from condseg_jax.datasets.carve import partial_labels_by_frames
 from condseg_jax.datasets.layouts import cityscapes
