@@ -50,27 +50,23 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir", "data")
-  from condseg_jax.data.store import open_prepared
+  from condseg_jax.data.store import require_prepared
   from condseg_jax.evaluate import audit
   from condseg_jax.model_io.fold_run import FoldRun
   from condseg_jax.model_io.load import read_model
   from condseg_jax.system.atomic import write_text
 
-  with as_flags(folds="--folds"):
+  with as_flags(folds="--folds", data="--data"):
     run = FoldRun.open(values.workdir)
+    cases = _cases(run, require_prepared(values.data))
   record = read_model(run.folder, members=1).record
-  cases = _cases(run, open_prepared(values.data), values.data)
   compared = []
   for number, (key, (store, case)) in enumerate(cases.items(), 1):
     print(f"\r{number} of {len(cases)} cases", end="", file=sys.stderr, flush=True)
-    found = run.out_of_fold(key)
-    if found.label.array.shape != tuple(case.shape):
-      raise InputError(run.folder, f"is older than the data: {key} has changed since",
-                       "train it again in another folder", usage=True)
-    masks = {name: found.mask(name) for name in found.names}
+    found = run.out_of_fold(key, case.shape)
     for name in case.annotated:
       mask, = store.read_masks(case, [name])
-      compared.append((key, name, *audit.compare(mask, masks, name)))
+      compared.append((key, name, *audit.compare(mask, found.label.array, found.names, name)))
   print(file=sys.stderr)
   rows = audit.rank(compared)
   print("\n".join(_table(rows[:values.count])))
@@ -82,16 +78,13 @@ def _work(values: flags.FlagValues) -> int:
   return 0
 
 
-def _cases(run: FoldRun, stores: Sequence[Store], data: str) -> dict[str, tuple[Store, Case]]:
-  """Returns the cases of the run in the data, by their names in the run."""
-  if not stores:
-    raise InputError("--data", f"{data} is not a prepared store, nor a folder of stores that fit "
-                     "each other", "prepare it with condseg-prepare", usage=True)
-  training = {f"{case.dataset}/{case.id}": (store, case) for store in stores
+def _cases(run: FoldRun, stores: Sequence[Store]) -> dict[str, tuple[Store, Case]]:
+  """Returns the cases of the run in some stores, by their keys."""
+  training = {case.key: (store, case) for store in stores
               for case in store.cases if case.split == "train" and case.annotated}
   known = {key: place for key, place in training.items() if key in run.places}
   if not known:
-    raise InputError("--data", f"{data} holds no case that {run.folder} was trained on",
+    raise InputError("data", f"holds no case that {run.folder} was trained on",
                      "give the data of that run", usage=True)
   if len(known) < len(training):
     print(f"{len(training) - len(known)} cases that the run never saw are left out")

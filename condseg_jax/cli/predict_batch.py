@@ -27,14 +27,11 @@ from condseg_jax.report.page import collect
 if TYPE_CHECKING:
   from absl import flags
 
-  from condseg_jax.cli.inputs import InputImage
   from condseg_jax.geometry import Volume
   from condseg_jax.infer.prediction import Prediction
   from condseg_jax.infer.schedule import Schedule
   from condseg_jax.predictor import Predictor
   from condseg_jax.report.page.case import Case
-  from condseg_jax.report.results import OutputOptions
-  from condseg_jax.report.results import Run
 
 
 class Job(NamedTuple):
@@ -45,7 +42,7 @@ class Job(NamedTuple):
   predictor: Predictor
   classes: list[str]
   settings: dict
-  options: OutputOptions
+  options: results.OutputOptions
   send: Callable[[Sequence[Path]], None] | None  # where results go besides the output folder
 
 
@@ -60,7 +57,7 @@ class _Result(NamedTuple):
   refusal: str
 
 
-def segment_all(job: Job, images: list[InputImage], run: Run, suffix: str) -> int:
+def segment_all(job: Job, images: list[inputs.InputImage], run: results.Run, suffix: str) -> int:
   """Segments the images of this part; returns the exit code."""
   values = job.values
   names = collect.case_names([image.stem for image in images], values.report_names)
@@ -110,18 +107,18 @@ def segment_all(job: Job, images: list[InputImage], run: Run, suffix: str) -> in
   return 1 if failures or refusals else 0
 
 
-def _refused(image: InputImage, reason: str) -> list[str]:
+def _refused(image: inputs.InputImage, reason: str) -> list[str]:
   return [f"refused: {printable(image.label)}: {reason}"] if reason else []
 
 
-def _masks_of(job: Job, image: InputImage, run: Run) -> list[Path]:
+def _masks_of(job: Job, image: inputs.InputImage, run: results.Run) -> list[Path]:
   """Returns the masks of an image where they are, or will be."""
   aside = run.earlier_case(image.stem).get("status") == "refused"
   return list(results.mask_files(job.output / results.REFUSED if aside else job.output, image.stem,
                                  job.predictor, job.classes, job.options.separate).values())
 
 
-def _page_case(job: Job, name: str, image: InputImage, result: _Result) -> Case:
+def _page_case(job: Job, name: str, image: inputs.InputImage, result: _Result) -> Case:
   """Renders an image for the page; its results are written, whether or not that succeeds."""
   try:
     return collect.predicted_case(name, result.volume, result.prediction, job.predictor,
@@ -136,7 +133,7 @@ def _kind(error: Exception) -> str:
   return printable(f"{type(error).__name__}: {error}")
 
 
-def _outdated(image: InputImage, run: Run, masks: Iterable[Path]) -> str:
+def _outdated(image: inputs.InputImage, run: results.Run, masks: Iterable[Path]) -> str:
   """Returns why existing masks are not those of an image; "" if they are."""
   entry = run.earlier_case(image.stem)
   if entry.get("status", "done") == "failed":
@@ -146,7 +143,7 @@ def _outdated(image: InputImage, run: Run, masks: Iterable[Path]) -> str:
   return "" if unchanged else "was changed since its masks were written, predicted again"
 
 
-def _segment(job: Job, image: InputImage, title: str) -> _Result:
+def _segment(job: Job, image: inputs.InputImage, title: str) -> _Result:
   """Segments one image and writes its results."""
   volume, findings = _read(image, job.predictor, job.values)
   settings, store = job.settings, job.output / f"{image.stem}_probabilities.zarr"
@@ -199,7 +196,7 @@ def _as_input_error(error: InputError | OSError | MemoryError, path: Path) -> In
   return error
 
 
-def _read(image: InputImage, predictor: Predictor,
+def _read(image: inputs.InputImage, predictor: Predictor,
           values: flags.FlagValues) -> tuple[Volume, list[str]]:
   """Reads an image and checks its plausibility; returns it and the lines of the findings."""
   volume = files.read_volume(image.path, image.series)

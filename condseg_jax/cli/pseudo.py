@@ -49,7 +49,7 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir", "data", "out")
-  from condseg_jax.data.store import open_prepared
+  from condseg_jax.data.store import require_prepared
   from condseg_jax.pseudo.rules import Rules
   from condseg_jax.pseudo.write import make_teacher
   from condseg_jax.pseudo.write import write_store
@@ -62,10 +62,7 @@ def _work(values: flags.FlagValues) -> int:
   with as_flags(folds="--folds", positive="--positive", negative="--negative", data="--data",
                 competence="--competence", out="--out"):
     rules = Rules(values.positive, values.negative, values.competence)
-    stores = open_prepared(data)
-    if not stores:
-      raise InputError("data", f"{values.data} is not a prepared store, nor a folder of stores "
-                       "that fit each other", "prepare it with condseg-prepare", usage=True)
+    stores = require_prepared(data)
     teacher = make_teacher(values.workdir, stores, rules)
     print("\n".join(_gate(teacher)), flush=True)
     written = [write_store(teacher, store, out / store.root.relative_to(data)) for store in stores]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from condseg_jax.data.patients import assign_folds
-from condseg_jax.data.patients import patient_of
+from condseg_jax.data.patients import patient_of_case
 from condseg_jax.data.selection import Dataset
 from condseg_jax.data.selection import Fold
 from condseg_jax.errors import InputError
@@ -51,8 +51,8 @@ def split(datasets: Sequence[Dataset], folds: int, seed: int) -> dict[str, Place
     store = f"{roots.index(str(dataset.store.root))}/" if len(roots) > 1 else ""
     groups: dict[str, list[str]] = {}
     for case in dataset.cases:
-      patient = patient_of(case.id) if case.patient is None else case.patient
-      groups.setdefault(store + (patient or f"case {case.id}"), []).append(dataset.key(case))
+      patient = patient_of_case(case)
+      groups.setdefault(store + (patient or f"case {case.id}"), []).append(case.key)
     if len(groups) < folds:
       raise InputError("folds", f"dataset {dataset.name!r} has {len(groups)} patients for {folds} "
                        "folds", "use fewer folds", usage=True)

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 
+from condseg_jax.data.store import Case
 from condseg_jax.errors import InputError
 
 # Common ids: sub-01_ses-2 (BIDS), and a number after a number, as in liver_012_1, p03-frame07.
@@ -36,6 +37,11 @@ def patient_of(case_id: str, pattern: str = "") -> str:
     if match:
       return match.group(1)
   return ""
+
+
+def patient_of_case(case: Case) -> str:
+  """Returns the patient of a prepared case, by its record or else by its id; "" if unknown."""
+  return patient_of(case.id) if case.patient is None else case.patient
 
 
 def check_pattern(pattern: object, subject: object) -> str:

@@ -35,17 +35,13 @@ class Dataset:
   def annotated(self) -> tuple[str, ...]:
     return self.learned or self.cases[0].annotated
 
-  def key(self, case: Case) -> str:
-    """Returns the name of one of its cases among those of all datasets."""
-    return f"{self.name}/{case.id}"
-
   def only(self, keys: Container[str]) -> "Dataset":
     """Returns the dataset with the cases of some keys; there may be none."""
-    return dataclasses.replace(self, cases=tuple(c for c in self.cases if self.key(c) in keys))
+    return dataclasses.replace(self, cases=tuple(c for c in self.cases if c.key in keys))
 
 
 class Fold(NamedTuple):
-  """The cases of one member of a cross-validation, by their keys (see `Dataset.key`).
+  """The cases of one member of a cross-validation, by their keys (see `Case.key`).
 
   Attributes:
     training: those it trains on.

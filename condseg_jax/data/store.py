@@ -82,6 +82,11 @@ class Case:
   pseudo: Mapping[str, tuple[tuple[int, ...], ...]] = dataclasses.field(default_factory=dict)
 
   @property
+  def key(self) -> str:
+    """Its name among the cases of all datasets."""
+    return f"{self.dataset}/{self.id}"
+
+  @property
   def masked(self) -> tuple[str, ...]:
     """The classes in the order of the stored masks: the annotated ones, then those of `pseudo`."""
     return (*self.annotated, *self.pseudo)
@@ -227,6 +232,19 @@ def open_prepared(root, spacing: Sequence[float] = ()) -> list[Store]:
   alike = all(s.modality == stores[0].modality and
               same_spacing(s.spacing, spacing or stores[0].spacing) for s in stores)
   return stores if alike else []
+
+
+def require_prepared(data) -> list[Store]:
+  """Returns what `open_prepared` does.
+
+  Raises:
+    InputError: there is none.
+  """
+  stores = open_prepared(data)
+  if not stores:
+    raise InputError("data", f"{data} is not a prepared store, nor a folder of stores that fit "
+                     "each other", "prepare it with condseg-prepare", usage=True)
+  return stores
 
 
 def chunk_shape(ndim: int) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import warnings
 
 from condseg_jax.dicomweb.address import check_url
+from condseg_jax.dicomweb.address import is_uid
 from condseg_jax.errors import InputError
 
 TIMEOUT = 60.0  # seconds for the server to answer, or to send anything
@@ -75,9 +76,10 @@ class Server:
       answers = self._client.search_for_series(study or None, search_filters=filters)
     found = [Found(_value(one, STUDY_UID) or study, _value(one, SERIES_UID),
                    _value(one, MODALITY)) for one in answers]
-    # A server may ignore a filter that it does not know.
-    found = [one for one in found if one.uid and (not series or one.uid == series)
-             and one.modality not in NO_IMAGE]
+    # A server may ignore a filter that it does not know. Identifiers become names of files here, so
+    # anything else that it answers is left out.
+    found = [one for one in found if is_uid(one.uid) and is_uid(one.study)
+             and (not series or one.uid == series) and one.modality not in NO_IMAGE]
     if not found:
       kind = f"series {series}" if series else f"study {study}"
       raise InputError(self.url, f"has no images of {kind}", "check the identifier",

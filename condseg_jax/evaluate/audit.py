@@ -29,7 +29,7 @@ class Row(NamedTuple):
   """A mask.
 
   Attributes:
-    case: its case, see `data.selection.Dataset.key`.
+    case: its case, see `data.store.Case.key`.
     class_name: its class.
     score: from 0, as expected, to 1.
     kind: a guess at what is wrong, if anything is.
@@ -43,12 +43,14 @@ class Row(NamedTuple):
   dice: float
 
 
-def compare(mask: np.ndarray, found: Mapping[str, np.ndarray], name: str) -> tuple[float, str]:
+def compare(mask: np.ndarray, label: np.ndarray, values: Mapping[str, int],
+            name: str) -> tuple[float, str]:
   """Compares a mask with what was found in its case.
 
   Args:
     mask: three-valued, uint8 [*shape]; unlabelled voxels do not count.
-    found: class → bool mask [*shape], of all classes of the network.
+    label: label map [*shape] of what was found, 0 for background.
+    values: class → its value in the label map, for all classes of the network.
     name: class of the mask.
 
   Returns:
@@ -56,22 +58,27 @@ def compare(mask: np.ndarray, found: Mapping[str, np.ndarray], name: str) -> tup
     something found), `not found`, `exchanged with CLASS`, `mirrored along AXIS`, `shifted`,
     `missing part`, `false region` or `border`.
   """
-  labelled = mask != UNLABELLED
-  given = mask == POSITIVE
-  seen = found[name] & labelled
-  if not given.any() or not seen.any():
-    kind = "missing structure" if seen.any() else "not found" if given.any() else "border"
-    return (0.0 if kind != "border" else 1.0), _exchanged(given, found, name, labelled) or kind
-  dice = _dice(given, seen)
-  explained = [(_dice(given, other & labelled), f"exchanged with {rival}")
-               for rival, other in found.items() if rival != name]
-  axes = AXES[-given.ndim:]
-  explained += [(_dice(np.flip(given, axis), seen), f"mirrored along {letter}")
-                for axis, letter in enumerate(axes)]
-  explained.append((_dice(_shifted(given, seen), seen), "shifted"))
-  best, kind = max(explained, key=lambda pair: pair[0])  # the first of equal ones
+  labelled, given = mask != UNLABELLED, mask == POSITIVE
+  seen = (label == values[name]) & labelled
+  size = int(given.sum())
+  # Dice with every class, from two passes over the volume.
+  top = max(values.values()) + 1
+  common = np.bincount(label[given], minlength=top)
+  sizes = np.bincount(label[labelled], minlength=top)
+  dice_of = {key: 2 * int(common[v]) / max(size + int(sizes[v]), 1) for key, v in values.items()}
+  dice = dice_of.pop(name)
+  explained = [(other, f"exchanged with {rival}") for rival, other in dice_of.items()]
+  if size and seen.any():
+    explained += [(_dice(np.flip(given, axis), seen), f"mirrored along {letter}")
+                  for axis, letter in enumerate(AXES[-given.ndim:])]
+    explained.append((_dice(_shifted(given, seen), seen), "shifted"))
+  best, kind = max(explained, key=lambda pair: pair[0], default=(0.0, ""))  # the first of equals
   if best >= dice + GAIN:
     return dice, kind
+  if not seen.any():
+    return (0.0, "not found") if size else (1.0, "border")
+  if not size:
+    return 0.0, "missing structure"
   missing, surplus = int((seen & ~given).sum()), int((given & ~seen).sum())
   if missing > LOPSIDED * surplus:
     return dice, "missing part"
@@ -99,15 +106,6 @@ def _score(dice: float, median: float) -> float:
   return max(0.0, 1 - dice / median) if median > 0 else 0.0
 
 
-def _exchanged(given: np.ndarray, found: Mapping[str, np.ndarray], name: str,
-               labelled: np.ndarray) -> str:
-  """Returns the kind if a mask lies where another class was found, else ""."""
-  scores = {rival: _dice(given, other & labelled) for rival, other in found.items()
-            if rival != name and given.any()}
-  rival = max(scores, key=lambda key: scores[key], default="")
-  return f"exchanged with {rival}" if rival and scores[rival] >= GAIN else ""
-
-
 def _shifted(given: np.ndarray, seen: np.ndarray) -> np.ndarray:
   """Moves a mask by whole voxels so that its centroid is that of another."""
   centre = lambda mask: np.array([places.mean() for places in np.nonzero(mask)])
@@ -120,5 +118,4 @@ def _shifted(given: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def _dice(one: np.ndarray, other: np.ndarray) -> float:
-  total = int(one.sum()) + int(other.sum())
-  return 2 * int((one & other).sum()) / total if total else 1.0
+  return 2 * int((one & other).sum()) / (int(one.sum()) + int(other.sum()))

@@ -32,7 +32,7 @@ class LabelledCase:
 
 def stored_cases(datasets: Iterable[Dataset]) -> list[LabelledCase]:
   """Returns the cases of prepared datasets."""
-  return [stored_case(d.store, case, d.key(case)) for d in datasets for case in d.cases]
+  return [stored_case(d.store, case, case.key) for d in datasets for case in d.cases]
 
 
 def stored_case(store: Store, case: Case, case_id: str) -> LabelledCase:

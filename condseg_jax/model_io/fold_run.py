@@ -63,7 +63,7 @@ class OutOfFold:
   No component filter and no prior was applied.
 
   Attributes:
-    case: see `data.selection.Dataset.key`.
+    case: see `data.store.Case.key`.
     member: number of the member.
     step: its checkpoint.
     label: label map on the grid of the store, 0 for background.
@@ -178,12 +178,23 @@ class FoldRun:
     """Returns the cases that a member trained on, and those that it did not see."""
     return folds.fold(self.places, number)
 
-  def out_of_fold(self, case: str) -> OutOfFold:
+  def out_of_fold(self, case: str, shape: Sequence[int] = ()) -> OutOfFold:
     """Reads the prediction of a training case.
 
+    Args:
+      case: the case.
+      shape: of its prepared image, to be compared with the prediction's; unchecked when empty.
+
     Raises:
-      InputError: it is missing or damaged.
+      InputError: it is missing, damaged, or of an image of another shape.
     """
+    found = self._read(case)
+    if shape and found.label.array.shape != tuple(shape):
+      raise InputError(self.folder, f"is older than the data: {case} has changed since",
+                       "train it again in another folder", usage=True)
+    return found
+
+  def _read(self, case: str) -> OutOfFold:
     path, probabilities = self._path(case), self.probabilities_folder(case)
     try:
       with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as content:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from condseg_jax.data.fingerprint import fingerprint
-from condseg_jax.data.patients import patient_of
+from condseg_jax.data.patients import patient_of_case
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
@@ -31,25 +31,17 @@ from condseg_jax.predictor import Predictor
 Reader = Callable[[str, Sequence[slice]], np.ndarray]
 
 
-def key_of(case: Case) -> str:
-  """Returns the name of a case in the run; see `data.selection.Dataset.key`."""
-  return f"{case.dataset}/{case.id}"
-
-
 def sources(run: FoldRun, store: Store) -> dict[str, int | None]:
   """Returns the id of every training case of a store → its source.
 
   That of a case of the run is the member that did not train on it, and that of another image of one
   of its patients is the same. All members predict what none of them has seen.
   """
-  def patient(case: Case) -> str:
-    return patient_of(case.id) if case.patient is None else case.patient
-
   training = [case for case in store.cases if case.split == "train"]
-  known = [(case, run.places[key_of(case)].fold) for case in training if key_of(case) in run.places]
-  fold_of = {patient(case): fold for case, fold in known if patient(case)}
+  known = [(case, run.places[case.key].fold) for case in training if case.key in run.places]
+  fold_of = {patient_of_case(case): fold for case, fold in known if patient_of_case(case)}
   own = {case.id: fold for case, fold in known}
-  return {case.id: own.get(case.id, fold_of.get(patient(case))) for case in training}
+  return {case.id: own.get(case.id, fold_of.get(patient_of_case(case))) for case in training}
 
 
 def check_data(run: FoldRun, stores: Sequence[Store]) -> ModelRecord:
@@ -81,8 +73,8 @@ def check_data(run: FoldRun, stores: Sequence[Store]) -> ModelRecord:
                            f"its classes: {', '.join(record.table.names)}; train it with all data",
                            usage=True)
   cases = [case for store in stores for case in store.cases
-           if case.split == "train" and key_of(case) in run.places]
-  missing = sorted(set(run.places) - set(map(key_of, cases)))
+           if case.split == "train" and case.key in run.places]
+  missing = sorted(set(run.places) - {case.key for case in cases})
   if missing:  # the range of true volumes is that of all data
     raise InputError("data", f"lacks {len(missing)} cases of {run.folder}, such as {missing[0]}",
                      "give all data that it was trained on", usage=True)
@@ -109,12 +101,8 @@ def probabilities(run: FoldRun, store: Store, case: Case, source: int | None,
   """
   with contextlib.ExitStack() as stack:
     folder = None
-    if key_of(case) in run.places:
-      found = run.out_of_fold(key_of(case))
-      if found.label.array.shape != tuple(case.shape):
-        raise InputError(run.folder, f"is older than the data: {key_of(case)} has changed since",
-                         "train it again in another folder", usage=True)
-      folder = found.probabilities
+    if case.key in run.places:
+      folder = run.out_of_fold(case.key, case.shape).probabilities
     if folder is None:
       folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="condseg-"))
       predictor(source).predict(store.read_volume(case), clean=False, probabilities=str(folder))

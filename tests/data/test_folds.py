@@ -16,8 +16,8 @@ from condseg_jax.errors import InputError
 
 def dataset(name, patients, root="store"):
   """A dataset with a case for every entry of `patients`; its ids are unique in the store."""
-  cases = tuple(SimpleNamespace(id=f"{name}_{chr(97 + i)}", patient=patient)
-                for i, patient in enumerate(patients))
+  cases = tuple(SimpleNamespace(id=f"{name}_{chr(97 + i)}", key=f"{name}/{name}_{chr(97 + i)}",
+                                patient=patient) for i, patient in enumerate(patients))
   return Dataset(name, SimpleNamespace(root=root), cases)
 
 
@@ -34,7 +34,7 @@ def test_patients_are_whole_and_every_case_is_held_out_once(a, b, folds, seed):
     assert min(len({*p, *range(p.count(""))} - {""}) for p in (a, b)) < folds or (
         "in one fold" in str(error))
     return
-  cases = {d.key(case): case for d in both for case in d.cases}
+  cases = {case.key: case for d in both for case in d.cases}
   assert set(places) == set(cases)
   members = [fold(places, n) for n in range(folds)]
   assert sorted(key for m in members for key in m.held_out) == sorted(cases)
@@ -79,6 +79,6 @@ def test_refused():
     split([dataset("a", ["p", "q"], "x"), dataset("a", ["p", "q"], "y")], 2, 0)
   first = dataset("a", ["p", "p2", "q", "r"])
   places = split([first], 2, 0)
-  together = [case.patient for case in first.cases if places[first.key(case)].fold == 0]
+  together = [case.patient for case in first.cases if places[case.key].fold == 0]
   with pytest.raises(InputError, match="'b' are in one fold"):
     split([first, dataset("b", together)], 2, 0)

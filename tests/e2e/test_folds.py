@@ -88,7 +88,7 @@ def test_no_member_trains_on_its_own_patients(root, finished):
     assert seen.isdisjoint(patients[key] for key in fold.held_out)
     record = read_model(run.member(number)).record
     setup = make_setup(record.config, stores, None, "", fold)
-    keys = lambda datasets: {d.key(case) for d in datasets for case in d.cases}
+    keys = lambda datasets: {case.key for d in datasets for case in d.cases}
     assert keys(setup.training) == fold.training and keys(setup.held_out) == fold.held_out
     plan = json.loads((run.member(number) / "plan.json").read_text())["datasets"]
     assert {name: entry["cases"] for name, entry in plan.items()} == {

@@ -18,7 +18,14 @@ def box(low, high):
 
 
 LIVER, SPLEEN = box((2, 3, 2), (10, 9, 8)), box((3, 14, 12), (9, 19, 17))
-FOUND = {"liver": LIVER, "spleen": SPLEEN}
+VALUES = {"liver": 1, "spleen": 2}
+
+
+def found(liver, spleen):
+  return (liver + 2 * spleen).astype(np.uint8)
+
+
+FOUND = found(LIVER, SPLEEN)
 NONE = np.zeros(SHAPE, bool)
 
 
@@ -33,26 +40,26 @@ NONE = np.zeros(SHAPE, bool)
     (box((12, 20, 2), (15, 23, 5)), "missing part", 0.0),
     (NONE, "missing structure", 0.0)])
 def test_kinds(mask, kind, dice):
-  assert compare(mask.astype(np.uint8), FOUND, "liver") == (pytest.approx(dice), kind)
+  assert compare(mask.astype(np.uint8), FOUND, VALUES, "liver") == (pytest.approx(dice), kind)
 
 
 def test_nothing_was_found():
-  found = {"liver": NONE, "spleen": SPLEEN}
-  assert compare(LIVER.astype(np.uint8), found, "liver") == (0.0, "not found")
-  assert compare(SPLEEN.astype(np.uint8), found, "liver") == (0.0, "exchanged with spleen")
-  assert compare(NONE.astype(np.uint8), found, "liver") == (1.0, "border")
+  label = found(NONE, SPLEEN)
+  assert compare(LIVER.astype(np.uint8), label, VALUES, "liver") == (0.0, "not found")
+  assert compare(SPLEEN.astype(np.uint8), label, VALUES, "liver") == (0.0, "exchanged with spleen")
+  assert compare(NONE.astype(np.uint8), label, VALUES, "liver") == (1.0, "border")
 
 
 def test_unlabelled_voxels_do_not_count():
   mask = (LIVER & box((0, 0, 0), (6, 24, 20))).astype(np.uint8)
   mask[6:] = UNLABELLED
-  assert compare(mask, FOUND, "liver") == (1.0, "border")
+  assert compare(mask, FOUND, VALUES, "liver") == (1.0, "border")
 
 
 def test_two_dimensions():
   mask = np.zeros((8, 10), bool)
   mask[1:5, 1:3] = True
-  assert compare(np.flip(mask, 1).astype(np.uint8), {"car": mask}, "car") == (
+  assert compare(np.flip(mask, 1).astype(np.uint8), mask.astype(np.uint8), {"car": 1}, "car") == (
       0.0, "mirrored along W")
 
 

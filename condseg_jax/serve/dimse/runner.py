@@ -62,27 +62,40 @@ class Runner:
     self._queue.device.table.select(request.classes, request.preset)  # raises
     attempts: dict[str, int] = {}
     while True:
-      await asyncio.to_thread(self._spool.collect)
-      names = self._spool.ready()
-      for name in names:
-        try:
-          outcome = await self._answer(name)
-        except HttpError:  # no place in the queue, or shutting down
-          await asyncio.sleep(RETRY_SECONDS[0])
-          break
-        if outcome["status"] == 200:
-          LOG.info("dicom: a series is segmented")
-        elif outcome["status"] in LATER and attempts.get(name, 0) < ATTEMPTS - 1:
-          attempts[name] = attempts.get(name, 0) + 1
-          await asyncio.sleep(RETRY_SECONDS[0])
-          break
-        else:
-          self._spool.fail(name, outcome)
-          LOG.warning("dicom: a series is not segmented (status %d); see failed/%s.json in the "
-                      "spool", outcome["status"], name)
-        attempts.pop(name, None)
-      if not names:
-        await asyncio.sleep(POLL_SECONDS)
+      try:
+        pause = await self._answer_ready(attempts)
+      except OSError as error:  # a full disk must not end the service
+        LOG.warning("dicom: the spool cannot be used: %s", error.strerror or error)
+        pause = RETRY_SECONDS[0]
+      await asyncio.sleep(pause)
+
+  async def _answer_ready(self, attempts: dict[str, int]) -> float:
+    """Answers the series that are complete, oldest first, up to one that has to wait.
+
+    Args:
+      attempts: series → failed attempts; updated.
+
+    Returns:
+      Seconds until the next look.
+    """
+    await asyncio.to_thread(self._spool.collect)
+    names = self._spool.ready()
+    for name in names:
+      try:
+        outcome = await self._answer(name)
+      except HttpError:  # no place in the queue, or shutting down
+        return RETRY_SECONDS[0]
+      if outcome["status"] == 200:
+        LOG.info("dicom: a series is segmented")
+      elif outcome["status"] in LATER and attempts.get(name, 0) < ATTEMPTS - 1:
+        attempts[name] = attempts.get(name, 0) + 1
+        return RETRY_SECONDS[0]
+      else:
+        self._spool.fail(name, outcome)
+        LOG.warning("dicom: a series is not segmented (status %d); see failed/%s.json in the "
+                    "spool", outcome["status"], name)
+      attempts.pop(name, None)
+    return 0.0 if names else POLL_SECONDS
 
   async def _answer(self, name: str) -> dict:
     """Predicts a series; returns the outcome, whose results are in the spool if it is 200.
@@ -120,7 +133,7 @@ class Runner:
         await asyncio.to_thread(network.send, self._node, paths, self._spool.sent)
         LOG.info("dicom: sent %d objects to %s", len(paths), self._node.send_to.aet)
         pause = RETRY_SECONDS[0]
-      except InputError as error:
+      except (InputError, OSError) as error:
         LOG.warning("dicom: %s; the next attempt in %d s", error, pause)
         await asyncio.sleep(pause)
         pause = min(2 * pause, RETRY_SECONDS[1])
