@@ -199,6 +199,11 @@ class Loss:
   exclusion_weight: float = setting(
       0.1, "weight of the cross-entropy of these classes; 0 for none", low=0, high=1e6)
 
+  @property
+  def further(self) -> int:
+    """The further classes that are decoded per image: none without a weight."""
+    return self.exclusion_classes if self.exclusion_weight else 0
+
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
@@ -363,6 +368,9 @@ def _check_together(config: Config) -> None:
   for pair in data.overlapping:
     if len(pair) != 2:
       exclude("data.overlapping", f"{pair} is not a pair", "name two classes in every pair")
+  if data.bare and data.unannotated == "background":
+    exclude("data.bare", "would count every class as absent in images without masks",
+            "use data.unannotated 'ignore', or set data.bare to 0")
   if data.batch_size % config.train.grad_accum_steps:
     exclude("train.grad_accum_steps", f"{config.train.grad_accum_steps} does not divide "
             f"data.batch_size {data.batch_size}", "choose a divisor")

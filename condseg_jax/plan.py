@@ -56,7 +56,7 @@ class Plan:
   @property
   def channels(self) -> int:
     """The number of channels of an image."""
-    return 3 if self.modality == "rgb" else 1
+    return channels_of(self.modality)
 
   @classmethod
   def pooled(cls, modality: str, spacing: Sequence[float], subvolume: Sequence[int],
@@ -118,6 +118,11 @@ class Plan:
   def from_json(cls, tree: Mapping) -> "Plan":
     """Creates a plan from the output of `to_json`."""
     return cls(**{**tree, "spacing": tuple(tree["spacing"]), "subvolume": tuple(tree["subvolume"])})
+
+
+def channels_of(modality: str) -> int:
+  """Returns the number of channels of an image."""
+  return 3 if modality == "rgb" else 1
 
 
 def same_spacing(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -130,6 +130,7 @@ def test_every_number_has_been_thought_of():
     ({"augment.cutmix": 0.5, "data.batch_size": 1}, "augment.cutmix: needs images of several"),
     ({"augment.cutmix": 0.5, "data.batch_class": "single"}, "augment.cutmix: needs images of"),
     ({"data.bare": 0.5, "data.batch_class": "single"}, "data.bare: needs batches of all datasets"),
+    ({"data.bare": 0.5, "data.unannotated": "background"}, "data.bare: would count every class as"),
     ({"data.overlapping": (("liver",),)}, "data.overlapping: ('liver',) is not a pair"),
     ({"model.strides": ((2, 2), (2, 2, 2), (2, 2, 2))}, "does not have 2 axes throughout, or 3")])
 def test_settings_that_exclude_each_other(changes, line):

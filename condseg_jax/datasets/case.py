@@ -27,6 +27,7 @@ from condseg_jax.geometry import canonical_geometry
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
+from condseg_jax.plan import channels_of
 
 # Increase it when prepared arrays change, so that cases of earlier versions are prepared again.
 VERSION = 2
@@ -87,7 +88,7 @@ def prepare_case(case: RawCase, folder: RawFolder, out: str | os.PathLike,
   canonical = canonical_geometry(native)
   grid = resample.resampled_geometry(canonical, spacing)
   resample.check_size(case.image, grid)
-  channels = 3 if folder.modality == "rgb" else 1
+  channels = channels_of(folder.modality)
 
   @contextlib.contextmanager
   def image() -> Iterator[Rows]:

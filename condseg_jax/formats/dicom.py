@@ -5,20 +5,12 @@ plane, never by name or instance number. Input that would give a wrong volume is
 series or patients, two slices at one position, a missing slice, slices of different size or
 orientation, a gantry tilt, several frames in one file, pixel data of another size than declared.
 
-The first or last slice can be missing without a gap. A file that cannot be read, but looks like a
-slice by its name, its first bytes or its lack of any, is therefore refused; other files, such as
-notes, are skipped.
-
 Standard: DICOM PS3.3, C.7.6.2 (Image Plane).
 """
 
-from collections.abc import Iterator
 from collections.abc import Sequence
-import functools
-import math
 import os
 from pathlib import Path
-import re
 from typing import NamedTuple
 
 import numpy as np
@@ -26,57 +18,36 @@ import SimpleITK as sitk
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats.dicom_pixels import check_pixels
+from condseg_jax.formats.dicom_slices import BITS_ALLOCATED
+from condseg_jax.formats.dicom_slices import BITS_STORED
+from condseg_jax.formats.dicom_slices import check_slice
+from condseg_jax.formats.dicom_slices import EXPORT
+from condseg_jax.formats.dicom_slices import MODALITY
+from condseg_jax.formats.dicom_slices import ORIENTATION
+from condseg_jax.formats.dicom_slices import OVERLAY_ROWS
+from condseg_jax.formats.dicom_slices import PATIENT_ID
+from condseg_jax.formats.dicom_slices import PIXEL_SPACING
+from condseg_jax.formats.dicom_slices import POSITION
+from condseg_jax.formats.dicom_slices import reader_of
+from condseg_jax.formats.dicom_slices import scanned
+from condseg_jax.formats.dicom_slices import SERIES_NUMBER
+from condseg_jax.formats.dicom_slices import SIGNED
+from condseg_jax.formats.dicom_slices import Slice
+from condseg_jax.formats.dicom_slices import SLICE_SPACING
+from condseg_jax.formats.dicom_slices import SLICE_THICKNESS
 from condseg_jax.formats.sitk import check_directions
-from condseg_jax.formats.sitk import DTYPES
-from condseg_jax.formats.sitk import is_utf8
 from condseg_jax.formats.sitk import last_line
-from condseg_jax.formats.sitk import linked
 from condseg_jax.formats.sitk import LPS_TO_RAS
 from condseg_jax.formats.voxels import AGAIN
-from condseg_jax.formats.voxels import check_file
 from condseg_jax.formats.voxels import check_finite
 from condseg_jax.formats.voxels import Header
 from condseg_jax.geometry import check_affine
 from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import Volume
 
-SERIES_ID, SERIES_NAME, MODALITY = "0020|000e", "0008|103e", "0008|0060"
-POSITION, ORIENTATION, PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
-SLICE_SPACING, SLICE_THICKNESS = "0018|0088", "0018|0050"
-SERIES_NUMBER, PATIENT_ID = "0020|0011", "0010|0020"
-BITS_ALLOCATED, BITS_STORED, HIGH_BIT = "0028|0100", "0028|0101", "0028|0102"
-PHOTOMETRIC, SIGNED, OVERLAY_ROWS = "0028|0004", "0028|0103", "6000|0010"
-INTERCEPT, SLOPE = "0028|1052", "0028|1053"
-READ = (POSITION, ORIENTATION, PIXEL_SPACING, SLICE_SPACING, SLICE_THICKNESS, MODALITY,
-        SERIES_NUMBER, PATIENT_ID, BITS_ALLOCATED, BITS_STORED, HIGH_BIT, PHOTOMETRIC, SIGNED,
-        OVERLAY_ROWS, INTERCEPT, SLOPE)
-SUFFIXES = (".dcm", ".dicom", ".ima")
-# SOP classes of objects other than images: directories (DICOMDIR), presentation states, reports,
-# segmentations, plans.
-NO_IMAGE = ("1.2.840.10008.1.3.10", *(f"1.2.840.10008.5.1.4.1.1.{suffix}" for suffix in
-                                      ("11.", "88.", "66", "481.", "104.")))
 MAX_GAP_ERROR = 0.05  # relative to the slice distance; a missing slice is an error of 1
 MAX_TILT_DEGREES = 0.5
 MIN_AREA = 0.1  # area spanned by the unit vectors of rows and columns: 1 if perpendicular
-EXPORT = "export the original series again"
-
-
-class _Slice(NamedTuple):
-  path: Path
-  series: str
-  name: str
-  size: tuple[int, ...]
-  dtype: np.dtype
-  components: int
-  tags: dict[str, str]
-
-  def numbers(self, tag: str) -> tuple[float, ...]:
-    """Returns the finite numbers of a tag; () for any other value."""
-    try:
-      values = tuple(float(x) for x in self.tags.get(tag, "").split("\\"))
-    except ValueError:
-      return ()
-    return values if all(map(math.isfinite, values)) else ()
 
 
 class Series(NamedTuple):
@@ -99,8 +70,8 @@ def list_series(folder: str | os.PathLike) -> list[Series]:
   Raises:
     InputError: the folder does not exist, or a slice is damaged.
   """
-  first_slices: dict[str, _Slice] = {}
-  for one in _scanned(Path(folder)):
+  first_slices: dict[str, Slice] = {}
+  for one in scanned(Path(folder)):
     first_slices.setdefault(one.series, one)
   return [Series(uid, one.tags.get(SERIES_NUMBER, "").strip(" \0"), one.name)
           for uid, one in first_slices.items()]
@@ -132,7 +103,7 @@ def read_series(folder: str | os.PathLike, series: str = "") -> Volume:
                    stored=int(stored[0]) if stored and OVERLAY_ROWS not in item.tags else 0,
                    signed=item.numbers(SIGNED) == (1,))
     try:
-      image = _reader(item.path).Execute()  # keeps the memory of the view below alive
+      image = reader_of(item.path).Execute()  # keeps the memory of the view below alive
       array[..., index] = sitk.GetArrayViewFromImage(image)[0].T
     except RuntimeError as error:
       raise InputError(item.path, f"cannot be read ({last_line(error)})", AGAIN,
@@ -162,22 +133,12 @@ def series_modality(folder: str | os.PathLike, series: str = "") -> str:
   return _ordered(Path(folder), series)[0][0].tags.get(MODALITY, "").strip(" \0").upper()
 
 
-def contains_dicom(folder: str | os.PathLike) -> bool:
-  """Returns whether a folder or one of its subfolders contains a DICOM file."""
-  return any(path.is_file() and _preamble(path) for path in _files(Path(folder)))
-
-
-def clear_header_cache() -> None:
-  """Clears the cache of headers; a long-running process calls it after each series."""
-  _scanned_files.cache_clear()
-
-
-def _ordered(folder: Path, series: str) -> tuple[list[_Slice], Geometry]:
+def _ordered(folder: Path, series: str) -> tuple[list[Slice], Geometry]:
   """Returns the slices of a series in order, and the grid of its `Volume`."""
-  slices = _selected(folder, _scanned(folder), series)
+  slices = _selected(folder, scanned(folder), series)
   first = slices[0]
   for item in slices:
-    _check_slice(item)
+    check_slice(item)
     if item.size != first.size:
       raise InputError(item.path, f"has the size {item.size[:2]}, but other slices have "
                        f"{first.size[:2]}", "remove it from the series")
@@ -208,7 +169,7 @@ def _ordered(folder: Path, series: str) -> tuple[list[_Slice], Geometry]:
   return order, Geometry((*first.size[:2], len(order)), affine)
 
 
-def _step(folder: Path, order: list[_Slice], positions: np.ndarray,
+def _step(folder: Path, order: list[Slice], positions: np.ndarray,
           normal: np.ndarray) -> np.ndarray:
   """Returns the vector from one slice to the next in mm; raises InputError if it varies."""
   if len(order) == 1:
@@ -238,9 +199,9 @@ def _step(folder: Path, order: list[_Slice], positions: np.ndarray,
   return step
 
 
-def _selected(folder: Path, slices: list[_Slice], series: str) -> list[_Slice]:
+def _selected(folder: Path, slices: list[Slice], series: str) -> list[Slice]:
   """Returns the slices of the given series, or of the only one."""
-  groups: dict[str, list[_Slice]] = {}
+  groups: dict[str, list[Slice]] = {}
   for item in slices:
     groups.setdefault(item.series, []).append(item)
   if not groups:
@@ -255,125 +216,6 @@ def _selected(folder: Path, slices: list[_Slice], series: str) -> list[_Slice]:
     raise InputError(folder, f"contains {len(groups)} series", "give the `series` to read, or keep "
                      f"one of them: {listing}")
   return next(iter(groups.values()))
-
-
-def _scanned(folder: Path) -> list[_Slice]:
-  """Reads the headers of the images under a folder; cached while the files are unchanged."""
-  if not folder.is_dir():
-    raise InputError(folder, "does not exist" if not folder.exists() else "is not a folder",
-                     "give the folder of a DICOM series")
-  stamps = []
-  for path in _files(folder):
-    check_file(path)
-    stat = path.stat()
-    stamps.append((path, stat.st_mtime_ns, stat.st_size))
-  return _scanned_files(tuple(stamps))
-
-
-@functools.lru_cache(maxsize=4096)
-def _scanned_files(stamps: tuple[tuple[Path, int, int], ...]) -> list[_Slice]:
-  slices, unread = [], []
-  for path, _, size in stamps:
-    reader = _reader(path)
-    try:
-      reader.ReadImageInformation()
-    except RuntimeError as error:
-      head = _preamble(path)
-      if head and not _class_of(head).startswith(NO_IMAGE):
-        raise InputError(path, f"is damaged, or of an unknown compression ({last_line(error)})",
-                         AGAIN, kind="truncated") from error
-      if not head:
-        unread.append((path, size))
-      continue  # not DICOM, or not an image
-    tags = {tag: reader.GetMetaData(tag).strip() for tag in READ if reader.HasMetaDataKey(tag)}
-    dtype = np.dtype(DTYPES.get(reader.GetPixelIDValue(), np.float32))
-    slices.append(_Slice(path, _text(reader, SERIES_ID), _text(reader, SERIES_NAME),
-                         tuple(reader.GetSize()), dtype if dtype != np.float64 else
-                         np.dtype(np.float32), reader.GetNumberOfComponents(), tags))
-  patterns = {_pattern(one.path) for one in slices} - {""}
-  for path, size in unread:
-    if (path.suffix.lower() in SUFFIXES or _pattern(path) in patterns
-        or size <= 1 and not re.fullmatch(r"\.[A-Za-z]+", path.suffix)
-        or b"DICM" in _head(path)):
-      raise InputError(path, "cannot be read, but seems to be a slice", f"{AGAIN}, or remove it "
-                       "from the folder", kind="truncated")
-  return slices
-
-
-def _pattern(path: Path) -> str:
-  """Returns a file name with its numbers as `#`; "" without any."""
-  pattern = re.sub(r"\d+", "#", path.name)
-  return pattern if "#" in pattern else ""
-
-
-def _check_slice(item: _Slice) -> None:
-  if item.components > 1:
-    raise InputError(item.path, "is a colour picture", "use a series of grey values")
-  if len(item.size) > 2 and item.size[2] > 1:
-    raise InputError(item.path, f"contains {item.size[2]} frames in one file",
-                     "split it into single slices, or convert it, e.g. with dcm2niix")
-  _check_values(item)
-  for tag, count, name in ((POSITION, 3, "ImagePositionPatient"),
-                           (ORIENTATION, 6, "ImageOrientationPatient"),
-                           (PIXEL_SPACING, 2, "PixelSpacing")):
-    if len(item.numbers(tag)) != count:
-      raise InputError(item.path, f"has no {name}, so its position is unknown", EXPORT,
-                       kind="affine")
-
-
-def _check_values(item: _Slice) -> None:
-  """Checks what the values of pixels depend on.
-
-  GDCM takes a slope of 0 for 1 and missing signs for unsigned, and inverts MONOCHROME1.
-  """
-  if item.numbers(SIGNED) not in ((0,), (1,)):
-    raise InputError(item.path, "has no valid PixelRepresentation", EXPORT)
-  if item.tags.get(PHOTOMETRIC, "MONOCHROME2").strip(" \0") != "MONOCHROME2":
-    raise InputError(item.path, f"has the PhotometricInterpretation {item.tags[PHOTOMETRIC]!r}",
-                     "export it as MONOCHROME2")
-  for tag, name in ((SLOPE, "RescaleSlope"), (INTERCEPT, "RescaleIntercept")):
-    if tag in item.tags and (len(item.numbers(tag)) != 1 or item.numbers(SLOPE) == (0,)):
-      raise InputError(item.path, f"has the {name} {item.tags[tag]!r}", EXPORT)
-  allocated, stored, high = (item.numbers(tag) for tag in (BITS_ALLOCATED, BITS_STORED, HIGH_BIT))
-  if stored and (high and high[0] != stored[0] - 1 or stored[0] < 1
-                 or allocated and stored[0] > allocated[0]):
-    raise InputError(item.path, f"has contradictory BitsAllocated, BitsStored and HighBit: "
-                     f"{' '.join(f'{n:g}' for n in allocated + stored + high)}", EXPORT)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-  for parent, folders, names in os.walk(folder):
-    folders.sort()
-    yield from (Path(parent, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _reader(path: Path) -> sitk.ImageFileReader:
-  reader = sitk.ImageFileReader()
-  reader.SetImageIO("GDCMImageIO")
-  reader.SetFileName(str(path) if is_utf8(str(path)) else linked(path))
-  return reader
-
-
-def _preamble(path: Path) -> bytes:
-  """Returns the first bytes of a DICOM file, b"" for any other file."""
-  head = _head(path)
-  return head if head[128:132] == b"DICM" else b""
-
-
-def _head(path: Path) -> bytes:
-  with path.open("rb") as stream:
-    return stream.read(1024)
-
-
-def _class_of(head: bytes) -> str:
-  """Returns the SOP class from the file meta header, which is always explicit little endian."""
-  match = re.search(rb"\x02\x00\x02\x00UI..([0-9.]+)", head, re.DOTALL)
-  return match.group(1).decode() if match else ""
-
-
-def _text(reader: sitk.ImageFileReader, tag: str) -> str:
-  # SimpleITK does not strip the padding to an even length.
-  return reader.GetMetaData(tag).strip(" \0") if reader.HasMetaDataKey(tag) else ""
 
 
 def _close(a: Sequence[float], b: Sequence[float]) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 
 from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom
+from condseg_jax.formats import dicom_slices
 from condseg_jax.formats import itk_header
 from condseg_jax.formats import nifti
 from condseg_jax.formats import picture
@@ -147,7 +148,7 @@ def list_images(path: str | os.PathLike) -> list[Path]:
   images = sorted(p for p in path.iterdir() if is_image(p) and p.is_file())
   if images:
     return _check_names(path, images)
-  if dicom.contains_dicom(path):
+  if dicom_slices.contains_dicom(path):
     return [path]
   raise InputError(path, "contains no image", f"expected the suffixes {', '.join(READERS)}, or "
                    "DICOM")

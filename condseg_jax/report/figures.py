@@ -313,5 +313,5 @@ def draw_prediction(path: str | os.PathLike, volume: Volume, label: Volume, tabl
 
 
 def truth_map(truth: Mapping[str, np.ndarray], table: ClassTable) -> np.ndarray:
-  """Combines three-valued masks of classes into one label map, see `classes.label_map`."""
+  """Combines three-valued masks of classes into one label map, see `infer.fuse.label_map`."""
   return label_map(np.stack(list(truth.values())), [table.index(name) for name in truth])

@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 
 from condseg_jax.errors import InputError
-from condseg_jax.formats import dicom
+from condseg_jax.formats import dicom_slices
 from condseg_jax.formats import files
 from condseg_jax.geometry import Volume
 from condseg_jax.infer.image_check import check_image
@@ -38,8 +38,6 @@ from condseg_jax.serve.request import to_http_error
 # Output → file name suggested to the client; that of a label map gets its suffix.
 NAMES = {"zip": "segmentation.zip", "label": "label", "statistics": "statistics.json", "page": "",
          "dicom_seg": "seg.dcm", "dicom_rtstruct": "rtstruct.dcm", "dicom": "dicom.zip"}
-# Output → the DICOM objects in it.
-DICOM = dict(zip(DICOM_OUTPUTS, (("seg",), ("rtstruct",), ("seg", "rtstruct")), strict=True))
 
 LOG = logging.getLogger("condseg_jax")
 
@@ -63,7 +61,7 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
   on_phase("reading")
   try:
     volume, modality = _read(predictor, folder, request, limits)
-    if request["output"] in DICOM and not (folder / SERIES).is_dir():
+    if request["output"] in DICOM_OUTPUTS and not (folder / SERIES).is_dir():
       raise HttpError(400, "output", f"{request['output']} needs a DICOM series",
                       "send the series as a zip archive, or request another output")
     on_phase("predicting")
@@ -96,7 +94,7 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
     LOG.exception("a prediction failed")
     return _failure(HttpError(500, "service", "the prediction failed", "see the service log"))
   finally:
-    dicom.clear_header_cache()
+    dicom_slices.clear_header_cache()
   name = NAMES[request["output"]]
   return {"status": 200, "media": media,
           "name": name + request["suffix"] if name == "label" else name}
@@ -153,7 +151,7 @@ def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Predi
   if output == "statistics":
     answer.write_text(text, encoding="utf-8")
     return OUTPUTS[output][0]
-  if output in DICOM:
+  if output in DICOM_OUTPUTS:
     _write_dicom(folder, predictor, prediction, request)
     return OUTPUTS[output][0]
   label = folder / f"label{request['suffix']}"
@@ -178,7 +176,7 @@ def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Predi
 def _write_dicom(folder: Path, predictor: Predictor, prediction: Prediction,
                  request: Mapping) -> None:
   """Writes the DICOM object of an answer, or a zip archive of several."""
-  kinds = DICOM[request["output"]]
+  kinds = DICOM_OUTPUTS[request["output"]]
   written = write_dicom(folder, prediction, predictor, kinds, folder / SERIES, request["series"],
                         separate=request["fusion"] == "independent")
   if len(written) == 1:

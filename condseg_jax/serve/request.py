@@ -25,7 +25,9 @@ OUTPUTS = {"zip": ("application/zip",),
            "page": ("multipart/form-data",)}
 PARAMETERS = ("classes", "preset", "fusion", "threshold", "study", "series", "force", "output",
               "store")
-DICOM_OUTPUTS = ("dicom_seg", "dicom_rtstruct", "dicom")
+# Output → the DICOM objects in it.
+DICOM_OUTPUTS = {"dicom_seg": ("seg",), "dicom_rtstruct": ("rtstruct",),
+                 "dicom": ("seg", "rtstruct")}
 
 # Files in the folder of a request.
 BODY, ANSWER = "body", "answer"

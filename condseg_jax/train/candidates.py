@@ -40,6 +40,7 @@ from condseg_jax.models.build import build_model
 from condseg_jax.models.memory import device_bytes
 from condseg_jax.models.network import Network
 from condseg_jax.models.unet import kind_and_level
+from condseg_jax.plan import channels_of
 from condseg_jax.plan import fit_subvolume
 from condseg_jax.train import budget
 from condseg_jax.train.memory import step_bytes
@@ -214,7 +215,7 @@ def make_candidates(base: Config, training: Sequence[selection.Dataset]) -> list
       config = dataclasses.replace(base, model=with_strides(
           dataclasses.replace(base.model, channels=channels, growth=channels), strides))
       model = build_model(config.model, config.conditioning, (0.0,))
-      per_voxel = multiplications(model, 3 if store.modality == "rgb" else 1)
+      per_voxel = multiplications(model, channels_of(store.modality))
       for images in batches:
         data = dataclasses.replace(config.data, subvolume=subvolume, batch_size=images)
         candidates.append(Candidate(dataclasses.replace(config, data=data),

@@ -21,6 +21,7 @@ from condseg_jax.models.build import build_model
 from condseg_jax.models.memory import device_bytes
 from condseg_jax.models.memory import OVERESTIMATE
 from condseg_jax.models.memory import training_bytes
+from condseg_jax.plan import channels_of
 from condseg_jax.plan import fit_subvolume
 from condseg_jax.plan import Plan
 
@@ -37,16 +38,14 @@ def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
 def excludes(config: Config) -> bool:
   """Returns whether training uses that classes exclude each other, see `train.unlabelled`."""
   loss = config.loss
-  return bool(loss.objective in RIVALS or config.augment.cutmix or
-              loss.exclusion_classes and loss.exclusion_weight)
+  return bool(loss.objective in RIVALS or config.augment.cutmix or loss.further)
 
 
 def decodes_per_step(config: Config, training: Sequence[Dataset], table: ClassTable) -> int:
   """Returns D, the classes that a step decodes per image: those of the batch and further ones."""
   if config.loss.objective in RIVALS:
     return len(table)
-  further = config.loss.exclusion_classes if config.loss.exclusion_weight else 0
-  return min(len(table), sampling.decodes_per_image(training, config.data) + further)
+  return min(len(table), sampling.decodes_per_image(training, config.data) + config.loss.further)
 
 
 def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
@@ -57,7 +56,7 @@ def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
 
   def cost(subvolume, strides) -> int:
     model = build_model(with_strides(config.model, strides), config.conditioning, table.codes)
-    return training_bytes(model, subvolume, 3 if modality == "rgb" else 1, images, decodes,
+    return training_bytes(model, subvolume, channels_of(modality), images, decodes,
                           accumulate=config.train.grad_accum_steps)
   return cost
 

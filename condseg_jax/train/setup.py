@@ -188,7 +188,7 @@ def further_labels(setup: Setup) -> dict:
   complete = make_complete(table.exclusive, decodes, setup.config.augment,
                                       lateral_axes(table, setup.model.ndim))
   return {"complete": complete,
-          "exclusion_weight": loss.exclusion_weight if loss.exclusion_classes else 0.0}
+          "exclusion_weight": loss.exclusion_weight if loss.further else 0.0}
 
 
 # --- classes ------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_equal_numbers_in_every_dataset():
 def test_a_store_without_patients_takes_them_from_the_ids():
   """`None` is not recorded, "" is one of its own."""
   def place(patient):
-    cases = tuple(SimpleNamespace(id=f"liver_{n}_{i}", patient=patient)
+    cases = tuple(SimpleNamespace(id=f"liver_{n}_{i}", key=f"a/liver_{n}_{i}", patient=patient)
                   for n in range(3) for i in range(2))
     return [p.patient for p in split([Dataset("a", SimpleNamespace(root="s"), cases)], 2,
                                      0).values()]

@@ -12,8 +12,9 @@ from scipy.spatial.transform import Rotation
 import SimpleITK as sitk
 
 from condseg_jax.errors import InputError
-from condseg_jax.formats import dicom
+from condseg_jax.formats import dicom_slices
 from condseg_jax.formats import files
+from condseg_jax.formats.dicom import list_series
 from condseg_jax.formats.dicom import read_series
 from condseg_jax.formats.dicom import read_series_header
 from condseg_jax.geometry import match_grid
@@ -183,7 +184,7 @@ def test_a_lost_slice_is_not_taken_for_a_note(name, content, refused, tmp_path):
   if not refused:
     np.testing.assert_array_equal(read_series(tmp_path).array, VOXELS)
     return
-  for read in (read_series, read_series_header, dicom.list_series):
+  for read in (read_series, read_series_header, list_series):
     with pytest.raises(InputError, match="seems to be a slice") as caught:
       read(tmp_path)
     assert caught.value.subject == str(tmp_path / name)
@@ -358,9 +359,9 @@ def test_the_directory_of_a_disc_is_no_image(tmp_path):
 def test_what_is_remembered_can_be_dropped(tmp_path):
   write_series(tmp_path, VOXELS, AFFINE)
   read_series_header(tmp_path)
-  assert dicom._scanned_files.cache_info().currsize > 0
-  dicom.clear_header_cache()
-  assert dicom._scanned_files.cache_info().currsize == 0
+  assert dicom_slices._headers.cache_info().currsize > 0
+  dicom_slices.clear_header_cache()
+  assert dicom_slices._headers.cache_info().currsize == 0
 
 
 def test_what_is_read_again_is_what_is_there_now(tmp_path):

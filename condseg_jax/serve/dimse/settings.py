@@ -11,10 +11,11 @@ import socket
 from typing import NamedTuple
 
 from condseg_jax.errors import InputError
+from condseg_jax.serve.request import DICOM_OUTPUTS
 from condseg_jax.serve.request import PredictRequest
 
 # Objects to send → the output of the service that contains them.
-OUTPUTS = {("seg",): "dicom_seg", ("rtstruct",): "dicom_rtstruct", ("rtstruct", "seg"): "dicom"}
+OUTPUTS = {tuple(sorted(kinds)): output for output, kinds in DICOM_OUTPUTS.items()}
 KEYS = ("spool", "peers", "send_to", "objects", "classes", "preset", "listen", "quiet_seconds")
 _AET = re.compile(r"[A-Za-z0-9_.-]{1,16}")
 

@@ -18,6 +18,7 @@ import nibabel
 import numpy as np
 
 from condseg_jax.formats import dicom
+from condseg_jax.formats import dicom_slices
 from condseg_jax.formats import files as image_files
 from condseg_jax.formats import nifti
 from condseg_jax.geometry import Volume
@@ -228,7 +229,7 @@ class Dicom(Image):
     try:
       return super().door(variant, folder, out)
     finally:
-      dicom.clear_header_cache()
+      dicom_slices.clear_header_cache()
 
   def read_strictly(self, variant: str, files: Files) -> dict:
     """Reads with pydicom."""
