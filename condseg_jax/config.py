@@ -44,7 +44,8 @@ ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra
          "augment.low_resolution": 0.0, "data.overlapping": [], "data.bare": 0.0,
          "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.1,
          "data.pseudo_weight": 0.5,
-         "model.max_channels": 320, "init.source": "", "init.what": "all"}
+         "model.max_channels": 320, "init.source": "", "init.what": "all",
+         "train.only_classes": []}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +238,9 @@ class Train:
   grad_accum_steps: int = setting(
       1, "parts of a batch that are computed one after the other: less memory, the same step",
       low=1)
+  only_classes: tuple[str, ...] = setting(
+      (), "classes of which the own parameters are learned, such as their vectors or decoders; all "
+      "else stays as it began; everything is learned when empty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,8 +250,8 @@ class Init:
   source: str = setting(
       "", "workdir of a run, or a bundle, that a new run starts from; random when empty")
   what: str = setting(
-      "all", "encoder: only its parameters; all: also decoder, and classes by name",
-      choices=("all", "encoder"))
+      "all", "encoder: only its parameters; all: also decoder, and classes by name; grow: all, and "
+      "classes without new data remain", choices=("all", "encoder", "grow"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,6 +25,8 @@ from condseg_jax.system.large_pages import restart_with_large_pages
 
 if TYPE_CHECKING:  # imported late, so that --help is fast
   from condseg_jax.config import Config
+  from condseg_jax.config import Data
+  from condseg_jax.data.store import Store
   from condseg_jax.model_io.fold_run import FoldRun
 
 
@@ -90,7 +92,7 @@ def _work(values: flags.FlagValues) -> int:
     if start is not None and last is None:
       start()
   with parallel.first_process_first():
-    stores = _stores(config.data, progress=parallel.is_first())
+    stores = open_data(config.data, progress=parallel.is_first())
   if values.folds:
     return _train_folds(values, config, stores, start)
   train(config, stores, values.workdir, resume=values.resume, verify=values.verify == "on",
@@ -144,8 +146,8 @@ def _scores(run: FoldRun) -> str:
       f"95 % intervals over patients; results: {run.folder / 'folds.json'}"])
 
 
-def _stores(data, *, progress: bool) -> list:
-  """The prepared stores of `data.root`; raw datasets are prepared first."""
+def open_data(data: Data, *, progress: bool) -> list[Store]:
+  """Returns the prepared stores of `data.root`; raw datasets are prepared first."""
   from condseg_jax.data.store import open_prepared
 
   stores = open_prepared(data.root, data.spacing)

@@ -1,7 +1,10 @@
 """Statistics of a training set: sizes, spacings and intensities, per dataset and pooled."""
 
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
+import math
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +31,37 @@ def fingerprint(cases: Iterable[Case]) -> dict:
     datasets.setdefault(case.dataset, []).append(case)
   return {"datasets": {name: _summary(group) for name, group in datasets.items()},
           "pooled": _summary(cases)}
+
+
+def same_fingerprint(one: Any, other: Any) -> bool:
+  """Returns whether two fingerprints are equal up to rounding."""
+  if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+    return all(map(same_fingerprint, one, other))
+  if not isinstance(one, dict) or not isinstance(other, dict):
+    numbers = isinstance(one, float) and isinstance(other, float)
+    return one == other or numbers and math.isclose(one, other, rel_tol=1e-6)
+  return one.keys() == other.keys() and all(same_fingerprint(one[key], other[key]) for key in one)
+
+
+def joined(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the summary of two sets of cases together, from their summaries.
+
+  Counts, classes, minima and maxima are those of all cases. Medians, means and percentiles, which
+  the summaries do not determine, are means weighted by the numbers of cases.
+  """
+  weights = np.array([one["cases"], other["cases"]], np.float64)
+  mean = lambda a, b: np.average([a, b], axis=0, weights=weights).tolist()
+  out = {"cases": one["cases"] + other["cases"],
+         "annotated": list(dict.fromkeys([*one["annotated"], *other["annotated"]]))}
+  for key in ("native_shape", "native_spacing", "native_field", "oblique_degrees", "shape"):
+    if key in one and key in other:  # records of former versions lack some
+      a, b = one[key], other[key]
+      out[key] = {"min": np.minimum(a["min"], b["min"]).tolist(),
+                  "median": mean(a["median"], b["median"]),
+                  "max": np.maximum(a["max"], b["max"]).tolist()}
+  a, b = one.get("intensity"), other.get("intensity")
+  out["intensity"] = {key: mean(a[key], b[key]) for key in a if key in b} if a and b else a or b
+  return out
 
 
 def _summary(cases: Sequence[Case]) -> dict:

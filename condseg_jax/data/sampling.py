@@ -36,9 +36,9 @@ def own_decodes(training: Sequence[Dataset], data: Data) -> int:
   return min(data.classes_per_image or most, most) if data.batch_class == "mixed" else 1
 
 
-def decodes_per_image(training: Sequence[Dataset], data: Data) -> int:
+def decodes_per_image(training: Sequence[Dataset], table: ClassTable, data: Data) -> int:
   """Returns N, the classes decoded per image: `own_decodes`, and one more for pseudo-masks."""
-  own, names = own_decodes(training, data), {name for d in training for name in d.annotated}
+  own, names = own_decodes(training, data), set(table.names)
   more = uses_pseudo(data) and any(names.intersection(case.pseudo) for d in training
                                    for case in d.cases)
   return min(own + more, len(names)) if more else own
@@ -83,7 +83,7 @@ def batches(training: Sequence[Dataset], table: ClassTable, plan: Plan, data: Da
   if data.batch_size % process_count:
     raise InputError("data.batch_size", f"{data.batch_size} is not a multiple of {process_count} "
                      "processes", "choose a multiple", usage=True)
-  own, decodes = own_decodes(training, data), decodes_per_image(training, data)
+  own, decodes = own_decodes(training, data), decodes_per_image(training, table, data)
   part = slice(process_index, None, process_count)
 
   def stream(dataset, names, number):

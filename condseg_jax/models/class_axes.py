@@ -1,7 +1,9 @@
 """Which arrays of a network have entries per class, found by building it for one class more."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
+from typing import Any
 from typing import NamedTuple
 
 from flax import traverse_util
@@ -46,6 +48,29 @@ def class_axes(model: Model, conditioning: Conditioning, classes: int, channels:
   return ClassAxes(classes, {
       name: next(axis for axis, size in enumerate(shape) if size != more[name][axis])
       for name, shape in few.items() if shape != more[name]})
+
+
+def own_entries(axes: ClassAxes, params: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
+  """Returns which entries of the parameters belong to some classes.
+
+  Args:
+    axes: of the network.
+    params: its parameters, or their shapes.
+    ids: the classes.
+
+  Returns:
+    A tree like `params` of arrays of bool that broadcast to its leaves.
+  """
+  own = {}
+  for name, leaf in traverse_util.flatten_dict(params, sep="/").items():
+    axis = axes.axes.get(f"params/{name}")
+    shape = [1] * len(leaf.shape)
+    if axis is not None:
+      shape[axis] = leaf.shape[axis]
+    own[name] = np.zeros(shape, bool)
+    if axis is not None:
+      np.moveaxis(own[name], axis, 0)[[leaf.shape[axis] - axes.classes + i for i in ids]] = True
+  return traverse_util.unflatten_dict(own, sep="/")
 
 
 def _shapes(model: Model, conditioning: Conditioning, classes: int,

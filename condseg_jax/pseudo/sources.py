@@ -7,13 +7,14 @@ from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import contextlib
-import math
+import dataclasses
 import tempfile
 from typing import Any
 
 import numpy as np
 
 from condseg_jax.data.fingerprint import fingerprint
+from condseg_jax.data.fingerprint import same_fingerprint
 from condseg_jax.data.patients import patient_of_case
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
@@ -31,13 +32,35 @@ from condseg_jax.predictor import Predictor
 Reader = Callable[[str, Sequence[slice]], np.ndarray]
 
 
-def sources(run: FoldRun, store: Store) -> dict[str, int | None]:
+@dataclasses.dataclass(frozen=True)
+class OneNetwork:
+  """A network that has seen none of the images, and predicts all of them.
+
+  Attributes:
+    predictor: the network.
+    digest: of its parameters.
+  """
+
+  predictor: Predictor
+  digest: str
+
+
+def origin(run: FoldRun | OneNetwork) -> dict[str, Any]:
+  """Returns what a record says of the networks, JSON-compatible."""
+  if isinstance(run, OneNetwork):
+    return {"run": "", "network": run.digest}
+  return {"run": str(run.folder), "seed": run.seed, "folds": run.count, "dice": run.scores["dice"]}
+
+
+def sources(run: FoldRun | OneNetwork, store: Store) -> dict[str, int | None]:
   """Returns the id of every training case of a store → its source.
 
-  That of a case of the run is the member that did not train on it, and that of another image of one
-  of its patients is the same. All members predict what none of them has seen.
+  That of a case of a cross-validated run is the member that did not train on it, and that of
+  another image of one of its patients is the same. All members predict what none of them has seen.
   """
   training = [case for case in store.cases if case.split == "train"]
+  if isinstance(run, OneNetwork):
+    return dict.fromkeys(case.id for case in training)
   known = [(case, run.places[case.key].fold) for case in training if case.key in run.places]
   fold_of = {patient_of_case(case): fold for case, fold in known if patient_of_case(case)}
   own = {case.id: fold for case, fold in known}
@@ -78,14 +101,14 @@ def check_data(run: FoldRun, stores: Sequence[Store]) -> ModelRecord:
   if missing:  # the range of true volumes is that of all data
     raise InputError("data", f"lacks {len(missing)} cases of {run.folder}, such as {missing[0]}",
                      "give all data that it was trained on", usage=True)
-  if record.training and not _same(record.training, fingerprint(cases)["pooled"]):
+  if record.training and not same_fingerprint(record.training, fingerprint(cases)["pooled"]):
     raise InputError(run.folder, "is older than the data, which have changed since",
                      "train it again in another folder", usage=True)
   return record
 
 
 @contextlib.contextmanager
-def probabilities(run: FoldRun, store: Store, case: Case, source: int | None,
+def probabilities(run: FoldRun | OneNetwork, store: Store, case: Case, source: int | None,
                   predictor: Callable[[int | None], Predictor]) -> Iterator[Reader]:
   """Yields the probabilities of the classes of a case: those that the run kept, or predicted anew.
 
@@ -101,7 +124,7 @@ def probabilities(run: FoldRun, store: Store, case: Case, source: int | None,
   """
   with contextlib.ExitStack() as stack:
     folder = None
-    if case.key in run.places:
+    if isinstance(run, FoldRun) and case.key in run.places:
       folder = run.out_of_fold(case.key, case.shape).probabilities
     if folder is None:
       folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="condseg-"))
@@ -109,16 +132,9 @@ def probabilities(run: FoldRun, store: Store, case: Case, source: int | None,
     yield lambda name, box: read_probability(folder, name, box)
 
 
-def load_source(run: FoldRun, source: int | None) -> Predictor:
+def load_source(run: FoldRun | OneNetwork, source: int | None) -> Predictor:
   """Loads a member, or all of them as an ensemble."""
+  if isinstance(run, OneNetwork):
+    return run.predictor
   return load(run.folder if source is None else run.member(source))
 
-
-def _same(one: Any, other: Any) -> bool:
-  """Returns whether two fingerprints are equal up to rounding."""
-  if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-    return all(map(_same, one, other))
-  if not isinstance(one, dict) or not isinstance(other, dict):
-    numbers = isinstance(one, float) and isinstance(other, float)
-    return one == other or numbers and math.isclose(one, other, rel_tol=1e-6)
-  return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)

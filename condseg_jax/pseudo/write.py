@@ -40,6 +40,8 @@ from condseg_jax.pseudo.rules import Competence
 from condseg_jax.pseudo.rules import Rules
 from condseg_jax.pseudo.sources import check_data
 from condseg_jax.pseudo.sources import load_source
+from condseg_jax.pseudo.sources import OneNetwork
+from condseg_jax.pseudo.sources import origin
 from condseg_jax.pseudo.sources import probabilities
 from condseg_jax.pseudo.sources import Reader
 from condseg_jax.pseudo.sources import sources
@@ -57,13 +59,13 @@ class Teacher:
   """Everything that decides about pseudo-masks.
 
   Attributes:
-    run: the run.
-    table: its classes.
+    run: the networks, see `pseudo.sources`.
+    table: their classes.
     found: class → its competence.
     rules: the thresholds.
   """
 
-  run: FoldRun
+  run: FoldRun | OneNetwork
   table: ClassTable
   found: Mapping[str, Competence]
   rules: Rules
@@ -76,8 +78,7 @@ class Teacher:
   def to_json(self) -> dict:
     """Returns the record, JSON-compatible."""
     return json.loads(json.dumps({
-        "run": str(self.run.folder), "seed": self.run.seed, "folds": self.run.count,
-        "dice": self.run.scores["dice"], **dataclasses.asdict(self.rules),
+        **origin(self.run), **dataclasses.asdict(self.rules),
         "overlapping": self.table.overlapping,
         "classes": {name: dataclasses.asdict(c) for name, c in self.found.items()}}))
 

@@ -45,7 +45,8 @@ def decodes_per_step(config: Config, training: Sequence[Dataset], table: ClassTa
   """Returns D, the classes that a step decodes per image: those of the batch and further ones."""
   if config.loss.objective in RIVALS:
     return len(table)
-  return min(len(table), sampling.decodes_per_image(training, config.data) + config.loss.further)
+  own = sampling.decodes_per_image(training, table, config.data)
+  return min(len(table), own + config.loss.further)
 
 
 def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,

@@ -6,6 +6,7 @@ import dataclasses
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.classes import ClassTable
@@ -25,6 +26,8 @@ from condseg_jax.losses import make_objective
 from condseg_jax.losses import RIVALS
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
+from condseg_jax.models.class_axes import class_axes
+from condseg_jax.models.class_axes import own_entries
 from condseg_jax.models.class_vector import read_texts
 from condseg_jax.models.conditioning import LAYERS
 from condseg_jax.models.network import initial_variables
@@ -171,11 +174,33 @@ def make_step_and_state(setup: Setup) -> tuple[parallel.Driver, TrainState]:
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
       spacing=plan.spacing, lateral_axes=lateral_axes(table, model.ndim),
       alpha_K=alphas(table, config.loss.alpha), ema_decay=train.ema_decay, seed=config.seed,
-      grad_accum_steps=train.grad_accum_steps, **further_labels(setup))
+      grad_accum_steps=train.grad_accum_steps, learned=learned(setup), **further_labels(setup))
   driver = parallel.make_driver(train.driver, step, config.data.batch_size,
                                 train.grad_accum_steps)
   variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
   return driver, TrainState.create(variables, optimizer, ema=train.ema_decay > 0)
+
+
+def learned(setup: Setup) -> dict | None:
+  """Returns which entries of the parameters are learned, see `make_train_step`.
+
+  Raises:
+    InputError: a class of `train.only_classes` is unknown, or no parameter is its own.
+  """
+  config, table = setup.config, setup.record.table
+  ids = [table.index(name) for name in config.train.only_classes]
+  if not ids:
+    return None
+  axes = class_axes(config.model, config.conditioning, len(table), setup.record.plan.channels)
+  image = jax.ShapeDtypeStruct((1, *setup.model.stride, setup.record.plan.channels), jnp.float32)
+  shapes = jax.eval_shape(setup.model.init, jax.random.key(0), image,
+                          jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
+  own = own_entries(axes, shapes, ids)
+  if not any(leaf.any() for leaf in jax.tree.leaves(own)):
+    raise InputError("train.only_classes", "no parameter of this network is a class's own "
+                     f"(conditioning.vector is {config.conditioning.vector!r})",
+                     "use the vector 'embedding' or 'one_hot'", usage=True)
+  return own
 
 
 def further_labels(setup: Setup) -> dict:

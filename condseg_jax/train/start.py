@@ -17,10 +17,13 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.classes import distinct_codes
 from condseg_jax.config import Init
 from condseg_jax.config import Model
+from condseg_jax.data.fingerprint import joined
 from condseg_jax.errors import InputError
 from condseg_jax.model_io.bundle import Bundle
 from condseg_jax.model_io.load import is_bundle
 from condseg_jax.model_io.load import read_model
+from condseg_jax.model_io.own_rows import own_rows
+from condseg_jax.model_io.own_rows import with_own_rows
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.model_io.transfer import of_encoder
 from condseg_jax.model_io.transfer import Transfer
@@ -30,6 +33,9 @@ from condseg_jax.models.class_axes import class_axes
 from condseg_jax.models.class_axes import ClassAxes
 from condseg_jax.plan import Plan
 from condseg_jax.plan import same_spacing
+from condseg_jax.train.new_classes import grown
+from condseg_jax.train.new_classes import likest
+from condseg_jax.train.new_classes import with_copies
 from condseg_jax.train.setup import check_rivals
 from condseg_jax.train.setup import Setup
 from condseg_jax.train.state import TrainState
@@ -58,8 +64,12 @@ class Start:
     """Returns the parts of a run with what comes along of classes and plan, and logs it."""
     record, theirs = setup.record, self.source.record
     table = record.table
-    if self.what == "all":
-      table = inherited(table, theirs.table)
+    if self.what == "grow":
+      if set(theirs.table.names) - set(table.names) and theirs.training:
+        record = record._replace(training=joined(theirs.training, record.training))
+      record = record._replace(priors={**theirs.priors, **record.priors})
+    if self.what != "encoder":
+      table = (grown if self.what == "grow" else inherited)(table, theirs.table)
       check_rivals(record.config.loss.objective, table)
       for line in class_lines(theirs.table, table):
         log.info("%s", line)
@@ -77,7 +87,11 @@ class Start:
     Raises:
       InputError: nothing fits.
     """
-    result = take(self.source, setup.record, state.averaged, self.what)
+    source = self.source
+    if self.what == "grow" and setup.record.config.conditioning == own_rows(
+        source.record.config.conditioning):
+      source = with_own_rows(source)
+    result = take(source, setup.record, state.averaged, self.what)
     if not result.taken:
       name, reason = next(iter(result.left.items()), ("the encoder", "this network has none"))
       raise InputError("init.source",
@@ -89,20 +103,36 @@ class Start:
       log.warning("%s stays random: %s", _short(name), reason)
     for name in result.unused:
       log.warning("%s of the source is not used: this network has none", _short(name))
+    taken = result.variables
+    if self.what == "grow":
+      taken = self._with_new_classes(setup, taken)
     # Copies: the step reuses the memory of its state.
-    params, statistics = jax.tree.map(
-        jnp.array, (result.variables["params"], result.variables.get("statistics")))
+    params, statistics = jax.tree.map(jnp.array, (taken["params"], taken.get("statistics")))
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema=ema, statistics=statistics)
 
+  def _with_new_classes(self, setup: Setup, variables: dict[str, Any]) -> dict[str, Any]:
+    """Returns variables in which each new class begins as the known one that is most like it."""
+    table, axes = setup.record.table, _axes(setup.record)
+    known = [table.index(name) for name in self.source.record.table.names]
+    new = [i for i in range(len(table)) if i not in known]
+    if not new or not axes.axes:
+      return variables
+    models = likest(setup, variables, new, known)
+    for to, by in models.items():
+      log.info("%s begins as %s", table.names[to], table.names[by])
+    return with_copies(variables, axes, models)
+
 
 def read_start(init: Init) -> Start:
-  """Reads what `init.source` names; of a run the best checkpoint, of an ensemble the first member.
+  """Reads what `init.source` names, of an ensemble the first member.
+
+  Of a run it is the best checkpoint; to grow, the last one, which predicts by default.
 
   Raises:
     InputError: it is missing, damaged, of a newer format, or has no decoder to take.
   """
-  checkpoint = "last" if is_bundle(init.source) else "best"
+  checkpoint = "last" if is_bundle(init.source) or init.what == "grow" else "best"
   source = read_model(init.source, checkpoint, members=1, encoder=init.what == "encoder")
   return Start(source, init.source, init.what)
 

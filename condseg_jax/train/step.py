@@ -11,6 +11,7 @@ import optax
 from condseg_jax import losses
 from condseg_jax.config import Augment
 from condseg_jax.data.batch import Batch
+from condseg_jax.models.network import level_logits
 from condseg_jax.models.network import Network
 from condseg_jax.models.network import training_logits
 from condseg_jax.train.augment import augment
@@ -28,7 +29,7 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
                     spacing: tuple[float, ...], lateral_axes, alpha_K, ema_decay: float, seed: int,
                     grad_accum_steps: int = 1,
                     complete: Callable[..., Batch] | None = None,
-                    exclusion_weight: float = 0.0) -> TrainStep:
+                    exclusion_weight: float = 0.0, learned=None) -> TrainStep:
   """Builds the train step.
 
   Args:
@@ -48,6 +49,9 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
       sum over samples.
     complete: adds labels of further classes, see `train.unlabelled`.
     exclusion_weight: weight λ of `losses.exclusion`; with 0 it is not computed.
+    learned: which entries of the parameters are learned: a tree as theirs of NumPy arrays of bool
+      that broadcast to them. All other entries, their moving average and the batch statistics,
+      which are then applied as in prediction, stay as they are bit by bit. None for all.
 
   Returns:
     `train_step(state, batch, steps=None, *, axis_name=None)`, with the length of the run for
@@ -72,8 +76,14 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
       batch = augmented(batch, key)
 
     def loss_function(params):
-      logits, changed = training_logits(model, variables(params, statistics), batch.image,
-                                        batch.class_id)
+      if learned is None:
+        logits, changed = training_logits(model, variables(params, statistics), batch.image,
+                                          batch.class_id)
+      else:  # without arrays that stay as they are, there is nothing to propagate to the encoder
+        params = jax.tree.map(lambda p, own: p if own.any() else jax.lax.stop_gradient(p), params,
+                              learned)
+        logits, changed = level_logits(model, variables(params, statistics), batch.image,
+                                       batch.class_id), {}
       loss_BN = losses.deep_loss(logits, batch.mask, objective)
       loss = losses.total(loss_BN, batch.class_id, batch.beta, jnp.asarray(alpha_K),
                           global_batch=global_batch)
@@ -107,6 +117,8 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
     if axis_name is not None:
       gradient, sums = jax.lax.psum((gradient, sums), axis_name)
 
+    if learned is not None:
+      gradient = jax.tree.map(lambda g, own: jnp.where(own, g, 0.0), gradient, learned)
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
     # optax mixes Python numbers with its int32 counters, which strict promotion would refuse.
@@ -122,6 +134,10 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
       decay = jnp.minimum(ema_decay, (1.0 + t) / (EMA_LAG + t))
       ema = jax.tree.map(lambda a, p: decay * a + (1.0 - decay) * p, ema, params)
     statistics = jax.tree.map(keep, statistics, state.statistics)
+    if learned is not None:  # neither weight decay nor the rounding of an average moves the rest
+      own = functools.partial(jax.tree.map, jnp.where, learned)
+      params, ema = own(params, state.params), None if ema is None else own(ema, state.ema)
+      statistics = state.statistics
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema,
                        statistics=statistics, skipped=state.skipped + (~finite).astype(jnp.int32))
     return state, {**sums, "gradient_norm": norm, "skipped": state.skipped}

@@ -169,8 +169,8 @@ def test_batches_have_the_shapes_and_types_they_declare(training):
     (2, "single", 1)])
 def test_no_decode_that_no_dataset_needs(wanted, mode, found, training):
   data = Data(classes_per_image=wanted, batch_class=mode)
-  assert sampling.decodes_per_image(training, data) == found
-  assert sampling.decodes_per_image(training[:2], data) == 1  # of single-class datasets
+  assert sampling.decodes_per_image(training, TABLE, data) == found
+  assert sampling.decodes_per_image(training[:2], TABLE, data) == 1  # of single-class datasets
   batch, = take(1, training, TABLE, PLAN, classes_per_image=wanted, batch_class=mode)
   assert batch.class_id.shape == (4, found)
 

@@ -117,5 +117,5 @@ def test_where_they_are_not_used_batches_are_those_without(data, stores):
 def test_one_decode_more(wanted, decodes, stores):
   plain, store = (selection.datasets([s]) for s in stores)
   data = Data(classes_per_image=wanted)
-  assert sampling.decodes_per_image(store, data) == decodes
-  assert sampling.decodes_per_image(plain, data) == sampling.own_decodes(store, data)
+  assert sampling.decodes_per_image(store, TABLE, data) == decodes
+  assert sampling.decodes_per_image(plain, TABLE, data) == sampling.own_decodes(store, data)
