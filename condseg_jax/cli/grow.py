@@ -58,6 +58,7 @@ def _define(values: flags.FlagValues) -> None:
                     "those whose masks overlap, e.g. tumour:liver.", flag_values=values)
   flags.DEFINE_integer("steps", 0, "Steps of every level; by default a tenth (level 0) to a fifth "
                        "(level 2) of the run's.", lower_bound=0, flag_values=values)
+  shell.define_report(values)
 
 
 def _work(values: flags.FlagValues) -> int:
@@ -81,15 +82,15 @@ def _work(values: flags.FlagValues) -> int:
                           level=None if values.level == "auto" else int(values.level))
   if outcome is None:
     raise shell.Terminated
-  return _report(values, outcome)
+  return _finish(values, growth, outcome)
 
 
 def _check_apart(values: flags.FlagValues) -> None:
   """Raises InputError if the output would lie in the run or in the data."""
   out = Path(values.out).resolve()
   for name in ("workdir", "data", "old"):
-    inside = Path(values[name].value).resolve()
-    if values[name].value and inside in (out, *out.parents):
+    given = str(values[name].value)
+    if given and Path(given).resolve() in (out, *out.parents):
       raise InputError("--out", f"{values.out} is in --{name}", "choose another folder", usage=True)
 
 
@@ -138,7 +139,7 @@ def _introduction(growth: Growth) -> list[str]:
   return [*lines, old]
 
 
-def _report(values: flags.FlagValues, outcome: Outcome) -> int:
+def _finish(values: flags.FlagValues, growth: Growth, outcome: Outcome) -> int:
   """Prints the table of the level that was taken, or why there is none."""
   for number, reason in outcome.reasons.items():
     print(f"level {number} {reason}")
@@ -146,6 +147,8 @@ def _report(values: flags.FlagValues, outcome: Outcome) -> int:
     raise InputError(values.workdir, "did not grow: no level was taken", "annotate more cases, "
                      f"give more --steps, or choose a --level; what was tried is in {values.out}")
   print("\n".join(table(outcome.rows[outcome.taken])))
+  if values.report:
+    print(_page(values, growth, outcome.rows[outcome.taken]))
   print(f"level {outcome.taken} is taken; the grown network: {values.out}")
   return 0
 
@@ -162,6 +165,25 @@ def table(rows: Sequence[Row]) -> list[str]:
     lines.append(f"{row.name:20} {row.by:10} {row.cases:5} {before:>7} {row.after:7.4f}  "
                  f"{difference}".rstrip())
   return lines
+
+
+def _page(values: flags.FlagValues, growth: Growth, rows: Sequence[Row]) -> str:
+  """Writes a page with the table and the new cases held out; returns a line about it."""
+  from condseg_jax.evaluate.cases import stored_cases
+  from condseg_jax.evaluate.run import evaluate
+  from condseg_jax.loading import load
+  from condseg_jax.report.page import collect
+  from condseg_jax.report.page.write import write_page
+
+  predictor, cases = load(values.out), stored_cases(growth.held_out)
+  drawn, on_case = collect.watch(predictor, [case.id for case in cases], values.report_names)
+  evaluate(predictor, cases, fast=True, on_case=on_case)
+  of = {"new": "new cases", "old": "old cases", "agreement": "agreement with the network before"}
+  facts = {f"{row.name}, {of[row.by]}": f"{'new' if row.before is None else f'{row.before:.3f}'} → "
+           f"{row.after:.3f} ({row.cases})" for row in rows}
+  path = Path(values.out) / "report.html"
+  note = write_page(path, drawn, predictor.table, title="Before and after growth", facts=facts)
+  return f"report: {path}" + (f"  ({note})" if note else "")
 
 
 if __name__ == "__main__":

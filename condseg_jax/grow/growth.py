@@ -56,7 +56,7 @@ class Growth:
   training: Sequence[Dataset]
   held_out: Sequence[Dataset]
   old_held_out: Sequence[Dataset]
-  overlapping: Sequence[tuple[str, str]]
+  overlapping: Sequence[tuple[str, ...]]
   new: tuple[str, ...]
   known: tuple[str, ...]
 
@@ -78,6 +78,12 @@ class Growth:
   def old(self) -> tuple[str, ...]:
     """The classes of the network that no new dataset annotates."""
     return tuple(n for n in self.record.table.names if n not in self.known)
+
+  @property
+  def teaches(self) -> bool:
+    """Whether a new image lacks masks of a class of the network."""
+    known = set(self.record.table.names)
+    return any(known - set(c.annotated) for s in self.stores for c in s.cases)
 
   @property
   def levels(self) -> tuple[int, ...]:

@@ -100,9 +100,9 @@ def grow(growth: Growth, out, *, level: int | None = None, steps: int = 0) -> Ou
       log.info("level %d: mean Dice %.3f on new cases", number, now)
       loss = judging.worst([row for row in rows[number] if row.name not in growth.new])
       if loss is not None:
-        reasons[number] = f"refused: {describe(loss)}"
+        reasons[number] = f"is refused: {describe(loss)}"
       elif level is None and now < dice + GAIN:
-        reasons[number] = f"gains no more than {100 * (now - dice):.1f} points on new cases"
+        reasons[number] = f"is not taken: {100 * (now - dice):+.1f} points on new cases"
       if level is None and number in reasons:
         log.warning("level %d %s", number, reasons[number])
         if taken is not None:
@@ -136,7 +136,7 @@ def _train(growth: Growth, level: int, source: str, workdir: epath.Path, steps: 
   config = settings(growth, level, source, steps)
   stores = [*growth.stores]
   if level == 2:
-    if growth.old:
+    if growth.teaches:
       stores = taught(growth, before, out / "data")
     stores += growth.old_stores
   log.info("level %d: %d steps in %s", level, config.train.steps, workdir)

@@ -119,6 +119,7 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
 
     if learned is not None:
       gradient = jax.tree.map(lambda g, own: jnp.where(own, g, 0.0), gradient, learned)
+      statistics = state.statistics
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(sums["loss"]) & jnp.isfinite(norm)
     # optax mixes Python numbers with its int32 counters, which strict promotion would refuse.
@@ -137,7 +138,6 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
     if learned is not None:  # neither weight decay nor the rounding of an average moves the rest
       own = functools.partial(jax.tree.map, jnp.where, learned)
       params, ema = own(params, state.params), None if ema is None else own(ema, state.ema)
-      statistics = state.statistics
     state = TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema,
                        statistics=statistics, skipped=state.skipped + (~finite).astype(jnp.int32))
     return state, {**sums, "gradient_norm": norm, "skipped": state.skipped}
