@@ -14,9 +14,9 @@ from condseg_jax.grow.growth import Growth
 from condseg_jax.model_io.own_rows import own_rows
 
 # Of the steps of the network's training, at least `LEAST_STEPS`.
-SHARE = {0: 0.1, 1: 0.15, 2: 0.2}
+SHARE = {0: 0.1, 1: 0.25, 2: 0.25}
 LEAST_STEPS = 20
-RATE = {0: 4.0, 1: 1.0, 2: 0.1}  # of its learning rate
+RATE = {0: 4.0, 1: 4.0, 2: 0.1}  # of its learning rate
 
 
 def settings(growth: Growth, level: int, source: str, steps: int = 0) -> Config:

@@ -2,24 +2,18 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 from typing import Any
 
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import distinct_codes
 from condseg_jax.classes import hue
-from condseg_jax.losses import make_objective
 from condseg_jax.models.class_axes import ClassAxes
-from condseg_jax.models.network import class_logits
-from condseg_jax.train.setup import Setup
 
-BATCHES = 8  # read to compare a new class with those that there are
+_DECODERS = "params/decoders/"
 
 
 def grown(ours: ClassTable, theirs: ClassTable) -> ClassTable:
@@ -35,54 +29,26 @@ def grown(ours: ClassTable, theirs: ClassTable) -> ClassTable:
                     tuple(sorted(pairs)))
 
 
-def likest(setup: Setup, variables: Mapping[str, Any], new: Sequence[int],
-           old: Sequence[int]) -> dict[int, int]:
-  """Returns new class → the old one whose decoding fits its masks best, by the objective.
+def with_means(variables: Mapping[str, Any], axes: ClassAxes, new: Sequence[int],
+               known: Sequence[int]) -> dict[str, Any]:
+  """Returns variables in which what belongs to a new class is the mean over the known ones.
 
-  Args:
-    setup: parts of the run; the first batches of its stream are read.
-    variables: of the network, with the old classes.
-    new: ids of the new classes.
-    old: ids of the old ones.
-  """
-  objective = make_objective(setup.config.loss)
-
-  @jax.jit
-  def loss(image, mask, class_id_B):
-    logits = class_logits(setup.model, variables, image, class_id_B[:, None])
-    return objective(logits, mask[..., None])[:, 0]
-
-  sums = {k: np.zeros(len(old)) for k in new}
-  with contextlib.closing(setup.batches()) as batches:
-    for _ in range(BATCHES):
-      batch = next(batches)
-      for n in range(batch.class_id.shape[1]):
-        ids, annotated = batch.class_id[:, n], batch.beta[:, n] == 1
-        if not (annotated & np.isin(ids, new)).any():
-          continue
-        mask = jnp.asarray(batch.mask[..., n])
-        found_KB = np.stack([loss(batch.image, mask, np.full(len(ids), k, np.int32))
-                             for k in old])
-        for b in np.flatnonzero(annotated & np.isin(ids, new)):
-          sums[int(ids[b])] += found_KB[:, b]
-  return {k: old[int(np.argmin(total))] for k, total in sums.items()}
-
-
-def with_copies(variables: Mapping[str, Any], axes: ClassAxes,
-                models: Mapping[int, int]) -> dict[str, Any]:
-  """Returns variables in which entries of some classes are copies of those of others.
+  From there it is learned faster than from random numbers, or from one of the known classes, whose
+  decoding is sure of itself. A mean of decoders would be no decoder: one of its own stays as it is,
+  random.
 
   Args:
     variables: of the network.
     axes: its arrays with entries per class.
-    models: id of a class → id of the class that it begins as.
+    new: ids of the new classes.
+    known: ids of the known ones.
   """
   out = {}
   for name, array in traverse_util.flatten_dict(variables, sep="/").items():
-    if name in axes.axes:
+    if name in axes.axes and not name.startswith(_DECODERS):
       array = np.array(array)
       rows = np.moveaxis(array, axes.axes[name], 0)  # a view
-      for to, by in models.items():
-        rows[len(rows) - axes.classes + to] = rows[len(rows) - axes.classes + by]
+      first = len(rows) - axes.classes
+      rows[[first + i for i in new]] = rows[[first + i for i in known]].mean(0)
     out[name] = array
   return traverse_util.unflatten_dict(out, sep="/")

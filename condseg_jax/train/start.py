@@ -34,8 +34,7 @@ from condseg_jax.models.class_axes import ClassAxes
 from condseg_jax.plan import Plan
 from condseg_jax.plan import same_spacing
 from condseg_jax.train.new_classes import grown
-from condseg_jax.train.new_classes import likest
-from condseg_jax.train.new_classes import with_copies
+from condseg_jax.train.new_classes import with_means
 from condseg_jax.train.setup import check_rivals
 from condseg_jax.train.setup import Setup
 from condseg_jax.train.state import TrainState
@@ -105,23 +104,13 @@ class Start:
       log.warning("%s of the source is not used: this network has none", _short(name))
     taken = result.variables
     if self.what == "grow":
-      taken = self._with_new_classes(setup, taken)
+      table = setup.record.table
+      known = [table.index(name) for name in source.record.table.names]
+      taken = with_means(taken, _axes(setup.record), sorted({*range(len(table))} - {*known}), known)
     # Copies: the step reuses the memory of its state.
     params, statistics = jax.tree.map(jnp.array, (taken["params"], taken.get("statistics")))
     ema = None if state.ema is None else jax.tree.map(jnp.copy, params)
     return dataclasses.replace(state, params=params, ema=ema, statistics=statistics)
-
-  def _with_new_classes(self, setup: Setup, variables: dict[str, Any]) -> dict[str, Any]:
-    """Returns variables in which each new class begins as the known one that is most like it."""
-    table, axes = setup.record.table, _axes(setup.record)
-    known = [table.index(name) for name in self.source.record.table.names]
-    new = [i for i in range(len(table)) if i not in known]
-    if not new or not axes.axes:
-      return variables
-    models = likest(setup, variables, new, known)
-    for to, by in models.items():
-      log.info("%s begins as %s", table.names[to], table.names[by])
-    return with_copies(variables, axes, models)
 
 
 def read_start(init: Init) -> Start:
