@@ -23,7 +23,7 @@ from support.tiny import write_msd
 
 SMALL = {"train.steps": 2, "train.log_every": 1, "model.channels": 4, "model.growth": 4,
          "train.ema_decay": 0.5, "optimizer.name": "adamw", "optimizer.weight_decay": 0.1,
-         "data.presets.both": "('ball','box')", **dict.fromkeys(NO_AUGMENTATION, 0.0)}
+         **dict.fromkeys(NO_AUGMENTATION, 0.0)}
 
 
 def named(folder, name, **changes):
@@ -93,16 +93,14 @@ def test_a_class_joins_and_the_others_are_decoded_bit_by_bit(run, root, capsys):
   for name in ("ball", "box"):
     np.testing.assert_array_equal(logits(out, [name]), logits(run, [name]))
   old, new = read_model(run), read_model(out)
-  for name, array in (("embedding", old.params["class_vector"]["embedding"]),):
-    found = np.asarray(new.params["class_vector"][name])
-    np.testing.assert_array_equal(found[:2], array)
-    assert not any(np.array_equal(found[2], row) for row in found[:2])
+  vectors, grown = (np.asarray(b.params["class_vector"]["embedding"]) for b in (old, new))
+  np.testing.assert_array_equal(grown[:2], vectors)
+  assert 0 < np.abs(grown[2] - vectors.mean(0)).max() < 0.2  # where it began, and a step from there
   # What the record says is that of the run before, and of both data.
-  assert new.record.table.presets == old.record.table.presets != {}
   assert new.record.config.train == old.record.config.train
   assert new.record.config.optimizer == old.record.config.optimizer
   assert set(new.record.priors) == {"ball", "box", "cube"}
-  assert new.record.training["cases"] == 8
+  assert new.record.training["cases"] == 6 + 3
   assert new.record.plan == old.record.plan
   record = json.loads((out / "growth.json").read_text())
   assert record["taken"] == 0 and {row["name"] for row in record["rows"]["0"]} <= {
