@@ -56,8 +56,8 @@ def _define(values: flags.FlagValues) -> None:
                       flag_values=values)
   flags.DEFINE_list("overlapping", [], "Pairs of classes that a voxel may both belong to, besides "
                     "those whose masks overlap, e.g. tumour:liver.", flag_values=values)
-  flags.DEFINE_integer("steps", 0, "Steps of every level; by default a tenth (level 0) to a fifth "
-                       "(level 2) of the run's.", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("steps", 0, "Steps of every level; by default a tenth of the run's at level "
+                       "0, a quarter at levels 1 and 2.", lower_bound=0, flag_values=values)
   shell.define_report(values)
 
 

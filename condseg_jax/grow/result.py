@@ -35,7 +35,9 @@ def write_result(growth: Growth, out: epath.Path, workdir: epath.Path, level: in
   grown = read_model(workdir)
   record = _record(growth, grown.record, workdir, level)
   state = TrainState.create(grown.variables, make_optimizer(record.config.optimizer), ema=False)
-  state = dataclasses.replace(state, step=jnp.int32(grown.facts["step"]))
+  # Those of the network before and of the level, so that its training has finished.
+  state = dataclasses.replace(
+      state, step=jnp.int32(growth.network.facts["step"] + grown.facts["step"]))
   by = {row.name: row for row in rows if row.by != "agreement"}
   dice = {f"held_out/dice/{name}": row.after for name, row in by.items()}
   checkpoints = Checkpoints(out)
