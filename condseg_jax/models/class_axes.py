@@ -49,27 +49,27 @@ def class_axes(model: Model, conditioning: Conditioning, classes: int, channels:
       for name, shape in few.items() if shape != more[name]})
 
 
-def own_entries(axes: ClassAxes, params: Mapping[str, Any], ids: Sequence[int]) -> dict[str, Any]:
-  """Returns which entries of the parameters belong to some classes.
+def own_entries(model: Model, conditioning: Conditioning, classes: int, channels: int,
+                ids: Sequence[int]) -> dict[str, Any]:
+  """Returns which entries of a network's parameters belong to some of its classes.
 
   Args:
-    axes: of the network.
-    params: its parameters, or their shapes.
+    model: the `model` section of the config.
+    conditioning: the `conditioning` section.
+    classes: number of classes K.
+    channels: image channels.
     ids: the classes.
 
   Returns:
-    A tree like `params` of arrays of bool that broadcast to its leaves.
+    A tree like the parameters of arrays of bool that broadcast to them.
   """
-  own = {}
-  for name, leaf in traverse_util.flatten_dict(params, sep="/").items():
-    axis = axes.axes.get(f"params/{name}")
-    shape = [1] * len(leaf.shape)
+  axes, own = class_axes(model, conditioning, classes, channels).axes, {}
+  for name, shape in _shapes(model, conditioning, classes, channels).items():
+    axis = axes.get(name)
+    own[name] = np.zeros([n if i == axis else 1 for i, n in enumerate(shape)], bool)
     if axis is not None:
-      shape[axis] = leaf.shape[axis]
-    own[name] = np.zeros(shape, bool)
-    if axis is not None:
-      np.moveaxis(own[name], axis, 0)[[leaf.shape[axis] - axes.classes + i for i in ids]] = True
-  return traverse_util.unflatten_dict(own, sep="/")
+      np.moveaxis(own[name], axis, 0)[[shape[axis] - classes + i for i in ids]] = True
+  return traverse_util.unflatten_dict(own, sep="/")["params"]
 
 
 def _shapes(model: Model, conditioning: Conditioning, classes: int,

@@ -6,7 +6,6 @@ import dataclasses
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.classes import ClassTable
@@ -26,7 +25,6 @@ from condseg_jax.losses import make_objective
 from condseg_jax.losses import RIVALS
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
-from condseg_jax.models.class_axes import class_axes
 from condseg_jax.models.class_axes import own_entries
 from condseg_jax.models.class_vector import read_texts
 from condseg_jax.models.conditioning import LAYERS
@@ -191,11 +189,7 @@ def learned(setup: Setup) -> dict | None:
   ids = [table.index(name) for name in config.train.only_classes]
   if not ids:
     return None
-  axes = class_axes(config.model, config.conditioning, len(table), setup.record.plan.channels)
-  image = jax.ShapeDtypeStruct((1, *setup.model.stride, setup.record.plan.channels), jnp.float32)
-  shapes = jax.eval_shape(setup.model.init, jax.random.key(0), image,
-                          jax.ShapeDtypeStruct((1,), jnp.int32))["params"]
-  own = own_entries(axes, shapes, ids)
+  own = own_entries(config.model, config.conditioning, len(table), setup.record.plan.channels, ids)
   if not any(leaf.any() for leaf in jax.tree.leaves(own)):
     raise InputError("train.only_classes", "no parameter of this network is a class's own "
                      f"(conditioning.vector is {config.conditioning.vector!r})",

@@ -11,6 +11,7 @@ from condseg_jax.model_io.bundle import Bundle
 from condseg_jax.model_io.own_rows import with_own_rows
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
+from condseg_jax.models.network import variable_shapes
 from condseg_jax.plan import Plan
 
 NAMES = ("liver", "spleen", "tumour")
@@ -25,7 +26,7 @@ def network(**condition) -> Bundle:
       "model.dtype": "float32", **{f"conditioning.{k}": v for k, v in condition.items()}})
   table = ClassTable.create(NAMES)
   model = build_model(config.model, config.conditioning, table.codes)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGE, jnp.zeros(1, jnp.int32))
+  shapes = variable_shapes(model, 1)
   rng = np.random.default_rng(1)
   variables = jax.tree.map(lambda x: rng.normal(0.5, 0.5, x.shape).astype(np.float32), shapes)
   return Bundle(ModelRecord(config, table, Plan("mr", (1.0, 1.0), (8, 12))), variables["params"],

@@ -13,8 +13,8 @@ from condseg_jax.config import Optimizer
 from condseg_jax.data.batch import Batch
 from condseg_jax.losses import make_objective
 from condseg_jax.models.build import build_model
-from condseg_jax.models.class_axes import class_axes
 from condseg_jax.models.class_axes import own_entries
+from condseg_jax.models.network import variable_shapes
 from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.step import make_train_step
@@ -31,12 +31,10 @@ def made(condition):
   """A network, its state with an average, and which entries belong to the new class."""
   conditioning = Conditioning(**condition)
   model = build_model(MODEL, conditioning, (-0.5, 0.1, 0.7))
-  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *SHAPE, 1)),
-                          jnp.zeros(1, jnp.int32))
+  shapes = variable_shapes(model, 1)
   rng = np.random.default_rng(0)
   variables = jax.tree.map(lambda x: rng.normal(0.5, 0.3, x.shape).astype(np.float32), shapes)
-  axes = class_axes(MODEL, conditioning, CLASSES, 1)
-  own = own_entries(axes, variables["params"], [NEW])
+  own = own_entries(MODEL, conditioning, CLASSES, 1, [NEW])
   settings = Optimizer(name="adamw", weight_decay=0.5, warmup=0, learning_rate=0.1)
   optimizer = make_optimizer(settings)
   step = make_train_step(model, optimizer, objective=make_objective(Loss()),
@@ -76,7 +74,5 @@ def test_all_else_stays_as_it_is(name):
 
 def test_where_nothing_is_a_class_own():
   """All classes share what a network makes of a hash."""
-  axes = class_axes(MODEL, Conditioning(), CLASSES, 1)
-  shapes = jax.eval_shape(build_model(MODEL, Conditioning(), (0.0, 0.1, 0.5)).init,
-                          jax.random.key(0), jnp.zeros((1, *SHAPE, 1)), jnp.zeros(1, jnp.int32))
-  assert not any(leaf.any() for leaf in jax.tree.leaves(own_entries(axes, shapes["params"], [0])))
+  own = own_entries(MODEL, Conditioning(), CLASSES, 1, [0])
+  assert not any(leaf.any() for leaf in jax.tree.leaves(own))
