@@ -25,7 +25,6 @@ from condseg_jax.losses import make_objective
 from condseg_jax.losses import RIVALS
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.models.build import build_model
-from condseg_jax.models.class_axes import own_entries
 from condseg_jax.models.class_vector import read_texts
 from condseg_jax.models.conditioning import LAYERS
 from condseg_jax.models.network import initial_variables
@@ -189,6 +188,7 @@ def learned(setup: Setup) -> dict | None:
   ids = [table.index(name) for name in config.train.only_classes]
   if not ids:
     return None
+  from condseg_jax.models.class_axes import own_entries  # only for trainings of some classes
   own = own_entries(config.model, config.conditioning, len(table), setup.record.plan.channels, ids)
   if not any(leaf.any() for leaf in jax.tree.leaves(own)):
     raise InputError("train.only_classes", "no parameter of this network is a class's own "
