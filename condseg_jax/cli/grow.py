@@ -109,7 +109,11 @@ def _old(old: str, network: Bundle) -> list[Store]:
   if old:
     return _stores(old, network)
   root = at_hand(network)
-  return _stores(root, network, network.record.config.data.cache) if root else []
+  try:
+    return _stores(root, network, network.record.config.data.cache) if root else []
+  except InputError as error:  # nobody asked for them
+    print(f"the data that the run was trained on are not used: {error}")
+    return []
 
 
 def _check_level(level: str, growth: Growth) -> None:

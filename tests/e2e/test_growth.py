@@ -83,7 +83,8 @@ def logits(source, names):
 
 def test_a_class_joins_and_the_others_are_decoded_bit_by_bit(run, root, capsys):
   before, out = digests(run), root / "with_cube"
-  assert grow(run, root / "cube", out, "--level=0") == 0
+  assert grow(run, root / "cube", out, "--level=0", "--report") == 0
+  assert "ball, old cases: " in (out / "report.html").read_text()
   assert digests(run) == before
   printed = capsys.readouterr().out
   assert "new classes: cube\n2 new cases to train on, 1 to judge by\n6 cases of the old data" in (
@@ -151,13 +152,14 @@ def test_everything_is_learned_and_an_interruption_costs_nothing(bundle, root, t
 @pytest.mark.slow
 def test_a_new_site(run, root, tmp_path, capsys):
   """A known class with new images: everything is adapted, with the same guard."""
-  code = grow(run, root / "site", tmp_path / "out", "--old=none")
+  code = grow(run, root / "site", tmp_path / "out", "--old=none", "--report")
   printed = capsys.readouterr()
   assert "adapted classes: ball" in printed.out and "no old data at hand" in printed.out
   record = json.loads((tmp_path / "out" / "growth.json").read_text())
   assert list(record["levels"]) == ["2"] and set(record["before"]["agreement"]) == {"box"}
   assert code == (record["taken"] is None)
-  assert (tmp_path / "out" / "checkpoints").exists() == (record["taken"] is not None)
+  for made in ("checkpoints", "report.html"):
+    assert (tmp_path / "out" / made).exists() == (record["taken"] is not None)
 
 
 def test_what_cannot_grow_is_one_line(run, bundle, root, tmp_path, capsys):
