@@ -84,7 +84,7 @@ def logits(source, names):
 def test_a_class_joins_and_the_others_are_decoded_bit_by_bit(run, root, capsys):
   before, out = digests(run), root / "with_cube"
   assert grow(run, root / "cube", out, "--level=0", "--report") == 0
-  assert "ball, old cases: " in (out / "report.html").read_text()
+  assert "cube, new cases" in (out / "report.html").read_text(encoding="utf-8")
   assert digests(run) == before
   printed = capsys.readouterr().out
   assert "new classes: cube\n2 new cases to train on, 1 to judge by\n6 cases of the old data" in (
@@ -110,7 +110,7 @@ def test_a_class_joins_and_the_others_are_decoded_bit_by_bit(run, root, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("changes", [
-    {}, {"conditioning.position": "per_class_decoders"},
+    {}, {"conditioning.position": "per_class_decoders", "train.driver": "pmap"},
     {"conditioning.position": "output_head", "conditioning.mechanism": "output"}], ids=str)
 def test_rows_a_decoder_or_a_head_of_its_own(root, changes, tmp_path):
   source = trained(root, f"run{len(str(changes))}", **changes)
