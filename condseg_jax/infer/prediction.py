@@ -51,6 +51,7 @@ class Prediction:
     confidence: class → mean probability, on the network's grid, of the voxels assigned to it; None
       if there are none.
     quality: class → see `quality`, for every class of which voxels were found.
+    uncertainty: entropy of every voxel in bits, float16 (see `infer.uncertainty`), if requested.
   """
 
   label: Volume
@@ -58,6 +59,7 @@ class Prediction:
   masks: Mapping[str, np.ndarray]
   confidence: Mapping[str, float | None]
   quality: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+  uncertainty: Volume | None = None
 
 
 def native_label(best: np.ndarray, score: np.ndarray, geometry: Geometry, threshold: float,

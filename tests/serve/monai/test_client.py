@@ -70,7 +70,7 @@ def test_info(client, predictor):
   assert info["models"]["segmentation"]["labels"] == {"liver": 1, "spleen": 2, "pancreas": 3}
   assert info["models"]["two"]["labels"] == {"liver": 1, "spleen": 2}  # the preset
   assert {model["type"] for model in info["models"].values()} == {"segmentation"}
-  assert set(info["strategies"]) == {"first", "random"} and info["trainers"] == {}
+  assert set(info["strategies"]) == {"first", "random", "next"} and info["trainers"] == {}
   assert info["datastore"]["total"] == 3
   assert not client.auth_enabled()
 
