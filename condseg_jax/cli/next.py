@@ -52,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _define(values: flags.FlagValues) -> None:
   shell.define_model(values)
   shell.define_verify(values)
-  flags.DEFINE_string("images", "", "Folder of images, or a text file with one image or DICOM folder "
-                      "per line.", flag_values=values)
+  flags.DEFINE_string("images", "", "Folder of images, or a text file with one image or DICOM "
+                      "folder per line.", flag_values=values)
   flags.DEFINE_list("classes", [], "Classes to annotate; all when empty.", flag_values=values)
   flags.DEFINE_integer("count", 10, "Images to choose.", lower_bound=1, flag_values=values)
   flags.DEFINE_string("out", "", "Folder for these images, with the network's masks.",

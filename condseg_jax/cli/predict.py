@@ -105,8 +105,8 @@ def _define(values: flags.FlagValues) -> None:
          "ones.")
   switch("separate", False, "Write one mask per class instead of the label map.")
   switch("probabilities", False, "Also write the probabilities of all classes, as zarr.")
-  switch("uncertainty", False, "Also write how undecided the prediction is at every voxel, in bits: "
-         "NAME_uncertainty.nii.gz, and a column of the overlay.")
+  switch("uncertainty", False, "Also write how undecided the prediction is at every voxel, in "
+         "bits: NAME_uncertainty.nii.gz, and a column of the overlay.")
   number("refuse_below", None, "Predicted Dice below which the results of an image are set aside; "
          "for networks trained with --folds.", upper_bound=1.0)
   switch("picture", True, "Write an overlay of every result.")

@@ -54,7 +54,7 @@ class Change(NamedTuple):
   annotated: bool = True
 
 
-def rewrite(store: Store, out: str | os.PathLike, changes: Mapping[str, Change], record: str,
+def rewrite(store: Store, out, changes: Mapping[str, Change], record: str,
             provenance: Mapping[str, object]) -> Store:
   """Writes a store again; finished cases are kept, so that an interrupted call resumes.
 

@@ -40,17 +40,16 @@ class Entropy:
 
   def __call__(self, slab: Slab) -> None:
     """Adds a slab."""
+    sums, of_classes = self._sums[slab.box], self._terms[slab.box if self._exclusive else ...]
     for plane in slab.planes:
-      # Row by row, to save memory.
-      for row, probability in zip(range(slab.box[0].start, slab.box[0].stop), plane, strict=True):
-        place = row, *slab.box[1:]
+      for row, probability in enumerate(plane):  # row by row, to save memory
         o = odds(probability)
         terms = o * np.log(np.where(o > 0, o, 1))
         if self._exclusive:
-          self._sums[place] += o
-          self._terms[place] += terms
+          sums[row] += o
+          of_classes[row] += terms
         else:
-          self._sums[place] += np.log1p(o) - terms / (1 + o)
+          sums[row] += np.log1p(o) - terms / (1 + o)
 
   def bits(self) -> np.ndarray:
     """Returns the entropy, float32 [*shape]: 0 to log₂ (classes + 1); overlapping, to classes."""

@@ -76,10 +76,8 @@ def test_an_image_that_cannot_be_read_does_not_end_it(fold_run, fold_root, tmp_p
 
 @pytest.mark.parametrize("flags, message", [
     (["--labelled=nowhere"], "is not a folder"), (["--labelled=IMAGES"], "without a mask"),
-    (["--classes=heart"], "heart"), (["--count=0"], "count"),
-    (["--out=IMAGES/../imagesTr"], "")])
+    (["--classes=heart"], "heart"), (["--count=0"], "count")])
 def test_bad_input(fold_run, fold_root, capsys, flags, message):
   flags = [flag.replace("IMAGES", str(fold_root / IMAGES)) for flag in flags]
-  if message:
-    assert start(fold_run, fold_root, *flags) == 2
-    assert message in capsys.readouterr().err
+  assert start(fold_run, fold_root, *flags) == 2
+  assert message in capsys.readouterr().err

@@ -124,6 +124,12 @@ def test_a_session(client, expected, tmp_path):
 def test_the_next_image_and_its_label(client, images, tmp_path):
   assert client.next_sample("first", {})["id"] == "a"
   assert client.next_sample("random", {})["id"] in {"a", "b", "scan"}
+  assert client.next_sample("next", {})["id"] == "a"  # nothing is ranked
+  ranked = {"images": [{"name": name} for name in ("scan", "gone", "a", "b")]}
+  (images / "next.json").write_text(json.dumps(ranked))
+  assert client.next_sample("next", {})["id"] == "scan"
+  (images / "next.json").write_text("{")
+  assert client.next_sample("next", {})["id"] == "a"
   label, _ = client.infer("segmentation", "a", {})
   content = read_nifti(label).array
   assert client.save_label("a", label, tag="original") == {"image": "a", "label": "a"}
