@@ -89,7 +89,8 @@ def _work(values: flags.FlagValues) -> int:
     found = run.out_of_fold(key, case.shape)
     for name in filter(found.names.get, case.annotated):  # the classes of the run
       mask, = store.read_masks(case, [name])
-      compared.append((key, name, *audit.compare(mask, found.label.array, found.names, name)))
+      compared.append((key, name, *audit.compare(mask, found.label.array, found.names, name,
+                                                 store.spacing)))
   print(file=sys.stderr)
   rows = audit.rank(compared)
   print("\n".join(_table(rows[:values.count])))

@@ -89,7 +89,7 @@ def _work(values: flags.FlagValues) -> int:
   ranked = next_images.order({stem: next_images.gains(one["quality"], known)
                               for stem, one in found.items()},
                              {stem: one["features"] for stem, one in found.items()})
-  print("\n".join(_table(ranked[:values.count], known)))
+  print("\n".join(_table(ranked[:values.count], known if scores else {})))
   if values.json:
     write_text(values.json, json.dumps(next_images.to_json(ranked), indent=1) + "\n")
   if values.out:
@@ -125,7 +125,8 @@ def _look(values: flags.FlagValues, predictor: Predictor, names: list[str],
   from condseg_jax.system.atomic import write_text
   record = Path(values.out) / RECORD if values.out else None
   network = {"workdir": str(Path(values.workdir).resolve()), "step": predictor.step,
-             "members": len(predictor.members), "classes": names}
+             "members": len(predictor.members), "classes": names,
+             "training": json.loads(json.dumps(predictor.training))}
   earlier, found, failures = _earlier(record, network), {}, []
   for number, image in enumerate(images, 1):
     print(f"\r{number} of {len(images)} images", end="", file=sys.stderr, flush=True)
@@ -182,7 +183,7 @@ def _read(predictor: Predictor, image: InputImage) -> Volume:
 def _table(ranked: Sequence[Ranked], known: Mapping[str, Known]) -> list[str]:
   lines = [f"{'':>4}  {'gain':>8}  {'most of it in':20} {'cases':>6}  image"]
   return lines + [f"{number:4}  {row.gain:8.5f}  {row.class_name:20} "
-                  f"{known[row.class_name].cases:6}  {printable(row.name)}"
+                  f"{known[row.class_name].cases if known else '?':>6}  {printable(row.name)}"
                   for number, row in enumerate(ranked, 1)]
 
 

@@ -41,11 +41,11 @@ class Change(NamedTuple):
   """What becomes of a case.
 
   Attributes:
-    masks: annotated class → `Rows` of its new mask; the others stay. Called once the case is
-      written, and its result is dropped after it.
-    what: describes the change, for the case's `source`.
+    masks: makes annotated class → `Rows` of its new mask, when the case is written; masks of other
+      classes stay.
+    what: describes the change, for `Case.source`.
     dataset: of the case.
-    annotated: whether it still annotates anything; if not, its masks are left out.
+    annotated: whether it still annotates anything; if not, all annotated masks are left out.
   """
 
   masks: Callable[[], Mapping[str, Rows]]
