@@ -14,6 +14,9 @@ from condseg_jax.formats.nifti import read_nifti
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
 from condseg_jax.predictor import Predictor
+from support.dicom_files import write_series
+from support.tiny import AFFINE
+from support.tiny import case
 
 IMAGES = "train/box/imagesTr"  # three of them
 
@@ -57,12 +60,24 @@ def test_order_masks_and_back(fold_run, fold_root, tmp_path, capsys, monkeypatch
                        f"--out={tmp_path / 'store'}"]) == 0
   store = Store.open(tmp_path / "store")
   assert store.table.names == ("ball", "box") and len(store.cases) == 2
-  case = next(case for case in store.cases if case.id == name.removesuffix(".nii.gz"))
-  assert case.positives["ball"] == corrected.array.sum()
+  one = next(one for one in store.cases if one.id == name.removesuffix(".nii.gz"))
+  assert one.positives["ball"] == corrected.array.sum()
 
   assert start(fold_run, fold_root, f"--labelled={out / 'masks'}", f"--json={listed}",
                "--members=1") == 0
   assert [row["name"] for row in json.loads(listed.read_text())["images"]] == [rows[2]["name"]]
+
+
+def test_a_dicom_series_is_written_as_nifti(fold_run, tmp_path):
+  voxels = case(np.random.default_rng(5))[0].transpose(2, 1, 0)
+  write_series(tmp_path / "scan", voxels, AFFINE[:, [2, 1, 0, 3]], order=[3, 7, 1, 0, 6, 2, 5, 4])
+  (tmp_path / "list.txt").write_text("scan\n")
+  assert command.main(["condseg-next", f"--workdir={fold_run}", f"--images={tmp_path / 'list.txt'}",
+                       f"--out={tmp_path / 'todo'}", "--members=1"]) == 0
+  image, mask = (read_nifti(tmp_path / "todo" / name / "scan.nii.gz")
+                 for name in ("images", "masks"))
+  np.testing.assert_array_equal(image.array, voxels)
+  np.testing.assert_allclose(image.affine, mask.affine)
 
 
 def test_an_image_that_cannot_be_read_does_not_end_it(fold_run, fold_root, tmp_path, capsys):
