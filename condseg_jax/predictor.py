@@ -29,6 +29,7 @@ from condseg_jax.infer.fuse import with_priors
 from condseg_jax.infer.prediction import Agreement
 from condseg_jax.infer.prediction import Masks
 from condseg_jax.infer.prediction import native_label
+from condseg_jax.infer.prediction import native_map
 from condseg_jax.infer.prediction import Prediction
 from condseg_jax.infer.prediction import quality
 from condseg_jax.infer.prediction import SoftDice
@@ -40,9 +41,6 @@ from condseg_jax.infer.settings import COARSE
 from condseg_jax.infer.settings import FAST
 from condseg_jax.infer.settings import Settings
 from condseg_jax.infer.sliding_window import mirrored
-from condseg_jax.infer.uncertainty import Entropy
-from condseg_jax.infer.uncertainty import native_map
-from condseg_jax.infer.uncertainty import VOXEL_BYTES
 from condseg_jax.models import memory
 from condseg_jax.models.network import Network
 from condseg_jax.plan import Plan
@@ -133,7 +131,7 @@ class Predictor:
     slabs = self._probabilities(image.array, ids, options, announce, boxes, observers, agreement)
     entropy = None
     if options.uncertainty:
-      entropy = Entropy(image.array.shape[:-1], exclusive=options.fusion != "independent")
+      entropy = fuse.Entropy(image.array.shape[:-1], exclusive=options.fusion != "independent")
       slabs = fuse.observed(slabs, (entropy,))
     slabs, store = _stored(slabs, image, names, options)
     best, score = fuse.best_class(slabs, image.array.shape[:-1], ids, rank=rank,
@@ -257,7 +255,7 @@ class Predictor:
         window_batch=(1,) if on_host else (4, 1), budget=options.memory_bytes, channels=channels,
         at_once=functions.at_once, call_bytes=call_bytes,
         voxel_bytes=((9 if options.fusion == "softmax" else 5)
-                     + (VOXEL_BYTES if options.uncertainty else 0)))
+                     + (fuse.ENTROPY_BYTES if options.uncertainty else 0)))
     progress = lambda _: None
     if announce is not None:
       encode, decode = self._call_seconds(functions, options.tta, schedule.window_batch, channels,

@@ -41,7 +41,7 @@ class Settings:
     probabilities: folder for the probabilities of all classes on the network's grid (zarr v3,
       float16); "" for none.
     uncertainty: also compute how undecided the prediction is at every voxel (see
-      `infer.uncertainty`).
+      `infer.fuse.Entropy`).
 
   Raises:
     InputError: an unknown fusion, a value out of range, or settings that exclude each other.

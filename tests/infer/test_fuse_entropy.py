@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from condseg_jax.geometry import Geometry
+from condseg_jax.infer.fuse import Entropy
+from condseg_jax.infer.prediction import native_map
 from condseg_jax.infer.sliding_window import Slab
-from condseg_jax.infer.uncertainty import Entropy
-from condseg_jax.infer.uncertainty import native_map
 
 SHAPE = (4, 3, 2)
 
