@@ -49,6 +49,10 @@ NOT_RUN = {
         "needs the run above; see tests/e2e/test_folds.py",
     "condseg-grow": "see tests/e2e/test_growth.py",
     "condseg-audit": "needs the run above; see tests/e2e/test_audit.py",
+    "condseg-predict --workdir=RUN --input=scans --output=masks --uncertainty":
+        "needs the run above; see tests/cli/test_predict_outputs.py",
+    "condseg-next": "needs the run above; see tests/e2e/test_next.py",
+    "condseg-verify TODO": "what condseg-next writes; see tests/e2e/test_next.py",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",

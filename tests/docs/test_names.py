@@ -14,7 +14,8 @@ from support.documents import ROOT
 
 SECTIONS = ("data", "augment", "model", "conditioning", "loss", "optimizer", "train", "init")
 COMMANDS = ("init", "prepare", "verify", "fetch", "train", "evaluate", "predict", "analyse",
-            "export", "import_", "serve", "study", "pseudo", "audit", "grow")
+            "export", "import_", "serve", "study", "pseudo", "audit", "next",
+            "grow")
 # Flags of programs that are not ours.
 FOREIGN = {"help", "config", "8", "data-binary", "json", "xla_cpu_experimental_onednn_custom_call",
            "xla_cpu_use_onednn", "xla_cpu_use_xnnpack"}
