@@ -140,7 +140,7 @@ def test_everything_is_learned_and_an_interruption_costs_nothing(bundle, root, t
   assert read_model(out).record.table.overlapping == (("box", "cube"),)
   store = Store.open(out / "data" / "0")
   assert all(case.annotated == ("cube",) for case in store.cases)
-  # Nobody vouches for a network of two steps: a class of a Dice below one half teaches nothing.
+  # This bundle does not say how good a class is, so that none is left out.
   assert json.loads((out / "data" / "0" / "pseudo.json").read_text())["classes"]["ball"] | {
       "range_ml": None, "absent": None} == {"dice": None, "range_ml": None, "absent": None,
                                             "joins": True}
