@@ -85,6 +85,7 @@ async def predict(exchange: Exchange) -> Answer:
   queue.check(exchange.owner)  # and the query: before the body is received
   wanted = read_request(request.query_params.multi_items(), request.headers.get("accept", "*/*"),
                         queue.device.table, queue.device.fusions)
+  exchange.check(wanted)
   size, _ = await exchange.receive(exchange.folder / BODY, optional=bool(wanted.study))
   if wanted.study:
     if size:

@@ -123,6 +123,11 @@ class Exchange:
       size = await self._incoming.save(path, fields, file=file, optional=optional)
     return size, dict(self._incoming.fields)
 
+  def check(self, wanted: PredictRequest) -> None:
+    """Raises HttpError for a prediction that needs a DICOMweb server, if the service has none."""
+    if wanted.study or wanted.store:
+      self._pacs.check()
+
   async def fetch(self, study: str, series: str) -> None:
     """Fetches a series from the DICOMweb server instead of a body, see `Pacs.fetch`.
 

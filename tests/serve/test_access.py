@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import ssl
 import stat
 import subprocess
@@ -30,6 +29,7 @@ from support.service import LIMITS
 from support.service import listening
 from support.service import network
 from support.service import nifti
+from support.tls import make_certificate
 from support.waiting import until
 
 # The client of MONAI Label leaves files and connections open.
@@ -302,12 +302,4 @@ def test_files_that_are_no_certificate_and_key(certificate, tmp_path):
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
-  """A certificate of its own, for 127.0.0.1, and its key."""
-  if shutil.which("openssl") is None:
-    pytest.skip("openssl is not installed")
-  folder = tmp_path_factory.mktemp("tls")
-  subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-                  "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
-                  "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-                 check=True, capture_output=True)
-  return folder / "cert.pem", folder / "key.pem"
+  return make_certificate(tmp_path_factory.mktemp("tls"))

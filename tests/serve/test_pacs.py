@@ -97,6 +97,8 @@ def test_without_a_server_or_when_it_is_away(predictor):
   with client(Inside(predictor, LIMITS)) as service:
     assert service.post(f"/predict?study={STUDY}").status_code == 404
     assert service.post(f"/infer/segmentation?image={SERIES}").status_code == 404
+    early = service.post("/predict?store=1&output=dicom_seg", content=b"no series")
+    assert early.status_code == 404 and "--dicomweb" in early.json()["cure"]  # before it is read
   away = f"http://127.0.0.1:{free_port()}/dicom-web"
   with client(Inside(predictor, LIMITS), server=Server(away)) as service:
     answer = service.post(f"/predict?study={STUDY}")

@@ -110,12 +110,12 @@ def ended(process: subprocess.Popen) -> int:
 
 
 @contextlib.contextmanager
-def storescp(port: int, folder: Path) -> Iterator[None]:
+def storescp(port: int, folder: Path, flags: tuple[str, ...] = ()) -> Iterator[None]:
   """A receiver that writes each object that arrives to a file of its own, even if it is equal."""
   folder.mkdir(exist_ok=True)
-  process = subprocess.Popen([program("storescp"), "-aet", RECEIVER, "--unique-filenames", "-od",
-                              str(folder), str(port)], stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL)
+  process = subprocess.Popen([program("storescp"), *flags, "-aet", RECEIVER,
+                              "--unique-filenames", "-od", str(folder), str(port)],
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   try:
     until(lambda: listens(port))
     yield

@@ -6,6 +6,7 @@ import itertools
 import logging
 from pathlib import Path
 import shutil
+import socket
 from socketserver import BaseServer
 import threading
 import weakref
@@ -38,6 +39,8 @@ from condseg_jax.serve.dimse.settings import Node
 from condseg_jax.serve.dimse.settings import normal
 from condseg_jax.serve.dimse.spool import Spool
 from condseg_jax.serve.request import FREE_BYTES
+from condseg_jax.serve.tls import client_context
+from condseg_jax.serve.tls import server_context
 
 IMAGES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 # What the reader of series decodes.
@@ -97,12 +100,26 @@ class Receiver:
     for image in IMAGES:
       entity.add_supported_context(image, list(SYNTAXES))
     hosts = {address for _, address in self._allowed}
+    context = server_context(*node.tls) if node.tls else None
 
     class Server(ThreadedAssociationServer):
       """Accepts connections of peers only."""
 
       def verify_request(self, _request: object, client_address: tuple) -> bool:
         return normal(client_address[0]) in hosts
+
+      def finish_request(self, request: socket.socket | tuple[bytes, socket.socket],
+                         client_address: tuple) -> None:
+        """Encrypts a connection in its own thread: nobody waits for the peer's part of it."""
+        if context is not None and isinstance(request, socket.socket):
+          request.settimeout(CONNECT_SECONDS)
+          try:
+            request = context.wrap_socket(request, server_side=True)
+          except OSError:
+            LOG.warning("dicom: a peer has no certificate that the node trusts, or no TLS")
+            return
+          request.settimeout(None)
+        super().finish_request(request, client_address)
 
       def shutdown(self) -> None:
         BaseServer.shutdown(self)  # that of pynetdicom fails for servers of `make_server`
@@ -204,7 +221,8 @@ def send(node: Node, paths: list[Path], arrived: Callable[[Path], None]) -> None
   # As they are written.
   entity.add_requested_context(SegmentationStorage, ExplicitVRLittleEndian)
   entity.add_requested_context(RTStructureSetStorage, ImplicitVRLittleEndian)
-  association = entity.associate(peer.host, peer.port, ae_title=peer.aet)
+  tls = (client_context(*node.tls), peer.host) if node.tls else None
+  association = entity.associate(peer.host, peer.port, ae_title=peer.aet, tls_args=tls)
   name = f"DICOM node {peer.aet}"
   if not association.is_established:
     raise InputError(name, "rejects the association" if association.is_rejected else

@@ -3,12 +3,11 @@
 import asyncio
 import logging
 from pathlib import Path
-import shutil
 import tempfile
 import time
-import zipfile
 
 from condseg_jax.errors import InputError
+from condseg_jax.serve import dicom_answer
 from condseg_jax.serve.audit import Audit
 from condseg_jax.serve.audit import named_classes
 from condseg_jax.serve.dimse import network
@@ -123,14 +122,7 @@ class Runner:
       return outcome
 
   def _keep(self, name: str, folder: Path) -> None:
-    objects = folder / "objects"
-    objects.mkdir()
-    if zipfile.is_zipfile(folder / ANSWER):
-      with zipfile.ZipFile(folder / ANSWER) as archive:  # written by the worker
-        archive.extractall(objects)
-    else:
-      shutil.move(folder / ANSWER, objects / "object.dcm")
-    self._spool.answer(name, sorted(objects.iterdir()))
+    self._spool.answer(name, dicom_answer.unpack(folder / ANSWER, folder / "objects"))
 
   async def _send(self) -> None:
     pause = RETRY_SECONDS[0]

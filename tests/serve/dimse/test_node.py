@@ -21,6 +21,7 @@ from condseg_jax.geometry import Volume  # noqa: E402
 from condseg_jax.serve.dimse import network as module  # noqa: E402
 from condseg_jax.serve.dimse import spool  # noqa: E402
 from condseg_jax.serve.dimse.settings import Peer  # noqa: E402
+from condseg_jax.serve.dimse.settings import Tls  # noqa: E402
 from condseg_jax.serve.request import PredictRequest  # noqa: E402
 from support import dimse  # noqa: E402
 from support import orthanc  # noqa: E402
@@ -28,6 +29,7 @@ from support.dicom_files import read_segments  # noqa: E402
 from support.service import AFFINE  # noqa: E402
 from support.service import network  # noqa: E402
 from support.service import voxels  # noqa: E402
+from support.tls import make_certificate  # noqa: E402
 from support.waiting import free_port  # noqa: E402
 from support.waiting import listens  # noqa: E402
 from support.waiting import until  # noqa: E402
@@ -236,6 +238,26 @@ def test_unknown_classes_end_the_node(predictor, receiver, tmp_path):
   with pytest.raises(InputError, match="heart"):
     with dimse.running(node, predictor, tmp_path):
       until(lambda: not listens(node.port))
+
+
+def test_tls(predictor, tmp_path):
+  """Both ways; a peer without TLS, or without a certificate, is told nothing."""
+  certificate, key = map(str, make_certificate(tmp_path))
+  secure = ("+tls", key, certificate, "+cf", certificate)
+  node = dimse.make_node(tmp_path / "s", free_port(), tls=Tls(certificate, key, certificate))
+  _, paths = write(tmp_path, 10)
+  with dimse.storescp(node.send_to.port, tmp_path / "in", secure), (
+      dimse.running(node, predictor, tmp_path)):
+    assert dimse.ended(dimse.storescu(node.port, *paths)) != 0
+    nobody = ("+tla", "+cf", certificate)
+    assert dimse.ended(dimse.storescu(node.port, *paths, flags=nobody)) != 0
+    assert node_is_empty(node)
+    assert dimse.ended(dimse.storescu(node.port, *paths, flags=secure)) == 0
+    until(lambda: list((tmp_path / "in").iterdir()) and not list(node.spool.glob("results/*")))
+
+
+def node_is_empty(node) -> bool:
+  return not any(list(folder.iterdir()) for folder in node.spool.iterdir())
 
 
 def test_orthanc_sends_and_receives(predictor, tmp_path):
