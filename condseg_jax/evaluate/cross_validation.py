@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from condseg_jax.evaluate.bootstrap import interval
+from condseg_jax.evaluate.bootstrap import LEVEL
+from condseg_jax.evaluate.bootstrap import mean_of_known
+from condseg_jax.evaluate.bootstrap import ratio
 from condseg_jax.evaluate.scores import CaseScore
 
 _CHUNK = 500  # replicates at a time
@@ -15,7 +19,7 @@ _CHUNK = 500  # replicates at a time
 
 def cross_validated(rows: Iterable[CaseScore], patients: Mapping[str, str],
                     class_names: Sequence[str], *, seed: int = 0, resamples: int = 10_000,
-                    level: float = 0.95) -> dict[str, Any]:
+                    level: float = LEVEL) -> dict[str, Any]:
   """Summarises the Dice of cases, each scored by the member that did not see it.
 
   The interval is a percentile bootstrap that draws patients with replacement, with all of their
@@ -48,37 +52,21 @@ def cross_validated(rows: Iterable[CaseScore], patients: Mapping[str, str],
       sums_GK[place] += value
       counts_GK[place] += 1
 
-  point_K = _ratio(sums_GK.sum(0), counts_GK.sum(0))
+  point_K = ratio(sums_GK.sum(0), counts_GK.sum(0))
   rng = np.random.default_rng(seed)
   drawn = np.full((resamples, len(column) + 1), np.nan)
   for start in range(0, resamples if len(index) else 0, _CHUNK):
     size = min(_CHUNK, resamples - start)
     times_BG = rng.multinomial(len(index), np.full(len(index), 1 / len(index)), size)
-    scores_BK = _ratio(times_BG @ sums_GK, times_BG @ counts_GK)
-    drawn[start:start + size] = np.column_stack([scores_BK, _nan_mean(scores_BK)])
-  intervals = [_interval(values, level) for values in drawn.T]
+    scores_BK = ratio(times_BG @ sums_GK, times_BG @ counts_GK)
+    drawn[start:start + size] = np.column_stack([scores_BK, mean_of_known(scores_BK, -1)])
+  intervals = [[_known(x) for x in interval(values, level)] for values in drawn.T]
   classes = {name: {"dice": _known(point_K[k]), "ci95": intervals[k],
                     "cases": int(counts_GK[:, k].sum()),
                     "patients": int(np.count_nonzero(counts_GK[:, k]))}
              for name, k in column.items()}
-  return {"mean_dice": _known(_nan_mean(point_K)), "ci95": intervals[-1], "cases": len(dice),
+  return {"mean_dice": _known(mean_of_known(point_K)), "ci95": intervals[-1], "cases": len(dice),
           "patients": len(index), "classes": classes, "dice": dice}
-
-
-def _ratio(top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-  return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=bottom > 0)
-
-
-def _nan_mean(values: np.ndarray) -> np.ndarray:
-  known = ~np.isnan(values)
-  return _ratio(np.where(known, values, 0).sum(-1), known.sum(-1))
-
-
-def _interval(values: np.ndarray, level: float) -> list[float | None]:
-  values = values[~np.isnan(values)]
-  if not len(values):
-    return [None, None]
-  return [float(x) for x in np.percentile(values, [50 * (1 - level), 50 * (1 + level)])]
 
 
 def _known(value) -> float | None:

@@ -23,7 +23,6 @@ from typing import NamedTuple
 
 from flax import traverse_util
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.config import Config
@@ -39,6 +38,7 @@ from condseg_jax.model_io.record import check_record
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.model_io.transfer import of_encoder
 from condseg_jax.models.build import build_model
+from condseg_jax.models.network import variable_shapes
 from condseg_jax.train.state import variables
 
 GRAPHS = ("encoder.onnx", "decoder.onnx")
@@ -154,9 +154,7 @@ def _check(record: ModelRecord, arrays: Mapping[str, Mapping[str, np.ndarray]], 
   if any(size % stride for size, stride in zip(record.plan.subvolume, model.stride, strict=True)):
     raise ValueError(f"plan: subvolume {record.plan.subvolume} is not a multiple of the network's "
                      f"stride {model.stride}")
-  image = jax.ShapeDtypeStruct((1, *model.stride, record.plan.channels), jnp.float32)
-  ids = jax.ShapeDtypeStruct((1,), jnp.int32)
-  needed = jax.eval_shape(model.init, jax.random.key(0), image, ids)
+  needed = variable_shapes(model, record.plan.channels)
   for kind, held in arrays.items():
     wanted = {name: x.shape for name, x in traverse_util.flatten_dict(needed.get(kind, {}),
                                                                       sep="/").items()

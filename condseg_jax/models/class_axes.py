@@ -5,13 +5,12 @@ import dataclasses
 from typing import NamedTuple
 
 from flax import traverse_util
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.config import Conditioning
 from condseg_jax.config import Model
 from condseg_jax.models.build import build_model
+from condseg_jax.models.network import variable_shapes
 
 
 class ClassAxes(NamedTuple):
@@ -54,7 +53,5 @@ def _shapes(model: Model, conditioning: Conditioning, classes: int,
     row = conditioning.texts[0] if conditioning.texts else (1.0,)
     conditioning = dataclasses.replace(conditioning, texts=(row,) * classes)
   network = build_model(model, conditioning, np.linspace(-1, 1, classes))
-  image = jax.ShapeDtypeStruct((1, *network.stride, channels), jnp.float32)
-  ids = jax.ShapeDtypeStruct((1,), jnp.int32)
-  variables = jax.eval_shape(network.init, jax.random.key(0), image, ids)
-  return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
+  variables = traverse_util.flatten_dict(variable_shapes(network, channels), sep="/")
+  return {name: leaf.shape for name, leaf in variables.items()}

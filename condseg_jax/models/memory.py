@@ -10,10 +10,11 @@ from typing import Any
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.models.network import Network
+from condseg_jax.models.network import smallest_inputs
+from condseg_jax.models.network import variable_shapes
 from condseg_jax.models.unet import BLOCK_KINDS
 from condseg_jax.models.unet import kind_and_level
 
@@ -119,15 +120,13 @@ def _outputs(model: Network, channels: int) -> tuple[Mapping, Outputs, Outputs]:
   """
   if getattr(model, "remat", False):
     model = model.clone(remat=False)
-  image = jax.ShapeDtypeStruct((1, *model.stride, channels), jnp.float32)
-  ids = jax.ShapeDtypeStruct((1,), jnp.int32)
+  image, ids = smallest_inputs(model, channels)
   capture: dict[str, Any] = dict(capture_intermediates=True, mutable=["intermediates"])
-  variables = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)
-  applied = variables
+  variables = applied = variable_shapes(model, channels)
   if isinstance(model, DenseUNet) and model.position == "per_class_decoders":
     # A sample passes through one of the decoders.
     model = model.clone(position="none", from_level=None)
-    applied = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)
+    applied = variable_shapes(model, channels)
   features, encoded = jax.eval_shape(
       lambda v, x, i: model.apply(v, x, i, method=model.encode, **capture), applied, image, ids)
   _, decoded = jax.eval_shape(

@@ -53,6 +53,18 @@ class Network(Protocol):
   def __hash__(self) -> int: ...
 
 
+def smallest_inputs(model: Network, channels: int) -> tuple[Any, Any]:
+  """Returns shape and type of the smallest image, float32 [1, *stride, C], and of its class id."""
+  return (jax.ShapeDtypeStruct((1, *model.stride, channels), jnp.float32),
+          jax.ShapeDtypeStruct((1,), jnp.int32))
+
+
+def variable_shapes(model: Network, channels: int) -> Mapping[str, Any]:
+  """Returns shapes and types of a network's variables, without computing any of them."""
+  return jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i),
+                        *smallest_inputs(model, channels))
+
+
 def class_logits(model: Network, variables, image_BDHWC: jax.Array,
                  class_id_BN: jax.Array) -> jax.Array:
   """Returns the logits of N classes per image, float32 [B, *shape, N]; see `level_logits`."""

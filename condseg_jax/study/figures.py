@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from condseg_jax.evaluate.bootstrap import interval
+from condseg_jax.evaluate.bootstrap import mean_of_known
 from condseg_jax.report import markup
-from condseg_jax.study import statistics
 from condseg_jax.study.report import confusion_shares
 from condseg_jax.study.report import Outcome
 from condseg_jax.study.report import scanner_scores
@@ -51,13 +52,13 @@ def curve_of(record: Mapping) -> tuple[np.ndarray, np.ndarray]:
   size = min(len(c["step"]) for c in curves)
   steps = len(curves) * np.array(curves[0]["step"][:size], np.float64)
   values = [line[:size] for c in curves for line in c["dice"].values()]
-  return steps, statistics.nan_mean(np.array(values, np.float64), 0)
+  return steps, mean_of_known(np.array(values, np.float64), 0)
 
 
 def smoothed(values: np.ndarray, width: int = 5) -> np.ndarray:
   """Returns running means over `width` points, fewer at the ends."""
   half = width // 2
-  return np.array([statistics.nan_mean(values[max(0, i - half):i + half + 1])
+  return np.array([mean_of_known(values[max(0, i - half):i + half + 1])
                    for i in range(len(values))])
 
 
@@ -73,7 +74,7 @@ def draw_curves(found: Outcome):
     size = min(len(steps) for steps, _ in lines)
     steps, values = lines[0][0][:size], np.stack([smoothed(v[:size]) for _, v in lines])
     style = _style(number)
-    axes.plot(steps, statistics.nan_mean(values, 0), **style, lw=1.5, label=label)
+    axes.plot(steps, mean_of_known(values, 0), **style, lw=1.5, label=label)
     if len(lines) > 1:
       low, high = np.fmin.reduce(values), np.fmax.reduce(values)
       axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, lw=0)
@@ -130,7 +131,7 @@ def draw_levels(found: Outcome):
     labels = sorted(labels, key=lambda label: found.first[label]["level"])
     x = [found.first[label]["level"] for label in labels]
     points = np.array([found.points[label] for label in labels])
-    spans = np.array([statistics.interval(found.drawn[label][:, -1]) for label in labels])
+    spans = np.array([interval(found.drawn[label][:, -1]) for label in labels])
     style = _style(number)
     axes.errorbar(x, points[:, -1], np.abs(spans - points[:, -1:]).T, **style, capsize=3,
                   marker="o", ms=4, lw=1.6, label=variant)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from condseg_jax.errors import InputError
+from condseg_jax.evaluate.bootstrap import mean_of_known
 from condseg_jax.report import markup
 from condseg_jax.report.markup import number
 from condseg_jax.report.markup import signed
@@ -183,7 +184,7 @@ def scanner_scores(found: Outcome, label: str) -> tuple[list[str], np.ndarray]:
               for row in rows
               for d, group in zip(row["scores"]["dice"], row["scores"]["groups"], strict=True)
               if group == scanner]
-    values[:, s] = statistics.nan_mean(np.array(chosen, np.float64), 0)
+    values[:, s] = mean_of_known(np.array(chosen, np.float64), 0)
   return scanners, values
 
 

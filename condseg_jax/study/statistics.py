@@ -27,10 +27,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from condseg_jax.evaluate.bootstrap import interval
+from condseg_jax.evaluate.bootstrap import mean_of_known
+from condseg_jax.evaluate.bootstrap import ratio
 from condseg_jax.metrics import METRICS
 
 RESAMPLES = 10_000
-LEVEL = 0.95
 _CHUNK = 500  # replicates per batch
 
 
@@ -68,10 +70,12 @@ def row_scores(record: Mapping) -> dict:
   dice, _ = _weighted(*_mean_terms(scores, "dice"))
   iou, mean_iou = _weighted(*_pooled_terms(scores))
   flat = is_flat(record)
-  others = {f"mean_{name}": nan_mean(_weighted(*_mean_terms(scores, name))[0])
+  others = {f"mean_{name}": mean_of_known(_weighted(*_mean_terms(scores, name))[0])
             for name in own_metrics(record)}
-  return {"classes": (iou if flat else dice).tolist(), "mean_dice": nan_mean(dice), **others,
-          "mean_iou": mean_iou if flat else nan_mean(_weighted(*_mean_terms(scores, "iou"))[0])}
+  if not flat:
+    _, mean_iou = _weighted(*_mean_terms(scores, "iou"))
+  return {"classes": (iou if flat else dice).tolist(), "mean_dice": mean_of_known(dice), **others,
+          "mean_iou": mean_iou}
 
 
 def own_metrics(record: Mapping) -> list[str]:
@@ -104,11 +108,11 @@ def means(group: Group) -> tuple[np.ndarray, np.ndarray]:
 
   The sd is nan with one seed.
   """
-  scores_SK = _with_mean(_ratio(group.top_SCK.sum(1), group.bottom_SCK.sum(1)))
+  scores_SK = _with_mean(ratio(group.top_SCK.sum(1), group.bottom_SCK.sum(1)))
   sd = np.full(scores_SK.shape[1], np.nan)
   if len(scores_SK) > 1:
     sd = scores_SK.std(axis=0, ddof=1)
-  return nan_mean(scores_SK, 0), sd
+  return mean_of_known(scores_SK, 0), sd
 
 
 def replicates(found: Sequence[Group], *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
@@ -128,21 +132,12 @@ def replicates(found: Sequence[Group], *, resamples: int = RESAMPLES, seed: int 
       share_BS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size) / seeds
       top, bottom = (np.einsum("bc,sck->bsk", weights_BC, term, optimize=True)
                      for term in (group.top_SCK, group.bottom_SCK))
-      scores_BSK = _with_mean(_ratio(top, bottom))
+      scores_BSK = _with_mean(ratio(top, bottom))
       valid = ~np.isnan(scores_BSK)
       part = share_BS[..., None] * valid
-      out[number, start:start + size] = _ratio((part * np.where(valid, scores_BSK, 0)).sum(1),
+      out[number, start:start + size] = ratio((part * np.where(valid, scores_BSK, 0)).sum(1),
                                                part.sum(1))
   return out
-
-
-def interval(values: np.ndarray) -> tuple[float, float]:
-  """Returns the percentile interval of replicates; nan if all are nan."""
-  values = values[~np.isnan(values)]
-  if not len(values):
-    return float("nan"), float("nan")
-  low, high = np.percentile(values, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-  return float(low), float(high)
 
 
 def differences(points: np.ndarray, drawn: np.ndarray, reference_points: np.ndarray,
@@ -179,14 +174,6 @@ def rank_probabilities(drawn_GB: np.ndarray) -> np.ndarray:
   return np.mean(holds / equal, axis=2).T
 
 
-def nan_mean(values, axis=None):
-  """Returns the mean of the values that are not nan; nan if there are none."""
-  values = np.asarray(values, np.float64)
-  valid = ~np.isnan(values)
-  mean = _ratio(np.where(valid, values, 0).sum(axis), valid.sum(axis))
-  return float(mean) if np.ndim(mean) == 0 else mean
-
-
 def _mean_terms(scores: Mapping, key: str) -> tuple[np.ndarray, np.ndarray]:
   values = np.array(scores[key], np.float64)  # None becomes nan
   valid = ~np.isnan(values)
@@ -199,14 +186,9 @@ def _pooled_terms(scores: Mapping) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _weighted(top_CK: np.ndarray, bottom_CK: np.ndarray) -> tuple[np.ndarray, float]:
-  classes = _ratio(top_CK.sum(0), bottom_CK.sum(0))
-  return classes, nan_mean(classes)
+  classes = ratio(top_CK.sum(0), bottom_CK.sum(0))
+  return classes, mean_of_known(classes)
 
 
 def _with_mean(scores: np.ndarray) -> np.ndarray:
-  return np.concatenate([scores, np.asarray(nan_mean(scores, -1))[..., None]], axis=-1)
-
-
-def _ratio(top, bottom) -> np.ndarray:
-  top, bottom = np.asarray(top, np.float64), np.asarray(bottom, np.float64)
-  return np.divide(top, bottom, out=np.full(bottom.shape, np.nan), where=bottom > 0)
+  return np.concatenate([scores, np.asarray(mean_of_known(scores, -1))[..., None]], axis=-1)

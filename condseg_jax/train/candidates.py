@@ -25,7 +25,6 @@ import os
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.config import Conditioning
@@ -39,6 +38,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.models.build import build_model
 from condseg_jax.models.memory import device_bytes
 from condseg_jax.models.network import Network
+from condseg_jax.models.network import variable_shapes
 from condseg_jax.models.unet import kind_and_level
 from condseg_jax.plan import channels_of
 from condseg_jax.plan import fit_subvolume
@@ -234,9 +234,7 @@ def multiplications(model: Network, channels: int) -> float:
     model: the network.
     channels: image channels.
   """
-  image = jax.ShapeDtypeStruct((1, *model.stride, channels), jnp.float32)
-  ids = jax.ShapeDtypeStruct((1,), jnp.int32)
-  variables = jax.eval_shape(lambda x, i: model.init(jax.random.key(0), x, i), image, ids)
+  variables = variable_shapes(model, channels)
   voxels = [1.0]  # of the levels, in units of the finest
   for level in getattr(model, "strides", ()):
     voxels.append(voxels[-1] / math.prod(level))

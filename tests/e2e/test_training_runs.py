@@ -141,10 +141,10 @@ def test_a_workdir_belongs_to_one_training(root, finished, tmp_path, capsys):
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A file system of 700 kB; only root may mount one."""
+  """A file system of 400 kB; only root may mount one."""
   folder = tmp_path / "disk"
   folder.mkdir()
-  mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)]
+  mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
   if subprocess.run(mount, capture_output=True).returncode:
     pytest.skip("a small file system cannot be mounted here")
   yield folder
@@ -152,7 +152,7 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_with_room(root, small_disk, capfd):
-  changes = {"train.steps": 40, "train.eval_every": 1}
+  changes = {"train.steps": 12, "train.eval_every": 1}
   assert main(arguments(root, small_disk / "run", **changes)) == 1
   lines = capfd.readouterr().err.splitlines()
   assert "run/checkpoints: cannot be written: no space left on device (" in lines[-1]
@@ -162,7 +162,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_with_room(root, small_disk,
   subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
   assert main(arguments(root, small_disk / "run", **changes)) == 0
   lines = (small_disk / "run" / "metrics.jsonl").read_text().splitlines()
-  assert len([line for line in lines if "held_out/mean_dice" in line]) == 40
+  assert len([line for line in lines if "held_out/mean_dice" in line]) == 12
 
 
 def test_a_run_that_diverges_fails_by_name(root, tmp_path, capsys):

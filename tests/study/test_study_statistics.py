@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from condseg_jax import metrics
+from condseg_jax.evaluate.bootstrap import interval
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import summarise
 from condseg_jax.study import statistics
@@ -110,7 +111,7 @@ def test_a_case_without_a_score_counts_for_nothing():
   np.testing.assert_allclose(mean, [0.6, np.nan, 0.6])
   drawn = statistics.replicates([group("v", scores)], resamples=300)[0]
   assert np.isnan(drawn[:, 1]).all() and np.nanmin(drawn[:, 0]) == pytest.approx(0.5)
-  assert np.isnan(statistics.interval(drawn[:, 1])).all()
+  assert np.isnan(interval(drawn[:, 1])).all()
 
 
 def test_rank_probabilities():

@@ -89,7 +89,8 @@ def test_formats_by_their_content(folder, received, content, suffix):
 
 
 @pytest.mark.parametrize("content", [b"", b"text " * 200, gzip.compress(b"text " * 200),
-                                     gzip.compress(nifti())[:100]])
+                                     gzip.compress(nifti())[:100]],
+                         ids=["nothing", "text", "packed text", "cut"])
 def test_other_formats_are_refused(folder, received, content):
   received.write_bytes(content)
   before = tree(folder)
