@@ -9,7 +9,6 @@ import shutil
 import socket
 from socketserver import BaseServer
 import threading
-import weakref
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
@@ -26,6 +25,7 @@ from pynetdicom import _config
 from pynetdicom import AE
 from pynetdicom import evt
 from pynetdicom.association import Association
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 from pynetdicom.sop_class import PositronEmissionTomographyImageStorage  # type: ignore[attr-defined]
@@ -62,6 +62,23 @@ _config.LOG_HANDLER_LEVEL = "none"
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
 
 
+def _tell_in_a_line(former: Callable[[threading.ExceptHookArgs], object]
+                    ) -> Callable[[threading.ExceptHookArgs], object]:
+  """Returns a hook for threads that fail, which has a line for those of pynetdicom.
+
+  Garbled commands and PDUs out of order end its threads with an exception.
+  """
+  def hook(failure: threading.ExceptHookArgs) -> None:
+    if isinstance(failure.thread, Association | DULServiceProvider):
+      LOG.warning("dicom: a peer sent what is no DICOM (%s)", failure.exc_type.__name__)
+    else:
+      former(failure)
+  return hook
+
+
+threading.excepthook = _tell_in_a_line(threading.excepthook)
+
+
 class _Sender:
   """An association of which a peer sends.
 
@@ -91,7 +108,7 @@ class Receiver:
 
   def __init__(self, node: Node, spool: Spool):
     self._spool, self._numbers = spool, itertools.count()
-    self._senders: weakref.WeakKeyDictionary[Association, _Sender] = weakref.WeakKeyDictionary()
+    self._senders: dict[Association, _Sender] = {}
     self._allowed = {(peer.aet, address) for peer in node.peers for address in peer.addresses()}
     entity = _entity(node.aet)
     entity.maximum_associations = MAX_ASSOCIATIONS
@@ -101,6 +118,7 @@ class Receiver:
       entity.add_supported_context(image, list(SYNTAXES))
     hosts = {address for _, address in self._allowed}
     context = server_context(*node.tls) if node.tls else None
+    sweep = self._sweep
 
     class Server(ThreadedAssociationServer):
       """Accepts connections of peers only."""
@@ -120,6 +138,10 @@ class Receiver:
             return
           request.settimeout(None)
         super().finish_request(request, client_address)
+
+      def service_actions(self) -> None:
+        super().service_actions()
+        sweep()
 
       def shutdown(self) -> None:
         BaseServer.shutdown(self)  # that of pynetdicom fails for servers of `make_server`
@@ -199,6 +221,14 @@ class Receiver:
     except Exception:  # of the parser: whatever a sender may send
       return CANNOT_UNDERSTAND
     return SUCCESS
+
+  def _sweep(self) -> None:
+    """Ends associations whose threads have failed, of which pynetdicom tells nothing."""
+    for association in list(self._senders):
+      if not association.is_alive() and (sender := self._senders.pop(association, None)):
+        self._spool.end(sender.number, orderly=False)
+        if association.dul.socket is not None:
+          association.dul.socket.close()
 
   def _ended(self, event: evt.Event, orderly: bool) -> None:
     sender = self._senders.pop(event.assoc, None)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import struct
 import subprocess
 import time
 
@@ -172,6 +173,28 @@ def test_what_is_no_slice_is_refused(running, tmp_path):
   del dataset.SeriesInstanceUID
   assert association.send_c_store(dataset).Status == module.CANNOT_UNDERSTAND
   association.release()
+
+
+def test_an_association_whose_thread_fails_is_broken(tmp_path, said):
+  """A command without its kind ends a thread of pynetdicom, which then tells of no end."""
+  node = dimse.make_node(tmp_path / "s", 9)
+  kept = spool.Spool(node.spool, 0.1)
+  receiver = module.Receiver(node, kept)
+  receiver.start()
+  try:
+    association = associate(node)
+    assert association.send_c_store(write(tmp_path, 11)[1][0]).Status == module.SUCCESS
+    group_length = struct.pack("<HHII", 0, 0, 4, 0)
+    value = bytes((association.accepted_contexts[0].context_id, 3)) + group_length
+    association.dul.socket.send(struct.pack(">BxII", 4, len(value) + 4, len(value)) + value)
+    until(lambda: any("broke" in line for line in said()))
+    time.sleep(0.3)  # longer than it takes a series to be complete
+    kept.collect()
+    assert kept.ready() == [] and kept.waiting() == 1
+    assert any("no DICOM (AttributeError)" in line for line in said())
+    association.abort()
+  finally:
+    receiver.close()
 
 
 def test_too_large_an_instance_breaks_the_association(running, monkeypatch, tmp_path):
