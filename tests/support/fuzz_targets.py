@@ -80,3 +80,18 @@ class Faulty(Target):
     pass
 
   _code = _contradicts = _nothing
+
+
+class Tired(Faulty):
+  """Refuses what is damaged, until its process has seen too much of it."""
+
+  seen = 0
+
+  def variants(self):
+    return {"tired": {"a.txt": INTACT}}
+
+  def _tired(self, folder, out):
+    self.seen += 1
+    if self.seen > 5:
+      os.abort()
+    self._sound(folder, out)

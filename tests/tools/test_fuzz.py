@@ -137,6 +137,13 @@ def test_a_run_reports_each_kind_of_find_once(monkeypatch, tmp_path, capsys):
   assert f"| nifti | 0.00 | {figures['inputs']} |" in session.table([figures])
 
 
+def test_what_a_new_process_does_not_show_again_is_no_find():
+  with session.Session("support.fuzz_targets:Tired") as tired:
+    figures, finds = tired.run(1, 0)
+  assert not finds and not figures["finds"]
+  assert figures["refused"] > 5 and figures["unconfirmed"]
+
+
 # --- mutations ----------------------------------------------------------------------------------
 IMAGES = [name for name in TARGETS if TARGETS[name].startswith("tools.fuzz.targets.images")]
 
