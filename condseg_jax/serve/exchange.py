@@ -233,7 +233,8 @@ def error_response(error: HttpError) -> Response:
   if error.retry_after is not None:
     response.headers["Retry-After"] = str(error.retry_after)
   if error.status == 401:  # browsers ask their user for name and token
-    response.headers["WWW-Authenticate"] = 'Basic realm="condseg", charset="UTF-8", Bearer'
+    for challenge in ('Basic realm="condseg"', "Bearer"):  # in one line, Chromium understands none
+      response.headers.append("WWW-Authenticate", challenge)
   return response
 
 

@@ -9,6 +9,7 @@ import shutil
 import socket
 from socketserver import BaseServer
 import threading
+import warnings
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
@@ -57,9 +58,11 @@ SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 UNKNOWN_CALLING, UNKNOWN_CALLED = 0x03, 0x07
 LOG = logging.getLogger("condseg_jax")
 
-# What it would log names patients.
+# What they would log, or warn of, quotes values of patients.
 _config.LOG_HANDLER_LEVEL = "none"
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+QUIET = r"(pydicom|pynetdicom)\."  # modules
+warnings.filterwarnings("ignore", module=QUIET)
 
 
 def _tell_in_a_line(former: Callable[[threading.ExceptHookArgs], object]

@@ -2,8 +2,8 @@
 
 Each association has to end: refused (rejected, aborted, closed, a status other than success) or as
 the intact one, or as another valid one. A slice is in the spool if and only if its C-STORE was
-answered with success; it is complete only if its association ended in order. Afterwards the node
-has to answer C-ECHO.
+answered with success, or its association broke before; a series is complete only if that ended in
+order. Afterwards the node has to answer C-ECHO.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+import warnings
 
 import pydicom
 from pydicom.uid import ImplicitVRLittleEndian
@@ -101,15 +102,18 @@ class Dimse(Target):
 
   def door(self, variant: str, folder: Path, out: Path) -> tuple[int, dict]:
     """Sends the PDUs, and looks at the spool afterwards."""
+    from condseg_jax.serve.dimse import network
     from condseg_jax.serve.dimse.spool import Spool
     self.warm_up()
+    warnings.filterwarnings("ignore", module=network.QUIET)  # as there; attempts show all others
     self._slot.spool = Spool(out / "spool", 0.1)
-    answers = self._send([path.read_bytes() for path in sorted(folder.iterdir())])
+    sent = [path.read_bytes() for path in sorted(folder.iterdir())]
+    answers = self._send(sent)
     if not self._ended():
       return 0, {"unsound": "the association does not end"}
     kinds = [kind for kind, _ in answers]
     stored = len(list((out / "spool").glob("receiving/*/*.dcm")))
-    if stored and RELEASE_RP not in kinds:
+    if stored and _pdu(RELEASE_RQ, bytes(4)) not in b"".join(sent):
       time.sleep(SETTLED)
       self._slot.spool.collect()
       if self._slot.spool.ready():
@@ -120,7 +124,7 @@ class Dimse(Target):
     trouble = ""
     if self._send(list(self._echo.values()))[:2] != [(ASSOCIATE_AC, None), (DATA, 0)]:
       trouble = "no answer to C-ECHO afterwards"
-    elif stored > successes:
+    elif stored > successes and RELEASE_RP in kinds:
       trouble = f"{stored} slices in the spool, {successes} answered with success"
     elif stored < min(successes, 1):
       trouble = "success, but no slice in the spool"
