@@ -120,6 +120,18 @@ def test_the_command_makes_tokens(file, capsys):
   assert file.read_text().count("\n") == 1
 
 
+def test_flags_that_cannot_be(file, tmp_path, capsys):
+  file.write_text("ward\n")
+  for flags, message in (
+      ([f"--tokens={file}"], "line 1 is not"), (["--tokens=none"], "cannot be read"),
+      ([f"--audit={tmp_path / 'no' / 'x'}"], "cannot be written"),
+      (["--tls_cert=cert.pem"], "--tls_key: is missing"),
+      (["--tls_cert=none", "--tls_key=none"], "none: cannot be read"),
+      (["--allowed_hosts=http://x"], "--allowed_hosts: ")):
+    assert command.main(["condseg-serve", "--workdir=run", *flags]) == 2, flags
+    assert message in capsys.readouterr().err
+
+
 # --- requests ----------------------------------------------------------------------------------
 def test_every_route_wants_a_token(predictor, file, tmp_path):
   """But those of probes, and where clients of MONAI Label begin."""
