@@ -33,7 +33,7 @@ CONTEXT = "1.2.840.10008.3.1.1.1"  # application context of DICOM
 # Types of PDU, PS3.8, 9.3.
 ASSOCIATE_RQ, ASSOCIATE_AC, REJECT, DATA, RELEASE_RQ, RELEASE_RP, ABORT = range(1, 8)
 COMMAND, LAST = 1, 2  # bits of the header of a PDV
-ANSWER_SECONDS = 2.0  # for a whole PDU to be answered
+ANSWER_SECONDS = 1.0  # for a whole PDU to be answered
 END_SECONDS = 10.0  # for an association to end after its connection
 LITTLE = 1.0  # seconds that the node waits for the rest of a PDU
 SETTLED = 0.4  # seconds after which the node has taken note of an end, and a series is complete
@@ -113,7 +113,7 @@ class Dimse(Target):
       return 0, {"unsound": "the association does not end"}
     kinds = [kind for kind, _ in answers]
     stored = len(list((out / "spool").glob("receiving/*/*.dcm")))
-    if stored and _pdu(RELEASE_RQ, bytes(4)) not in b"".join(sent):
+    if stored and not any(pdu[:1] == bytes([RELEASE_RQ]) for pdu in sent):
       time.sleep(SETTLED)
       self._slot.spool.collect()
       if self._slot.spool.ready():
