@@ -198,7 +198,7 @@ def _from_npy(content: bytes) -> np.ndarray:
     raise ValueError("an array is of another version")
   try:
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
-  except tokenize.TokenError as error:  # numpy parses the header as Python
+  except (tokenize.TokenError, SyntaxError) as error:  # numpy parses the header as Python
     raise ValueError("an array has no header") from error
   data = buffer.read()
   if fortran or dtype != np.dtype("<f4") or len(data) != 4 * math.prod(shape):

@@ -139,6 +139,7 @@ class Checkpoints:
       InputError: the checkpoint belongs to another model or is damaged.
     """
     target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    self._check_sharding(step)
     state = self._read(step, "state", ocp.args.StandardRestore(target))
     self._check_arrays(step, state)
     return state
@@ -193,6 +194,7 @@ class Checkpoints:
   def _arrays(self, step: int) -> dict:
     """Reads all arrays of a checkpoint to one device."""
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    self._check_sharding(step)
     try:
       tree = self._manager.item_metadata(step)["state"]
       target = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here),
@@ -200,6 +202,15 @@ class Checkpoints:
     except Exception as error:
       raise self._damaged(step, _line(error)) from error
     return self._read(step, "state", ocp.args.StandardRestore(target))
+
+  def _check_sharding(self, step: int) -> None:
+    """Parses the file of shardings: deeply nested, it would end the process in the C++ reader."""
+    path = self.folder / str(step) / "state" / "_sharding"
+    try:
+      if path.exists():
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+      raise self._damaged(step, f"state/_sharding: {_line(error)}") from error
 
   def _read(self, step: int, item: str, args) -> Any:
     try:
