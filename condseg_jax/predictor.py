@@ -29,6 +29,7 @@ from condseg_jax.infer.fuse import with_priors
 from condseg_jax.infer.prediction import Agreement
 from condseg_jax.infer.prediction import Masks
 from condseg_jax.infer.prediction import native_label
+from condseg_jax.infer.prediction import native_map
 from condseg_jax.infer.prediction import Prediction
 from condseg_jax.infer.prediction import quality
 from condseg_jax.infer.prediction import SoftDice
@@ -128,11 +129,17 @@ class Predictor:
     soft_dice, agreement = SoftDice(), Agreement(1 + len(self.others))
     observers = (soft_dice,) if observe is None else (soft_dice, observe)
     slabs = self._probabilities(image.array, ids, options, announce, boxes, observers, agreement)
+    entropy = None
+    if options.uncertainty:
+      entropy = fuse.Entropy(image.array.shape[:-1], exclusive=options.fusion != "independent")
+      slabs = fuse.observed(slabs, (entropy,))
     slabs, store = _stored(slabs, image, names, options)
     best, score = fuse.best_class(slabs, image.array.shape[:-1], ids, rank=rank,
                                   exclusive=options.fusion == "softmax",
                                   threshold=options.threshold)
     del image, slabs  # resampling needs the memory
+    uncertainty = None if entropy is None else native_map(entropy.bits(), volume.geometry)
+    del entropy
     confidence = fuse.confidence(best, score, options.threshold)
     filters = self._component_filters(names) if options.clean else {}
     label = native_label(best, score, volume.geometry, options.threshold, within, filters)
@@ -144,7 +151,8 @@ class Predictor:
                       {n: quality(soft_dice.score(v - 1), agreement.dice(v - 1),
                                   self.quality.get(n))
                        for n, v in names.items() if v in confidence or (
-                           options.fusion == "independent" and soft_dice.score(v - 1))})
+                           options.fusion == "independent" and soft_dice.score(v - 1))},
+                      uncertainty)
 
   def normalise(self, volume: Volume, factor: float = 1.0) -> Volume:
     """Prepares an image for the network.
@@ -246,7 +254,8 @@ class Predictor:
         image_DHWC.shape[:-1], window, len(ids), step=options.step,
         window_batch=(1,) if on_host else (4, 1), budget=options.memory_bytes, channels=channels,
         at_once=functions.at_once, call_bytes=call_bytes,
-        voxel_bytes=9 if options.fusion == "softmax" else 5)
+        voxel_bytes=((9 if options.fusion == "softmax" else 5)
+                     + (fuse.ENTROPY_BYTES if options.uncertainty else 0)))
     progress = lambda _: None
     if announce is not None:
       encode, decode = self._call_seconds(functions, options.tta, schedule.window_batch, channels,

@@ -1,4 +1,4 @@
-"""condseg-audit --workdir=RUN --data=DATA [--count=20] [--json=FILE] [--report=FILE.html]
+"""condseg-audit --workdir=RUN --data=DATA [--json=FILE] [--report=FILE.html] [--out=DATA2]
 
 Ranks the training masks by how little the networks that did not see them agree, with a guess at
 what is wrong: missing parts, false regions, masks that are shifted, mirrored or of another class.
@@ -6,12 +6,22 @@ RUN is a run with --folds on the same prepared data.
 
   condseg-train --config=mine.py --workdir=RUN --folds=5
   condseg-audit --workdir=RUN --data=DATA --report=audit.html
+
+Look at the page, then leave out the masks that are wrong, by their numbers on it:
+
+  condseg-audit --workdir=RUN --data=DATA --out=DATA2 --drop=1-12,15
+  condseg-train --config=mine.py --workdir=RUN2 --config.data.root=DATA2
+
+With --doubtful only those of their voxels are left out where mask and network disagree. DATA2
+holds stores as any other; what was changed is in their manifests. Running it again resumes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 import json
+from pathlib import Path
+import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -21,6 +31,8 @@ from condseg_jax.cli import shell
 from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.errors import printable
+
+MOST = 1_000_000  # masks in a range
 
 if TYPE_CHECKING:  # imported late, so that --help is fast
   from condseg_jax.classes import ClassTable
@@ -46,10 +58,20 @@ def _define(values: flags.FlagValues) -> None:
                       flag_values=values)
   flags.DEFINE_string("report", "", "File for a page with a picture of each, .html.",
                       flag_values=values)
+  flags.DEFINE_string("out", "", "Folder for the data without the masks of --drop.",
+                      flag_values=values)
+  flags.DEFINE_list("drop", [], "Numbers of the masks to leave out, as in the table and on the "
+                    "page: 1-12,15.", flag_values=values)
+  flags.DEFINE_bool("doubtful", False, "Leave out only the voxels where these masks and what was "
+                    "found disagree.", flag_values=values)
 
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir", "data")
+  if bool(values.out) != bool(values.drop):
+    raise InputError("--drop" if values.drop else "--out", "needs the other of --out and --drop",
+                     "give --out=DATA2 --drop=1-12: which masks to leave out", usage=True)
+  numbers = _numbers(values.drop)
   from condseg_jax.data.store import require_prepared
   from condseg_jax.evaluate import audit
   from condseg_jax.model_io.fold_run import FoldRun
@@ -58,15 +80,17 @@ def _work(values: flags.FlagValues) -> int:
 
   with as_flags(folds="--folds", data="--data"):
     run = FoldRun.open(values.workdir)
-    cases = _cases(run, require_prepared(values.data))
+    stores = require_prepared(values.data)
+    cases = _cases(run, stores)
   record = read_model(run.folder, members=1).record
   compared = []
   for number, (key, (store, case)) in enumerate(cases.items(), 1):
     print(f"\r{number} of {len(cases)} cases", end="", file=sys.stderr, flush=True)
     found = run.out_of_fold(key, case.shape)
-    for name in case.annotated:
+    for name in filter(found.names.get, case.annotated):  # the classes of the run
       mask, = store.read_masks(case, [name])
-      compared.append((key, name, *audit.compare(mask, found.label.array, found.names, name)))
+      compared.append((key, name, *audit.compare(mask, found.label.array, found.names, name,
+                                                 store.spacing)))
   print(file=sys.stderr)
   rows = audit.rank(compared)
   print("\n".join(_table(rows[:values.count])))
@@ -75,7 +99,42 @@ def _work(values: flags.FlagValues) -> int:
   if values.report:
     print(_report(values.report, run, record.table, record.plan.modality, cases,
                   rows[:values.count]))
+  if values.out:
+    if max(numbers) > len(rows):
+      raise InputError("--drop", f"{max(numbers)} is beyond the {len(rows)} masks", "see the table",
+                       usage=True)
+    dropped = [rows[number - 1] for number in sorted(numbers)]
+    print(_write(values, run, stores, dropped))
   return 0
+
+
+def _numbers(texts: Sequence[str]) -> set[int]:
+  """Returns the row numbers that are meant by 1-12,15."""
+  numbers: set[int] = set()
+  for text in texts:
+    found = re.fullmatch(r"\s*([1-9]\d{0,8})(?:-([1-9]\d{0,8}))?\s*", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+    if last < first or last - first > MOST:
+      raise InputError(f"--drop={text}", "is not a number or range of numbers", "e.g. 1-12,15",
+                       usage=True)
+    numbers.update(range(first, last + 1))
+  return numbers
+
+
+def _write(values: flags.FlagValues, run: FoldRun, stores: Sequence[Store],
+           dropped: Sequence[Row]) -> str:
+  """Writes the data without some masks; returns a line about it."""
+  from condseg_jax.evaluate.audited_store import write_audited
+  data, out = Path(values.data).resolve(), Path(values.out).resolve()
+  if out == data or data in out.parents:
+    raise InputError("--out", f"{values.out} is in the data", "choose another folder", usage=True)
+  with as_flags(out="--out"):
+    for store in stores:
+      write_audited(store, out / store.root.relative_to(data), run, dropped,
+                    doubtful=values.doubtful)
+  what = "the doubtful voxels of " if values.doubtful else ""
+  return (f"{values.out}: without {what}{len(dropped)} masks; train with "
+          f"--config.data.root={values.out}")
 
 
 def _cases(run: FoldRun, stores: Sequence[Store]) -> dict[str, tuple[Store, Case]]:
@@ -92,9 +151,9 @@ def _cases(run: FoldRun, stores: Sequence[Store]) -> dict[str, tuple[Store, Case
 
 
 def _table(rows: Sequence[Row]) -> list[str]:
-  lines = [f"{'score':>6}  {'Dice':>5}  {'class':20} {'guess':28} case"]
-  return lines + [f"{row.score:6.3f}  {row.dice:5.3f}  {row.class_name:20} {row.kind:28} "
-                  f"{printable(row.case)}" for row in rows]
+  lines = [f"{'':>4}  {'score':>6}  {'Dice':>5}  {'class':20} {'guess':28} case"]
+  return lines + [f"{number:4}  {row.score:6.3f}  {row.dice:5.3f}  {row.class_name:20} "
+                  f"{row.kind:28} {printable(row.case)}" for number, row in enumerate(rows, 1)]
 
 
 def _report(path: str, run: FoldRun, table: ClassTable, modality: str,

@@ -105,6 +105,8 @@ def _define(values: flags.FlagValues) -> None:
          "ones.")
   switch("separate", False, "Write one mask per class instead of the label map.")
   switch("probabilities", False, "Also write the probabilities of all classes, as zarr.")
+  switch("uncertainty", False, "Also write how undecided the prediction is at every voxel, in "
+         "bits: NAME_uncertainty.nii.gz, and a column of the overlay.")
   number("refuse_below", None, "Predicted Dice below which the results of an image are set aside; "
          "for networks trained with --folds.", upper_bound=1.0)
   switch("picture", True, "Write an overlay of every result.")
@@ -156,7 +158,7 @@ def _predict(values: flags.FlagValues, settings: dict, output: Path, images: lis
                       options.separate, [image.path for image in images])
   suffix = "" if values.num_parts == 1 else f"_{values.part}"  # other parts write at the same time
   with held(output, suffix):
-    more = ("locator", "members", "refuse_below")
+    more = ("locator", "members", "refuse_below", "uncertainty")
     recorded = settings | {name: values[name].value for name in more if values[name].value}
     run = results.Run(output / f"run{suffix}.json", predictor, classes, recorded,
                       same=values["continue"].value)

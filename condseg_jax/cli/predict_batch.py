@@ -150,6 +150,8 @@ def _segment(job: Job, image: inputs.InputImage, title: str) -> _Result:
   if job.values.probabilities:
     shutil.rmtree(store, ignore_errors=True)  # of an earlier or an interrupted run
     settings = settings | {"probabilities": str(store)}
+  if job.values.uncertainty:
+    settings = settings | {"uncertainty": True}
   announce = functools.partial(_announce, title, settings.get("memory_bytes", math.inf))
   try:
     with as_flags(members="--members"):

@@ -1,10 +1,11 @@
 """Training masks ranked by how little the network that did not see them agrees.
 
-    score = 1 - Dice / (median Dice of the class),   at least 0
+    score = median agreement of the class - agreement,   at least 0
 
-with the Dice of a mask and the out-of-fold prediction of its case. A class that is hard everywhere
-is not suspicious for that; a mask that fits far worse than the others of its class is. What is
-wrong is a guess: the change of the mask that makes it agree with the prediction.
+with the `agreement` of a mask and the out-of-fold prediction of its case. A class that is hard
+everywhere is not suspicious for that, and one that the network hardly finds says little of its
+masks; a mask that fits far worse than the others of its class is. What is wrong is a guess: the
+change of the mask that makes it agree with the prediction.
 """
 
 from collections.abc import Iterable
@@ -14,6 +15,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+from scipy import ndimage
 
 from condseg_jax.classes import POSITIVE
 from condseg_jax.classes import UNLABELLED
@@ -21,8 +23,9 @@ from condseg_jax.classes import UNLABELLED
 GAIN = 0.2  # of Dice, from which on a change of the mask explains the disagreement
 LOPSIDED = 2.0  # ratio of missing to surplus voxels from which on one of them is named
 AXES = "DHW"
+COARSE = 2.0  # axes of voxels that are longer than the shortest side by this have none to spare
 
-Disagreement = tuple[str, str, float, str]  # case, class, Dice, kind
+Disagreement = tuple[str, str, float, float, str]  # case, class, agreement, Dice, kind
 
 
 class Row(NamedTuple):
@@ -43,8 +46,8 @@ class Row(NamedTuple):
   dice: float
 
 
-def compare(mask: np.ndarray, label: np.ndarray, values: Mapping[str, int],
-            name: str) -> tuple[float, str]:
+def compare(mask: np.ndarray, label: np.ndarray, values: Mapping[str, int], name: str,
+            spacing: Sequence[float]) -> tuple[float, float, str]:
   """Compares a mask with what was found in its case.
 
   Args:
@@ -52,14 +55,64 @@ def compare(mask: np.ndarray, label: np.ndarray, values: Mapping[str, int],
     label: label map [*shape] of what was found, 0 for background.
     values: class → its value in the label map, for all classes of the network.
     name: class of the mask.
+    spacing: of the voxels along each axis.
 
   Returns:
-    The Dice, 1 if both are empty, and the kind: `missing structure` (nothing is annotated, but
-    something found), `not found`, `exchanged with CLASS`, `mirrored along AXIS`, `shifted`,
-    `missing part`, `false region` or `border`.
+    The agreement and the Dice, both 1 if both are empty, and the kind: `missing structure` (nothing
+    is annotated, but something found), `not found`, `exchanged with CLASS`, `mirrored along AXIS`,
+    `shifted`, `missing part`, `false region` or `border`.
   """
   labelled, given = mask != UNLABELLED, mask == POSITIVE
   seen = (label == values[name]) & labelled
+  dice, kind = _explained(given, seen, labelled, label, values, name)
+  return agreement(given, seen, spacing), dice, kind
+
+
+def agreement(given: np.ndarray, seen: np.ndarray, spacing: Sequence[float]) -> float:
+  """Computes how much of two masks agrees, but for their rims.
+
+      1 - (|(A ∖ B) ∘ b| + |(B ∖ A) ∘ b|) / (|A| + |B|)
+
+  with the morphological opening by a box b of 3 voxels (1 along axes with voxels `COARSE` times as
+  long as the shortest): borders are drawn differently everywhere, and what is wrong is thicker. Of
+  structures that are no thicker themselves, most of which the opening removes, it is the Dice.
+
+  Args:
+    given: bool [*shape].
+    seen: bool [*shape].
+    spacing: of the voxels along each axis.
+
+  Returns:
+    From 0 to 1, which it is if both are empty.
+  """
+  size = int(given.sum()) + int(seen.sum())
+  if not size:
+    return 1.0
+  box = ndimage.find_objects((given | seen).astype(np.uint8))[0]
+  given, seen = given[box], seen[box]
+  axes = [axis for axis, length in enumerate(spacing) if length < COARSE * min(spacing)]
+  thick = lambda region: int(_opened(region, axes).sum())
+  if 2 * (thick(given) + thick(seen)) < size:
+    return _dice(given, seen)
+  return 1 - (thick(given & ~seen) + thick(seen & ~given)) / size
+
+
+def _opened(region: np.ndarray, axes: Sequence[int]) -> np.ndarray:
+  """Returns the opening of a bool region by a box of 3 voxels along some axes."""
+  region = np.pad(region, 1)
+  for combine in (np.logical_and, np.logical_or):  # erosion, dilation
+    for axis in axes:
+      before = np.moveaxis(region, axis, 0)
+      after = before.copy()
+      combine(after[1:], before[:-1], out=after[1:])
+      combine(after[:-1], before[1:], out=after[:-1])
+      region = np.moveaxis(after, 0, axis)
+  return region
+
+
+def _explained(given: np.ndarray, seen: np.ndarray, labelled: np.ndarray, label: np.ndarray,
+               values: Mapping[str, int], name: str) -> tuple[float, str]:
+  """Returns Dice and kind, see `compare`."""
   size = int(given.sum())
   # Dice with every class, from two passes over the volume.
   top = max(values.values()) + 1
@@ -89,10 +142,10 @@ def rank(compared: Iterable[Disagreement]) -> list[Row]:
   """Ranks masks, the most suspicious first; equal ones by case and class."""
   compared = sorted(compared)
   by_class = lambda entry: entry[1]
-  median = {name: float(np.median([dice for _, _, dice, _ in group])) for name, group in
+  median = {name: float(np.median([agreed for _, _, agreed, _, _ in group])) for name, group in
             itertools.groupby(sorted(compared, key=by_class), key=by_class)}
-  rows = [Row(case, name, _score(dice, median[name]), kind, dice)
-          for case, name, dice, kind in compared]
+  rows = [Row(case, name, max(0.0, median[name] - agreed), kind, dice)
+          for case, name, agreed, dice, kind in compared]
   return sorted(rows, key=lambda row: -row.score)
 
 
@@ -100,10 +153,6 @@ def to_json(rows: Sequence[Row]) -> dict:
   """Returns the ranking, JSON-compatible."""
   return {"rows": [{"case": row.case, "class": row.class_name, "score": round(row.score, 6),
                     "kind": row.kind, "dice": round(row.dice, 6)} for row in rows]}
-
-
-def _score(dice: float, median: float) -> float:
-  return max(0.0, 1 - dice / median) if median > 0 else 0.0
 
 
 def _shifted(given: np.ndarray, seen: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ def check_kinds(kinds: Sequence[str]) -> None:
 def write_results(folder: str | os.PathLike, stem: str, kinds: Sequence[str], volume: Volume,
                   names: Mapping[str, int], source: str | os.PathLike, series: str = "", *,
                   colors: Mapping[str, Sequence[int]] | None = None,
-                  model: str = "") -> list[Path]:
+                  remarks: Mapping[str, str] | None = None, model: str = "") -> list[Path]:
   """Writes STEM_seg.dcm, STEM_rtstruct.dcm, or both.
 
   Args:
@@ -38,6 +38,8 @@ def write_results(folder: str | os.PathLike, stem: str, kinds: Sequence[str], vo
     volume: see `dicom_seg.write_dicom_seg`.
     names: see `dicom_seg.write_dicom_seg`.
     colors: see `dicom_seg.write_dicom_seg`.
+    remarks: class → what is to be said of it, up to 1,024 characters: the description of the
+      segment, or of the region of interest.
     model: see `dicom_seg.write_dicom_seg`.
     source: the folder of the DICOM series.
     series: its SeriesInstanceUID, if the folder contains several series.
@@ -57,5 +59,5 @@ def write_results(folder: str | os.PathLike, stem: str, kinds: Sequence[str], vo
   headers, written = dicom_source.read_source(source, series), []
   for kind in dict.fromkeys(kinds):
     written.append(Path(folder) / f"{stem}_{kind}.dcm")
-    writers[kind](written[-1], volume, names, headers, colors=colors, model=model)
+    writers[kind](written[-1], volume, names, headers, colors=colors, remarks=remarks, model=model)
   return written

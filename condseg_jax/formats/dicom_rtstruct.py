@@ -39,7 +39,7 @@ DECIMALS = 4  # of coordinates in mm: a DICOM decimal string has at most 16 char
 
 def write_rtstruct(path: str | os.PathLike, volume: Volume, names: Mapping[str, int],
                    source: Source, *, colors: Mapping[str, Sequence[int]] | None = None,
-                   model: str = "") -> None:
+                   remarks: Mapping[str, str] | None = None, model: str = "") -> None:
   """Writes a structure set atomically.
 
   Arguments and identifiers are those of `dicom_seg.write_dicom_seg`.
@@ -49,20 +49,22 @@ def write_rtstruct(path: str | os.PathLike, volume: Volume, names: Mapping[str, 
       be written.
   """
   with dicom_source.lenient():
-    dataset = _structure_set(volume, names, source, colors or {}, model)
+    dataset = _structure_set(volume, names, source, colors or {}, remarks or {}, model)
     with replacing(path) as temporary:
       dataset.save_as(temporary, enforce_file_format=True)
 
 
 def _structure_set(volume: Volume, names: Mapping[str, int], source: Source,
-                   colors: Mapping[str, Sequence[int]], model: str) -> "Dataset":
+                   colors: Mapping[str, Sequence[int]], remarks: Mapping[str, str],
+                   model: str) -> "Dataset":
   from pydicom.dataset import FileMetaDataset
   from pydicom.uid import ImplicitVRLittleEndian
   array = dicom_source.on_grid(source, volume)
   structures = dicom_source.structures(array, names, colors)
   first, now = source.slices[0], datetime.datetime.now()
   date, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
-  uid = dicom_source.result_uid(source, "RTSTRUCT", model, dicom_source.digest(array, structures))
+  uid = dicom_source.result_uid(source, "RTSTRUCT", model,
+                                dicom_source.digest(array, structures, remarks))
   dataset = _dataset(
       SpecificCharacterSet=dicom_source.UTF_8, InstanceCreationDate=date, InstanceCreationTime=time,
       SOPClassUID=SOP_CLASS, SOPInstanceUID=uid, Modality="RTSTRUCT", Manufacturer=SOFTWARE,
@@ -78,7 +80,8 @@ def _structure_set(volume: Volume, names: Mapping[str, int], source: Source,
       StructureSetROISequence=[_dataset(
           ROINumber=structure.number, ROIName=dicom_source.short_text(structure.name),
           ReferencedFrameOfReferenceUID=first.FrameOfReferenceUID,
-          ROIGenerationAlgorithm="AUTOMATIC") for structure in structures],
+          ROIGenerationAlgorithm="AUTOMATIC", **_remark(remarks.get(structure.name, "")))
+          for structure in structures],
       ROIContourSequence=[_contours(structure, array, source) for structure in structures],
       RTROIObservationsSequence=[_observation(structure) for structure in structures],
       ApprovalStatus="UNAPPROVED",
@@ -87,6 +90,10 @@ def _structure_set(volume: Volume, names: Mapping[str, int], source: Source,
   # An explicit VR limits the coordinates to 64 kB, which an outline around many holes exceeds.
   dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
   return dataset
+
+
+def _remark(text: str) -> dict[str, str]:
+  return {"ROIDescription": dicom_source.remark(text)} if text else {}
 
 
 def _referenced_frame(source: Source) -> "Dataset":

@@ -31,7 +31,7 @@ KIND = 1  # series numbers start at 1000
 
 def write_dicom_seg(path: str | os.PathLike, volume: Volume, names: Mapping[str, int],
                     source: Source, *, colors: Mapping[str, Sequence[int]] | None = None,
-                    model: str = "") -> None:
+                    remarks: Mapping[str, str] | None = None, model: str = "") -> None:
   """Writes a segmentation atomically.
 
   The same segmentation of the same series always has the same identifiers, so that an archive
@@ -45,6 +45,7 @@ def write_dicom_seg(path: str | os.PathLike, volume: Volume, names: Mapping[str,
       classes that have a voxel, or all classes if none has.
     source: the series, from `dicom_source.read_source`.
     colors: class → red, green, blue, 0–255; evenly spread hues by default.
+    remarks: class → the description of its segment.
     model: name of the model, in addition to this program's name and version.
 
   Raises:
@@ -52,22 +53,24 @@ def write_dicom_seg(path: str | os.PathLike, volume: Volume, names: Mapping[str,
       requires; the extra `dicom` is not installed; the path cannot be written.
   """
   with dicom_source.lenient():
-    dataset = _segmentation(volume, names, source, colors or {}, model)
+    dataset = _segmentation(volume, names, source, colors or {}, remarks or {}, model)
     with replacing(path) as temporary:
       dataset.save_as(temporary)
 
 
 def _segmentation(volume: Volume, names: Mapping[str, int], source: Source,
-                  colors: Mapping[str, Sequence[int]], model: str) -> "Dataset":
+                  colors: Mapping[str, Sequence[int]], remarks: Mapping[str, str],
+                  model: str) -> "Dataset":
   import highdicom
   array = dicom_source.on_grid(source, volume)
   structures = dicom_source.structures(array, names, colors)
-  code = dicom_source.digest(array, structures)
+  code = dicom_source.digest(array, structures, remarks)
   pixels = _pixels(array, structures)
   try:
     return highdicom.seg.Segmentation(
         source.slices, pixels, highdicom.seg.SegmentationTypeValues.BINARY,
-        [_description(structure, model) for structure in structures],
+        [_description(structure, model, remarks.get(structure.name, ""))
+         for structure in structures],
         series_instance_uid=dicom_source.result_uid(source, "SEG", model),
         series_number=dicom_source.series_number(source, KIND),
         sop_instance_uid=dicom_source.result_uid(source, "SEG", model, code), instance_number=1,
@@ -93,7 +96,7 @@ def _pixels(array: np.ndarray, structures: Sequence[Structure]) -> np.ndarray:
   return numbers[array.transpose(2, 1, 0)]
 
 
-def _description(structure: Structure, model: str) -> "Dataset":
+def _description(structure: Structure, model: str, remark: str) -> "Dataset":
   import highdicom
   from pydicom.sr.codedict import codes
   code = meaning(structure.name)
@@ -105,6 +108,8 @@ def _description(structure: Structure, model: str) -> "Dataset":
       highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC, algorithm,
       anatomic_regions=[code.region] if code.region else None,
       display_color=highdicom.color.CIELabColor.from_rgb(*structure.color))
+  if remark:
+    description.SegmentDescription = dicom_source.remark(remark)
   if code.modifier:
     description.SegmentedPropertyTypeModifierCodeSequence = [
         highdicom.sr.CodedConcept.from_code(code.modifier)]

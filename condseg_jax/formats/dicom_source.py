@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 SOFTWARE = "condseg_jax"
 UTF_8 = "ISO_IR 192"
+SHORT_TEXT = 1024  # bytes of an ST value
 LONG_STRING = 64  # maximal length of a DICOM LO value
 SERIES_OFFSET = 1000  # keeps the series numbers of results apart from those of scanners
 # Attributes of patient and study that a result copies; empty if the series does not have them.
@@ -190,9 +191,12 @@ def result_uid(source: Source, *parts: str) -> str:
   return _uid(first.SeriesInstanceUID, first.SOPInstanceUID, *parts)
 
 
-def digest(array: np.ndarray, classes: Sequence[Structure]) -> str:
-  """Returns the SHA-256 of a segmentation and its classes."""
+def digest(array: np.ndarray, classes: Sequence[Structure],
+           remarks: Mapping[str, str] | None = None) -> str:
+  """Returns the SHA-256 of a segmentation, its classes, and what is said of them."""
   sha256 = hashlib.sha256(repr((array.shape, str(array.dtype), classes)).encode())
+  if remarks:
+    sha256.update(repr(sorted(remarks.items())).encode())
   for plane in planes(array):
     sha256.update(np.ascontiguousarray(plane))
   return sha256.hexdigest()
@@ -210,13 +214,18 @@ def series_description(source: Source, kind: str) -> str:
   return short_text(f"{SOFTWARE} {kind}" + (f" of {origin}" if origin else ""))
 
 
-def short_text(text: str) -> str:
+def short_text(text: str, most: int = LONG_STRING) -> str:
   """Returns a valid DICOM LO value: no backslash, which separates values, and limited length.
 
   The length is limited in bytes: the standard counts characters, but some readers count bytes.
   """
   text = re.sub(r"[\\\x00-\x1f]", "/", text)
-  return text.encode()[:LONG_STRING].decode(errors="ignore").strip()
+  return text.encode()[:most].decode(errors="ignore").strip()
+
+
+def remark(text: str) -> str:
+  """Returns a valid DICOM ST value, of one line."""
+  return short_text(text, SHORT_TEXT)
 
 
 def _complete_slice(path: Path, header: "Dataset") -> None:

@@ -238,3 +238,49 @@ def _interpolated(cells: np.ndarray, box: Sequence[slice], shape: Sequence[int])
     weight = weight.reshape([-1 if a == axis else 1 for a in range(values.ndim)])
     values = values.take(low, axis) * (1 - weight) + values.take(low + 1, axis) * weight
   return values
+
+
+# --- How undecided the fused probabilities are.
+ENTROPY_BYTES = 8  # per voxel, while a prediction is made
+
+
+class Entropy:
+  """The entropy of every voxel over the classes and the background, an observer of a prediction.
+
+      H = -Σ q log₂ q
+
+  with the exclusive q of `best_class`; of an ensemble, q is the mean of its members, so that H is
+  large where one of them is undecided, and where they contradict each other (Shannon, 1948). With
+  the odds o = p / (1 - p) of the classes, S = Σ o and T = Σ o ln o, the entropy in nats is
+  ln (1 + S) - T / (1 + S). Where classes may overlap it is the sum of those of the classes.
+
+  Args:
+    shape: spatial shape of the volume.
+    exclusive: whether classes exclude each other.
+  """
+
+  def __init__(self, shape: Sequence[int], *, exclusive: bool = True):
+    self._exclusive = exclusive
+    self._sums = np.zeros(shape, np.float32)
+    self._terms = np.zeros(shape if exclusive else (0,), np.float32)
+
+  def __call__(self, slab: Slab) -> None:
+    """Adds a slab."""
+    sums, of_classes = self._sums[slab.box], self._terms[slab.box if self._exclusive else ...]
+    for plane in slab.planes:
+      for row, probability in enumerate(plane):  # row by row, to save memory
+        o = odds(probability)
+        terms = o * np.log(np.where(o > 0, o, 1))
+        if self._exclusive:
+          sums[row] += o
+          of_classes[row] += terms
+        else:
+          sums[row] += np.log1p(o) - terms / (1 + o)
+
+  def bits(self) -> np.ndarray:
+    """Returns the entropy, float32 [*shape]: 0 to log₂ (classes + 1); overlapping, to classes."""
+    for row, terms in enumerate(self._terms):
+      total = 1 + self._sums[row]
+      self._sums[row] = np.log(total) - terms / total
+    self._terms = self._terms[:0]
+    return np.divide(np.maximum(self._sums, 0, out=self._sums), np.log(2), out=self._sums)

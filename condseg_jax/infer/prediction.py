@@ -51,6 +51,7 @@ class Prediction:
     confidence: class → mean probability, on the network's grid, of the voxels assigned to it; None
       if there are none.
     quality: class → see `quality`, for every class of which voxels were found.
+    uncertainty: entropy of every voxel in bits, float16 (see `infer.fuse.Entropy`), if requested.
   """
 
   label: Volume
@@ -58,6 +59,7 @@ class Prediction:
   masks: Mapping[str, np.ndarray]
   confidence: Mapping[str, float | None]
   quality: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+  uncertainty: Volume | None = None
 
 
 def native_label(best: np.ndarray, score: np.ndarray, geometry: Geometry, threshold: float,
@@ -79,6 +81,13 @@ def native_label(best: np.ndarray, score: np.ndarray, geometry: Geometry, thresh
   for value, component_filter in filters.items():
     clean(label, value, component_filter, voxel_ml(geometry.affine))
   return from_canonical(label, geometry)
+
+
+def native_map(values: np.ndarray, geometry: Geometry) -> Volume:
+  """Interpolates a value of every voxel of the network's grid to the native grid, as float16."""
+  shape = canonical_geometry(geometry).shape
+  rows_of = lambda rows: values[rows]
+  return from_canonical(to_native.resampled(rows_of, values.shape, shape, np.float16), geometry)
 
 
 def stored_masks(store: ProbabilityStore, names: Mapping[str, int], geometry: Geometry,

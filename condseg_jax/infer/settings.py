@@ -40,6 +40,8 @@ class Settings:
       `evaluate.postprocess_tuning`).
     probabilities: folder for the probabilities of all classes on the network's grid (zarr v3,
       float16); "" for none.
+    uncertainty: also compute how undecided the prediction is at every voxel (see
+      `infer.fuse.Entropy`).
 
   Raises:
     InputError: an unknown fusion, a value out of range, or settings that exclude each other.
@@ -57,6 +59,7 @@ class Settings:
   priors: bool = False
   clean: bool = True
   probabilities: str = ""
+  uncertainty: bool = False
 
   def __post_init__(self):
     fuse.check_fusion(self.fusion)

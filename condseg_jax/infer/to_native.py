@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import math
 
 import numpy as np
+import numpy.typing as npt
 from scipy import ndimage
 
 from condseg_jax import resample
@@ -106,10 +107,16 @@ def mask(read_rows: Callable[[slice], np.ndarray], source_shape: Sequence[int],
     shape: of the result, which covers the same field of view.
     threshold: probability threshold.
   """
+  return resampled(read_rows, source_shape, shape, bool, lambda block: block >= threshold)
+
+
+def resampled(read_rows: Callable[[slice], np.ndarray], source_shape: Sequence[int],
+              shape: Sequence[int], dtype: npt.DTypeLike,
+              convert: Callable[[np.ndarray], np.ndarray] = lambda block: block) -> np.ndarray:
+  """Interpolates one value per voxel block by block, and converts each block to `dtype`."""
   source_shape, shape = tuple(source_shape), tuple(shape)
-  out = np.zeros(shape, bool)
+  out = np.empty(shape, dtype)
   for rows in _row_blocks(shape):
     block = read_rows(resample.source_rows(source_shape, shape, rows))
-    probability = resample.resampled_rows(block, shape, 1, rows, source_shape)
-    np.greater_equal(probability, threshold, out=out[rows])
+    out[rows] = convert(resample.resampled_rows(block, shape, 1, rows, source_shape))
   return out

@@ -76,7 +76,8 @@ def pick_median_and_worst(rows: Iterable[CaseScore]) -> tuple[str, str]:
 def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.ndarray,
                    truth: np.ndarray | None, class_names: Sequence[str],
                    colors: Sequence[Sequence[int]], spacing: Sequence[float], title: str = "", *,
-                   window: tuple[float, float] | None = None) -> None:
+                   window: tuple[float, float] | None = None,
+                   heat: np.ndarray | None = None) -> None:
   """Draws prediction and truth over the image and saves the figure.
 
   A volume is shown as an axial, a coronal and a sagittal slice (rows), with prediction and truth as
@@ -93,6 +94,7 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
     spacing: mm per spatial axis.
     title: one line above the panels.
     window: intensities shown as black and white; 1st and 99.5th percentile when None.
+    heat: uncertainty in bits of the spatial shape, drawn over the image in a further column.
 
   Raises:
     ValueError: the grids of image, prediction and truth differ.
@@ -119,6 +121,13 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
     panels = [[_Panel(image, labels, tuple(spacing)) for labels in columns.values()]]
     names = ("",)
   headings = tuple(columns)
+  if heat is not None:
+    top = max(float(heat.max()), 1e-3)
+    headings += (f"uncertainty, up to {top:.2g} bits",)
+    add = lambda row, values: [*row, row[0]._replace(image=_heated(row[0].image, values / top),
+                                                     labels=np.zeros_like(row[0].labels))]
+    planes = _planes(heat, indices) if ndim == 3 else [heat]
+    panels = list(map(add, panels, planes))
   palette = np.concatenate([np.zeros((1, 3)), np.asarray(colors, np.float64) / 255])
   import matplotlib  # slow to import
 
@@ -176,6 +185,21 @@ def telling_indices(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, ...
     if profiles[0].any():
       return tuple(int(np.argmax(profile)) for profile in profiles)
   return tuple(n // 2 for n in truth.shape)
+
+
+def _planes(array: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
+  """Returns the plane of each view, in display orientation."""
+  return [np.take(array, indices[view.axis], axis=view.axis)[::1 if view.top_down else -1]
+          for view in VIEWS]
+
+
+def _heated(image: np.ndarray, values: np.ndarray) -> np.ndarray:
+  """Lays values between 0 and 1 over an image in colour; the higher, the less transparent."""
+  import matplotlib
+
+  values = np.clip(values.astype(np.float32), 0, 1)[..., None]
+  grey = 0.6 * (image @ np.array([0.299, 0.587, 0.114]))[..., None]
+  return grey * (1 - values) + matplotlib.colormaps["inferno"](values[..., 0])[..., :3] * values
 
 
 def _draw(panels, headings, names, class_names, palette, title):
@@ -287,8 +311,8 @@ ABDOMEN_HU = (-160.0, 240.0)
 
 def draw_prediction(path: str | os.PathLike, volume: Volume, label: Volume, table: ClassTable,
                     title: str, truth: Mapping[str, np.ndarray] | None = None, *,
-                    modality: str) -> None:
-  """Draws a label map over its image, with the truth beside it if there is one.
+                    modality: str, uncertainty: Volume | None = None) -> None:
+  """Draws a label map over its image, with truth and uncertainty beside it if there are any.
 
   Args:
     path: file to write.
@@ -298,6 +322,7 @@ def draw_prediction(path: str | os.PathLike, volume: Volume, label: Volume, tabl
     title: one line above the panels.
     truth: annotated class → three-valued mask on the same grid.
     modality: of the plan; CT is shown in the abdominal soft-tissue window.
+    uncertainty: of every voxel in bits, on the same grid.
 
   Raises:
     InputError: the file cannot be written.
@@ -309,7 +334,8 @@ def draw_prediction(path: str | os.PathLike, volume: Volume, label: Volume, tabl
   image = to_canonical(volume)
   window = ABDOMEN_HU if modality == "ct" else None
   overlay_figure(path, image.array, to_canonical(label).array, drawn_truth, table.names,
-                 table.colors, image.spacing, title, window=window)
+                 table.colors, image.spacing, title, window=window,
+                 heat=None if uncertainty is None else to_canonical(uncertainty).array)
 
 
 def truth_map(truth: Mapping[str, np.ndarray], table: ClassTable) -> np.ndarray:

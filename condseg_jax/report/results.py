@@ -20,9 +20,11 @@ from condseg_jax.errors import printable
 from condseg_jax.formats import dicom_results
 from condseg_jax.formats import files
 from condseg_jax.geometry import Volume
+from condseg_jax.infer.prediction import LEVEL
 from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report import statistics
+from condseg_jax.report.uncertainty import write_uncertainty
 from condseg_jax.system.atomic import write_text
 from condseg_jax.train.run_files import devices
 from condseg_jax.train.run_files import versions
@@ -129,7 +131,7 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
     path = folder / f"{stem}_overlay.png"
     try:
       draw_prediction(path, volume, prediction.label, predictor.table, stem,
-                      modality=predictor.plan.modality)
+                      modality=predictor.plan.modality, uncertainty=prediction.uncertainty)
       written.append(path)
     except (InputError, OSError, MemoryError):
       raise
@@ -144,6 +146,8 @@ def write(folder: Path, stem: str, source: Path, volume: Volume, prediction: Pre
       if options.dicom_required:
         raise
       log.warning("no DICOM object is written: %s", error)
+  if prediction.uncertainty is not None:
+    written.append(write_uncertainty(folder, stem, prediction.uncertainty))
   for name, path in masks.items():
     if name:
       files.write_label(path, prediction.masks[name], volume.affine, {name: 1}, colors)
@@ -178,8 +182,12 @@ def write_dicom(folder: Path, prediction: Prediction, predictor: Predictor, kind
     label = Volume(np.stack(list(prediction.masks.values()), -1), label.affine)
     names = {name: channel for channel, name in enumerate(prediction.masks, 1)}
   colors = dict(zip(predictor.table.names, predictor.table.colors, strict=True))
+  remarks = {name: f"predicted Dice {entry['predicted_dice']:.2f}, {100 * LEVEL:.0f} % bound "
+                   f"{entry['dice_bound']:.2f}"
+             for name, entry in prediction.quality.items() if "predicted_dice" in entry}
   return dicom_results.write_results(folder, stem, kinds, label, names, source, series,
-                                     colors=colors, model=f"step {predictor.step}")
+                                     colors=colors, remarks=remarks,
+                                     model=f"step {predictor.step}")
 
 
 def structures(volume: Volume, prediction: Prediction, separate: bool) -> dict[str, Mapping]:

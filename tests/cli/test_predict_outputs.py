@@ -1,6 +1,7 @@
 """What condseg-predict writes besides the masks, and which images it refuses."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -46,15 +47,19 @@ def names_in(folder):
   return {path.name for path in folder.glob("[!.]*")} - {"run.json"}
 
 
-@pytest.fixture
-def known(run, monkeypatch):
+def load_known(run):
   """A network that finds a ball where the image is bright and a box where it is brighter."""
   levels = (0.0, 0.5)
   halves = WindowFunctions(lambda variables, image, ids: image[..., 0],
                            lambda variables, image, ids: np.stack(
                                [image > levels[i] for i in np.maximum(ids, 0)]).astype(np.float32),
                            False, (1,))
-  network = dataclasses.replace(condseg_jax.load(run), functions=halves)
+  return dataclasses.replace(condseg_jax.load(run), functions=halves)
+
+
+@pytest.fixture
+def known(run, monkeypatch):
+  network = load_known(run)
   monkeypatch.setattr("condseg_jax.loading.load", lambda *_, **__: network)
 
 
@@ -135,6 +140,37 @@ def test_overlapping_masks_go_into_one_segmentation(run, known, series, tmp_path
     np.testing.assert_array_equal(found[name], mask.array)
   assert 0 < found["box"].mean() < found["ball"].mean() < 1
   assert not (found["box"] & ~found["ball"]).any()
+
+
+def test_uncertainty_is_written_beside_the_mask(run, known, series, tmp_path):
+  """In bits: 1 where both classes are certain; as certain, with overlap, nothing is undecided."""
+  command = functools.partial(start, run, series)
+  for name, more, where in (("argmax", (), "box"), ("independent", ("--fusion=independent",), "")):
+    out = tmp_path / name
+    assert command(out, "--noclean", "--dicom=", "--uncertainty", *more) == 0
+    bits = read_nifti(out / "scan_uncertainty.nii.gz")
+    assert command(out / "masks", "--noclean", "--dicom=", "--fusion=independent") == 0
+    box = read_nifti(out / "masks" / "scan_box.nii.gz")
+    np.testing.assert_array_equal(bits.affine, box.affine)
+    assert bits.array.dtype == np.float32 and box.array.any()
+    np.testing.assert_allclose(bits.array, box.array * (where == "box"), atol=1e-3)
+    files = json.loads((out / "run.json").read_text())["cases"]["scan"]["files"]
+    assert "scan_uncertainty.nii.gz" in files
+
+
+def test_the_predicted_dice_is_in_the_dicom_objects(run, series, tmp_path, monkeypatch):
+  network = load_known(run)
+  knowing = {"ball": {"score": [0.0, 1.0], "dice": [0.5, 0.5], "shift": -0.125, "cases": 9}}
+  monkeypatch.setattr("condseg_jax.loading.load", lambda *_, **__: dataclasses.replace(
+      network, quality=knowing))
+  out = tmp_path / "out"
+  assert start(run, series, out, "--noclean", "--fusion=independent", "--dicom=seg,rtstruct") == 0
+  remark = "predicted Dice 0.50, 90 % bound 0.38"
+  segments = pydicom.dcmread(out / "scan_seg.dcm").SegmentSequence
+  assert {s.SegmentLabel: s.get("SegmentDescription") for s in segments} == {
+      "ball": remark, "box": None}
+  regions = pydicom.dcmread(out / "scan_rtstruct.dcm").StructureSetROISequence
+  assert {r.ROIName: r.get("ROIDescription") for r in regions} == {"ball": remark, "box": None}
 
 
 def test_a_segmentation_that_was_not_asked_for_and_cannot_be_made_costs_no_mask(

@@ -48,6 +48,10 @@ NOT_RUN = {
     "condseg-predict --workdir=RUN --input=scans --output=masks --refuse_below":
         "needs the run above; see tests/e2e/test_folds.py",
     "condseg-audit": "needs the run above; see tests/e2e/test_audit.py",
+    "condseg-predict --workdir=RUN --input=scans --output=masks --uncertainty":
+        "needs the run above; see tests/cli/test_predict_outputs.py",
+    "condseg-next": "needs the run above; see tests/e2e/test_next.py",
+    "condseg-verify TODO": "what condseg-next writes; see tests/e2e/test_next.py",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
     "condseg-deidentify": "see tests/cli/test_deidentify.py",

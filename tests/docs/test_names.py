@@ -14,7 +14,7 @@ from support.documents import ROOT
 
 SECTIONS = ("data", "augment", "model", "conditioning", "loss", "optimizer", "train", "init")
 COMMANDS = ("init", "prepare", "verify", "fetch", "train", "evaluate", "predict", "analyse",
-            "export", "import_", "serve", "deidentify", "study", "pseudo", "audit")
+            "export", "import_", "serve", "deidentify", "study", "pseudo", "audit", "next")
 # Flags of programs that are not ours.
 FOREIGN = {"help", "config", "8", "data-binary", "from-file", "json",
            "xla_cpu_experimental_onednn_custom_call", "xla_cpu_use_onednn", "xla_cpu_use_xnnpack"}

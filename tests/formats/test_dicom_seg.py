@@ -157,6 +157,9 @@ def test_the_same_result_has_the_same_identifiers(tmp_path):
   other[0, 0, 0] = 2 if LABEL[0, 0, 0] == 7 else 7
   assert written(other)[1] != first[1]
   assert written(LABEL, model="step 2")[0] != first[0]
+  said = written(LABEL, remarks={"liver": "doubtful"})
+  assert said[0] == first[0] and said[1] != first[1]
+  assert written(LABEL, remarks={}) == first
   for uid in first:
     assert pydicom.uid.UID(uid).is_valid and len(uid) <= 64
 

@@ -171,6 +171,24 @@ def test_without_a_truth_the_image_is_beside_the_prediction(monkeypatch, tmp_pat
   assert len(saved[0].axes) == 6 and {"image", "prediction"} <= texts and "truth" not in texts
 
 
+def test_uncertainty_is_a_column_of_its_own(tmp_path, monkeypatch):
+  """Bright where it is high, and the plain image where it is 0; in pictures, too."""
+  image, truth = np.full((8, 12, 10), 3.0), volume()[1]
+  heat = np.zeros(truth.shape, np.float16)
+  heat[truth == 1] = 1.5
+  before = draw(tmp_path, image, truth, None, (1, 1, 1))
+  after = draw(tmp_path, image, truth, None, (1, 1, 1), heat=heat)
+  assert after.shape[1] > 1.3 * before.shape[1]
+  right = after[:, before.shape[1]:]
+  assert ((right[..., 0] > 220) & (right[..., 1] > 220)).any(), "the top of the colours is yellow"
+  saved = capture(monkeypatch)
+  for drawn, n in ((image, 9), (image[0], 3)):
+    places = (0,) * (3 - drawn.ndim)
+    figures.overlay_figure(tmp_path / "x", drawn, truth[places], None, NAMES, COLORS,
+                           (1,) * drawn.ndim, heat=heat[places])
+    assert len(saved[-1].axes) == n
+
+
 @pytest.mark.parametrize("values", [np.zeros, lambda s: np.full(s, np.nan)])
 def test_flat_and_broken_images_are_drawn(tmp_path, values):
   _, truth = volume()

@@ -2,12 +2,15 @@
 
     FOLDER/ID.nii.gz               an image; .nii and .zip (a DICOM series), too
     FOLDER/labels/TAG/ID.nii.gz    its label with a tag; a checked one has the tag `final`
+    FOLDER/next.json               the order of annotation that `condseg-next --json` wrote, if any
 
 An id is looked up in the listing of the folder and never becomes part of a path unchecked.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import gzip
+import json
 import os
 from pathlib import Path
 import random
@@ -32,10 +35,15 @@ FINAL = "final"  # tag of a label that a person has checked
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,119}")
 _TAG = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
-# Strategy → what it says of itself, and the choice from the ids without a final label, in order.
-STRATEGIES: dict[str, tuple[str, Callable[[list[str]], str]]] = {
-    "first": ("the first image without a final label", lambda ids: ids[0]),
-    "random": ("any image without a final label", random.choice)}
+ORDER = "next.json"
+
+# Strategy → what it says of itself, and the choice from the ids without a final label, in order,
+# and the rank of those that condseg-next has ranked.
+STRATEGIES: dict[str, tuple[str, Callable[[list[str], Mapping[str, int]], str]]] = {
+    "first": ("the first image without a final label", lambda ids, _: ids[0]),
+    "random": ("any image without a final label", lambda ids, _: random.choice(ids)),
+    "next": (f"the first one in the order of condseg-next --json=DATASTORE/{ORDER}",
+             lambda ids, ranks: min(ids, key=lambda one: ranks.get(one, len(ranks))))}
 
 
 class Stored(NamedTuple):
@@ -111,6 +119,14 @@ class Datastore:
     """Returns the ids of images without a final label."""
     done = self.labels().get(FINAL, {})
     return [image_id for image_id in self.images() if image_id not in done]
+
+  def ranks(self) -> dict[str, int]:
+    """Returns id → place in the order of condseg-next; {} without one that can be read."""
+    try:
+      rows = json.loads((self._folder / ORDER).read_text(encoding="utf-8"))["images"]
+      return {str(row["name"]): number for number, row in enumerate(rows)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+      return {}
 
   def status(self) -> dict:
     """Returns the numbers of images and labels, as MONAI Label names them."""

@@ -183,7 +183,7 @@ class _Protocol:
     ids = await asyncio.to_thread(images.unlabelled)
     if not ids:
       return json_answer({})
-    chosen = STRATEGIES[strategy][1](ids)
+    chosen = STRATEGIES[strategy][1](ids, await asyncio.to_thread(images.ranks))
     image = await asyncio.to_thread(images.image, chosen)
     # No path: the client downloads the image.
     return json_answer({"id": chosen, "name": f"{chosen}{image.suffix}", "ext": image.suffix})

@@ -70,7 +70,7 @@ def test_info(client, predictor):
   assert info["models"]["segmentation"]["labels"] == {"liver": 1, "spleen": 2, "pancreas": 3}
   assert info["models"]["two"]["labels"] == {"liver": 1, "spleen": 2}  # the preset
   assert {model["type"] for model in info["models"].values()} == {"segmentation"}
-  assert set(info["strategies"]) == {"first", "random"} and info["trainers"] == {}
+  assert set(info["strategies"]) == {"first", "random", "next"} and info["trainers"] == {}
   assert info["datastore"]["total"] == 3
   assert not client.auth_enabled()
 
@@ -124,6 +124,12 @@ def test_a_session(client, expected, tmp_path):
 def test_the_next_image_and_its_label(client, images, tmp_path):
   assert client.next_sample("first", {})["id"] == "a"
   assert client.next_sample("random", {})["id"] in {"a", "b", "scan"}
+  assert client.next_sample("next", {})["id"] == "a"  # nothing is ranked
+  ranked = {"images": [{"name": name} for name in ("scan", "gone", "a", "b")]}
+  (images / "next.json").write_text(json.dumps(ranked))
+  assert client.next_sample("next", {})["id"] == "scan"
+  (images / "next.json").write_text("{")
+  assert client.next_sample("next", {})["id"] == "a"
   label, _ = client.infer("segmentation", "a", {})
   content = read_nifti(label).array
   assert client.save_label("a", label, tag="original") == {"image": "a", "label": "a"}
