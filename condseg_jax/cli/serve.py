@@ -1,4 +1,5 @@
 """condseg-serve --workdir=RUN [--host=127.0.0.1] [--port=8000]
+condseg-serve --new_token=NAME --tokens=FILE
 
 Serves a trained network over HTTP, with a web page at / and an interface for programs:
 
@@ -12,11 +13,13 @@ or, for a DICOM series, dicom_seg. Also GET /classes and GET /health.
 3D Slicer's module and OHIF's plugin for MONAI Label work with this service, too; --datastore=FOLDER
 lists images for them. --dicomweb=URL and --dicom=AET:PORT connect it to a PACS.
 
-There is no authentication and no encryption: serve only this machine, or put the service behind a
-proxy that provides both. Requests from pages of other sites are refused. No data of a request is
-kept.
+Without --tokens anybody who reaches the service may use it, and without --tls_cert and --tls_key
+nothing is encrypted: serve only this machine then. The second command adds a token to FILE and
+prints it. Requests from pages of other sites are refused. No data of a request is kept.
 """
 
+import ipaddress
+import logging
 import sys
 
 from absl import flags
@@ -25,6 +28,8 @@ from condseg_jax.cli import shell
 from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
+
+LOG = logging.getLogger("condseg_jax")
 
 
 def main(argv=None) -> int:
@@ -41,6 +46,15 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_list("allowed_hosts", [], "Names under which the service is reached besides "
                     "--host, e.g. that of a proxy; other requests get status 421.",
                     flag_values=values)
+  flags.DEFINE_string("tokens", "", "File of the tokens, one of which every request must have, "
+                      "except those to /health and /live.", flag_values=values)
+  flags.DEFINE_string("new_token", "", "Add a token of this name to the file --tokens, print it, "
+                      "and end.", flag_values=values)
+  flags.DEFINE_string("audit", "", "File for a line of JSON about every request: time, token, "
+                      "route, classes, outcome, seconds.", flag_values=values)
+  flags.DEFINE_string("tls_cert", "", "PEM file of the certificate, and of those above it; the "
+                      "service then speaks HTTPS.", flag_values=values)
+  flags.DEFINE_string("tls_key", "", "PEM file of its key.", flag_values=values)
   flags.DEFINE_integer("queue", 8, "Maximum number of waiting requests; further ones get status "
                        "429.", lower_bound=0, flag_values=values)
   flags.DEFINE_integer("max_mb", 512, "Maximum size of a request body in MiB.", lower_bound=1,
@@ -62,15 +76,25 @@ def _define(values: flags.FlagValues) -> None:
 
 
 def _work(values: flags.FlagValues) -> int:
-  shell.require(values, "workdir")
-  if values.dicom:
-    shell.require(values, "dicom_config")
+  if values.new_token:
+    shell.require(values, "tokens")
+    from condseg_jax.serve.tokens import add_token
+    print(add_token(values.tokens, values.new_token))
+    return 0
+  shell.require(values, "workdir", *(["dicom_config"] if values.dicom else []),
+                *(["tls_cert", "tls_key"] if values.tls_cert or values.tls_key else []))
   try:
     from condseg_jax.dicomweb.server import Server
+    from condseg_jax.serve.audit import Audit
     from condseg_jax.serve.dimse.settings import read_node
+    from condseg_jax.serve.guard import Access
+    from condseg_jax.serve.hosts import Hosts
     from condseg_jax.serve.monai.datastore import Datastore
+    from condseg_jax.serve.server import Address
     from condseg_jax.serve.server import Connections
     from condseg_jax.serve.server import serve
+    from condseg_jax.serve.tls import server_context
+    from condseg_jax.serve.tokens import Tokens
     if values.dicom:
       import pynetdicom  # noqa: F401
   except ModuleNotFoundError as error:
@@ -84,10 +108,28 @@ def _work(values: flags.FlagValues) -> int:
   connections = Connections(Datastore(values.datastore) if values.datastore else None,
                             Server(values.dicomweb) if values.dicomweb else None,
                             read_node(values.dicom, values.dicom_config) if values.dicom else None)
+  with as_flags(allowed_hosts="--allowed_hosts"):
+    access = Access(Hosts(values.host, values.allowed_hosts),
+                    Tokens(values.tokens) if values.tokens else None,
+                    Audit(values.audit) if values.audit else None)
+  tls = server_context(values.tls_cert, values.tls_key) if values.tls_cert else None
+  if not _is_loopback(values.host):
+    if access.tokens is None:
+      LOG.warning("anybody who reaches %s may use the service; see --tokens", values.host)
+    if tls is None:
+      LOG.warning("images%s are sent without encryption; see --tls_cert, or put a proxy in front",
+                  " and tokens" if access.tokens else "")
   with as_flags(members="--members"):
-    serve(values.workdir, values.checkpoint, values.host, values.port, limits, connections,
-          values.allowed_hosts, values.members)
+    serve(values.workdir, values.checkpoint, Address(values.host, values.port, tls), limits,
+          connections, access, values.members)
   return 0
+
+
+def _is_loopback(host: str) -> bool:
+  try:
+    return ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    return host == "localhost"
 
 
 if __name__ == "__main__":

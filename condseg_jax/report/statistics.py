@@ -74,21 +74,21 @@ def structure_statistics(image: Volume, mask: np.ndarray,
   return label_statistics(image, mask.view(np.uint8), {"": 1}, {"": confidence})[""]
 
 
-def write_statistics(path: str | os.PathLike, image: Volume, structures: Mapping[str, Mapping],
+def write_statistics(path: str | os.PathLike, image: Volume, classes: Mapping[str, Mapping],
                      findings: Iterable[str] = ()) -> None:
   """Writes the statistics of a case atomically as JSON.
 
   Args:
     path: file to write.
     image: the image.
-    structures: class → `structure_statistics`.
+    classes: class → `structure_statistics`.
     findings: lines about the plausibility of the image, from `image_check.enforce`.
   """
   write_summary(path, {
       "shape": list(image.geometry.shape), "spacing": [_rounded(s) for s in image.spacing],
       "unit": "mm" if image.ndim == 3 else "px",
-      "structures": {name: {key: _rounded(value) for key, value in entry.items()}
-                     for name, entry in structures.items()},
+      "classes": {name: {key: _rounded(value) for key, value in entry.items()}
+                  for name, entry in classes.items()},
       "findings": list(findings)})
 
 

@@ -4,6 +4,8 @@
                     and `request.OUTPUTS`
     GET  /classes   names, values and colours of the classes, and presets
     GET  /health    200 if ready, else 503; number of places, of running and of waiting requests
+    GET  /live      200 as long as the web process answers
+    GET  /metrics   for Prometheus, see `metrics`
     GET  /          a web page to upload volumes and view the result
 
 and those of the MONAI Label protocol, see `monai.routes`.
@@ -13,17 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from starlette.applications import Starlette
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import FileResponse
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
-from starlette.types import Receive
-from starlette.types import Scope
-from starlette.types import Send
 
 from condseg_jax.dicomweb.server import Server
 from condseg_jax.serve.exchange import Answer
@@ -32,9 +29,11 @@ from condseg_jax.serve.exchange import error_response
 from condseg_jax.serve.exchange import Exchange
 from condseg_jax.serve.exchange import HEADERS
 from condseg_jax.serve.exchange import json_response
-from condseg_jax.serve.exchange import send_error
 from condseg_jax.serve.exchange import Shared
-from condseg_jax.serve.hosts import Hosts
+from condseg_jax.serve.guard import Access
+from condseg_jax.serve.guard import Guard
+from condseg_jax.serve.metrics import MEDIA
+from condseg_jax.serve.metrics import Metrics
 from condseg_jax.serve.monai.datastore import Datastore
 from condseg_jax.serve.monai.routes import monai_routes
 from condseg_jax.serve.pacs import Pacs
@@ -44,7 +43,6 @@ from condseg_jax.serve.request import BODY
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import read_request
-from condseg_jax.serve.upload import Incoming
 from condseg_jax.serve.upload import Uploads
 
 WEB = Path(__file__).parent / "web"
@@ -53,7 +51,7 @@ PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"),
         **{f"/{name}.js": (f"{name}.js", "text/javascript") for name in ("page", "viewer", "zip")}}
 
 
-def build_app(queue: Queue, limits: Limits, folder: Path, hosts: Hosts,
+def build_app(queue: Queue, limits: Limits, folder: Path, access: Access,
               datastore: Datastore | None = None, server: Server | None = None) -> Starlette:
   """Builds the application.
 
@@ -61,17 +59,19 @@ def build_app(queue: Queue, limits: Limits, folder: Path, hosts: Hosts,
     queue: runs the requests.
     limits: of requests.
     folder: folder in which each request gets a temporary folder.
-    hosts: names of the service; requests for other hosts or from other sites are refused.
+    access: who may ask.
     datastore: images that clients of MONAI Label may list, segment and label.
     server: the DICOMweb server whose series requests may name.
   """
-  shared = Shared(queue, limits, folder, Uploads(limits), Pacs(server, limits))
+  shared = Shared(queue, limits, folder, Uploads(limits), Pacs(server, limits), access.tokens)
+  metrics = Metrics(queue)
   routes = [Route("/predict", Endpoint("predict", shared, predict), methods=["POST"]),
             Route("/classes", _classes(queue)), Route("/health", _health(queue)),
+            Route("/live", _live), Route("/metrics", _metrics(metrics)),
             *(Route(path, _page_file(*file)) for path, file in PAGE.items()),
             *monai_routes(shared, datastore)]
   app = Starlette(
-      routes=routes, middleware=[Middleware(_HostCheck, hosts, limits)], exception_handlers={
+      routes=routes, middleware=[Middleware(Guard, access, limits, metrics)], exception_handlers={
           HttpError: lambda _request, error: error_response(error),
           HTTPException: lambda _request, error: _routing_error(error),
           Exception: lambda _request, _error: _internal_error()})
@@ -82,32 +82,16 @@ def build_app(queue: Queue, limits: Limits, folder: Path, hosts: Hosts,
 async def predict(exchange: Exchange) -> Answer:
   """Answers POST /predict."""
   queue, request = exchange.queue, exchange.request
-  queue.check()  # and the query: before the body is received
+  queue.check(exchange.owner)  # and the query: before the body is received
   wanted = read_request(request.query_params.multi_items(), request.headers.get("accept", "*/*"),
                         queue.device.table, queue.device.fusions)
+  exchange.check(wanted)
   size, _ = await exchange.receive(exchange.folder / BODY, optional=bool(wanted.study))
   if wanted.study:
     if size:
       raise HttpError(400, "study", "is given, and so is a body", "give one of them")
     await exchange.fetch(wanted.study, wanted.series)
   return await exchange.predict(wanted)
-
-
-class _HostCheck:
-  """Middleware that answers requests which `Hosts.check` refuses."""
-
-  def __init__(self, app: ASGIApp, hosts: Hosts, limits: Limits):
-    self._app, self._hosts, self._limits = app, hosts, limits
-
-  async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-    if scope["type"] == "http":
-      headers = Headers(scope=scope)
-      try:
-        self._hosts.check(scope["method"], headers)
-      except HttpError as error:
-        await send_error(scope, error, Incoming(receive, headers, self._limits), send)
-        return
-    await self._app(scope, receive, send)
 
 
 def _classes(queue: Queue) -> Callable:
@@ -129,6 +113,16 @@ def _health(queue: Queue) -> Callable:
         "live": True, "ready": ready, "running": int(queue.running),
         "waiting": queue.taken - queue.running, "places": queue.places})
   return health
+
+
+async def _live(_request: Request) -> Response:
+  return json_response(200, {"live": True})
+
+
+def _metrics(metrics: Metrics) -> Callable:
+  async def text(_request: Request) -> Response:
+    return Response(metrics.render(), headers={**HEADERS, "Content-Type": MEDIA})
+  return text
 
 
 def _page_file(name: str, media: str) -> Callable:

@@ -8,13 +8,12 @@ import stat
 import zipfile
 import zlib
 
+from condseg_jax.serve import signature
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import MAX_NAME
 from condseg_jax.serve.request import MEMBER
 
-SIGNATURE = b"PK\x03\x04"  # of a zip archive
-EMPTY_SIGNATURE = b"PK\x05\x06"  # of a zip archive without members
 ENTRY_SIGNATURE = b"PK\x01\x02"  # of every entry of the central directory
 BLOCK = 1 << 20  # bytes
 ZIP_AGAIN = "zip the folder of the series again, files only"
@@ -114,7 +113,7 @@ def _write(opened: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> None
   """Unpacks a member; `zipfile` raises if it is larger than its directory entry says."""
   with opened.open(member) as stream, path.open("xb") as file:
     block = stream.read(BLOCK)
-    if block.startswith(SIGNATURE):
+    if block.startswith(signature.ZIP):
       raise HttpError(422, "body", f"zip member {member.filename[-MAX_NAME:]!r} is a zip archive",
                       ZIP_AGAIN)
     while block:

@@ -18,6 +18,7 @@ from starlette.types import Receive
 from starlette.types import Scope
 from starlette.types import Send
 
+from condseg_jax.serve.audit import named_classes
 from condseg_jax.serve.pacs import Pacs
 from condseg_jax.serve.queue import closing_error
 from condseg_jax.serve.queue import Queue
@@ -27,6 +28,7 @@ from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import PredictRequest
 from condseg_jax.serve.request import SERIES
+from condseg_jax.serve.tokens import Tokens
 from condseg_jax.serve.upload import Disconnected
 from condseg_jax.serve.upload import Incoming
 from condseg_jax.serve.upload import Uploads
@@ -67,6 +69,7 @@ class Shared(NamedTuple):
     folder: folder in which each request gets a temporary folder.
     uploads: the bodies that are being received.
     pacs: the DICOMweb server.
+    tokens: one of which every request must have; None if anybody may ask.
   """
 
   queue: Queue
@@ -74,6 +77,7 @@ class Shared(NamedTuple):
   folder: Path
   uploads: Uploads
   pacs: Pacs
+  tokens: Tokens | None = None
 
 
 class Exchange:
@@ -83,12 +87,13 @@ class Exchange:
     request: its head.
     folder: for its files; removed when the answer has been sent.
     queue: runs the predictions.
+    owner: name of its token; "" for none.
   """
 
   def __init__(self, request: Request, incoming: Incoming, receive: Receive, folder: Path,
                shared: Shared):
     self.request, self.folder = request, folder
-    self.queue = shared.queue
+    self.queue, self.owner = shared.queue, request.state.owner
     self._pacs = shared.pacs
     self._incoming, self._receive, self._uploads = incoming, receive, shared.uploads
 
@@ -118,6 +123,11 @@ class Exchange:
       size = await self._incoming.save(path, fields, file=file, optional=optional)
     return size, dict(self._incoming.fields)
 
+  def check(self, wanted: PredictRequest) -> None:
+    """Raises HttpError for a prediction that needs a DICOMweb server, if the service has none."""
+    if wanted.study or wanted.store:
+      self._pacs.check()
+
   async def fetch(self, study: str, series: str) -> None:
     """Fetches a series from the DICOMweb server instead of a body, see `Pacs.fetch`.
 
@@ -133,7 +143,8 @@ class Exchange:
       HttpError: no place in the queue, or the prediction failed.
       Disconnected: the client has disconnected.
     """
-    with self.queue.place():
+    self.request.state.classes = named_classes(wanted)
+    with self.queue.place(self.owner):
       outcome = await _while_connected(self._receive, self.queue.predict(self.folder, wanted))
     if outcome["status"] != 200:
       raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])
@@ -221,6 +232,9 @@ def error_response(error: HttpError) -> Response:
   response = json_response(error.status, error.to_json())
   if error.retry_after is not None:
     response.headers["Retry-After"] = str(error.retry_after)
+  if error.status == 401:  # browsers ask their user for name and token
+    for challenge in ('Basic realm="condseg"', "Bearer"):  # in one line, Chromium understands none
+      response.headers.append("WWW-Authenticate", challenge)
   return response
 
 

@@ -8,7 +8,6 @@ import logging
 from pathlib import Path
 import re
 import time
-import uuid
 import zipfile
 
 import numpy as np
@@ -24,7 +23,10 @@ from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.results import structures
 from condseg_jax.report.results import write_dicom
+from condseg_jax.serve import dicom_answer
 from condseg_jax.serve import preview
+from condseg_jax.serve.multipart import Part
+from condseg_jax.serve.multipart import write_form
 from condseg_jax.serve.payload import read_body
 from condseg_jax.serve.request import ANSWER
 from condseg_jax.serve.request import DICOM_OUTPUTS
@@ -170,21 +172,16 @@ def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Predi
     return OUTPUTS[output][0]
   image, labels, layout = preview.draw_view(volume, prediction.label, predictor.plan.modality)
   members |= {"image.png": image, "labels.png": labels, "layout.json": json.dumps(layout).encode()}
-  return _write_form(answer, members)
+  return write_form(answer, [Part(name, content, name) for name, content in members.items()])
 
 
 def _write_dicom(folder: Path, predictor: Predictor, prediction: Prediction,
                  request: Mapping) -> None:
-  """Writes the DICOM object of an answer, or a zip archive of several."""
+  """Writes the DICOM objects of an answer."""
   kinds = DICOM_OUTPUTS[request["output"]]
   written = write_dicom(folder, prediction, predictor, kinds, folder / SERIES, request["series"],
                         separate=request["fusion"] == "independent")
-  if len(written) == 1:
-    written[0].rename(folder / ANSWER)
-    return
-  with zipfile.ZipFile(folder / ANSWER, "w") as archive:
-    for kind, path in zip(kinds, written, strict=True):
-      archive.write(path, f"{kind}.dcm")
+  dicom_answer.pack(dict(zip(kinds, written, strict=True)), folder / ANSWER)
 
 
 def _masks(folder: Path, prediction: Prediction) -> dict[str, bytes]:
@@ -195,16 +192,3 @@ def _masks(folder: Path, prediction: Prediction) -> dict[str, bytes]:
     files.write_label(path, mask, prediction.label.affine, {name: 1})
     masks[path.name] = path.read_bytes()
   return masks
-
-
-def _write_form(answer: Path, members: Mapping[str, bytes]) -> str:
-  """Writes multipart/form-data, which browsers parse natively, and returns its media type."""
-  boundary = uuid.uuid4().hex
-  with answer.open("wb") as stream:
-    for name, content in members.items():
-      stream.write(f"--{boundary}\r\nContent-Disposition: form-data; name=\"{name}\"; "
-                   f"filename=\"{name}\"\r\n\r\n".encode())
-      stream.write(content)
-      stream.write(b"\r\n")
-    stream.write(f"--{boundary}--\r\n".encode())
-  return f"{OUTPUTS['page'][0]}; boundary={boundary}"

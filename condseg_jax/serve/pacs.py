@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 import threading
 from typing import TypeVar
-import zipfile
 
 from condseg_jax.dicomweb.address import is_uid
 from condseg_jax.dicomweb.server import Server
 from condseg_jax.errors import InputError
+from condseg_jax.serve import dicom_answer
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
 from condseg_jax.serve.request import MAX_VALUE
@@ -32,6 +32,17 @@ class Pacs:
   def configured(self) -> bool:
     """Whether there is a server."""
     return self._server is not None
+
+  def check(self) -> Server:
+    """Returns the server.
+
+    Raises:
+      HttpError: the service has none.
+    """
+    if self._server is None:
+      raise HttpError(404, "dicomweb", "the service has no DICOMweb server",
+                      "start it with --dicomweb=http://HOST/dicom-web, or send the series")
+    return self._server
 
   async def fetch(self, study: str, series: str, folder: Path) -> None:
     """Writes a series into a new folder.
@@ -71,25 +82,19 @@ class Pacs:
       HttpError: the server refuses them, or fails.
     """
     def run(server: Server) -> None:
-      if not zipfile.is_zipfile(answer):
-        server.store([answer])
-        return
-      with zipfile.ZipFile(answer) as archive:  # written by the worker
-        server.store([archive.extract(name, folder / "objects") for name in archive.namelist()])
+      server.store(dicom_answer.unpack(answer, folder / "objects"))
 
     await self._call(run)
 
   async def _call(self, run: Callable[[Server], T]) -> T:
     """Runs a transfer in a thread."""
-    if self._server is None:
-      raise HttpError(404, "dicomweb", "the service has no DICOMweb server",
-                      "start it with --dicomweb=http://HOST/dicom-web, or send the series")
+    server = self.check()
     if self._running >= self._limits.places:
       raise HttpError(429, "service", f"has {self._running} transfers with its DICOMweb server",
                       "try again later", retry_after=2)
     self._running += 1
     try:
-      return await asyncio.to_thread(run, self._server)
+      return await asyncio.to_thread(run, server)
     except InputError as error:  # its subject is the address, which is nobody's business
       status = {"missing": 404, "size": 413}.get(error.kind, 502)
       raise HttpError(status, "dicomweb", error.reason, error.cure) from error

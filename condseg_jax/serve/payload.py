@@ -15,6 +15,7 @@ from condseg_jax.geometry import Volume
 from condseg_jax.plan import Plan
 from condseg_jax.resample import resampled_geometry
 from condseg_jax.serve import archive
+from condseg_jax.serve import signature
 from condseg_jax.serve.request import BODY
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import Limits
@@ -24,7 +25,6 @@ from condseg_jax.serve.request import to_http_error
 # Per voxel at the network's spacing: three copies of the image; and the image, best probability and
 # sums as float32 and the label map.
 NORMALISATION_BYTES, PREDICTION_BYTES = 12, 13
-HEADER_BYTES = 348  # of NIfTI-1
 
 
 def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Volume, str]:
@@ -65,13 +65,12 @@ def _rename_by_format(folder: Path) -> Path:
   """Renames a NIfTI body so that the readers recognise it; a zip archive keeps the name `BODY`."""
   path = folder / BODY
   with path.open("rb") as stream:
-    head = stream.read(HEADER_BYTES)
-  if head.startswith((archive.SIGNATURE, archive.EMPTY_SIGNATURE)):
+    head = stream.read(signature.HEAD_BYTES)
+  suffix = signature.suffix(head)
+  if suffix == ".zip" or head.startswith(signature.EMPTY_ZIP):
     return path
-  if head.startswith(b"\x1f\x8b"):
-    return path.rename(folder / "image.nii.gz")
-  if head[344:346] in (b"n+", b"ni") or head[4:6] == b"n+":
-    return path.rename(folder / "image.nii")
+  if suffix:
+    return path.rename(folder / f"image{suffix}")
   raise HttpError(415, "body", "is neither NIfTI (.nii, .nii.gz) nor a zip archive",
                   "send a NIfTI file, or the folder of a DICOM series as a zip archive")
 

@@ -1,7 +1,9 @@
 """The queue: one prediction at a time and a bounded number of waiting requests."""
 
 import asyncio
+from collections import Counter
 from collections import deque
+from collections.abc import Callable
 from collections.abc import Iterator
 import contextlib
 import dataclasses
@@ -36,6 +38,8 @@ class Queue:
   Attributes:
     device: runs the requests.
     taken: occupied places, by requests that are waiting or running.
+    restarts: exits of the worker.
+    observe: called after each prediction with the status and the seconds of its outcome.
   """
 
   def __init__(self, device: Device, limits: Limits):
@@ -44,6 +48,9 @@ class Queue:
     self._running: _Entry | None = None
     self._closing = False
     self._usual_seconds = 1.0
+    self._owned: Counter[str] = Counter()  # places by owner
+    self.restarts = 0
+    self.observe: Callable[[int, float], None] = lambda _status, _seconds: None
 
   @property
   def places(self) -> int:
@@ -55,30 +62,44 @@ class Queue:
     """Whether a prediction is running."""
     return self._running is not None
 
-  def check(self) -> None:
-    """Raises HttpError if there is no place: the queue is full, or the service is not ready."""
+  def check(self, owner: str = "") -> None:
+    """Raises HttpError if there is no place: the queue is full, or the service is not ready.
+
+    Args:
+      owner: name of a token, of which none may have more than half of the places; "" for none.
+    """
     if self._closing:
       raise closing_error()
     if self.device.table is None:
       raise loading_error()
+    seconds = min(max(1, round(self._usual_seconds * self.taken / 2)), MAX_RETRY_SECONDS)
     if self.taken >= self.places:
-      seconds = round(self._usual_seconds * self.taken / 2)
       raise HttpError(429, "service", f"the queue is full ({self.taken} requests)",
-                      "try again later", retry_after=min(max(1, seconds), MAX_RETRY_SECONDS))
+                      "try again later", retry_after=seconds)
+    if owner and self._owned[owner] >= self._limits.places_of_one:
+      raise HttpError(429, "token", f"has {self._owned[owner]} requests in the queue",
+                      "wait for one of them", retry_after=seconds)
 
   @contextlib.contextmanager
-  def place(self) -> Iterator[None]:
+  def place(self, owner: str = "") -> Iterator[None]:
     """Occupies a place while a request waits and runs.
+
+    Args:
+      owner: see `check`.
 
     Raises:
       HttpError: see `check`.
     """
-    self.check()
+    self.check(owner)
     self.taken += 1
+    self._owned[owner] += 1
     try:
       yield
     finally:
       self.taken -= 1
+      self._owned[owner] -= 1
+      if not self._owned[owner]:
+        del self._owned[owner]
       if not self.taken:
         release_memory()
 
@@ -164,10 +185,14 @@ class Queue:
         self._entries.appendleft(entry)
       else:
         entry.outcome.set_result(outcome or {"status": 0})
-    self._usual_seconds += (time.monotonic() - start - self._usual_seconds) / 4
+    seconds = time.monotonic() - start
+    self._usual_seconds += (seconds - self._usual_seconds) / 4
+    if outcome and outcome["status"]:
+      self.observe(outcome["status"], seconds)
 
   async def _restart(self) -> None:
     LOG.warning("the worker has exited; restarting it")
+    self.restarts += 1
     try:
       await self.device.start()
       LOG.info("ready")

@@ -73,6 +73,11 @@ class Limits:
     return self.waiting + 1
 
   @property
+  def places_of_one(self) -> int:
+    """Maximum number of waiting and running requests of one token."""
+    return (self.places + 1) // 2
+
+  @property
   def unpacked(self) -> int:
     """Maximum unpacked size of a zip archive in bytes; DICOM compresses to a third at best."""
     return 4 * self.body

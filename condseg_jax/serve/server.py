@@ -6,7 +6,6 @@ memory.
 """
 
 import asyncio
-from collections.abc import Collection
 from collections.abc import Coroutine
 import contextlib
 import json
@@ -14,6 +13,7 @@ import logging
 from pathlib import Path
 import signal
 import socket
+import ssl
 import tempfile
 from types import FrameType
 from typing import NamedTuple
@@ -26,10 +26,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from condseg_jax.dicomweb.server import Server
 from condseg_jax.errors import InputError
 from condseg_jax.serve.app import build_app
+from condseg_jax.serve.audit import Audit
 from condseg_jax.serve.device import Device
 from condseg_jax.serve.device import worker_command
 from condseg_jax.serve.dimse.settings import Node
-from condseg_jax.serve.hosts import Hosts
+from condseg_jax.serve.guard import Access
 from condseg_jax.serve.monai.datastore import Datastore
 from condseg_jax.serve.queue import CLOSING_SECONDS
 from condseg_jax.serve.queue import Queue
@@ -43,6 +44,20 @@ IDLE_SECONDS = 30.0
 # Both together remain below the usual limit of 1024 open files.
 MAX_CONNECTIONS, BACKLOG = 600, 256
 LOG = logging.getLogger("condseg_jax")
+
+
+class Address(NamedTuple):
+  """Where the service listens.
+
+  Attributes:
+    host: address or name.
+    port: 0 for any free port.
+    tls: None for HTTP without encryption.
+  """
+
+  host: str
+  port: int
+  tls: ssl.SSLContext | None = None
 
 
 class Connections(NamedTuple):
@@ -59,25 +74,23 @@ class Connections(NamedTuple):
   node: Node | None = None
 
 
-def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
-          connections: Connections, allowed_hosts: Collection[str] = (), members: int = 0) -> None:
+def serve(workdir: str, checkpoint: str, address: Address, limits: Limits,
+          connections: Connections, access: Access, members: int = 0) -> None:
   """Serves a trained network until SIGTERM or SIGINT.
 
   Args:
     workdir: folder of the training run, or a bundle.
     checkpoint: `last`, `best` or a step.
-    host: address to listen on.
-    port: port to listen on; 0 for any free port.
+    address: where it listens.
     limits: of requests.
     connections: where images come from besides the bodies of requests.
-    allowed_hosts: names of the service besides `host`, see `hosts.Hosts`.
+    access: who may ask.
     members: number of members of an ensemble to use; 0 for all.
 
   Raises:
-    InputError: the network cannot be loaded, an address cannot be used, a name is invalid, or
-      another process holds the spool of the node.
+    InputError: the network cannot be loaded, an address cannot be used, or another process holds
+      the spool of the node.
   """
-  hosts = Hosts(host, allowed_hosts)
   node = connections.node
   # uvicorn raises the signal again after its shutdown.
   handlers = {number: signal.signal(number, lambda *_: None)
@@ -85,13 +98,14 @@ def serve(workdir: str, checkpoint: str, host: str, port: int, limits: Limits,
   for name in ("python_multipart", "uvicorn", "asyncio"):
     logging.getLogger(name).setLevel(logging.ERROR)  # no warning for every malformed request
   try:
-    with _listen(host, port) as listener, tempfile.TemporaryDirectory(
+    with _listen(address.host, address.port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder, (
         held(node.spool) if node else contextlib.nullcontext()):
       queue = Queue(Device(worker_command(workdir, checkpoint, members), limits), limits)
-      app = build_app(queue, limits, Path(folder), hosts, connections.datastore,
+      app = build_app(queue, limits, Path(folder), access, connections.datastore,
                       connections.dicomweb)
-      asyncio.run(_serve(queue, listener, app, _node_work(node, queue, Path(folder))))
+      work = _node_work(node, queue, Path(folder), access.audit)
+      asyncio.run(_serve(queue, listener, address.tls, app, work))
   finally:
     for number, handler in handlers.items():
       signal.signal(number, handler)
@@ -180,28 +194,30 @@ class Protocol(H11Protocol):
     self.transport.abort()
 
 
-def _node_work(node: Node | None, queue: Queue, folder: Path) -> Coroutine[None, None, None] | None:
+def _node_work(node: Node | None, queue: Queue, folder: Path,
+               audit: Audit | None) -> Coroutine[None, None, None] | None:
   """Returns the work of a DICOM node; pynetdicom is imported only if there is one."""
   if node is None:
     return None
   from condseg_jax.serve.dimse.runner import Runner
   from condseg_jax.serve.dimse.spool import Spool
-  return Runner(node, Spool(node.spool, node.quiet_seconds), queue, folder).run()
+  return Runner(node, Spool(node.spool, node.quiet_seconds), queue, folder, audit).run()
 
 
-async def _serve(queue: Queue, listener: socket.socket, app: Starlette,
-                 node: Coroutine[None, None, None] | None) -> None:
+async def _serve(queue: Queue, listener: socket.socket, tls: ssl.SSLContext | None,
+                 app: Starlette, node: Coroutine[None, None, None] | None) -> None:
   freeze_gc()
   config = uvicorn.Config(
       app, loop="asyncio", http=Protocol, ws="none",
       lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
       limit_concurrency=MAX_CONNECTIONS, backlog=BACKLOG,
-      timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2)
+      timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2,
+      ssl_context_factory=(lambda _config, _default: tls) if tls else None)
   server = _Server(config, queue)
   web = asyncio.create_task(server.serve([listener]))
   host, port = listener.getsockname()[:2]
-  LOG.info("listening on http://%s:%d; loading the network", f"[{host}]" if ":" in host else host,
-           port)
+  LOG.info("listening on %s://%s:%d; loading the network", "https" if tls else "http",
+           f"[{host}]" if ":" in host else host, port)
   tasks = [asyncio.create_task(work) for work in (queue.run(), node) if work is not None]
   try:
     await asyncio.wait({web, *tasks}, return_when=asyncio.FIRST_COMPLETED)

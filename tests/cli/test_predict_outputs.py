@@ -72,7 +72,7 @@ def test_a_dicom_series_gets_a_segmentation_of_its_own_kind(run, series, tmp_pat
   table = condseg_jax.load(run).table
   assert read_names(out / "scan.nii.gz") == {"ball": 1, "box": 2}
   assert read_colors(out / "scan.nii.gz") == dict(zip(table.names, table.colors, strict=True))
-  structures = json.loads((out / "scan_statistics.json").read_text())["structures"]
+  structures = json.loads((out / "scan_statistics.json").read_text())["classes"]
   assert label.array.any() and set(structures) == {"ball", "box"}
   for found in (read_segments(out / "scan_seg.dcm", label.geometry),
                 fill_polygons(out / "scan_rtstruct.dcm", label.geometry)):

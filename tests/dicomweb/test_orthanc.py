@@ -18,6 +18,7 @@ from support.dicom_files import read_segments
 from support.service import AFFINE
 from support.service import network
 from support.service import voxels
+from support.waiting import free_port
 
 pytest.importorskip("dicomweb_client", reason="the extra pacs is not installed")
 
@@ -114,7 +115,7 @@ def test_errors_are_one_line(server, predict, capsys, end, code, message):
 
 
 def test_no_server(predict, capsys):
-  assert predict(f"dicomweb+http://127.0.0.1:{orthanc.free_port()}/w?StudyInstanceUID=1") == 1
+  assert predict(f"dicomweb+http://127.0.0.1:{free_port()}/w?StudyInstanceUID=1") == 1
   assert "cannot be reached" in capsys.readouterr().err
 
 

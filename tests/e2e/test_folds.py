@@ -222,7 +222,7 @@ def test_poor_results_are_set_aside(root, finished, judged, refused, tmp_path, c
   assert predict.main(arguments) == 0
   assert all((out / name).exists() for name in files) and not (out / "refused").exists()
   statistics = json.loads((out / "case_08_statistics.json").read_text())
-  ball = statistics["structures"]["ball"]
+  ball = statistics["classes"]["ball"]
   assert ball["predicted_dice"] == pytest.approx(0.2 + 0.2 * ball["soft_dice"], abs=1e-5)
   assert ball["dice_bound"] == pytest.approx(ball["predicted_dice"] - 0.1, abs=1e-5)
   capsys.readouterr()

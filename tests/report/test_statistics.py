@@ -100,8 +100,8 @@ def test_the_file_holds_numbers_only(tmp_path):
   tree = json.loads((tmp_path / "a_statistics.json").read_text(), parse_constant=refuse)
   assert tree["shape"] == list(SHAPE) and tree["spacing"] == [0.8, 0.7, 2.5]
   assert tree["findings"] == ["is thin"] and tree["unit"] == "mm"
-  assert tree["structures"]["absent"]["mean"] is None
-  for name, entry in tree["structures"].items():
+  assert tree["classes"]["absent"]["mean"] is None
+  for name, entry in tree["classes"].items():
     for key, value in entry.items():
       assert value == (pytest.approx(structures[name][key], rel=1e-5)
                        if structures[name][key] is not None else None)

@@ -21,12 +21,14 @@ from support.dicom_files import fill_polygons
 from support.dicom_files import read_segments
 from support.service import bad_bodies
 from support.service import client
+from support.service import Held
 from support.service import Inside
 from support.service import LIMITS
 from support.service import network
 from support.service import nifti
 from support.service import series
 from support.service import voxels
+from support.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -219,31 +221,6 @@ def test_the_page_asks_for_nothing_from_elsewhere(service, path, kind):
   assert response.status_code == 200 and response.headers["content-type"].startswith(kind)
   assert "default-src 'self'" in response.headers["content-security-policy"]
   assert "//" not in response.text.replace("http://www.w3.org/2000/svg", "").replace("// ", "")
-
-
-class Held(Inside):
-  """Holds each prediction until `go` is set; records its start and its cancellation."""
-
-  def __init__(self, predictor, limits):
-    super().__init__(predictor, limits)
-    self.begun, self.go, self.stopped = threading.Event(), threading.Event(), threading.Event()
-
-  async def run(self, folder, request, cancelled):
-    self.begun.set()
-    while not self.go.is_set():
-      if cancelled.is_set():
-        self.stopped.set()
-        return {"status": 0}
-      await asyncio.sleep(0.01)
-    return await super().run(folder, request, cancelled)
-
-
-def until(condition):
-  wait, patience = threading.Event(), 60_000
-  while not condition():
-    patience -= 1
-    assert patience > 0
-    wait.wait(0.01)
 
 
 def test_a_full_queue(predictor):

@@ -14,6 +14,7 @@ from support.service import LIMITS
 from support.service import network
 from support.service import nifti
 from support.service import voxels
+from support.waiting import free_port
 
 pytest.importorskip("dicomweb_client", reason="the extra pacs is not installed")
 
@@ -96,7 +97,9 @@ def test_without_a_server_or_when_it_is_away(predictor):
   with client(Inside(predictor, LIMITS)) as service:
     assert service.post(f"/predict?study={STUDY}").status_code == 404
     assert service.post(f"/infer/segmentation?image={SERIES}").status_code == 404
-  away = f"http://127.0.0.1:{orthanc.free_port()}/dicom-web"
+    early = service.post("/predict?store=1&output=dicom_seg", content=b"no series")
+    assert early.status_code == 404 and "--dicomweb" in early.json()["cure"]  # before it is read
+  away = f"http://127.0.0.1:{free_port()}/dicom-web"
   with client(Inside(predictor, LIMITS), server=Server(away)) as service:
     answer = service.post(f"/predict?study={STUDY}")
     assert answer.status_code == 502 and "127.0.0.1" not in answer.text

@@ -11,6 +11,8 @@ import pytest
 
 from condseg_jax.formats.nifti import read_nifti
 from condseg_jax.geometry import Volume
+from condseg_jax.serve.tokens import add_token
+from condseg_jax.serve.tokens import Tokens
 from support import browser
 from support.dicom_files import write_series
 from support.service import AFFINE
@@ -139,3 +141,17 @@ def test_light_and_dark(page):
     page.look(dark=dark)
     grounds.append(page.picture().mean())
   assert grounds[0] > 200 and grounds[1] < 60
+
+
+def test_with_a_token_the_browser_asks_once(predictor, tmp_path_factory):
+  """User and password are name and token; what the page then requests has them, too."""
+  folder = tmp_path_factory.mktemp("tokens")
+  token = add_token(folder / "tokens", "ward")
+  with listening(Inside(predictor, LIMITS), folder, tokens=Tokens(folder / "tokens")) as address, (
+      browser.browser(tmp_path_factory.mktemp("profile"), local=True)) as page:
+    page.open(address.replace("//", f"//ward:{token}@") + "/")  # instead of the browser's dialog
+    page.open(f"{address}/")
+    page.wait("document.querySelectorAll('#classes input').length == 3")
+    (folder / "a.nii").write_bytes(nifti())
+    segment(page, "#file", folder / "a.nii")
+    assert error(page) == "" and rows(page)

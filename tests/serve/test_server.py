@@ -5,7 +5,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -17,6 +16,7 @@ from support.service import Inside
 from support.service import LIMITS
 from support.service import listening
 from support.service import network
+from support.waiting import until
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -30,13 +30,6 @@ def predictor():
 def address(predictor, tmp_path_factory):
   with listening(Inside(predictor, LIMITS), tmp_path_factory.mktemp("requests")) as made:
     yield made.removeprefix("http://").split(":")
-
-
-def until(condition):
-  end = time.monotonic() + 60
-  while not condition():
-    assert time.monotonic() < end, "never"
-    time.sleep(0.05)
 
 
 def answer(address, sent):

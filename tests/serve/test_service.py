@@ -34,13 +34,14 @@ from support.service import series
 from support.service import voxels
 from support.tiny import overrides
 from support.tiny import write_datasets
+from support.waiting import free_port
+from support.waiting import until
 
 REQUESTS = 200
 WAITING = 8
 # Tolerated growth of the memory of each process: allocators keep a little of what was freed.
 GROWTH, SLACK = 1.05, 4 << 20
 SHAPES = ((12, 10, 6), (18, 20, 8), (7, 31, 3), (25, 8, 12), (9, 9, 30))
-PATIENCE = 120  # seconds; a machine under load is no fault
 ORDERS = ({}, {"classes": ["ball"]}, {"fusion": "softmax", "threshold": 0.3})
 
 pytestmark = pytest.mark.slow
@@ -82,13 +83,6 @@ def serving(workdir, folder, *flags):
     process.wait()
     process.stderr.close()
     drain.wait()
-
-
-def until(condition):
-  end = time.monotonic() + PATIENCE
-  while not condition():
-    assert time.monotonic() < end, "never"
-    time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +298,7 @@ def test_an_unfinished_upload_does_not_delay_the_shutdown(workdir, tmp_path):
 def test_a_killed_dicom_node_answers_each_series_once(workdir, tmp_path):
   """Killed while series wait, one is predicted and one arrives; then started again."""
   pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
-  node = dimse.make_node(tmp_path / "spool", orthanc.free_port())
+  node = dimse.make_node(tmp_path / "spool", free_port())
   dimse.write_config(node, tmp_path / "node.json")
   flags = (f"--dicom={node.aet}:{node.port}", f"--dicom_config={tmp_path / 'node.json'}")
   uids = [f"1.2.826.5.{number}.1" for number in range(4)]

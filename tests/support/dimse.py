@@ -7,11 +7,9 @@ import json
 import os
 from pathlib import Path
 import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -19,12 +17,14 @@ from condseg_jax.serve.dimse.settings import Node
 from condseg_jax.serve.dimse.settings import Peer
 from condseg_jax.serve.queue import Queue
 from condseg_jax.serve.request import PredictRequest
-from support.orthanc import free_port
 from support.service import Inside
 from support.service import LIMITS
+from support.waiting import free_port
+from support.waiting import listens
+from support.waiting import PATIENCE
+from support.waiting import until
 
 AET, SENDER, RECEIVER = "CONDSEG", "SENDER", "RECEIVER"
-PATIENCE = 60  # seconds; a machine under load is no fault
 
 
 def make_node(spool: Path, receiver: int, **changes) -> Node:
@@ -82,22 +82,6 @@ def running(node: Node, predictor, folder: Path, device=None) -> Iterator[None]:
     task.result()  # raises
 
 
-def listens(port: int) -> bool:
-  """Whether somebody listens at a port of this machine."""
-  with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-    return True
-  return False
-
-
-def until(condition, seconds: float = PATIENCE):
-  """Waits for a true value of a condition, and returns it."""
-  end = time.monotonic() + seconds
-  while not (value := condition()):
-    assert time.monotonic() < end, "never"
-    time.sleep(0.05)
-  return value
-
-
 def program(name: str) -> str:
   """The path of a program of DCMTK; the test is skipped where it is missing.
 
@@ -126,12 +110,12 @@ def ended(process: subprocess.Popen) -> int:
 
 
 @contextlib.contextmanager
-def storescp(port: int, folder: Path) -> Iterator[None]:
+def storescp(port: int, folder: Path, flags: tuple[str, ...] = ()) -> Iterator[None]:
   """A receiver that writes each object that arrives to a file of its own, even if it is equal."""
   folder.mkdir(exist_ok=True)
-  process = subprocess.Popen([program("storescp"), "-aet", RECEIVER, "--unique-filenames", "-od",
-                              str(folder), str(port)], stdout=subprocess.DEVNULL,
-                             stderr=subprocess.DEVNULL)
+  process = subprocess.Popen([program("storescp"), *flags, "-aet", RECEIVER,
+                              "--unique-filenames", "-od", str(folder), str(port)],
+                             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
   try:
     until(lambda: listens(port))
     yield

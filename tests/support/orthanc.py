@@ -5,7 +5,6 @@ import contextlib
 import json
 from pathlib import Path
 import shutil
-import socket
 import subprocess
 import time
 
@@ -16,16 +15,11 @@ import pytest
 from support.dicom_files import write_series
 from support.service import AFFINE
 from support.service import voxels
+from support.waiting import free_port
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 PATIENCE = 30  # seconds
 AET = "ORTHANC"
-
-
-def free_port() -> int:
-  """A port at which nobody listens."""
-  with socket.create_server(("127.0.0.1", 0)) as listener:
-    return listener.getsockname()[1]
 
 
 class Orthanc:

@@ -27,6 +27,7 @@ from condseg_jax.models.dense_unet import DenseUNet
 from condseg_jax.plan import Plan
 from condseg_jax.predictor import Predictor
 from condseg_jax.serve.app import build_app
+from condseg_jax.serve.guard import Access
 from condseg_jax.serve.handler import handle
 from condseg_jax.serve.hosts import Hosts
 from condseg_jax.serve.queue import Queue
@@ -71,9 +72,28 @@ class Inside:
     pass
 
 
-def application(device, limits: Limits, folder: Path, **more) -> Starlette:
+class Held(Inside):
+  """Holds each prediction until `go` is set; records its start and its cancellation."""
+
+  def __init__(self, predictor, limits):
+    super().__init__(predictor, limits)
+    self.begun, self.go, self.stopped = threading.Event(), threading.Event(), threading.Event()
+
+  async def run(self, folder, request, cancelled):
+    self.begun.set()
+    while not self.go.is_set():
+      if cancelled.is_set():
+        self.stopped.set()
+        return {"status": 0}
+      await asyncio.sleep(0.01)
+    return await super().run(folder, request, cancelled)
+
+
+def application(device, limits: Limits, folder: Path, tokens=None, audit=None,
+                **more) -> Starlette:
   """The application on a device, with its queue at work."""
   queue = Queue(device, limits)
+  access = Access(Hosts("127.0.0.1"), tokens, audit)
 
   @contextlib.asynccontextmanager
   async def lifespan(_app):
@@ -81,8 +101,7 @@ def application(device, limits: Limits, folder: Path, **more) -> Starlette:
     yield
     run.cancel()
 
-  return Starlette(routes=[Mount("/", build_app(queue, limits, folder, Hosts("127.0.0.1"),
-                                                     **more))],
+  return Starlette(routes=[Mount("/", build_app(queue, limits, folder, access, **more))],
                    lifespan=lifespan)
 
 
@@ -97,17 +116,20 @@ def client(device, limits: Limits = LIMITS, folder: Path | None = None, **more):
 
 
 @contextlib.contextmanager
-def listening(device, folder: Path, limits: Limits = LIMITS, **more):
+def listening(device, folder: Path, limits: Limits = LIMITS, tls=None, **more):
   """The address at which the application listens, in a thread of this process."""
   config = uvicorn.Config(application(device, limits, folder, **more), log_config=None,
-                          loop="asyncio", http=Protocol, ws="none")
+                          loop="asyncio", http=Protocol, ws="none",
+                          ssl_context_factory=(lambda *_: tls) if tls else None)
   server = uvicorn.Server(config)
   with socket.create_server(("127.0.0.1", 0)) as listener:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    try:
+      yield f"{'https' if tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+      server.should_exit = True
+      thread.join()
 
 
 def voxels(seed=0, shape=(12, 10, 6)) -> np.ndarray:

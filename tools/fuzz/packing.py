@@ -96,8 +96,19 @@ def _in_body(content: bytes, _member: str, change: Callable[[bytes], bytes]) -> 
   return head + blank + body
 
 
+def _in_form(content: bytes, number: str, change: Callable[[bytes], bytes]) -> bytes:
+  """The content of a part of multipart/form-data, by its number."""
+  boundary = content.partition(b"\r\n")[0]
+  parts = content.split(boundary)
+  head, blank, inner = parts[1 + int(number)].partition(b"\r\n\r\n")
+  if not blank or not inner.endswith(b"\r\n"):
+    raise Impossible("form")
+  parts[1 + int(number)] = head + blank + change(inner[:-2]) + b"\r\n"
+  return boundary.join(parts)
+
+
 VIEWS = {"gzip": _in_gzip, "packed": _in_packed, "zip": _in_zip, "bundle": _in_bundle,
-         "body": _in_body}
+         "body": _in_body, "form": _in_form}
 
 
 def zip_content(content: bytes) -> list[tuple[zipfile.ZipInfo, bytes]]:

@@ -167,12 +167,19 @@ REQUEST_LINES = ("GET / HTTP/1.1", "GET /predict HTTP/1.1", "PUT /predict HTTP/1
                  "POST /health HTTP/1.1", "GET /../../etc/passwd HTTP/1.1", "GET //health HTTP/1.1",
                  "OPTIONS * HTTP/1.1", "POST /predict", "POST /predict HTTP/9.9", "x", "",
                  "GET /%00 HTTP/1.1", "GET /page.css/../page.js HTTP/1.1",
-                 "CONNECT a:1 HTTP/1.1", "GET http://evil.example/health HTTP/1.1")
+                 "CONNECT a:1 HTTP/1.1", "GET http://evil.example/health HTTP/1.1",
+                 "POST /infer/x HTTP/1.1", "POST /infer/%2e%2e%2fx HTTP/1.1",
+                 "DELETE /session/.. HTTP/1.1", "GET /datastore/image?image=../x HTTP/1.1",
+                 "PUT /datastore/label?image=a&tag=../x HTTP/1.1",
+                 "GET /datastore/?output=x HTTP/1.1", "POST /activelearning/x HTTP/1.1",
+                 "GET /auth/token/valid HTTP/1.1")
 QUERIES = ("classes=x", "classes=ball,ball", "classes=,", "classes=%00", "preset=x", "fusion=x",
            "fusion=independent", "threshold=nan", "threshold=2", "threshold=1e-300", "threshold=",
            "series=1.2.3", "series=../../x", "force=1", "force=2", "output=x", "output=zip",
            "output=page", "output=label", "x=1", "classes=a&classes=b", "&&&=", "%ff=%fe",
-           "threshold=0.5&threshold=0.5", "classes=" + "a," * 2000)
+           "threshold=0.5&threshold=0.5", "classes=" + "a," * 2000, "image=a", "image=../x",
+           "image=%00", "image=a&tag=../x", "image=.a", "image=" + "a" * 300, "session_id=../x",
+           "expiry=-1", "expiry=99999999999999999999", "output=json&image=a", "image=a.nii")
 
 
 def draw_head(rng: random.Random, content: bytes) -> tuple:

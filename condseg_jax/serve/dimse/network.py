@@ -6,9 +6,10 @@ import itertools
 import logging
 from pathlib import Path
 import shutil
+import socket
 from socketserver import BaseServer
 import threading
-import weakref
+import warnings
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
@@ -25,6 +26,7 @@ from pynetdicom import _config
 from pynetdicom import AE
 from pynetdicom import evt
 from pynetdicom.association import Association
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.sop_class import CTImageStorage  # type: ignore[attr-defined]
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 from pynetdicom.sop_class import PositronEmissionTomographyImageStorage  # type: ignore[attr-defined]
@@ -38,6 +40,8 @@ from condseg_jax.serve.dimse.settings import Node
 from condseg_jax.serve.dimse.settings import normal
 from condseg_jax.serve.dimse.spool import Spool
 from condseg_jax.serve.request import FREE_BYTES
+from condseg_jax.serve.tls import client_context
+from condseg_jax.serve.tls import server_context
 
 IMAGES = (CTImageStorage, MRImageStorage, PositronEmissionTomographyImageStorage)
 # What the reader of series decodes.
@@ -54,9 +58,28 @@ SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
 UNKNOWN_CALLING, UNKNOWN_CALLED = 0x03, 0x07
 LOG = logging.getLogger("condseg_jax")
 
-# What it would log names patients.
+# What they would log, or warn of, quotes values of patients.
 _config.LOG_HANDLER_LEVEL = "none"
 logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
+QUIET = r"(pydicom|pynetdicom)\."  # modules
+warnings.filterwarnings("ignore", module=QUIET)
+
+
+def _tell_in_a_line(former: Callable[[threading.ExceptHookArgs], object]
+                    ) -> Callable[[threading.ExceptHookArgs], object]:
+  """Returns a hook for threads that fail, which has a line for those of pynetdicom.
+
+  Garbled commands and PDUs out of order end its threads with an exception.
+  """
+  def hook(failure: threading.ExceptHookArgs) -> None:
+    if isinstance(failure.thread, Association | DULServiceProvider):
+      LOG.warning("dicom: a peer sent what is no DICOM (%s)", failure.exc_type.__name__)
+    else:
+      former(failure)
+  return hook
+
+
+threading.excepthook = _tell_in_a_line(threading.excepthook)
 
 
 class _Sender:
@@ -88,7 +111,7 @@ class Receiver:
 
   def __init__(self, node: Node, spool: Spool):
     self._spool, self._numbers = spool, itertools.count()
-    self._senders: weakref.WeakKeyDictionary[Association, _Sender] = weakref.WeakKeyDictionary()
+    self._senders: dict[Association, _Sender] = {}
     self._allowed = {(peer.aet, address) for peer in node.peers for address in peer.addresses()}
     entity = _entity(node.aet)
     entity.maximum_associations = MAX_ASSOCIATIONS
@@ -97,12 +120,31 @@ class Receiver:
     for image in IMAGES:
       entity.add_supported_context(image, list(SYNTAXES))
     hosts = {address for _, address in self._allowed}
+    context = server_context(*node.tls) if node.tls else None
+    sweep = self._sweep
 
     class Server(ThreadedAssociationServer):
       """Accepts connections of peers only."""
 
       def verify_request(self, _request: object, client_address: tuple) -> bool:
         return normal(client_address[0]) in hosts
+
+      def finish_request(self, request: socket.socket | tuple[bytes, socket.socket],
+                         client_address: tuple) -> None:
+        """Encrypts a connection in its own thread: nobody waits for the peer's part of it."""
+        if context is not None and isinstance(request, socket.socket):
+          request.settimeout(CONNECT_SECONDS)
+          try:
+            request = context.wrap_socket(request, server_side=True)
+          except OSError:
+            LOG.warning("dicom: a peer has no certificate that the node trusts, or no TLS")
+            return
+          request.settimeout(None)
+        super().finish_request(request, client_address)
+
+      def service_actions(self) -> None:
+        super().service_actions()
+        sweep()
 
       def shutdown(self) -> None:
         BaseServer.shutdown(self)  # that of pynetdicom fails for servers of `make_server`
@@ -183,6 +225,14 @@ class Receiver:
       return CANNOT_UNDERSTAND
     return SUCCESS
 
+  def _sweep(self) -> None:
+    """Ends associations whose threads have failed, of which pynetdicom tells nothing."""
+    for association in list(self._senders):
+      if not association.is_alive() and (sender := self._senders.pop(association, None)):
+        self._spool.end(sender.number, orderly=False)
+        if association.dul.socket is not None:
+          association.dul.socket.close()
+
   def _ended(self, event: evt.Event, orderly: bool) -> None:
     sender = self._senders.pop(event.assoc, None)
     if sender is not None:
@@ -204,7 +254,8 @@ def send(node: Node, paths: list[Path], arrived: Callable[[Path], None]) -> None
   # As they are written.
   entity.add_requested_context(SegmentationStorage, ExplicitVRLittleEndian)
   entity.add_requested_context(RTStructureSetStorage, ImplicitVRLittleEndian)
-  association = entity.associate(peer.host, peer.port, ae_title=peer.aet)
+  tls = (client_context(*node.tls), peer.host) if node.tls else None
+  association = entity.associate(peer.host, peer.port, ae_title=peer.aet, tls_args=tls)
   name = f"DICOM node {peer.aet}"
   if not association.is_established:
     raise InputError(name, "rejects the association" if association.is_rejected else

@@ -3,11 +3,13 @@
 import asyncio
 import logging
 from pathlib import Path
-import shutil
 import tempfile
-import zipfile
+import time
 
 from condseg_jax.errors import InputError
+from condseg_jax.serve import dicom_answer
+from condseg_jax.serve.audit import Audit
+from condseg_jax.serve.audit import named_classes
 from condseg_jax.serve.dimse import network
 from condseg_jax.serve.dimse.settings import Node
 from condseg_jax.serve.dimse.spool import Spool
@@ -31,10 +33,13 @@ class Runner:
     spool: its spool.
     queue: runs the predictions, as those of HTTP requests: one at a time.
     folder: for temporary folders of requests.
+    audit: the audit log; None for none.
   """
 
-  def __init__(self, node: Node, spool: Spool, queue: Queue, folder: Path):
+  def __init__(self, node: Node, spool: Spool, queue: Queue, folder: Path,
+               audit: Audit | None = None):
     self._node, self._spool, self._queue, self._folder = node, spool, queue, folder
+    self._audit = audit
 
   async def run(self) -> None:
     """Receives, predicts and sends until it is cancelled.
@@ -81,10 +86,14 @@ class Runner:
     await asyncio.to_thread(self._spool.collect)
     names = self._spool.ready()
     for name in names:
+      start = time.monotonic()
       try:
         outcome = await self._answer(name)
       except HttpError:  # no place in the queue, or shutting down
         return RETRY_SECONDS[0]
+      if self._audit:
+        self._audit.write("", "dicom", outcome["status"], time.monotonic() - start,
+                          named_classes(self._node.request))
       if outcome["status"] == 200:
         LOG.info("dicom: a series is segmented")
       elif outcome["status"] in LATER and attempts.get(name, 0) < ATTEMPTS - 1:
@@ -113,14 +122,7 @@ class Runner:
       return outcome
 
   def _keep(self, name: str, folder: Path) -> None:
-    objects = folder / "objects"
-    objects.mkdir()
-    if zipfile.is_zipfile(folder / ANSWER):
-      with zipfile.ZipFile(folder / ANSWER) as archive:  # written by the worker
-        archive.extractall(objects)
-    else:
-      shutil.move(folder / ANSWER, objects / "object.dcm")
-    self._spool.answer(name, sorted(objects.iterdir()))
+    self._spool.answer(name, dicom_answer.unpack(folder / ANSWER, folder / "objects"))
 
   async def _send(self) -> None:
     pause = RETRY_SECONDS[0]

@@ -16,7 +16,8 @@ from condseg_jax.serve.request import PredictRequest
 
 # Objects to send → the output of the service that contains them.
 OUTPUTS = {tuple(sorted(kinds)): output for output, kinds in DICOM_OUTPUTS.items()}
-KEYS = ("spool", "peers", "send_to", "objects", "classes", "preset", "listen", "quiet_seconds")
+KEYS = ("spool", "peers", "send_to", "objects", "classes", "preset", "listen", "quiet_seconds",
+        "tls")
 _AET = re.compile(r"[A-Za-z0-9_.-]{1,16}")
 
 
@@ -47,6 +48,20 @@ class Peer(NamedTuple):
     return {normal(str(entry[4][0])) for entry in found}
 
 
+class Tls(NamedTuple):
+  """Files (PEM) with which a node and its peers identify each other.
+
+  Attributes:
+    certificate: of the node, followed by those that lead to its authority.
+    key: of the certificate, without a password.
+    authority: certificates that those of all peers must lead to.
+  """
+
+  certificate: str
+  key: str
+  authority: str
+
+
 class Node(NamedTuple):
   """A DICOM node.
 
@@ -60,6 +75,7 @@ class Node(NamedTuple):
     quiet_seconds: without a new slice, after which a series is complete although its association is
       open.
     request: what is predicted.
+    tls: None for associations without encryption.
   """
 
   aet: str
@@ -70,6 +86,7 @@ class Node(NamedTuple):
   spool: Path
   quiet_seconds: float
   request: PredictRequest
+  tls: Tls | None = None
 
 
 def read_node(address: str, path: str | os.PathLike) -> Node:
@@ -95,7 +112,7 @@ def read_node(address: str, path: str | os.PathLike) -> Node:
     raise InputError(path, f"is not JSON ({error})", "correct it", usage=True) from error
   reader = _Reader(path, content)
   return Node(aet, int(port), reader.text("listen", "127.0.0.1"), reader.peers(), reader.send_to(),
-              Path(reader.text("spool")), reader.quiet_seconds(), reader.request())
+              Path(reader.text("spool")), reader.quiet_seconds(), reader.request(), reader.tls())
 
 
 def normal(address: str) -> str:
@@ -136,6 +153,15 @@ class _Reader:
         0 < value < math.inf):
       raise self._error("`quiet_seconds` is not a positive number")
     return float(value)
+
+  def tls(self) -> Tls | None:
+    if "tls" not in self._content:
+      return None
+    entry = self._object("`tls`", self._content["tls"], Tls._fields)
+    values = [entry.get(name) for name in Tls._fields]
+    if not all(isinstance(value, str) and value for value in values):
+      raise self._error(f"`tls` needs the files {', '.join(Tls._fields)}")
+    return Tls(*map(str, values))
 
   def request(self) -> PredictRequest:
     kinds = tuple(sorted(set(self._texts("objects", ["seg"]))))

@@ -22,7 +22,7 @@ import uuid
 import zlib
 
 from condseg_jax.errors import InputError
-from condseg_jax.serve.archive import SIGNATURE
+from condseg_jax.serve import signature
 from condseg_jax.serve.request import FREE_BYTES
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import MAX_VALUE
@@ -32,7 +32,6 @@ MEDIA = {".nii.gz": "application/gzip", ".nii": "application/octet-stream",
          ".zip": "application/zip"}
 LABEL = ".nii.gz"  # suffix of labels
 FINAL = "final"  # tag of a label that a person has checked
-HEAD_BYTES = 348  # of NIfTI-1; 540 of NIfTI-2, whose magic comes first
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,119}")
 _TAG = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
@@ -218,19 +217,16 @@ class Datastore:
 def _suffix(path: Path) -> str:
   """Returns the suffix for the format of a received file; raises HttpError for any other format."""
   with path.open("rb") as stream:
-    head = stream.read(HEAD_BYTES)
-  if head.startswith(SIGNATURE):
-    return ".zip"
-  packed = head.startswith(b"\x1f\x8b")
-  if packed:
+    suffix = inner = signature.suffix(stream.read(signature.HEAD_BYTES))
+  if suffix == ".nii.gz":
     try:
       with gzip.open(path) as stream:
-        head = stream.read(HEAD_BYTES)
+        inner = signature.suffix(stream.read(signature.HEAD_BYTES))
     except (OSError, EOFError, zlib.error) as error:
       raise HttpError(422, "body", "is a damaged gzip file", "send it again") from error
-  if head[344:346] not in (b"n+", b"ni") and head[4:6] != b"n+":
+  if not suffix or suffix == ".nii.gz" and inner != ".nii":
     raise _unsupported("image")
-  return ".nii.gz" if packed else ".nii"
+  return suffix
 
 
 def _unsupported(kind: str) -> HttpError:

@@ -5,15 +5,14 @@ from collections.abc import Mapping
 import dataclasses
 import json
 from pathlib import Path
-import shutil
-from typing import IO
-import uuid
 import zipfile
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.serve.exchange import Answer
 from condseg_jax.serve.exchange import json_answer
 from condseg_jax.serve.monai.info import models
+from condseg_jax.serve.multipart import Part
+from condseg_jax.serve.multipart import write_form
 from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import MAX_VALUE
 from condseg_jax.serve.request import PredictRequest
@@ -89,17 +88,15 @@ def compose(answer: Answer, output: str, params: Mapping, folder: Path) -> Answe
   assert isinstance(answer.content, Path)
   if output == "json":
     return json_answer(_result(json.loads(answer.content.read_bytes()), params))
-  boundary, path = uuid.uuid4().hex, folder / "form"
-  with zipfile.ZipFile(answer.content) as archive, path.open("wb") as stream:
+  path = folder / "form"
+  with zipfile.ZipFile(answer.content) as archive:
     statistics = json.loads(archive.read("statistics.json"))
     name = next(n for n in archive.namelist() if n.startswith("label."))
-    _begin(stream, boundary, 'name="params"', "application/json")
-    stream.write(json.dumps(_result(statistics, params)).encode() + b"\r\n")
-    _begin(stream, boundary, f'name="image"; filename="{name}"', "application/octet-stream")
-    with archive.open(name) as member:
-      shutil.copyfileobj(member, stream)
-    stream.write(f"\r\n--{boundary}--\r\n".encode())
-  return Answer(path, f"multipart/form-data; boundary={boundary}")
+    told = json.dumps(_result(statistics, params)).encode()
+    with archive.open(name) as label:
+      media = write_form(path, [Part("params", told, media="application/json"),
+                                Part("image", label, name, "application/octet-stream")])
+  return Answer(path, media)
 
 
 def _text(name: str, value: object) -> str:
@@ -128,8 +125,3 @@ def _result(statistics: Mapping, params: Mapping) -> dict:
   return {"label_names": {name: entry["value"] for name, entry in classes.items()},
           "centroids": centroids, "statistics": statistics,
           "ignored": sorted(params.keys() - {*OURS, "result_extension", "client_id"})}
-
-
-def _begin(stream: IO[bytes], boundary: str, disposition: str, media: str) -> None:
-  stream.write(f"--{boundary}\r\nContent-Disposition: form-data; {disposition}\r\n"
-               f"Content-Type: {media}\r\n\r\n".encode())

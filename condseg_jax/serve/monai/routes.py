@@ -7,7 +7,8 @@
     PUT  /session/, GET, DELETE /session/{id}
     GET  /datastore/, GET, PUT /datastore/image, GET, PUT /datastore/label
     POST /activelearning/{strategy}     the next image to label
-    GET  /auth/, POST /auth/token       there is no authentication here
+    GET  /auth/, POST /auth/token       whether a token is needed; name and token as user and
+                                        password, and back comes the token
     /train/                             names the command that trains
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Callable
 import contextlib
 from pathlib import Path
 import re
+from urllib.parse import parse_qsl
 
 from starlette.routing import Route
 
@@ -38,6 +40,7 @@ from condseg_jax.serve.request import HttpError
 from condseg_jax.serve.request import MAX_VALUE
 
 PARAMS = ("params",)  # the text field of forms
+MAX_LOGIN = 4096  # bytes of a form with user and password
 
 
 def monai_routes(shared: Shared, datastore: Datastore | None) -> list[Route]:
@@ -59,8 +62,8 @@ def monai_routes(shared: Shared, datastore: Datastore | None) -> list[Route]:
       ("GET", "/datastore/label", protocol.get_label),
       ("PUT", "/datastore/label", protocol.save_label),
       ("POST", "/activelearning/{strategy}", protocol.next_image),
-      ("GET", "/auth/", _auth), ("POST", "/auth/token", _token),
-      ("GET", "/auth/token/valid", _token),
+      ("GET", "/auth/", protocol.auth), ("POST", "/auth/token", protocol.log_in),
+      ("GET", "/auth/token/valid", protocol.auth),
       *((method, path, _train) for method in ("GET", "POST", "DELETE")
         for path in ("/train/", "/train/{model}"))]
   return [Route(path, Endpoint(path.strip("/").partition("/")[0], shared, handle),
@@ -71,7 +74,7 @@ class _Protocol:
   """Answers to requests for images, labels and predictions."""
 
   def __init__(self, shared: Shared, datastore: Datastore | None):
-    self._queue, self._datastore = shared.queue, datastore
+    self._queue, self._datastore, self._tokens = shared.queue, datastore, shared.tokens
     self._pacs = shared.pacs.configured
     self._sessions = Sessions(shared.folder / "sessions")
 
@@ -84,7 +87,7 @@ class _Protocol:
     return json_answer(info.info(device.table, device.fusions, status))
 
   async def infer(self, exchange: Exchange) -> Answer:
-    self._queue.check()
+    self._queue.check(exchange.owner)
     query = exchange.parameters("image", "session_id", "output")
     body, device = exchange.folder / BODY, self._queue.device
     assert device.table is not None  # checked above
@@ -185,22 +188,31 @@ class _Protocol:
     # No path: the client downloads the image.
     return json_answer({"id": chosen, "name": f"{chosen}{image.suffix}", "ext": image.suffix})
 
+  async def auth(self, exchange: Exchange) -> Answer:
+    exchange.parameters()
+    return json_answer({"enabled": self._tokens is not None, "client_id": "", "realm": ""})
+
+  async def log_in(self, exchange: Exchange) -> Answer:
+    body = exchange.folder / BODY
+    if self._tokens is None:
+      with contextlib.suppress(HttpError):  # whatever is sent
+        await exchange.receive(body, optional=True)
+      return json_answer({"access_token": None, "token_type": None})
+    length = exchange.request.headers.get("content-length", "")
+    if not re.fullmatch(r"\d{1,9}", length) or int(length) > MAX_LOGIN:  # of anybody
+      raise HttpError(413, "body", f"has no length, or more than {MAX_LOGIN} bytes",
+                      "send username and password as a form")
+    await exchange.receive(body, optional=True)
+    fields = dict(parse_qsl(body.read_text(encoding="utf-8", errors="replace")))
+    token = fields.get("password", "")
+    self._tokens.owner(token, fields.get("username", ""))  # raises
+    return json_answer({"access_token": token, "token_type": "bearer"})
+
   def _images(self) -> Datastore:
     if self._datastore is None:
       raise HttpError(404, "datastore", "there is none",
                       "start the service with --datastore=FOLDER, or send the image")
     return self._datastore
-
-
-async def _auth(exchange: Exchange) -> Answer:
-  exchange.parameters()
-  return json_answer({"enabled": False, "client_id": "", "realm": ""})
-
-
-async def _token(exchange: Exchange) -> Answer:
-  with contextlib.suppress(HttpError):  # whatever is sent: no token is needed
-    await exchange.receive(exchange.folder / BODY, optional=True)
-  return json_answer({"access_token": None, "token_type": None})
 
 
 async def _train(_exchange: Exchange) -> Answer:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import struct
 import subprocess
 import time
 
@@ -21,6 +22,7 @@ from condseg_jax.geometry import Volume  # noqa: E402
 from condseg_jax.serve.dimse import network as module  # noqa: E402
 from condseg_jax.serve.dimse import spool  # noqa: E402
 from condseg_jax.serve.dimse.settings import Peer  # noqa: E402
+from condseg_jax.serve.dimse.settings import Tls  # noqa: E402
 from condseg_jax.serve.request import PredictRequest  # noqa: E402
 from support import dimse  # noqa: E402
 from support import orthanc  # noqa: E402
@@ -28,6 +30,10 @@ from support.dicom_files import read_segments  # noqa: E402
 from support.service import AFFINE  # noqa: E402
 from support.service import network  # noqa: E402
 from support.service import voxels  # noqa: E402
+from support.tls import make_certificate  # noqa: E402
+from support.waiting import free_port  # noqa: E402
+from support.waiting import listens  # noqa: E402
+from support.waiting import until  # noqa: E402
 
 # pynetdicom leaves the socket of a peer that has gone away to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -42,7 +48,7 @@ def predictor():
 @pytest.fixture(scope="module")
 def receiver(tmp_path_factory):
   """A port, and the folder of what has arrived there."""
-  port, folder = orthanc.free_port(), tmp_path_factory.mktemp("received")
+  port, folder = free_port(), tmp_path_factory.mktemp("received")
   with dimse.storescp(port, folder):
     yield port, folder
 
@@ -105,7 +111,7 @@ def test_echo_and_who_is_rejected(running):
 def test_a_series_is_answered(running, predictor, received, tmp_path):
   uid, paths = write(tmp_path, 1)
   assert dimse.ended(dimse.storescu(running.port, *paths)) == 0
-  (dataset,) = dimse.until(lambda: received(uid))
+  (dataset,) = until(lambda: received(uid))
   assert dataset.PatientName == "Doe^Jane"
   dataset.save_as(tmp_path / "seg.dcm")
   expected = predictor.predict(Volume(voxels(), AFFINE))
@@ -129,7 +135,7 @@ def test_compressed_series(running, received, tmp_path):
     assert pydicom.dcmread(packed[0]).file_meta.TransferSyntaxUID.is_compressed
     assert dimse.ended(dimse.storescu(running.port, *packed, flags=(flag,))) == 0
     uids.append(uid)
-  dimse.until(lambda: len(received(*uids)) == 3)
+  until(lambda: len(received(*uids)) == 3)
 
 
 @pytest.mark.slow
@@ -142,11 +148,11 @@ def test_twenty_series_in_parallel_and_one_that_breaks(running, received, tmp_pa
   half = dimse.storescu(running.port, *paths[:3], flags=("--abort",))
   assert [dimse.ended(sender) for sender in senders] == [0] * 19
   dimse.ended(half)
-  dimse.until(lambda: len(received(*uids)) == 19)
+  until(lambda: len(received(*uids)) == 19)
   time.sleep(running.quiet_seconds + 1)  # the three slices are not answered, however long it takes
   assert sorted(map(source, received(*uids))) == sorted(set(uids) - {broken})
   assert dimse.ended(dimse.storescu(running.port, *paths)) == 0
-  dimse.until(lambda: received(broken))
+  until(lambda: received(broken))
   assert sorted(map(source, received(*uids))) == sorted(uids)
 
 
@@ -155,7 +161,7 @@ def test_an_open_association_that_is_quiet(running, received, tmp_path):
   association = associate(running)
   for path in paths:
     assert association.send_c_store(path).Status == 0
-  dimse.until(lambda: received(uid))
+  until(lambda: received(uid))
   assert association.is_established
   association.release()
 
@@ -169,6 +175,28 @@ def test_what_is_no_slice_is_refused(running, tmp_path):
   association.release()
 
 
+def test_an_association_whose_thread_fails_is_broken(tmp_path, said):
+  """A command without its kind ends a thread of pynetdicom, which then tells of no end."""
+  node = dimse.make_node(tmp_path / "s", 9)
+  kept = spool.Spool(node.spool, 0.1)
+  receiver = module.Receiver(node, kept)
+  receiver.start()
+  try:
+    association = associate(node)
+    assert association.send_c_store(write(tmp_path, 11)[1][0]).Status == module.SUCCESS
+    group_length = struct.pack("<HHII", 0, 0, 4, 0)
+    value = bytes((association.accepted_contexts[0].context_id, 3)) + group_length
+    association.dul.socket.send(struct.pack(">BxII", 4, len(value) + 4, len(value)) + value)
+    until(lambda: any("broke" in line for line in said()))
+    time.sleep(0.3)  # longer than it takes a series to be complete
+    kept.collect()
+    assert kept.ready() == [] and kept.waiting() == 1
+    assert any("no DICOM (AttributeError)" in line for line in said())
+    association.abort()
+  finally:
+    receiver.close()
+
+
 def test_too_large_an_instance_breaks_the_association(running, monkeypatch, tmp_path):
   monkeypatch.setattr(module, "MAX_INSTANCE", 100_000)
   _, paths = write(tmp_path, 4)
@@ -176,7 +204,7 @@ def test_too_large_an_instance_breaks_the_association(running, monkeypatch, tmp_
   dataset = pydicom.dcmread(paths[0])
   dataset.PixelData = bytes(300_000)
   assert "Status" not in association.send_c_store(dataset)
-  dimse.until(lambda: not association.is_established)
+  until(lambda: not association.is_established)
   assert dimse.ended(dimse.storescu(running.port, *paths)) == 0  # others are not concerned
 
 
@@ -194,8 +222,8 @@ def test_a_series_that_cannot_be_segmented(running, received, caplog, monkeypatc
   before = set((running.spool / "failed").iterdir())
   with caplog.at_level("INFO"):
     assert dimse.ended(dimse.storescu(running.port, *paths)) == 0
-    (path,) = dimse.until(lambda: set((running.spool / "failed").iterdir()) - before)
-    dimse.until(lambda: "not segmented" in caplog.text)
+    (path,) = until(lambda: set((running.spool / "failed").iterdir()) - before)
+    until(lambda: "not segmented" in caplog.text)
   assert json.loads(path.read_text())["status"] == 422
   assert "Doe" not in caplog.text and "patient" not in caplog.text
   time.sleep(0.5)
@@ -218,13 +246,13 @@ def test_a_known_entity_at_the_host_of_another_is_rejected(predictor, receiver, 
 
 
 def test_results_wait_for_their_receiver(predictor, tmp_path):
-  node = dimse.make_node(tmp_path / "s", orthanc.free_port())
+  node = dimse.make_node(tmp_path / "s", free_port())
   _, paths = write(tmp_path, 7)
   with dimse.running(node, predictor, tmp_path):
     assert dimse.ended(dimse.storescu(node.port, *paths)) == 0
-    dimse.until(lambda: list(node.spool.glob("results/[!.]*/*")))
+    until(lambda: list(node.spool.glob("results/[!.]*/*")))
   with dimse.storescp(node.send_to.port, tmp_path / "in"), dimse.running(node, predictor, tmp_path):
-    dimse.until(lambda: not list(node.spool.glob("results/*")))
+    until(lambda: not list(node.spool.glob("results/*")))
     assert len(list((tmp_path / "in").iterdir())) == 1
 
 
@@ -232,7 +260,27 @@ def test_unknown_classes_end_the_node(predictor, receiver, tmp_path):
   node = dimse.make_node(tmp_path / "s", receiver[0], request=PredictRequest(("heart",)))
   with pytest.raises(InputError, match="heart"):
     with dimse.running(node, predictor, tmp_path):
-      dimse.until(lambda: not dimse.listens(node.port))
+      until(lambda: not listens(node.port))
+
+
+def test_tls(predictor, tmp_path):
+  """Both ways; a peer without TLS, or without a certificate, is told nothing."""
+  certificate, key = map(str, make_certificate(tmp_path))
+  secure = ("+tls", key, certificate, "+cf", certificate)
+  node = dimse.make_node(tmp_path / "s", free_port(), tls=Tls(certificate, key, certificate))
+  _, paths = write(tmp_path, 10)
+  with dimse.storescp(node.send_to.port, tmp_path / "in", secure), (
+      dimse.running(node, predictor, tmp_path)):
+    assert dimse.ended(dimse.storescu(node.port, *paths)) != 0
+    nobody = ("+tla", "+cf", certificate)
+    assert dimse.ended(dimse.storescu(node.port, *paths, flags=nobody)) != 0
+    assert node_is_empty(node)
+    assert dimse.ended(dimse.storescu(node.port, *paths, flags=secure)) == 0
+    until(lambda: list((tmp_path / "in").iterdir()) and not list(node.spool.glob("results/*")))
+
+
+def node_is_empty(node) -> bool:
+  return not any(list(folder.iterdir()) for folder in node.spool.iterdir())
 
 
 def test_orthanc_sends_and_receives(predictor, tmp_path):
@@ -248,7 +296,7 @@ def test_orthanc_sends_and_receives(predictor, tmp_path):
                              timeout=60)
         assert answer.status_code == 200, answer.text
       for kind in ("SEG", "RTSTRUCT"):
-        dimse.until(lambda kind=kind: len(archive.series(kind)) == 2)
+        until(lambda kind=kind: len(archive.series(kind)) == 2)
       (found,) = archive.series("SEG", f"{STUDY}.8")
       (path,) = archive.download(found["0020000E"], tmp_path / "seg")
       expected = predictor.predict(Volume(voxels(), AFFINE))

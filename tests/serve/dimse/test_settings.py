@@ -8,6 +8,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.serve.dimse.settings import normal
 from condseg_jax.serve.dimse.settings import Peer
 from condseg_jax.serve.dimse.settings import read_node
+from condseg_jax.serve.dimse.settings import Tls
 from condseg_jax.serve.request import PredictRequest
 
 LEAST = {"spool": "spool", "peers": [{"aet": "A", "host": "127.0.0.1"}],
@@ -31,6 +32,8 @@ def test_defaults_and_values(read):
   node = read(objects=["seg", "rtstruct"], classes=["liver"], quiet_seconds=0.5, listen="0.0.0.0")
   assert node.request == PredictRequest(("liver",), output="dicom")
   assert read(objects=["rtstruct"]).request.output == "dicom_rtstruct"
+  files = {"certificate": "c.pem", "key": "k.pem", "authority": "a.pem"}
+  assert read(tls=files).tls == Tls(**files) and node.tls is None
 
 
 @pytest.mark.parametrize("changes, reason", [
@@ -45,7 +48,11 @@ def test_defaults_and_values(read):
     ({"send_to": LEAST["send_to"] | {"port": True}}, "no valid `port`"),
     ({"objects": ["pdf"]}, "`objects` must be"), ({"objects": []}, "`objects` must be"),
     ({"classes": "liver"}, "no list of texts"), ({"quiet_seconds": 0}, "not a positive number"),
-    ({"quiet_seconds": float("inf")}, "not a positive number"), ({"color": 1}, "unknown key")])
+    ({"quiet_seconds": float("inf")}, "not a positive number"), ({"color": 1}, "unknown key"),
+    ({"tls": "cert.pem"}, "`tls` is no JSON object"),
+    ({"tls": {"certificate": "c", "key": "k"}}, "`tls` needs the files"),
+    ({"tls": {"certificate": "c", "key": "k", "authority": 1}}, "`tls` needs the files"),
+    ({"tls": {"password": "x"}}, "unknown key 'password'")])
 def test_mistakes_are_one_line_of_usage(read, changes, reason):
   with pytest.raises(InputError, match=reason) as caught:
     read(**changes)

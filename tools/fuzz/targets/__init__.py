@@ -12,4 +12,6 @@ TARGETS = {
     "description": "tools.fuzz.targets.settings:Description",
     "config": "tools.fuzz.targets.settings:Settings",
     "http": "tools.fuzz.targets.service:Service",
+    "monai": "tools.fuzz.targets.monai:Monai",
+    "dimse": "tools.fuzz.targets.dimse:Dimse",
 }

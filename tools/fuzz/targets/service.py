@@ -60,10 +60,10 @@ class Service(Target):
     form = (b'--frontier\r\nContent-Disposition: form-data; name="file"; filename="a.nii"\r\n\r\n'
             + plain + b"\r\n--frontier--\r\n")
     kind = "Content-Type: multipart/form-data; boundary=frontier"
-    return {"plain": {"request": _request(plain)},
-            "gz": {"request": _request(gzip.compress(plain, mtime=0))},
-            "zip": {"request": _request(stream.getvalue())},
-            "form": {"request": _request(form, kind)}}
+    return {"plain": {"request": request(plain)},
+            "gz": {"request": request(gzip.compress(plain, mtime=0))},
+            "zip": {"request": request(stream.getvalue())},
+            "form": {"request": request(form, kind)}}
 
   def places(self, files: Files) -> list[Place]:
     """Returns the head, the bytes of all, and the body with its length made right."""
@@ -77,6 +77,14 @@ class Service(Target):
           "request", "dicom", ("body", "zip/slice_1.dcm"), 2)]
     return [*places, *([] if body.startswith(b"--") else [Place("request", "nifti", ("body",), 3)])]
 
+  def flags(self) -> list[str]:
+    """Returns further flags of the service."""
+    return []
+
+  def left(self) -> list[Path]:
+    """Returns files of requests that should have been removed."""
+    return list((self.home / "requests").glob("condseg-serve-*/*"))
+
   def warm_up(self) -> None:
     """Starts the service and waits until it is ready."""
     if self._process is not None and self._process.poll() is None:
@@ -84,7 +92,7 @@ class Service(Target):
     from tools.fuzz.targets import models
     (self.home / "requests").mkdir(exist_ok=True)
     command = [sys.executable, "-m", "condseg_jax.cli.serve", "--port=0", "--max_mb=4",
-               f"--workdir={models.bundle_path(self.home)}"]
+               f"--workdir={models.bundle_path(self.home)}", *self.flags()]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     with (self.home / "service.log").open("wb") as log:
       self._process = subprocess.Popen(command, stdout=log, stderr=log, env={
@@ -118,7 +126,7 @@ class Service(Target):
     self.warm_up()
     request = (folder / "request").read_bytes()
     status, headers, body = self._send(request)
-    trouble = self._trouble()
+    trouble = self.trouble()
     if trouble:
       return 0, {"unsound": trouble}
     if status is None:
@@ -126,7 +134,7 @@ class Service(Target):
         return 0, {"unsound": "no answer to a whole request"}
       raise InputError("request", "is incomplete; the connection was closed", "send all of it")
     if status < 300:
-      return 0, {"status": status, "answer": _answer(headers, body)}
+      return 0, {"status": status, "answer": self.answer(headers, body)}
     if status < 400:
       place = headers.get("location", "")
       return 0, {"unsound": f"redirects to {place}" if "//" in place else "redirects"}
@@ -146,6 +154,14 @@ class Service(Target):
     if isinstance(answer, dict) and answer.get("shape") != volume["shape"]:
       raise standard.Damaged("the body has another shape")
     return images.VALID
+
+  def answer(self, headers: dict[str, str], body: bytes) -> object:
+    """Returns of an answer what equal requests have in common."""
+    if "json" not in headers.get("content-type", ""):
+      return headers.get("content-type", "")
+    tree = json.loads(body)
+    tree.pop("seconds", None)
+    return tree
 
   def subjects(self, files: Files) -> list[str]:
     """Accepts any subject: errors are in terms of the request."""
@@ -181,11 +197,10 @@ class Service(Target):
       return 0, {"unsound": f"{status}: {parts[1]}"}
     raise InputError(*map(_one_line, parts))
 
-  def _trouble(self) -> str:
+  def trouble(self) -> str:
     """Returns what is wrong with the service now, "" for nothing."""
-    folder = self.home / "requests"
     end = time.monotonic() + 5
-    while left := [p for p in folder.glob("condseg-serve-*/*")]:
+    while left := self.left():
       if time.monotonic() > end:
         return f"files are left: {left[0].name}"
       time.sleep(0.01)
@@ -214,8 +229,15 @@ class Service(Target):
     return total
 
 
-def _request(body: bytes, *headers: str) -> bytes:
-  head = ["POST /predict?output=statistics HTTP/1.1", "Host: 127.0.0.1", "Connection: close",
+def request(body: bytes, *headers: str, to: str = "POST /predict?output=statistics") -> bytes:
+  """Returns a request.
+
+  Args:
+    body: its body.
+    headers: further lines of its head.
+    to: method and address.
+  """
+  head = [f"{to} HTTP/1.1", "Host: 127.0.0.1", "Connection: close",
           f"Content-Length: {len(body)}", *headers]
   return "\r\n".join(head).encode() + b"\r\n\r\n" + body
 
@@ -235,14 +257,6 @@ def _complete(request: bytes) -> bool:
         return True
   except h11.RemoteProtocolError:
     return True
-
-
-def _answer(headers: dict[str, str], body: bytes) -> object:
-  if "json" not in headers.get("content-type", ""):
-    return headers.get("content-type", "")
-  tree = json.loads(body)
-  tree.pop("seconds", None)
-  return tree
 
 
 def _strictly(body: bytes) -> dict:
