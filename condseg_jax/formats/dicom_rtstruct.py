@@ -45,10 +45,10 @@ def write_rtstruct(path: str | os.PathLike, volume: Volume, names: Mapping[str, 
   Arguments and identifiers are those of `dicom_seg.write_dicom_seg`.
 
   Raises:
-    InputError: the volume is on another grid; the extra `dicom` is not installed; the path cannot
-      be written.
+    InputError: the volume is on another grid; the series has invalid elements; the extra `dicom`
+      is not installed; the path cannot be written.
   """
-  with dicom_source.lenient():
+  with dicom_source.writing(source, "RTSTRUCT"):
     dataset = _structure_set(volume, names, source, colors or {}, remarks or {}, model)
     with replacing(path) as temporary:
       dataset.save_as(temporary, enforce_file_format=True)

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 import condseg_jax
-from condseg_jax.errors import InputError
 from condseg_jax.formats import dicom_source
 from condseg_jax.formats.dicom_codes import meaning
 from condseg_jax.formats.dicom_source import SOFTWARE
@@ -52,7 +51,7 @@ def write_dicom_seg(path: str | os.PathLike, volume: Volume, names: Mapping[str,
     InputError: the volume is on another grid; the series lacks attributes that the standard
       requires; the extra `dicom` is not installed; the path cannot be written.
   """
-  with dicom_source.lenient():
+  with dicom_source.writing(source, "DICOM-SEG"):
     dataset = _segmentation(volume, names, source, colors or {}, remarks or {}, model)
     with replacing(path) as temporary:
       dataset.save_as(temporary)
@@ -66,23 +65,19 @@ def _segmentation(volume: Volume, names: Mapping[str, int], source: Source,
   structures = dicom_source.structures(array, names, colors)
   code = dicom_source.digest(array, structures, remarks)
   pixels = _pixels(array, structures)
-  try:
-    return highdicom.seg.Segmentation(
-        source.slices, pixels, highdicom.seg.SegmentationTypeValues.BINARY,
-        [_description(structure, model, remarks.get(structure.name, ""))
-         for structure in structures],
-        series_instance_uid=dicom_source.result_uid(source, "SEG", model),
-        series_number=dicom_source.series_number(source, KIND),
-        sop_instance_uid=dicom_source.result_uid(source, "SEG", model, code), instance_number=1,
-        manufacturer=SOFTWARE, manufacturer_model_name=SOFTWARE,
-        software_versions=condseg_jax.__version__, device_serial_number=condseg_jax.__version__,
-        content_label="SEGMENTATION",
-        content_description=dicom_source.short_text(f"{SOFTWARE} {model}".strip()),
-        series_description=dicom_source.series_description(source, "segmentation"),
-        omit_empty_frames=bool(pixels.any()), specific_character_set=dicom_source.UTF_8)
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise InputError(source.folder, f"cannot be the source of a DICOM-SEG ({error})",
-                     "export the original series again") from error
+  return highdicom.seg.Segmentation(
+      source.slices, pixels, highdicom.seg.SegmentationTypeValues.BINARY,
+      [_description(structure, model, remarks.get(structure.name, ""))
+       for structure in structures],
+      series_instance_uid=dicom_source.result_uid(source, "SEG", model),
+      series_number=dicom_source.series_number(source, KIND),
+      sop_instance_uid=dicom_source.result_uid(source, "SEG", model, code), instance_number=1,
+      manufacturer=SOFTWARE, manufacturer_model_name=SOFTWARE,
+      software_versions=condseg_jax.__version__, device_serial_number=condseg_jax.__version__,
+      content_label="SEGMENTATION",
+      content_description=dicom_source.short_text(f"{SOFTWARE} {model}".strip()),
+      series_description=dicom_source.series_description(source, "segmentation"),
+      omit_empty_frames=bool(pixels.any()), specific_character_set=dicom_source.UTF_8)
 
 
 def _pixels(array: np.ndarray, structures: Sequence[Structure]) -> np.ndarray:

@@ -45,6 +45,9 @@ SERIES_OFFSET = 1000  # keeps the series numbers of results apart from those of 
 # Attributes of patient and study that a result copies; empty if the series does not have them.
 REPEATED = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime",
             "ReferringPhysicianName", "StudyID", "AccessionNumber")
+# What pydicom and highdicom raise about elements that are invalid or missing.
+UNDECODABLE = (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError,
+               ValueError, struct.error)
 FORMS = {"StudyTime": r"([01]\d|2[0-3])([0-5]\d){0,2}(\.\d{1,6})?", "PatientSex": "[MFO]"}
 
 
@@ -104,13 +107,31 @@ def lenient() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def writing(source: Source, kind: str) -> Iterator[None]:
+  """As `lenient`, while an object of some kind is made of a series.
+
+  Raises:
+    InputError: an element of the series, which pydicom decodes when it is first used, is invalid
+      or missing.
+  """
+  with lenient():
+    try:
+      yield
+    except InputError:
+      raise
+    except UNDECODABLE as error:
+      raise InputError(source.folder, f"cannot be the source of a {kind} ({error})",
+                       "export the original series again") from error
+
+
+@contextlib.contextmanager
 def _decoded(path: Path) -> Iterator[None]:
   """Turns errors of pydicom, which decodes an element when it is first used, into InputError."""
   try:
     yield
   except InputError:
     raise
-  except (NotImplementedError, TypeError, ValueError, struct.error) as error:
+  except UNDECODABLE as error:
     raise InputError(path, f"has an invalid element ({error})", AGAIN) from error
 
 
