@@ -162,10 +162,15 @@ def make_step_and_state(setup: Setup) -> tuple[parallel.Driver, TrainState]:
   """Builds the step of a run for the devices at hand, and its state before the first step.
 
   Raises:
-    InputError: a batch that cannot be divided over the devices.
+    InputError: a batch or a network that cannot be divided over the devices.
   """
   config, model, plan = setup.config, setup.model, setup.record.plan
   table, train = setup.record.table, config.train
+  if (config.conditioning.position == "per_class_decoders" and train.driver == "jit"
+      and jax.device_count() > 1):
+    # XLA's partitioner fails on a convolution whose kernel differs from sample to sample.
+    raise InputError("train.driver", "'jit' cannot divide the decoders of 'per_class_decoders' "
+                     "among several devices", "use train.driver = 'pmap'", usage=True)
   optimizer = make_optimizer(config.optimizer)
   step = make_train_step(
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,

@@ -18,6 +18,7 @@ from condseg_jax.train.setup import check_config
 from condseg_jax.train.setup import further_labels
 from condseg_jax.train.setup import lateral_axes
 from condseg_jax.train.setup import make_setup
+from condseg_jax.train.setup import make_step_and_state
 from support.tiny import write_datasets
 
 SMALL = Config().override({
@@ -163,6 +164,16 @@ def test_further_classes_count_in_the_memory(stores):
                                 "run").plan_summary for n in range(3))
   assert two["decodes_per_image"] == three["decodes_per_image"] == 2  # there are two classes
   assert two["memory_gb"] > one["memory_gb"]
+
+
+def test_decoders_of_classes_are_not_divided_by_the_compiler(stores):
+  """The tests have two devices. `pmap` is trained in tests/e2e/test_growth.py."""
+  changes = {"conditioning.position": "per_class_decoders", "conditioning.mechanism": "channel"}
+  begun = make_setup(SMALL.override(changes), stores, None, "run")
+  with pytest.raises(InputError, match="train.driver = 'pmap'"):
+    make_step_and_state(begun)
+  make_step_and_state(dataclasses.replace(begun, config=begun.config.override(
+      {"train.driver": "pmap", "data.batch_size": 2})))
 
 
 @pytest.mark.parametrize("hold_out", [0.0, 0.25])
