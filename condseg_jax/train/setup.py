@@ -123,7 +123,8 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     raise InputError("data.bare", "has no effect alone: images without masks teach nothing",
                      "set augment.cutmix above 0 or data.bare to 0, or make pseudo-masks",
                      usage=True)
-  check_included(data.include_classes, everything)
+  check_annotated("data.include_classes", data.include_classes, everything)
+  check_annotated("train.only_classes", config.train.only_classes, everything)
   # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
   # subset of the classes get identically normalised images.
   if fold is None:
@@ -216,12 +217,12 @@ def further_labels(setup: Setup) -> dict:
 
 
 # --- classes ------------------------------------------------------------------------------------
-def check_included(names: Sequence[str], datasets: Sequence[Dataset]) -> None:
-  """Raises InputError if no dataset annotates one of the classes to learn."""
+def check_annotated(setting: str, names: Sequence[str], datasets: Sequence[Dataset]) -> None:
+  """Raises InputError if no dataset annotates one of the classes that a setting names."""
   present = dict.fromkeys(name for d in datasets for name in d.annotated)
   for name in names:
     if normal_name(name) not in present:
-      raise InputError("data.include_classes", f"{name!r} is annotated in no training dataset",
+      raise InputError(setting, f"{name!r} is annotated in no training dataset",
                        f"annotated: {', '.join(present)}", usage=True)
 
 

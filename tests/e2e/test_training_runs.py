@@ -292,7 +292,8 @@ def test_a_cluster_of_four_devices_equals_one_process(root, tmp_path):
     assert logged(workdir, "loss") == pytest.approx(logged(one, "loss"), abs=1e-5)
     scores = logged(workdir, "held_out/mean_dice")
     assert scores == pytest.approx(logged(one, "held_out/mean_dice"), abs=1e-3)
-    assert max(differences(parameters(one), parameters(workdir))) < 1e-5
+    # Steps are about 0.01 long; Adam makes more of roundings, which differ between processors.
+    assert max(differences(parameters(one), parameters(workdir))) < 1e-4
   assert min(logged(one, "held_out/mean_dice").values()) > 0.01
   predictors = [condseg_jax.load(workdir) for workdir in (one, pmap)]
   for leaf in jax.tree.leaves(predictors[1].variables):

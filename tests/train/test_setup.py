@@ -110,6 +110,7 @@ def test_a_network_of_other_axes(stores):
     ({"data.classes": ("ball",)}, "data.classes: lacks 'box'"),
     ({"data.classes": ("ball", "box", "cone")}, "data.classes: 'cone' is annotated in no"),
     ({"data.include_classes": ("cone",)}, "data.include_classes: 'cone' is annotated in no"),
+    ({"train.only_classes": ("cone",)}, "train.only_classes: 'cone' is annotated in no"),
     ({"data.lateral_axes": {"cone": ("W",)}}, "data.lateral_axes.cone: is not a class"),
     ({"data.bare": 1.0, "augment.cutmix": 0.5}, "data.bare: 1 for datasets without masks"),
     ({"data.overlapping": (("ball", "cone"),)}, "data.overlapping: 'cone' is not a class")])
