@@ -95,13 +95,14 @@ def lowered(*args) -> str:
 def test_when_it_is_used(monkeypatch):
   """On one CPU device, in float32, or bfloat16 if it is fast, unless it is turned off."""
   x, kernel = normal(0, 1, 4, 4, 4, 2), normal(1, 3, 3, 3, 2, 2)
-  assert build_model.computation_dtype("auto") == jnp.float32
+  assert build_model.computation_dtype("auto", 16) == jnp.float32
   assert jax.device_count() == 2 and onednn.TARGETS[0] not in lowered(x, kernel)
   monkeypatch.setattr(jax, "device_count", lambda: 1)
   assert onednn.TARGETS[0] in lowered(x, kernel)
   fast = onednn.fast_bfloat16()
   assert (onednn.TARGETS[0] in lowered(x.astype(jnp.bfloat16), kernel)) == fast
-  assert build_model.computation_dtype("auto") == (jnp.bfloat16 if fast else jnp.float32)
+  assert build_model.computation_dtype("auto", 16) == (jnp.bfloat16 if fast else jnp.float32)
+  assert build_model.computation_dtype("auto", 8) == jnp.float32
   monkeypatch.setenv("CONDSEG_ONEDNN", "0")
   assert onednn.TARGETS[0] not in lowered(x, kernel)
 
