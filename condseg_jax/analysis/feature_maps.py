@@ -15,7 +15,7 @@ from condseg_jax.analysis.samples import Sample
 from condseg_jax.classes import UNLABELLED
 from condseg_jax.infer.fuse import label_map
 from condseg_jax.models.dense_unet import DenseUNet
-from condseg_jax.report.figures import telling_indices
+from condseg_jax.report.display import telling_indices
 
 MAX_CLASSES = 4  # shown in a figure
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from condseg_jax.analysis import curves
 from condseg_jax.analysis.feature_maps import unpack
-from condseg_jax.report.figures import robust_window
+from condseg_jax.report.display import robust_window
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

@@ -7,7 +7,6 @@ import os
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import UNLABELLED
@@ -16,7 +15,12 @@ from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.evaluate.scores import nan_mean
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
-from condseg_jax.infer.fuse import label_map
+from condseg_jax.report.display import ABDOMEN_HU
+from condseg_jax.report.display import displayable
+from condseg_jax.report.display import robust_window
+from condseg_jax.report.display import telling_indices
+from condseg_jax.report.display import truth_map
+from condseg_jax.report.display import VIEWS
 from condseg_jax.system.atomic import replacing
 
 _PAPER, _INK, _FAINT = "#14161a", "#f2f2f0", "#a7abb3"
@@ -25,19 +29,6 @@ _PANEL_INCHES, _GAP = 4.2, 0.15
 _ROW_INCHES = 0.4  # least height of a row: its title has two lines
 _CHARACTER_INCHES = 0.09  # mean width of a character at 10 points
 _MARK_INCHES = 0.6  # least side of a panel with letters at both ends
-
-
-class View(NamedTuple):
-  """One plane through a canonical volume (axes towards S, P, L) in radiological orientation."""
-  name: str
-  axis: int  # array axis perpendicular to the plane
-  top_down: bool  # whether the first remaining axis runs down the page without flipping
-  letters: tuple[str, str, str, str]  # at the left, right, top, bottom
-
-
-VIEWS = (View("axial", 0, True, ("R", "L", "A", "P")),
-          View("coronal", 1, False, ("R", "L", "S", "I")),
-          View("sagittal", 2, False, ("A", "P", "S", "I")))
 
 
 class _Panel(NamedTuple):
@@ -126,7 +117,7 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
     headings += (f"uncertainty, up to {top:.2g} bits",)
     add = lambda row, values: [*row, row[0]._replace(image=_heated(row[0].image, values / top),
                                                      labels=np.zeros_like(row[0].labels))]
-    planes = _planes(heat, indices) if ndim == 3 else [heat]
+    planes = [view.plane(heat, indices[view.axis]) for view in VIEWS] if ndim == 3 else [heat]
     panels = list(map(add, panels, planes))
   palette = np.concatenate([np.zeros((1, 3)), np.asarray(colors, np.float64) / 255])
   import matplotlib  # slow to import
@@ -139,58 +130,17 @@ def overlay_figure(path: str | os.PathLike, image: np.ndarray, prediction: np.nd
                       printable(title)))
 
 
-def robust_window(image: np.ndarray) -> tuple[float, float]:
-  """Returns the intensities to show as black and white, robust against outliers."""
-  sample = image.ravel()[::max(1, image.size // 1_000_000)].astype(np.float32)
-  sample = sample[np.isfinite(sample)]
-  return tuple(np.percentile(sample, [1, 99.5])) if sample.size else (0.0, 1.0)
-
-
-def displayable(image: np.ndarray, window: tuple[float, float]) -> np.ndarray:
-  """Converts a 2-D image to RGB between 0 and 1, (H, W, 3)."""
-  lo, hi = window
-  image = np.nan_to_num(image.astype(np.float32), posinf=hi, neginf=lo, nan=lo)
-  image = np.clip((image - lo) / max(hi - lo, 1e-12), 0, 1)
-  return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=-1)
-
-
 def _volume_panels(image, columns, indices, spacing, window):
   """Makes one row of panels per view, one panel per label map in `columns`, and row titles."""
   panels, names = [], []
   for view in VIEWS:
     index, n = indices[view.axis], image.shape[view.axis]
     plane = tuple(s for axis, s in enumerate(spacing) if axis != view.axis)
-    image_2d, *labels_2d = (np.take(array, index, axis=view.axis)[::1 if view.top_down else -1]
-                            for array in (image, *columns))
+    image_2d, *labels_2d = (view.plane(array, index) for array in (image, *columns))
     rgb = displayable(image_2d, window)
     panels.append([_Panel(rgb, labels, plane, view.letters) for labels in labels_2d])
     names.append(f"{view.name}\n{index + 1} / {n}")
   return panels, names
-
-
-def telling_indices(prediction: np.ndarray, truth: np.ndarray) -> tuple[int, ...]:
-  """Returns, per axis, the slice with the largest cross-sections of the structures.
-
-  Structures of the truth count, or of the prediction if the truth is empty. Each class is weighted
-  relative to its own largest cross-section, so that a liver does not outweigh a pancreas.
-  """
-  for labels in (np.where(truth == UNLABELLED, 0, truth), prediction):
-    profiles = [np.zeros(n) for n in truth.shape]
-    for value, box in enumerate(ndimage.find_objects(labels), 1):
-      if box is not None:
-        mask = labels[box] == value
-        for axis, profile in enumerate(profiles):
-          areas = np.count_nonzero(np.moveaxis(mask, axis, 0), axis=(1, 2))
-          profile[box[axis]] += areas / areas.max()
-    if profiles[0].any():
-      return tuple(int(np.argmax(profile)) for profile in profiles)
-  return tuple(n // 2 for n in truth.shape)
-
-
-def _planes(array: np.ndarray, indices: Sequence[int]) -> list[np.ndarray]:
-  """Returns the plane of each view, in display orientation."""
-  return [np.take(array, indices[view.axis], axis=view.axis)[::1 if view.top_down else -1]
-          for view in VIEWS]
 
 
 def _heated(image: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -305,10 +255,6 @@ def _save(path: str | os.PathLike, figure) -> None:
     figure.savefig(temporary, dpi=150, facecolor=_PAPER)
 
 
-# --- Overlays of a prediction, on canonical axes whatever the grid of the file.
-ABDOMEN_HU = (-160.0, 240.0)
-
-
 def draw_prediction(path: str | os.PathLike, volume: Volume, label: Volume, table: ClassTable,
                     title: str, truth: Mapping[str, np.ndarray] | None = None, *,
                     modality: str, uncertainty: Volume | None = None) -> None:
@@ -336,8 +282,3 @@ def draw_prediction(path: str | os.PathLike, volume: Volume, label: Volume, tabl
   overlay_figure(path, image.array, to_canonical(label).array, drawn_truth, table.names,
                  table.colors, image.spacing, title, window=window,
                  heat=None if uncertainty is None else to_canonical(uncertainty).array)
-
-
-def truth_map(truth: Mapping[str, np.ndarray], table: ClassTable) -> np.ndarray:
-  """Combines three-valued masks of classes into one label map, see `infer.fuse.label_map`."""
-  return label_map(np.stack(list(truth.values())), [table.index(name) for name in truth])

@@ -15,8 +15,8 @@ from condseg_jax.errors import printable
 from condseg_jax.evaluate.scores import CaseScore
 from condseg_jax.geometry import Volume
 from condseg_jax.predictor import Prediction
-from condseg_jax.report.figures import displayable
-from condseg_jax.report.figures import robust_window
+from condseg_jax.report.display import displayable
+from condseg_jax.report.display import robust_window
 from condseg_jax.system.atomic import replacing
 
 EXAMPLES = 4  # held-out cases that are shown, the first of each class in turn

@@ -13,8 +13,8 @@ from PIL import Image
 
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
-from condseg_jax.report.figures import ABDOMEN_HU
-from condseg_jax.report.figures import robust_window
+from condseg_jax.report.display import ABDOMEN_HU
+from condseg_jax.report.display import robust_window
 
 MAX_SIDE = 256
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from condseg_jax.classes import hue
-from condseg_jax.report import figures as pictures
-from condseg_jax.report.figures import ABDOMEN_HU
+from condseg_jax.report import display
+from condseg_jax.report.display import ABDOMEN_HU
 from condseg_jax.study import records
 from condseg_jax.study.figures import save
 
@@ -61,12 +61,12 @@ def draw(shown: Mapping[str, Mapping[str, np.ndarray]], classes: Sequence[str],
   image, truth = first["image"], _ordered(first["truth"], first["names"], classes)
   plane = ()
   if truth.ndim == 3:
-    plane = (pictures.telling_indices(truth, truth)[0],)
+    plane = (display.telling_indices(truth, truth)[0],)
   image, truth = image[plane], truth[plane]
   rgb = truth.ndim == image.ndim - 1
   window = (0, 255) if rgb else (ABDOMEN_HU if str(first["modality"]) == "ct" else
-                                 pictures.robust_window(first["image"]))
-  grey = pictures.displayable(image, window) @ np.array([0.299, 0.587, 0.114])
+                                 display.robust_window(first["image"]))
+  grey = display.displayable(image, window) @ np.array([0.299, 0.587, 0.114])
   spacing = first["spacing"][-2:]
   cells = {"truth": truth} | {
       label: _ordered(kept["prediction"], kept["names"], classes)[plane]

@@ -20,7 +20,7 @@ from condseg_jax.infer import sliding_window
 from condseg_jax.loading import load
 from condseg_jax.metrics import METRICS
 from condseg_jax.predictor import Predictor
-from condseg_jax.report.figures import truth_map
+from condseg_jax.report.display import truth_map
 
 COUNTED = ("tp", "fp", "fn")
 

@@ -9,6 +9,7 @@ import pytest
 
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.scores import CaseScore
+from condseg_jax.report import display
 from condseg_jax.report import figures
 
 NAMES, COLORS = ("liver", "spleen"), ((230, 40, 40), (40, 80, 230))
@@ -66,15 +67,15 @@ def test_slices_show_small_classes_too():
   truth[2, 5:25, 5:25] = 1
   truth[3:12, 6:25, 5:25] = 1  # a little less in every other slice
   truth[9:11, 1:3, 1:3] = 2  # 100 times smaller, but no slice without it is chosen
-  assert figures.telling_indices(truth, truth)[0] == 9  # the first with both at their largest
+  assert display.telling_indices(truth, truth)[0] == 9  # the first with both at their largest
 
 
 def test_slices_follow_the_prediction_where_the_truth_is_empty_and_else_the_centre():
   prediction = np.zeros((9, 9, 9), np.uint8)
   empty = np.full_like(prediction, UNLABELLED)
   prediction[7, 1, 2] = 1
-  assert figures.telling_indices(prediction, empty) == (7, 1, 2)
-  assert figures.telling_indices(np.zeros_like(empty), empty) == (4, 4, 4)
+  assert display.telling_indices(prediction, empty) == (7, 1, 2)
+  assert display.telling_indices(np.zeros_like(empty), empty) == (4, 4, 4)
 
 
 def test_views_are_the_way_up_that_their_letters_say(monkeypatch, tmp_path):
@@ -215,14 +216,14 @@ def test_legend_names_the_classes_that_are_seen(monkeypatch, tmp_path):
 
 def test_window_is_the_black_and_white_that_is_drawn():
   image = np.array([[-200.0, -160.0], [40.0, 900.0]])
-  shown = figures.displayable(image, (-160, 240))
+  shown = display.displayable(image, (-160, 240))
   np.testing.assert_allclose(shown[..., 0], [[0, 0], [0.5, 1]])
 
 
 def test_default_window_ignores_extremes():
   image = np.linspace(0, 1, 10_000).reshape(100, 100)
   image[0, 0], image[0, 1] = 1e9, np.inf
-  lo, hi = figures.robust_window(image)
+  lo, hi = display.robust_window(image)
   assert -0.1 < lo < 0.05 and 0.9 < hi < 1.1
 
 

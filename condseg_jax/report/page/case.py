@@ -14,7 +14,7 @@ from condseg_jax.classes import POSITIVE
 from condseg_jax.evaluate.scores import nan_mean
 from condseg_jax.geometry import to_canonical
 from condseg_jax.geometry import Volume
-from condseg_jax.report import figures
+from condseg_jax.report import display
 from condseg_jax.report.page import scan as scans
 from condseg_jax.report.page import slices
 
@@ -79,21 +79,21 @@ def draw_case(name: str, volume: Volume, label: Volume, table: ClassTable, measu
   layers = {"prediction": label.array}
   known = {c: mask for c, mask in (truth or {}).items() if c in table.names}
   if known:
-    layers["truth"] = figures.truth_map(known, table)
+    layers["truth"] = display.truth_map(known, table)
     predicted = masks or {c: label.array == table.index(c) + 1 for c in known}
     layers["errors"] = error_map(predicted, known)
   image = to_canonical(volume)
   if modality == "ct":
-    window = figures.ABDOMEN_HU
+    window = display.ABDOMEN_HU
   elif image.array.dtype == np.uint8 and modality == "rgb":
     window = (0.0, 255.0)
   else:
-    window = tuple(map(float, figures.robust_window(image.array)))
+    window = tuple(map(float, display.robust_window(image.array)))
   canonical = {key: to_canonical(Volume(array, volume.affine)).array
                for key, array in layers.items()}
   scan, indices, no_scan = None, (), ""
   if volume.ndim == 3:
-    indices = figures.telling_indices(canonical["prediction"],
+    indices = display.telling_indices(canonical["prediction"],
                                       canonical.get("truth", canonical["prediction"]))
     focus = (image.affine @ np.append(indices, 1.0))[:3]
     ids = {c: table.index(c) for c in measures}

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from condseg_jax.classes import UNLABELLED
-from condseg_jax.report import figures
+from condseg_jax.report import display
 
 EXTRA, MISSED, MIXED = 1, 2, 3  # values of an error map
 ERRORS = {EXTRA: "false positive", MISSED: "false negative", MIXED: "wrong structure"}
@@ -42,7 +42,7 @@ def draw_slices(image: np.ndarray, layers: Mapping[str, np.ndarray], names: Sequ
     image = image[..., 0]
   panels = []
   if labels.ndim == 3:
-    for view in figures.VIEWS:
+    for view in display.VIEWS:
       index, count = indices[view.axis], labels.shape[view.axis]
       order = slice(None, None, 1 if view.top_down else -1)
       cut = {name: np.take(array, index, view.axis)[order] for name, array in layers.items()}
@@ -55,7 +55,7 @@ def draw_slices(image: np.ndarray, layers: Mapping[str, np.ndarray], names: Sequ
   extents = [np.multiply(array.shape[:2], plane) for array, _, plane, _, _ in panels]
   box = np.max(extents, axis=0)
   scale = min(_WIDTH_PX / (len(panels) * box[1]), _HEIGHT_PX / box[0])
-  return tuple(_figure(figures.displayable(array, window), cut, names, plane, letters, caption, box,
+  return tuple(_figure(display.displayable(array, window), cut, names, plane, letters, caption, box,
                        scale) for array, cut, plane, letters, caption in panels)
 
 
