@@ -1,4 +1,4 @@
-"""Which cases a run trains on: datasets of its stores, restricted to classes, cases and folds."""
+"""What a run trains on: datasets of its stores, restricted to classes, cases and folds."""
 
 from collections.abc import Container
 from collections.abc import Sequence
@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from condseg_jax.classes import ClassTable
 from condseg_jax.classes import normal_name
+from condseg_jax.config import Data
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
@@ -129,3 +131,49 @@ def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dat
            for flag in (False, True))
   training, out = (dataclasses.replace(dataset, cases=tuple(part)) for part in parts)
   return training, out
+
+
+# --- classes ------------------------------------------------------------------------------------
+def check_annotated(setting: str, names: Sequence[str], datasets: Sequence[Dataset]) -> None:
+  """Raises InputError if no dataset annotates one of the classes that a setting names."""
+  present = dict.fromkeys(name for d in datasets for name in d.annotated)
+  for name in names:
+    if normal_name(name) not in present:
+      raise InputError(setting, f"{name!r} is annotated in no training dataset",
+                       f"annotated: {', '.join(present)}", usage=True)
+
+
+def class_table(training: Sequence[Dataset], stores: Sequence[Store], data: Data) -> ClassTable:
+  """Returns the classes annotated in the training data, ordered by the config or by appearance."""
+  present = dict.fromkeys(name for d in training for name in d.annotated)
+  known = {c.name for s in stores for c in s.table.classes}
+  left_out = known - set(present) if data.include_classes else set()
+  names = [normal_name(n) for n in data.classes if normal_name(n) not in left_out]
+  names = names or list(present)
+  for name in names:
+    if name not in present:
+      raise InputError("data.classes", f"{name!r} is annotated in no training dataset",
+                       f"annotated: {', '.join(present)}", usage=True)
+  for name in present:
+    if name not in names:
+      raise InputError("data.classes", f"lacks {name!r}, which a dataset annotates",
+                       "add it, or leave data.classes empty", usage=True)
+  lateral = {c.name: c.no_mirror for s in stores for c in s.table.classes if c.name in names}
+  for name, axes in data.lateral_axes.items():
+    if normal_name(name) in left_out:
+      continue
+    if normal_name(name) not in names:
+      raise InputError(f"data.lateral_axes.{name}", "is not a class of the training data",
+                       f"classes: {', '.join(names)}", usage=True)
+    lateral[normal_name(name)] = tuple(axes)
+  presets = {key: [n for n in group if normal_name(n) not in left_out]
+             for key, group in data.presets.items()}
+  presets = {key: group for key, group in presets.items() if group or not left_out}
+  pairs = [tuple(map(normal_name, pair)) for pair in data.overlapping]
+  for name in (name for pair in pairs for name in pair):
+    if name not in names and name not in left_out:
+      raise InputError("data.overlapping", f"{name!r} is not a class of the training data",
+                       f"classes: {', '.join(names)}", usage=True)
+  pairs = [p for p in (*pairs, *(p for s in stores for p in s.overlapping)) if set(p) <= set(names)]
+  return ClassTable.create(names, presets=presets, no_mirror=lateral, overlapping=pairs,
+                           capacity=max(64, len(names)))

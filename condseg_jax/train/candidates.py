@@ -45,7 +45,6 @@ from condseg_jax.plan import fit_subvolume
 from condseg_jax.train import budget
 from condseg_jax.train.memory import step_bytes
 from condseg_jax.train.memory import with_strides
-from condseg_jax.train.setup import class_table
 from condseg_jax.train.setup import make_setup
 from condseg_jax.train.setup import make_step_and_state
 
@@ -268,7 +267,7 @@ def _memory_of(training: Sequence[selection.Dataset],
   """Returns a function, candidate → estimated bytes of a step on one device."""
   def memory(candidate: Candidate) -> int:
     config = candidate.config
-    table = class_table(training, stores, config.data)
+    table = selection.class_table(training, stores, config.data)
     cost = step_bytes(config, training, table, stores[0].modality)
     return cost(config.data.subvolume, config.model.strides)
   return memory

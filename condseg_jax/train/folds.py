@@ -41,7 +41,6 @@ from condseg_jax.train.checkpoint import Checkpoints
 from condseg_jax.train.loop import Start
 from condseg_jax.train.loop import train
 from condseg_jax.train.loop import Watcher
-from condseg_jax.train.setup import check_annotated
 from condseg_jax.train.setup import check_config
 
 log = logging.getLogger("condseg_jax")
@@ -99,7 +98,7 @@ def train_folds(config: Config, stores: Sequence[Store], workdir, folds: int, *,
 def _datasets(config: Config, stores: Sequence[Store]) -> list[Dataset]:
   """Returns the training datasets with the cases that take part."""
   everything = selection.datasets(stores, "train")
-  check_annotated("data.include_classes", config.data.include_classes, everything)
+  selection.check_annotated("data.include_classes", config.data.include_classes, everything)
   limited = [selection.max_cases(d, config.data.max_cases, config.seed) for d in everything]
   return selection.include_classes(limited, config.data.include_classes)
 

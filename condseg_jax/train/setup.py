@@ -9,9 +9,7 @@ import jax
 import numpy as np
 
 from condseg_jax.classes import ClassTable
-from condseg_jax.classes import normal_name
 from condseg_jax.config import Config
-from condseg_jax.config import Data
 from condseg_jax.config import Model
 from condseg_jax.data import sampling
 from condseg_jax.data import selection
@@ -123,8 +121,8 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     raise InputError("data.bare", "has no effect alone: images without masks teach nothing",
                      "set augment.cutmix above 0 or data.bare to 0, or make pseudo-masks",
                      usage=True)
-  check_annotated("data.include_classes", data.include_classes, everything)
-  check_annotated("train.only_classes", config.train.only_classes, everything)
+  selection.check_annotated("data.include_classes", data.include_classes, everything)
+  selection.check_annotated("train.only_classes", config.train.only_classes, everything)
   # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
   # subset of the classes get identically normalised images.
   if fold is None:
@@ -141,7 +139,7 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   described = selection.include_classes(pooled, data.include_classes)  # by the record
   cases = [case for d in described for case in d.cases]
   if recorded is None:
-    table = class_table(described, stores, data)
+    table = selection.class_table(described, stores, data)
     config = resolved_config(config, described, table)
     intensities = [np.asarray(case.intensities) for d in pooled for case in d.cases]
     plan = Plan.pooled(training[0].store.modality, training[0].store.spacing,
@@ -217,51 +215,6 @@ def further_labels(setup: Setup) -> dict:
 
 
 # --- classes ------------------------------------------------------------------------------------
-def check_annotated(setting: str, names: Sequence[str], datasets: Sequence[Dataset]) -> None:
-  """Raises InputError if no dataset annotates one of the classes that a setting names."""
-  present = dict.fromkeys(name for d in datasets for name in d.annotated)
-  for name in names:
-    if normal_name(name) not in present:
-      raise InputError(setting, f"{name!r} is annotated in no training dataset",
-                       f"annotated: {', '.join(present)}", usage=True)
-
-
-def class_table(training: Sequence[Dataset], stores: Sequence[Store], data: Data) -> ClassTable:
-  """Returns the classes annotated in the training data, ordered by the config or by appearance."""
-  present = dict.fromkeys(name for d in training for name in d.annotated)
-  known = {c.name for s in stores for c in s.table.classes}
-  left_out = known - set(present) if data.include_classes else set()
-  names = [normal_name(n) for n in data.classes if normal_name(n) not in left_out]
-  names = names or list(present)
-  for name in names:
-    if name not in present:
-      raise InputError("data.classes", f"{name!r} is annotated in no training dataset",
-                       f"annotated: {', '.join(present)}", usage=True)
-  for name in present:
-    if name not in names:
-      raise InputError("data.classes", f"lacks {name!r}, which a dataset annotates",
-                       "add it, or leave data.classes empty", usage=True)
-  lateral = {c.name: c.no_mirror for s in stores for c in s.table.classes if c.name in names}
-  for name, axes in data.lateral_axes.items():
-    if normal_name(name) in left_out:
-      continue
-    if normal_name(name) not in names:
-      raise InputError(f"data.lateral_axes.{name}", "is not a class of the training data",
-                       f"classes: {', '.join(names)}", usage=True)
-    lateral[normal_name(name)] = tuple(axes)
-  presets = {key: [n for n in group if normal_name(n) not in left_out]
-             for key, group in data.presets.items()}
-  presets = {key: group for key, group in presets.items() if group or not left_out}
-  pairs = [tuple(map(normal_name, pair)) for pair in data.overlapping]
-  for name in (name for pair in pairs for name in pair):
-    if name not in names and name not in left_out:
-      raise InputError("data.overlapping", f"{name!r} is not a class of the training data",
-                       f"classes: {', '.join(names)}", usage=True)
-  pairs = [p for p in (*pairs, *(p for s in stores for p in s.overlapping)) if set(p) <= set(names)]
-  return ClassTable.create(names, presets=presets, no_mirror=lateral, overlapping=pairs,
-                           capacity=max(64, len(names)))
-
-
 def check_rivals(objective: str, table: ClassTable) -> None:
   """Raises InputError if classes overlap, but the objective needs them to exclude each other."""
   if objective in RIVALS and table.overlapping:
