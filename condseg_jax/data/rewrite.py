@@ -5,7 +5,10 @@ are replaced, never changed.
 """
 
 from collections.abc import Callable
+from collections.abc import Iterable
 from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import functools
@@ -88,11 +91,7 @@ def rewrite(store: Store, out, changes: Mapping[str, Change], record: str,
           same = found is not None and found.sha256 == case.sha256
           found = case if same or _linked(store, case, out) else None
         cases.append(found or _write(store, case, change, source, out, pool))
-    fingerprint = store.root / "fingerprint.json"
-    if fingerprint.exists():
-      write_text(out / fingerprint.name, fingerprint.read_text())
-    return write_manifest(out, modality=store.modality, spacing=store.spacing, table=store.table,
-                          cases=cases, provenance={**store.provenance, **provenance})
+    return finish(store, out, cases, provenance)
 
 
 def _source(case: Case, change: Change) -> str:
@@ -127,22 +126,49 @@ def _link_or_copy(source: str, target: str) -> None:
 def _write(store: Store, case: Case, change: Change | None, source: str, out: epath.Path,
            pool: ThreadPoolExecutor) -> Case:
   """Writes a case with its change."""
-  stored = lambda name: lambda rows: store.read_masks(case, [name], (rows,))[0]
+  facts = facts_of(case, source)
+  masks = {name: stored_mask(store, case, name) for name in case.masked}
+  if change is not None:
+    facts = facts._replace(dataset=change.dataset)
+    if change.annotated:
+      masks |= change.masks()
+    else:
+      facts = facts._replace(annotated=())
+      masks = {name: masks[name] for name in case.pseudo}
+  return write_again(store, case, facts, masks.items(), out, pool)
+
+
+# --- what all stores that are written again share -------------------------------------------------
+def facts_of(case: Case, source: str) -> CaseFacts:
+  """Returns what is recorded of a case, with another `Case.source`."""
+  return CaseFacts(case.id, case.dataset, case.split, case.annotated,
+                   Geometry(case.native_shape, np.diag([*case.native_spacing, 1.0])), source,
+                   case.patient, tuple(case.pseudo))
+
+
+def stored_mask(store: Store, case: Case, name: str) -> Rows:
+  """Returns the `Rows` of a mask as it is stored."""
+  return lambda rows: store.read_masks(case, [name], (rows,))[0]
+
+
+def write_again(store: Store, case: Case, facts: CaseFacts, masks: Iterable[tuple[str, Rows]],
+                out: epath.Path, pool: Executor) -> Case:
+  """Writes the image of a case and some masks to another store."""
   image = lambda rows: store.read_image(case, (rows,))
   first = image(slice(0, 1))
-  masks: dict[str, Rows] = {name: stored(name) for name in case.masked}
-  annotated, dataset = case.annotated, case.dataset
-  if change is not None:
-    dataset = change.dataset
-    masks |= change.masks() if change.annotated else {}
-    if not change.annotated:
-      annotated, masks = (), {name: masks[name] for name in case.pseudo}
-  facts = CaseFacts(case.id, dataset, case.split, annotated,
-                    Geometry(case.native_shape, np.diag([*case.native_spacing, 1.0])), source,
-                    case.patient, tuple(case.pseudo))
   return write_case(out, facts, Geometry(case.shape, np.asarray(case.affine)),
-                    contextlib.nullcontext(image), masks.items(), channels=first.shape[-1],
+                    contextlib.nullcontext(image), masks, channels=first.shape[-1],
                     dtype=first.dtype, pool=pool)
+
+
+def finish(store: Store, out: epath.Path, cases: Sequence[Case],
+           provenance: Mapping[str, object]) -> Store:
+  """Writes what belongs to a store as a whole, when its cases are written."""
+  fingerprint = store.root / "fingerprint.json"
+  if fingerprint.exists():
+    write_text(out / fingerprint.name, fingerprint.read_text())
+  return write_manifest(out, modality=store.modality, spacing=store.spacing, table=store.table,
+                        cases=cases, provenance={**store.provenance, **provenance})
 
 
 def constant(case: Case, value: int) -> Rows:

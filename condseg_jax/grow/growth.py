@@ -5,7 +5,6 @@ import dataclasses
 import logging
 
 from etils import epath
-import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import normal_name
@@ -222,9 +221,3 @@ def at_hand(network: Bundle) -> str:
   """Returns where the data of a network lie, if they still do; "" otherwise."""
   root = network.record.config.data.root
   return root if root and epath.Path(root).exists() else ""
-
-
-def mean_dice(dice: dict[str, dict[str, float]]) -> float:
-  """Returns the mean over classes of the mean over cases; 0 without any."""
-  means = [float(np.mean(list(cases.values()))) for cases in dice.values() if cases]
-  return float(np.mean(means)) if means else 0.0

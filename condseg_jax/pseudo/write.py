@@ -5,7 +5,6 @@
                         pseudo-mask
 """
 
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -22,17 +21,14 @@ import numpy as np
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import POSITIVE
+from condseg_jax.data import rewrite
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import MANIFEST
 from condseg_jax.data.store import slabs
 from condseg_jax.data.store import Store
-from condseg_jax.data.writer import CaseFacts
 from condseg_jax.data.writer import finished_case
 from condseg_jax.data.writer import Rows
-from condseg_jax.data.writer import write_case
-from condseg_jax.data.writer import write_manifest
 from condseg_jax.errors import InputError
-from condseg_jax.geometry import Geometry
 from condseg_jax.geometry import voxel_ml
 from condseg_jax.model_io.fold_run import FoldRun
 from condseg_jax.pseudo import rules as rules_lib
@@ -136,11 +132,7 @@ def write_store(teacher: Teacher, store: Store, out) -> Store:
         cases.append(_write(teacher, store, case, source_of.get(case.id), out, load, pool))
     if not todo and (out / MANIFEST).exists():
       return Store.open(out)
-    fingerprint = store.root / "fingerprint.json"
-    if fingerprint.exists():
-      write_text(out / "fingerprint.json", fingerprint.read_text())
-    return write_manifest(out, modality=store.modality, spacing=store.spacing, table=store.table,
-                          cases=cases, provenance={**store.provenance, "pseudo": teacher.to_json()})
+    return rewrite.finish(store, out, cases, {"pseudo": teacher.to_json()})
 
 
 def _begun(teacher: Teacher, store: Store, out: epath.Path) -> dict[str, Case]:
@@ -195,24 +187,9 @@ def _write(teacher: Teacher, store: Store, case: Case, source: int | None, out: 
     if names:
       read = stack.enter_context(probabilities(teacher.run, store, case, source, load))
       rows_of = _accepted(teacher, store, case, names, read)
-    image = lambda rows: store.read_image(case, (rows,))
-    true = lambda name, rows: store.read_masks(case, [name], (rows,))[0]
-    sample = store.read_image(case, (slice(0, 1),))
-    facts = CaseFacts(
-        case.id, case.dataset, case.split, case.annotated,
-        Geometry(case.native_shape, _scaled(case.native_spacing)), _source(case), case.patient,
-        tuple(rows_of))
-
-    def masks() -> Iterator[tuple[str, Rows]]:
-      yield from ((name, functools.partial(true, name)) for name in case.annotated)
-      yield from rows_of.items()
-    return write_case(out, facts, Geometry(case.shape, np.asarray(case.affine)),
-                      contextlib.nullcontext(image), masks(), channels=sample.shape[-1],
-                      dtype=sample.dtype, pool=pool)
-
-
-def _scaled(spacing: Sequence[float]) -> np.ndarray:
-  return np.diag([*spacing, 1.0])
+    facts = rewrite.facts_of(case, _source(case))._replace(pseudo=tuple(rows_of))
+    true = {name: rewrite.stored_mask(store, case, name) for name in case.annotated}
+    return rewrite.write_again(store, case, facts, (true | rows_of).items(), out, pool)
 
 
 def _accepted(teacher: Teacher, store: Store, case: Case, names: Sequence[str],

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import zipfile
 
 import jax
 import numpy as np
@@ -16,6 +15,7 @@ from condseg_jax.loading import load
 from condseg_jax.model_io.bundle import write_bundle
 from condseg_jax.model_io.load import read_model
 from condseg_jax.models.network import class_logits
+from support.bundles import newer
 from support.folds import NO_AUGMENTATION
 from support.tiny import overrides
 from support.tiny import write_datasets
@@ -163,13 +163,6 @@ def test_a_new_site(run, root, tmp_path, capsys):
 
 
 def test_what_cannot_grow_is_one_line(run, bundle, root, tmp_path, capsys):
-  newer = tmp_path / "newer.condseg"
-  with zipfile.ZipFile(bundle) as old, zipfile.ZipFile(newer, "w") as new:
-    for name in old.namelist():
-      content = old.read(name)
-      if name == "manifest.json":
-        content = json.dumps(json.loads(content) | {"version": 99}).encode()
-      new.writestr(name, content)
   mr = named(write_msd(tmp_path / "mr", range(2), ["box"]), "cube", modality={"0": "MR"})
   one = named(write_msd(tmp_path / "one", range(1), ["box"]), "cube")
   faults = [
@@ -177,7 +170,7 @@ def test_what_cannot_grow_is_one_line(run, bundle, root, tmp_path, capsys):
       ((run, root / "site", "--level=1"), 2, "give --level=auto to adapt the network"),
       ((run, mr), 2, "has 3-D mr images"), ((run, one), 1, "annotates 'cube' in a single case"),
       ((run, root / "cube", "--overlapping=cube:bax"), 2, "cube:bax is no pair of classes"),
-      ((newer, root / "cube"), 1, "is of version 99"),
+      ((newer(bundle, tmp_path / "newer.condseg"), root / "cube"), 1, "is of version 99"),
       ((tmp_path / "none", root / "cube"), 1, "holds no checkpoint")]
   for (source, data, *more), code, line in faults:
     assert grow(source, data, tmp_path / "out", *more) == code, line

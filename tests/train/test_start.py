@@ -1,7 +1,6 @@
 """A run that starts from another: what comes along, what is said, and what never mixes."""
 
 import json
-import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +26,7 @@ from condseg_jax.train.start import inherited
 from condseg_jax.train.start import read_start
 from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
+from support.bundles import newer
 from support.tiny import overrides
 from support.tiny import write_datasets
 
@@ -179,17 +179,6 @@ def test_nothing_that_fits_is_an_error(bundle, stores):
                            "model.growth": 16})
   with pytest.raises(InputError, match="init.source: nothing of .* fits .* .down_1/layer_0"):
     begun(other, stores, bundle, "encoder")
-
-
-def newer(path, out):
-  """The bundle as a later version might write it."""
-  with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
-    for name in old.namelist():
-      content = old.read(name)
-      if name == "manifest.json":
-        content = json.dumps(json.loads(content) | {"version": 99}).encode()
-      new.writestr(name, content)
-  return out
 
 
 def test_sources_that_cannot_be_read(bundle, root, tmp_path, capsys):

@@ -9,7 +9,7 @@ TARGETS = {
     "zip": "tools.fuzz.targets.archives:Archive",
     "bundle": "tools.fuzz.targets.models:Bundle",
     "checkpoint": "tools.fuzz.targets.models:Checkpoint",
-    "description": "tools.fuzz.targets.settings:Description",
+    "description": "tools.fuzz.targets.descriptions:Description",
     "config": "tools.fuzz.targets.settings:Settings",
     "http": "tools.fuzz.targets.service:Service",
     "monai": "tools.fuzz.targets.monai:Monai",
