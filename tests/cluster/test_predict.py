@@ -34,7 +34,7 @@ def images(tmp_path_factory):
 
 def segment(run, images, output, *more):
   return predict.main(["condseg-predict", f"--workdir={run}", f"--input={images}",
-                       f"--output={output}", "--threshold=0.3", *more])
+                       f"--output={output}", "--threshold=0.52", *more])
 
 
 def files(folder: Path) -> dict[str, bytes]:
