@@ -59,6 +59,7 @@ def _work(values: flags.FlagValues) -> int:
   from condseg_jax.report import figures
   from condseg_jax.report import tables
   from condseg_jax.report.page import collect
+  from condseg_jax.report.page.case import Case
 
   if values.cluster:
     leave_devices()
@@ -77,8 +78,9 @@ def _work(values: flags.FlagValues) -> int:
     run = functools.partial(each, cluster, device=True, shared=[out])
     outcomes = run(evaluate_case.score, [(job, *pair) for pair in zip(
         ids, collect.case_names(ids, values.report_names), strict=True)], ids)
-    rows, failed, page_cases = [], [], []
-    for outcome in in_order((outcome.index, outcome) for outcome in tqdm.tqdm(
+    rows, failed = [], []
+    page_cases: list[Case] = []
+    for outcome in in_order((outcome.number, outcome) for outcome in tqdm.tqdm(
         outcomes, desc=f"scoring {split}", total=len(cases))):
       error = outcome.error
       if error is None:
@@ -88,7 +90,7 @@ def _work(values: flags.FlagValues) -> int:
       elif not isinstance(error, InputError) or len(cases) == 1 or error.usage:
         raise error
       else:
-        failed.append(f"{ids[outcome.index]}: {error}")  # a bad case does not stop the others
+        failed.append(f"{ids[outcome.number]}: {error}")  # a bad case does not stop the others
     if not rows:
       raise InputError(values.data, f"no case could be scored; first error: {failed[0]}",
                        "check the dataset with condseg-verify")

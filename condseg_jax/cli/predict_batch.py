@@ -97,7 +97,7 @@ def _results(batch: Batch, images: Sequence[tuple[inputs.InputImage, str]],
                   device=True, shared=[batch.job.output])
   for outcome in tqdm.tqdm(outcomes, desc="predicting", unit="image", total=len(tasks),
                            disable=cluster is None or not tasks):
-    number = todo[outcome.index]
+    number = todo[outcome.number]
     image, name = images[number]
     result = outcome.value
     if outcome.error is not None:

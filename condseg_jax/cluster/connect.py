@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import contextlib
 import logging
 import sys
+from typing import Any
 from typing import TYPE_CHECKING
 import warnings
 
@@ -16,6 +17,7 @@ from condseg_jax.errors import InputError
 
 if TYPE_CHECKING:  # an extra
   from distributed import Client
+  from distributed import SpecCluster
 
 CONNECT_SECONDS = 8.0
 # What scheduler, workers and client have to agree in, of the packages that Dask compares.
@@ -46,6 +48,7 @@ def connected(text: str) -> Iterator[Cluster | None]:
                      usage=True) from error
   with contextlib.ExitStack() as opened:
     opened.enter_context(_silent())
+    target: SpecCluster | str
     if address.kind == "local":
       target = opened.enter_context(start.local(int(address.value)))
     elif address.kind == "slurm":
@@ -71,7 +74,7 @@ def check_versions(client: Client, address: str) -> None:
   Versions on which results depend are compared with every task, see `worker.work`.
   """
   try:
-    found = client.get_versions()
+    found: Any = client.get_versions()
   except Exception as error:
     raise InputError(address, f"does not tell its versions ({type(error).__name__})",
                      "install the same versions on all machines") from error

@@ -20,9 +20,13 @@ if TYPE_CHECKING:  # an extra
 
 # Deaths of workers after which a task is given up, less one: the third is the last.
 ALLOWED_FAILURES = 2
-# By default Dask gives a process one thread of OpenMP, as it runs many tasks in one; here a process
-# runs one task at a time, with the threads that it has without Dask.
-PLAIN = {"distributed.nanny.pre-spawn-environ": {}, "distributed.worker.profile.enabled": False}
+PLAIN = {
+    # By default Dask gives a process one thread of OpenMP, as it runs many tasks in one; here a
+    # process runs one task at a time, with the threads that it has without Dask.
+    "distributed.nanny.pre-spawn-environ": {}, "distributed.worker.profile.enabled": False,
+    # By default a worker that is missing 15 seconds after it was lost is given up for good, even if
+    # it was back meanwhile, and is restarted again after another loss.
+    "distributed.deploy.lost-worker-timeout": "1000 days"}
 
 
 @contextlib.contextmanager
@@ -100,6 +104,7 @@ def slurm(path: str) -> Iterator[SpecCluster]:
   with cluster:
     try:
       cluster.scale(jobs=jobs)
+      cluster.adapt(minimum_jobs=jobs, maximum_jobs=jobs)  # replaces those that end
     except RuntimeError as error:  # sbatch has failed
       lines = [line.strip() for line in str(error).splitlines() if line.strip()]
       raise InputError("sbatch", f"has failed: {lines[-1]}", f"check {path}") from error
@@ -133,7 +138,7 @@ def read_options(path: str) -> tuple[int, dict]:
 def _arguments(cluster: type) -> set[str]:
   """Returns the arguments that a cluster of jobs takes from a file."""
   from dask_jobqueue.slurm import SLURMJob
-  names = {name for one in (*cluster.__mro__, *SLURMJob.__mro__) if hasattr(one, "__init__")
-           for name in inspect.signature(one.__init__).parameters}
+  names = {name for one in (*cluster.__mro__, *SLURMJob.__mro__)
+           for name in inspect.signature(one).parameters}
   return names - {"self", "args", "kwargs", "n_workers", "processes", "asynchronous", "loop",
                   "job_cls", "scheduler_cls"}

@@ -36,12 +36,12 @@ class Outcome(NamedTuple):
   """What a task comes to.
 
   Attributes:
-    index: of the task.
+    number: of the task, from 0.
     value: what its function returned; None with an error.
     error: InputError, OSError or MemoryError that it raised; InputError if it ends its workers.
   """
 
-  index: int
+  number: int
   value: Any = None
   error: Exception | None = None
 
@@ -60,7 +60,7 @@ class Cluster:
   def each(self, function: Callable, tasks: Iterable[Sequence], names: Sequence[str], *,
            device: bool, shared: Iterable[str | os.PathLike]) -> Iterator[Outcome]:
     """See `each`."""
-    required = Requirements(os.getcwd(), versions(), tuple(map(os.fspath, shared)))
+    required = Requirements(os.getcwd(), versions(), tuple(os.fspath(folder) for folder in shared))
     token, label = uuid.uuid4().hex, function.__name__.strip("_")
     waiting = enumerate(tasks)
     running: dict[Future, int] = {}
@@ -69,15 +69,15 @@ class Cluster:
         # A worker gets its next task when it has finished one: tasks that wait in a worker would
         # count as failed with the one that ends it.
         workers, resources = self._workers(device)
-        for index, arguments in itertools.islice(waiting, max(0, max(1, workers) - len(running))):
+        for number, arguments in itertools.islice(waiting, max(0, max(1, workers) - len(running))):
           future = self._client.submit(work, required, function, arguments, pure=False,
-                                       key=f"{label}-{index}-{token}", resources=resources)
-          running[future] = index
+                                       key=f"{label}-{number}-{token}", resources=resources)
+          running[future] = number
         if not running:
           return
         for future in self._finished(running):
-          index = running.pop(future)
-          yield self._outcome(future, index, names[index])
+          number = running.pop(future)
+          yield self._outcome(future, number, names[number])
           future.release()
     finally:
       if running:
@@ -107,14 +107,14 @@ class Cluster:
       raise self._lost() from None
     return [future for future in running if future.done()]
 
-  def _outcome(self, future: Future, index: int, name: str) -> Outcome:
+  def _outcome(self, future: Future, number: int, name: str) -> Outcome:
     from distributed.scheduler import KilledWorker
     if future.status in ("cancelled", "lost"):
       raise self._lost()
     if future.status == "error":
       error = future.exception()
       if isinstance(error, KilledWorker):
-        return Outcome(index, error=InputError(
+        return Outcome(number, error=InputError(
             name, f"ended the process of its worker {error.allowed_failures + 1} times",
             "see the log of the worker; its memory may be too small"))
       if isinstance(error, ModuleNotFoundError):
@@ -126,7 +126,7 @@ class Cluster:
       raise report.unfit
     if report.said:
       say(report.said.rstrip("\n"))
-    return Outcome(index, report.value, report.error)
+    return Outcome(number, report.value, report.error)
 
   def _lost(self) -> InputError:
     return InputError(self._address, "the scheduler has ended, or the connection to it",
@@ -155,8 +155,8 @@ def each(cluster: Cluster | None, function: Callable, tasks: Iterable[Sequence],
   if cluster is not None:
     yield from cluster.each(function, tasks, names, device=device, shared=shared)
     return
-  for index, arguments in enumerate(tasks):
-    yield Outcome(index, *attempt(function, arguments))
+  for number, arguments in enumerate(tasks):
+    yield Outcome(number, *attempt(function, arguments))
 
 
 def in_order(pairs: Iterable[tuple[int, T]]) -> Iterator[T]:
