@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 import contextlib
 import logging
@@ -56,9 +57,11 @@ def connected(text: str) -> Iterator[Cluster | None]:
     else:
       target = address.value
     try:
+      if address.kind == "scheduler":
+        asyncio.run(asyncio.wait_for(_greet(address.value), CONNECT_SECONDS))
       client = distributed.Client(target, timeout=CONNECT_SECONDS, set_as_default=False)
     except Exception as error:  # of many kinds, by what answers there, if anything
-      reason = str(error).strip().partition("\n")[0] or type(error).__name__
+      reason = str(error).strip().partition("\n")[0] or "it does not answer"
       raise InputError(text, f"no Dask scheduler can be reached: {reason}",
                        "check address, port, TLS and firewall") from error
     opened.enter_context(client)
@@ -66,6 +69,19 @@ def connected(text: str) -> Iterator[Cluster | None]:
     if address.kind != "local" and not client.nthreads():
       print(f"waiting for a worker of {text}", file=sys.stderr, flush=True)
     yield Cluster(client, text)
+
+
+async def _greet(address: str) -> None:
+  """Exchanges a message with a scheduler: a client would wait for ever for one that is silent."""
+  from distributed.comm import connect
+  from distributed.security import Security
+  arguments = Security().get_connection_args("client")
+  comm = await connect(address, timeout=CONNECT_SECONDS, **arguments)
+  try:
+    await comm.write({"op": "identity", "n_workers": 0, "reply": True})
+    await comm.read()
+  finally:
+    comm.abort()
 
 
 def check_versions(client: Client, address: str) -> None:
