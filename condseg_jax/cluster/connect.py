@@ -113,13 +113,15 @@ def _versions(told: dict) -> dict[str, str]:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
   """Silences Dask, which reports what this package reports in one line, at length."""
-  log = logging.getLogger("distributed")
-  before = log.level
-  log.setLevel(logging.CRITICAL + 1)
+  names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+  before = {name: logging.getLogger(name).level for name in names}  # several have their own
+  for name in names:
+    logging.getLogger(name).setLevel(logging.CRITICAL + 1)
   try:
     with warnings.catch_warnings():
       warnings.filterwarnings("ignore", module=r"distributed\..*")
       warnings.filterwarnings("ignore", message=".*[Mm]ismatched versions.*")
       yield
   finally:
-    log.setLevel(before)
+    for name, level in before.items():
+      logging.getLogger(name).setLevel(level)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import itertools
 import os
 import sys
@@ -80,7 +81,7 @@ class Cluster:
           yield self._outcome(future, number, names[number])
           future.release()
     finally:
-      if running:
+      with contextlib.suppress(Exception):  # if the connection is lost, there is nothing to cancel
         self._client.cancel(list(running), force=True)
 
   def _workers(self, device: bool) -> tuple[int, dict[str, int] | None]:

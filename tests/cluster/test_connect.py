@@ -1,5 +1,6 @@
 """Addresses, schedulers that cannot be used, TLS, and jobs of SLURM: one line each."""
 
+import json
 import os
 from pathlib import Path
 import socket
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 
 import dask
 from distributed import LocalCluster
@@ -136,6 +138,41 @@ def test_a_scheduler_of_another_version(tmp_path):
     process.terminate()
     process.communicate()
   assert error.usage and "the scheduler has distributed 1.25.0, but this machine" in str(error)
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_is_lost(tmp_path, capfd):
+  """While its worker works; one line, and nothing of Dask's."""
+  scheduler, worker = (["-m", f"distributed.cli.dask_{name}", "--no-dashboard"]
+                       for name in ("scheduler", "worker"))
+  file = tmp_path / "scheduler.json"
+  env = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
+  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": env}
+  processes = [subprocess.Popen([sys.executable, *scheduler, "--host=127.0.0.1", "--port=0",
+                                 "--dashboard-address=127.0.0.1:0", f"--scheduler-file={file}"],
+                                **quiet),
+               subprocess.Popen([sys.executable, *worker, "--nthreads=1",
+                                 f"--scheduler-file={file}"], **quiet)]
+
+  def kill():
+    while not any(tmp_path.glob("0.*")):
+      time.sleep(0.02)
+    processes[0].kill()
+
+  try:
+    while not file.exists():
+      time.sleep(0.05)
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with (pytest.raises(InputError, match="the scheduler has ended, or the connection"),
+          connected(json.loads(file.read_text())["address"]) as cluster):
+      list(each(cluster, deaths.leave_pid, [(tmp_path, n) for n in range(3)], list("abc")))
+    thread.join(10)
+  finally:
+    for process in processes:
+      process.kill()
+      process.wait()
+  assert "Traceback" not in capfd.readouterr().err
 
 
 def test_tls_by_the_configuration_of_dask(tmp_path, soon):
