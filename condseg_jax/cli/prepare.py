@@ -23,6 +23,7 @@ from condseg_jax.cli import shell
 from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.datasets.layouts import FORMATS
 from condseg_jax.errors import InputError
+from condseg_jax.system import buckets
 
 if TYPE_CHECKING:
   from condseg_jax.datasets.raw import RawFolder
@@ -71,6 +72,11 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "format", "out")
+  synthetic = values.format in SYNTHETIC
+  buckets.local_only("--source", values.source, "fetch the raw dataset; the store may be written "
+                     "to a bucket")
+  buckets.local_only("--out", values.out if synthetic else "", "only a store may be in a bucket")
+  buckets.reach(values.out)
   if values.format == "phantom":
     from condseg_jax.datasets.synthetic.phantom import write_abdomen
     write_abdomen(values.out, size=values.size, seed=values.seed)

@@ -16,6 +16,7 @@ from absl import flags
 
 from condseg_jax.cli import config_file
 from condseg_jax.errors import InputError
+from condseg_jax.system import buckets
 
 
 def run(doc: str, define: Callable[[flags.FlagValues], None],
@@ -70,6 +71,10 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     subject = error.filename or "system"
     return _fail(program, f"{subject}: {error.strerror or _line(error)} (check path, permissions "
                  "and free space)", 1)
+  except Exception as error:  # storage libraries let theirs through from anywhere
+    if not buckets.is_storage_error(error):
+      raise
+    return _fail(program, str(buckets.explained("bucket", error)), 1)
   except KeyboardInterrupt:
     return _fail(program, "interrupted", 130)
   except Terminated:

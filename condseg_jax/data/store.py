@@ -28,6 +28,7 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
 from condseg_jax.plan import same_spacing
+from condseg_jax.system import buckets
 
 MANIFEST = "manifest.json"
 VERSION = 3  # increase it when the format changes
@@ -268,11 +269,11 @@ def clear_array_cache() -> None:
   _open_array.cache_clear()
 
 
-def kvstore(path: epath.Path) -> str | dict:
+def kvstore(path: epath.Path) -> dict:
   """Returns TensorStore's spec for a folder; as a URL, a local path could not contain #, ? or %."""
   text = str(path)
-  if "://" in text:
-    return f"{text}/"
+  if buckets.is_bucket(text):
+    return buckets.kvstore(text)
   return {"driver": "file", "path": f"{os.path.abspath(text)}/"}
 
 
