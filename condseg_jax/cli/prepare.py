@@ -33,7 +33,7 @@ SYNTHETIC = ("phantom", "street")
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  return shell.run(__doc__, _define, _work, argv)
+  return shell.run(__doc__, _define, _work, argv, in_buckets=("out",))
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -72,11 +72,9 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "format", "out")
-  synthetic = values.format in SYNTHETIC
-  buckets.local_only("--source", values.source, "fetch the raw dataset; the store may be written "
-                     "to a bucket")
-  buckets.local_only("--out", values.out if synthetic else "", "only a store may be in a bucket")
-  buckets.reach(values.out)
+  if values.format in SYNTHETIC and buckets.is_bucket(values.out):
+    raise InputError("--out", f"must be a local folder, not {values.out}",
+                     "prepare it into a bucket afterwards", usage=True)
   if values.format == "phantom":
     from condseg_jax.datasets.synthetic.phantom import write_abdomen
     write_abdomen(values.out, size=values.size, seed=values.seed)

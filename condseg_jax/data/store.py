@@ -135,6 +135,7 @@ class Store:
     Raises:
       InputError: no manifest, a damaged one, or one of another version.
     """
+    buckets.connect(root)
     root = epath.Path(root)
     if not (root / MANIFEST).exists():
       raise InputError(root, "is not a prepared dataset: manifest.json is missing",
@@ -207,6 +208,8 @@ class Store:
     try:
       return _open_array(folder / name)[(*index, ...)].read().result()
     except (ValueError, OSError) as error:
+      if buckets.is_storage_error(error):
+        raise buckets.explained(folder, error) from error
       reason = str(error).splitlines()[0].split(" [")[0]
       raise InputError(folder, f"cannot be read ({reason})",
                        "remove the folder and prepare again") from error
@@ -223,6 +226,7 @@ def open_prepared(root, spacing: Sequence[float] = ()) -> list[Store]:
     Stores of one modality and spacing; none where there is anything that `datasets.discover` has to
     look at: raw data, or stores that do not fit each other.
   """
+  buckets.connect(root)
   path = epath.Path(root)
   folders = [path]
   if not (path / MANIFEST).exists():

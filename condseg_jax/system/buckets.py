@@ -25,7 +25,8 @@ _MEANINGS = (
     (r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|PERMISSION_DENIED|403|Forbidden"
      r"|401|Unauthorized|InvalidToken|ExpiredToken", "access is refused",
      "check the credentials in the environment, and what they permit"),
-    (r"169\.254\.169\.254|metadata\.google|InstanceMetadata|credentials", "no credentials are found",
+    (r"169\.254\.169\.254|metadata\.google|InstanceMetadata|credentials",
+     "no credentials are found",
      "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"),
     (r"Connect|connect|UNAVAILABLE|DEADLINE|timed? ?out|HTTP error|5\d\d ", "the server does not "
      "answer", "run the same command again once it does; what is written remains"),
@@ -67,8 +68,8 @@ def reach(*paths: object) -> None:
     InputError: as `connect`; the bucket does not exist, refuses access or does not answer.
   """
   connect(*paths)
-  from etils import epath
   for path in dict.fromkeys(filter(is_bucket, map(str, paths))):
+    from etils import epath
     try:
       known = epath.Path(path).exists()
       if not known and path.startswith("gs://"):  # gcsfs takes a missing bucket for an empty one
@@ -93,7 +94,11 @@ def explained(path: object, error: BaseException) -> InputError:
 
 def is_storage_error(error: BaseException) -> bool:
   """Returns whether an exception is of a library of object storage."""
-  return type(error).__module__.partition(".")[0] in ("obstore", "gcsfs", "aiohttp", "google")
+  if type(error).__module__.partition(".")[0] in ("obstore", "gcsfs", "aiohttp", "google"):
+    return True
+  # TensorStore raises ValueError of whatever happened; these words are of its network drivers.
+  return isinstance(error, ValueError) and any(
+      word in str(error) for word in ("http_response", "retry attempts", "curl_code", "CURL"))
 
 
 def attempts() -> int:
@@ -159,9 +164,3 @@ def _connect_gs() -> None:
     url = host if "://" in host else f"http://{host}"
     os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", url)
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-
-
-def local_only(name: str, path: object, cure: str) -> None:
-  """Raises InputError for an address where a local path is needed."""
-  if is_bucket(path):
-    raise InputError(name, f"must be a local path, not {path}", cure, usage=True)

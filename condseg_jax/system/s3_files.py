@@ -6,6 +6,7 @@ of files. An object appears when its upload is complete, so writers are atomic w
 
 from collections.abc import Iterator
 import contextlib
+import datetime
 import functools
 import io
 import os
@@ -30,7 +31,7 @@ class S3Files(AbstractFileSystem):
   cachable = True
 
   # --- reading ---
-  def info(self, path: str, **kwargs) -> dict[str, Any]:
+  def info(self, path: str, **_) -> dict[str, Any]:
     """Returns name, type, size and time of change of an object or a folder.
 
     Raises:
@@ -51,7 +52,7 @@ class S3Files(AbstractFileSystem):
         obstore.list_with_delimiter(store)
     return {"name": name, "type": "directory", "size": 0}
 
-  def ls(self, path: str, detail: bool = True, **kwargs) -> list:
+  def ls(self, path: str, detail: bool = True, **_) -> list:
     """Lists a folder, without what is below its folders."""
     name = self._strip_protocol(path)
     store, key = _place(name)
@@ -66,7 +67,7 @@ class S3Files(AbstractFileSystem):
         return [self.info(path)] if detail else [self.info(path)["name"]]
     return entries if detail else [entry["name"] for entry in entries]
 
-  def exists(self, path: str, **kwargs) -> bool:
+  def exists(self, path: str, **_) -> bool:
     """Returns whether there is an object or a folder; other errors are raised."""
     try:
       self.info(path)
@@ -82,7 +83,7 @@ class S3Files(AbstractFileSystem):
       return False
 
   def cat_file(self, path: str, start: int | None = None, end: int | None = None,
-               **kwargs) -> bytes:
+               **_) -> bytes:
     """Reads an object, or a range of it."""
     store, key = _place(self._strip_protocol(path))
     with _errors(path):
@@ -92,13 +93,13 @@ class S3Files(AbstractFileSystem):
       return bytes(obstore.get_range(store, key, start=begin, end=size if end is None else end))
 
   # --- writing ---
-  def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **kwargs) -> None:
+  def pipe_file(self, path: str, value: bytes, **_) -> None:
     """Writes an object; a large one in parts."""
     store, key = _place(self._strip_protocol(path))
     with _errors(path):
       obstore.put(store, key, value)
 
-  def mkdir(self, path: str, create_parents: bool = True, **kwargs) -> None:
+  def mkdir(self, path: str, create_parents: bool = True, **_) -> None:
     """Does nothing: folders come and go with their objects."""
 
   def makedirs(self, path: str, exist_ok: bool = False) -> None:
@@ -114,7 +115,7 @@ class S3Files(AbstractFileSystem):
       obstore.head(store, key)  # S3 answers alike whether or not there was one
       obstore.delete(store, key)
 
-  def rm(self, path: str, recursive: bool = False, maxdepth: int | None = None) -> None:
+  def rm(self, path: str, recursive: bool = False, **_) -> None:
     """Removes an object, or with `recursive` all of a folder."""
     if not recursive:
       self.rm_file(path)
@@ -125,14 +126,13 @@ class S3Files(AbstractFileSystem):
         obstore.delete(store, [one["path"] for one in page])
       obstore.delete(store, [key])
 
-  def cp_file(self, path1: str, path2: str, **kwargs) -> None:
+  def cp_file(self, path1: str, path2: str, **_) -> None:
     """Copies an object within its bucket, on the server."""
     (store, key), (_, target) = map(_place, map(self._strip_protocol, (path1, path2)))
     with _errors(path1):
       obstore.copy(store, key, target)
 
-  def mv(self, path1: str, path2: str, recursive: bool = False, maxdepth: int | None = None,
-         **kwargs) -> None:
+  def mv(self, path1: str, path2: str, **_) -> None:
     """Copies an object or a folder within its bucket, then removes it; this is not atomic."""
     if self.info(path1)["type"] == "file":
       self.cp_file(path1, path2)
@@ -145,7 +145,7 @@ class S3Files(AbstractFileSystem):
           obstore.copy(store, one["path"], f"{target}/{one['path'][len(key):].lstrip('/')}")
     self.rm(path1, recursive=True)
 
-  def _open(self, path: str, mode: str = "rb", **kwargs):
+  def _open(self, path: str, mode: str = "rb", **_):
     if mode == "rb":
       return _Reader(self, path, mode)
     if mode == "wb":
@@ -207,20 +207,16 @@ def _place(name: str) -> tuple[S3Store, str]:
 
 @functools.lru_cache(maxsize=16)
 def _store(bucket: str, endpoint: str, region: str, anonymous: bool, attempts: int,
-           identity: str | None) -> S3Store:
+           _: str | None) -> S3Store:
   config: dict[str, Any] = {"skip_signature": anonymous}
   if endpoint:
     config["endpoint"] = endpoint
   if region:
     config["region"] = region
+  duration = datetime.timedelta  # days, seconds
   return S3Store(bucket, config=config,
                  client_options={"allow_http": endpoint.startswith("http:"),
                                  "connect_timeout": f"{CONNECT_SECONDS}s"},
-                 retry_config={"max_retries": attempts, "retry_timeout": _seconds(RETRY_SECONDS),
-                               "backoff": {"base": 2, "init_backoff": _seconds(0.5),
-                                           "max_backoff": _seconds(16)}})
-
-
-def _seconds(value: float):
-  import datetime
-  return datetime.timedelta(seconds=value)
+                 retry_config={"max_retries": attempts, "retry_timeout": duration(0, RETRY_SECONDS),
+                               "backoff": {"base": 2, "init_backoff": duration(0, 0.5),
+                                           "max_backoff": duration(0, 16)}})

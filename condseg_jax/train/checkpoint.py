@@ -56,7 +56,10 @@ class Checkpoints:
     buckets.connect(workdir)
     self.folder = epath.Path(workdir) / "checkpoints"
     paths: dict[str, Any] = {}
-    if buckets.is_bucket(workdir):
+    root = self.folder
+    if not buckets.is_bucket(workdir):
+      root = root.resolve()  # which would take an address for a relative path
+    else:
       orbax_s3.enable()
       # A bucket renames nothing: a checkpoint is complete once it has its last file.
       paths = {"temporary_path_class": ocp.path.atomicity.CommitFileTemporaryPath}
@@ -73,7 +76,7 @@ class Checkpoints:
         preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]), **paths)
     try:
       self._manager = ocp.CheckpointManager(
-          self.folder.resolve(), options=options,
+          root, options=options,
           item_handlers={"state": ocp.StandardCheckpointHandler(),
                          "model": ocp.JsonCheckpointHandler(),
                          "digests": ocp.JsonCheckpointHandler()})

@@ -35,7 +35,8 @@ def enable() -> None:
 
   def kvstore(path: str) -> dict[str, Any]:
     if str(path).startswith(_BEGIN):
-      return buckets.kvstore(f"s3://{str(path).removeprefix(_BEGIN).lstrip('/')}")
+      spec = buckets.kvstore(f"s3://{str(path).removeprefix(_BEGIN).lstrip('/')}")
+      return spec | {"path": spec["path"].rstrip("/")}  # which may be that of a single object
     return of_gs(path)
 
   tensorstore_utils._use_gcs_driver = in_bucket
