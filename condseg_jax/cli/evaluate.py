@@ -100,8 +100,8 @@ def _evaluate(values: flags.FlagValues, place: "Output") -> int:
     figures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
                             f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
   if values.report:
-    print(collect.write_report(out / "report.html", page_cases, predictor, summary,
-                               split=split))
+    print(place.named(collect.write_report(out / "report.html", page_cases, predictor, summary,
+                                           split=split)))
   print(tables.format_table(summary))
   print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
         f"cases of split {split!r}\nresults: {place.address}")

@@ -104,7 +104,7 @@ def segment_all(job: Job, images: list[inputs.InputImage], run: results.Run, suf
   if values.report:
     page = job.output / f"report{suffix}.html"
     try:
-      print(collect.write_report(page, cases, job.predictor))
+      print(job.place.named(collect.write_report(page, cases, job.predictor)))
     except InputError as error:
       failures.append(str(error))
     except Exception as error:  # must not hide the failures above

@@ -37,6 +37,10 @@ class Place:
     inner = path.relative_to(self.path).as_posix()
     return self.address if inner == "." else f"{self.address.rstrip('/')}/{inner}"
 
+  def named(self, text: str) -> str:
+    """Returns a text with the user's name for the folder."""
+    return text.replace(str(self.path), self.address.rstrip("/")) if self._remote else text
+
 
 class Output(Place):
   """The folder of the results of a command."""
@@ -135,6 +139,5 @@ def _as_named(place: Place) -> Iterator[None]:
   try:
     yield
   except InputError as error:
-    subject, reason = (text.replace(str(place.path), place.address)
-                       for text in (error.subject, error.reason))
-    raise InputError(subject, reason, error.cure, usage=error.usage, kind=error.kind) from error
+    raise InputError(place.named(error.subject), place.named(error.reason), error.cure,
+                     usage=error.usage, kind=error.kind) from error

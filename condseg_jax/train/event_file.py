@@ -6,11 +6,15 @@ names of environment variables than everything else here.
 
 import functools
 import io
+import logging
 
 from etils import epath
 from tensorboardX import record_writer
 
+from condseg_jax.system.buckets import explained
 from condseg_jax.system.buckets import PACKAGES
+
+log = logging.getLogger("condseg_jax")
 
 
 class _EventFile:
@@ -24,10 +28,13 @@ class _EventFile:
     self._events.write(record)
 
   def flush(self) -> None:
-    """Writes all records, if there are new ones."""
+    """Writes all records, if there are new ones; what fails is written with the next of them."""
     if self._events.tell() > self._written:
-      self._path.write_bytes(self._events.getvalue())
       self._written = self._events.tell()
+      try:
+        self._path.write_bytes(self._events.getvalue())
+      except Exception as error:  # called by a thread, and at exit, where nobody could catch it
+        log.warning("%s", explained(self._path, error))
 
   def close(self) -> None:
     """Writes all records."""
