@@ -128,7 +128,8 @@ class S3Files(AbstractFileSystem):
 
   def cp_file(self, path1: str, path2: str, **_) -> None:
     """Copies an object within its bucket, on the server."""
-    (store, key), (_, target) = map(_place, map(self._strip_protocol, (path1, path2)))
+    store, key = _place(self._strip_protocol(path1))
+    target = _place(self._strip_protocol(path2))[1]
     with _errors(path1):
       obstore.copy(store, key, target)
 
@@ -138,7 +139,8 @@ class S3Files(AbstractFileSystem):
       self.cp_file(path1, path2)
       self.rm_file(path1)
       return
-    (store, key), (_, target) = map(_place, map(self._strip_protocol, (path1, path2)))
+    store, key = _place(self._strip_protocol(path1))
+    target = _place(self._strip_protocol(path2))[1]
     with _errors(path1):
       for page in obstore.list(store, prefix=key):
         for one in page:
@@ -208,7 +210,7 @@ def _place(name: str) -> tuple[S3Store, str]:
 @functools.lru_cache(maxsize=16)
 def _store(bucket: str, endpoint: str, region: str, anonymous: bool, attempts: int,
            _: str | None) -> S3Store:
-  config: dict[str, Any] = {"skip_signature": anonymous}
+  config: Any = {"skip_signature": anonymous}
   if endpoint:
     config["endpoint"] = endpoint
   if region:
