@@ -31,7 +31,6 @@ from condseg_jax.errors import InputError
 from condseg_jax.model_io.record import check_record
 from condseg_jax.model_io.record import ModelRecord
 from condseg_jax.system import buckets
-from condseg_jax.train import orbax_s3
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.state import variables
 
@@ -60,6 +59,7 @@ class Checkpoints:
     if not buckets.is_bucket(workdir):
       root = root.resolve()  # which would take an address for a relative path
     else:
+      from condseg_jax.train import orbax_s3
       orbax_s3.enable()
       # A bucket renames nothing: a checkpoint is complete once it has its last file.
       paths = {"temporary_path_class": ocp.path.atomicity.CommitFileTemporaryPath}

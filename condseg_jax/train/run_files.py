@@ -15,7 +15,6 @@ import tensorboardX
 
 from condseg_jax.system import buckets
 from condseg_jax.system.atomic import write_text
-from condseg_jax.train import event_file
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "numpy",
             "scipy", "nibabel")
@@ -41,6 +40,7 @@ class RunFiles:
     if self._writes:
       self._folder.mkdir(parents=True, exist_ok=True)
       if buckets.is_bucket(workdir):
+        from condseg_jax.train import event_file
         event_file.register()
       self._events = tensorboardX.SummaryWriter(str(self._folder / "tensorboard"))
       self.finish("running", {})

@@ -7,7 +7,6 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
-import threading
 
 from etils import epath
 import jax
@@ -58,6 +57,15 @@ def arguments(root, workdir, data, **changes):
           *overrides(root, **{"data.root": data} | changes)]
 
 
+def environment(**changes) -> dict[str, str]:
+  """That of a process of its own, as the tests have it."""
+  return os.environ | {
+      "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+      "CONDSEG_ONEDNN": "0", "CONDSEG_LARGE_PAGES": "0",
+      "PYTHONPATH": str(Path(condseg_jax.__file__).parents[1])} | {
+          name: str(value) for name, value in changes.items()}
+
+
 def variables(workdir) -> dict:
   checkpoints = Checkpoints(workdir, read_only=True)
   try:
@@ -102,16 +110,11 @@ def test_a_killed_run_goes_on_to_the_same_network_and_leaves_nothing_here(moto, 
   places = {name: tmp_path / name for name in ("cwd", "home", "temporary", "cache")}
   for folder in places.values():
     folder.mkdir()
-  environment = os.environ | {
-      "HOME": str(places["home"]), "TMPDIR": str(places["temporary"]),
-      "XDG_CACHE_HOME": str(places["cache"]), "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "CONDSEG_ONEDNN": "0", "CONDSEG_LARGE_PAGES": "0",
-      "PYTHONPATH": str(Path(condseg_jax.__file__).parents[1])}
   command = [sys.executable, "-m", "condseg_jax.cli.train",
              *arguments(root, remote, f"{run}/data", **more)[1:]]
   before, sent = len(moto.requests()), moto.relay.sent
-  process = subprocess.Popen(command, env=environment, cwd=places["cwd"],
-                             stderr=subprocess.DEVNULL)
+  own = environment(HOME=places["home"], TMPDIR=places["temporary"], XDG_CACHE_HOME=places["cache"])
+  process = subprocess.Popen(command, env=own, cwd=places["cwd"], stderr=subprocess.DEVNULL)
   until(lambda: steps(remote) or process.poll() is not None)
   process.send_signal(signal.SIGKILL)
   assert process.wait() == -signal.SIGKILL and 0 < max(steps(remote)) < STEPS
@@ -135,27 +138,22 @@ def test_a_killed_run_goes_on_to_the_same_network_and_leaves_nothing_here(moto, 
 
 
 @pytest.mark.slow
-def test_a_run_outlives_its_server(moto, run, root, capsys, monkeypatch):
+def test_a_run_outlives_its_server(moto, run, root, tmp_path):
   """The server goes while checkpoints are written, and comes back for the same command."""
-  monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
   workdir = f"{run}/outage"
   command = arguments(root, workdir, f"{run}/data", **{"train.steps": STEPS})
-
-  def cut():
-    until(lambda: steps(workdir))
-    moto.relay.cut()
-  thread = threading.Thread(target=cut)
-  thread.start()
-  capsys.readouterr()
+  process = subprocess.Popen(
+      [sys.executable, "-m", "condseg_jax.cli.train", *command[1:]], cwd=tmp_path, text=True,
+      stderr=subprocess.PIPE, env=environment(AWS_MAX_ATTEMPTS="1"))
+  until(lambda: steps(workdir) or process.poll() is not None)
+  moto.relay.cut()
   try:
-    assert train.main(command) == 1
+    _, said = process.communicate(timeout=120)
   finally:
-    thread.join()
     moto.relay.start()
-  said = capsys.readouterr().err
   lines = [line for line in said.splitlines() if not line[:2].isdigit()]  # what is not logged
-  assert len(lines) == 1 and "does not answer" in lines[0], said
-  assert lines[0].startswith("condseg-train: s3://")
+  assert process.returncode == 1 and len(lines) == 1, said
+  assert lines[0].startswith("train: s3://") and "the server does not answer" in lines[0]
   assert 0 < max(steps(workdir)) < STEPS
   (epath.Path(workdir) / ".lease").unlink(missing_ok=True)
   assert train.main(command) == 0 and max(steps(workdir)) == STEPS
