@@ -28,7 +28,6 @@ class S3Files(AbstractFileSystem):
   """Objects as files; folders are the prefixes that objects have."""
 
   protocol = "s3"
-  cachable = True
 
   # --- reading ---
   def info(self, path: str, **_) -> dict[str, Any]:
