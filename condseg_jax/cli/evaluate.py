@@ -9,8 +9,8 @@ Writes summary.json, cases.csv and overlays of the median and the worst case. --
 report.html, a page with scores, slices, errors and a viewer that can be opened offline.
 """
 
-from pathlib import Path
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -19,11 +19,15 @@ from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
+if TYPE_CHECKING:
+  from condseg_jax.cli.staging import Output
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
   restart_with_large_pages(argv)
-  return shell.run(__doc__, _define, _work, argv)
+  return shell.run(__doc__, _define, _work, argv,
+                   in_buckets=("workdir", "locator", "data", "out"))
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -43,6 +47,12 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir", "data", "out")
+  from condseg_jax.cli import staging
+  with staging.output(values.out) as place:
+    return _evaluate(values, place)
+
+
+def _evaluate(values: flags.FlagValues, place: "Output") -> int:
   import tqdm
 
   from condseg_jax.evaluate.raw_cases import labelled_cases
@@ -62,7 +72,7 @@ def _work(values: flags.FlagValues) -> int:
   if not any(name in predictor.table.names for case in cases for name in case.annotated):
     raise InputError(values.data, "annotates no class of this network",
                      f"classes of the network: {', '.join(predictor.table.names)}")
-  out = Path(values.out)
+  out = place.path
   out.mkdir(parents=True, exist_ok=True)
   page_cases, on_case = collect.watch(predictor, [case.id for case in cases], values.report_names)
   rows, failed = [], []
@@ -90,11 +100,11 @@ def _work(values: flags.FlagValues) -> int:
     figures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
                             f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
   if values.report:
-    print(collect.write_report(out / "report.html", page_cases, predictor, summary,
-                               split=split))
+    print(place.named(collect.write_report(out / "report.html", page_cases, predictor, summary,
+                                           split=split)))
   print(tables.format_table(summary))
   print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
-        f"cases of split {split!r}\nresults: {out}")
+        f"cases of split {split!r}\nresults: {place.address}")
   for line in failed:
     print(f"failed: {line}", file=sys.stderr)
   return 1 if failed else 0

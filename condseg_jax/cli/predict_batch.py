@@ -27,11 +27,14 @@ from condseg_jax.report.page import collect
 if TYPE_CHECKING:
   from absl import flags
 
+  from condseg_jax.cli.staging import Output
   from condseg_jax.geometry import Volume
   from condseg_jax.infer.prediction import Prediction
   from condseg_jax.infer.schedule import Schedule
   from condseg_jax.predictor import Predictor
   from condseg_jax.report.page.case import Case
+
+PROBABILITIES = "_probabilities.zarr"
 
 
 class Job(NamedTuple):
@@ -39,6 +42,7 @@ class Job(NamedTuple):
 
   values: flags.FlagValues
   output: Path
+  place: Output  # the same folder, where the user named it
   predictor: Predictor
   classes: list[str]
   settings: dict
@@ -66,7 +70,7 @@ def segment_all(job: Job, images: list[inputs.InputImage], run: results.Run, suf
   for number, (image, name) in enumerate(mine, 1):
     title = f"{number}/{len(mine)} {image.stem}"
     masks = _masks_of(job, image, run)
-    if values["continue"].value and all(path.exists() for path in masks):
+    if values["continue"].value and all(map(job.place.exists, masks)):
       reason = _outdated(image, run, masks)
       print(f"{title}: {reason or 'already done'}", flush=True)
       if not reason:
@@ -79,14 +83,17 @@ def segment_all(job: Job, images: list[inputs.InputImage], run: results.Run, suf
         result = _segment(job, image, title)
         record.files, record.refusal = result.files, result.refusal
         for path in set(masks) - set(result.files):  # of an earlier run, which decided otherwise
-          path.unlink(missing_ok=True)
+          job.place.drop(path)
+        job.place.send([job.output / f"{image.stem}{PROBABILITIES}",
+                        *reversed(result.files)], keep=job.send is not None)  # the masks last
         if job.send and not result.refusal:
           job.send(result.files)
-      print("  ".join(map(str, result.files)), flush=True)
+      print("  ".join(map(job.place.name, result.files)), flush=True)
       refusals += _refused(image, result.refusal)
       if values.report:
         collect.add(cases, _page_case(job, name, image, result))
       del result  # its memory is needed for the next image
+      job.place.send([run.path], keep=True)
     except (InputError, OSError, MemoryError) as error:
       error = _as_input_error(error, image.path)
       if len(mine) == 1 or error.usage:
@@ -97,7 +104,7 @@ def segment_all(job: Job, images: list[inputs.InputImage], run: results.Run, suf
   if values.report:
     page = job.output / f"report{suffix}.html"
     try:
-      print(collect.write_report(page, cases, job.predictor))
+      print(job.place.named(collect.write_report(page, cases, job.predictor)))
     except InputError as error:
       failures.append(str(error))
     except Exception as error:  # must not hide the failures above
@@ -146,7 +153,7 @@ def _outdated(image: inputs.InputImage, run: results.Run, masks: Iterable[Path])
 def _segment(job: Job, image: inputs.InputImage, title: str) -> _Result:
   """Segments one image and writes its results."""
   volume, findings = _read(image, job.predictor, job.values)
-  settings, store = job.settings, job.output / f"{image.stem}_probabilities.zarr"
+  settings, store = job.settings, job.output / f"{image.stem}{PROBABILITIES}"
   if job.values.probabilities:
     shutil.rmtree(store, ignore_errors=True)  # of an earlier or an interrupted run
     settings = settings | {"probabilities": str(store)}

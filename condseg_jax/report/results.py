@@ -247,6 +247,7 @@ class Run:
     same: whether to require that an earlier run used the same network, classes and settings.
 
   Attributes:
+    path: the file.
     problem: why the file could not be written at last; None if it is complete.
 
   Raises:
@@ -257,7 +258,7 @@ class Run:
 
   def __init__(self, path: Path, predictor: Predictor, classes: Sequence[str], settings: Mapping,
                same: bool = False):
-    self._path = path
+    self.path = path
     try:
       earlier = dict(json.loads(path.read_text(encoding="utf-8")))
       cases = {name: dict(entry) for name, entry in earlier["cases"].items()}
@@ -294,7 +295,7 @@ class Run:
       entry |= {"seconds": round(time.perf_counter() - start, 2), "input": dict(case.source)}
       self._run["cases"][name] = entry
       try:
-        write_text(self._path, json.dumps(self._run, indent=1) + "\n")
+        write_text(self.path, json.dumps(self._run, indent=1) + "\n")
         self.problem = None
       except InputError as error:
         self.problem = error
