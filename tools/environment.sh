@@ -22,10 +22,6 @@ if ! cmp -s requirements.txt .venv/installed.txt; then
   # The tests that need it are skipped where it cannot be had.
   "${pip[@]}" --no-deps "$(sed -n 's/^#   --no-deps //p' requirements.txt)" \
     || echo "monailabel could not be installed"
-  "$PYTHON" -m venv .venv/moto
-  # shellcheck disable=SC2046
-  .venv/moto/bin/python -m pip --quiet --disable-pip-version-check install --no-compile \
-    $(sed -n 's/^#   --moto //p' requirements.txt) || echo "moto could not be installed"
   wait
   cp requirements.txt .venv/installed.txt
 fi

@@ -26,6 +26,7 @@ from support.tiny import overrides
 from support.tiny import write_datasets
 from support.waiting import until
 
+pytestmark = pytest.mark.slow
 STEPS = 9
 
 
@@ -99,7 +100,6 @@ def test_a_store_in_a_bucket_is_the_store_of_a_disk(run, root, tmp_path):
     assert all(store.digest(case) == (case.image_sha256, case.sha256) for case in store.cases)
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_network_and_leaves_nothing_here(moto, run, root,
                                                                         tmp_path):
   local, remote = tmp_path / "local", f"{run}/killed"
@@ -137,7 +137,6 @@ def test_a_killed_run_goes_on_to_the_same_network_and_leaves_nothing_here(moto, 
   assert same(variables(remote), variables(local / "run"))
 
 
-@pytest.mark.slow
 def test_a_run_outlives_its_server(moto, run, root, tmp_path):
   """The server goes while checkpoints are written, and comes back for the same command."""
   workdir = f"{run}/outage"

@@ -146,7 +146,8 @@ def moto(folder: Path) -> Iterator[S3]:
 @contextlib.contextmanager
 def google(folder: Path) -> Iterator[str]:
   """Starts an emulator of Google Cloud Storage with the bucket `bucket`; yields its address."""
-  pytest.importorskip("gcp_storage_emulator")
+  for name in ("gcsfs", "gcp_storage_emulator"):
+    pytest.importorskip(name, reason=f"{name} is not installed, see docs/buckets.md")
   port = free_port()
   program = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host", "127.0.0.1", "--port",
              str(port), "--in-memory", "--default-bucket", "bucket"]
