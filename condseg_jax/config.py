@@ -45,7 +45,7 @@ ADDED = {"model.network": "dense_unet", "conditioning.texts": [], "augment.extra
          "augment.cutmix": 0.0, "loss.exclusion_classes": 0, "loss.exclusion_weight": 0.1,
          "data.pseudo_weight": 0.5,
          "model.max_channels": 320, "init.source": "", "init.what": "all",
-         "train.only_classes": []}
+         "train.only_classes": [], "train.partition": 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +238,9 @@ class Train:
   grad_accum_steps: int = setting(
       1, "parts of a batch that are computed one after the other: less memory, the same step",
       low=1)
+  partition: int = setting(
+      1, "devices that a subvolume is split over along its first axis; 0 for as few as "
+      "data.memory_gb needs", low=0, high=2**16)
   only_classes: tuple[str, ...] = setting(
       (), "classes of which the own parameters are learned, such as their vectors or decoders; all "
       "else stays as it began; everything is learned when empty")
@@ -375,6 +378,10 @@ def _check_together(config: Config) -> None:
   if data.bare and data.unannotated == "background":
     exclude("data.bare", "would count every class as absent in images without masks",
             "use data.unannotated 'ignore', or set data.bare to 0")
+  if config.train.partition != 1 and config.train.driver != "jit":
+    exclude("train.partition", "needs one program for all devices", "use train.driver 'jit'")
+  if config.train.partition != 1 and config.train.only_classes:
+    exclude("train.partition", "excludes train.only_classes", "use 1, or leave only_classes empty")
   if data.batch_size % config.train.grad_accum_steps:
     exclude("train.grad_accum_steps", f"{config.train.grad_accum_steps} does not divide "
             f"data.batch_size {data.batch_size}", "choose a divisor")

@@ -99,7 +99,8 @@ SENSELESS = {
     "optimizer.weight_decay": [NAN, -1, 1e30], "optimizer.momentum": [1, -0.1, NAN],
     "optimizer.clip_norm": [-1, NAN, INF], "train.steps": [0, -5, 2.5],
     "train.ema_decay": [2, 1, -0.1, NAN], "train.log_every": [0, -1], "train.eval_every": [0, -1],
-    "train.minutes": [-1, NAN, INF], "train.grad_accum_steps": [0, -1]}
+    "train.minutes": [-1, NAN, INF], "train.grad_accum_steps": [0, -1],
+    "train.partition": [-1, 1.5, 2**17]}
 
 
 @pytest.mark.parametrize("name, value", [(n, v) for n, values in SENSELESS.items() for v in values])

@@ -27,3 +27,5 @@ if ! cmp -s requirements.txt .venv/installed.txt; then
 fi
 # shellcheck disable=SC1091
 source .venv/bin/activate
+# Some containers set it: every command would compile all that it imports again, 5 s on a slow core.
+unset PYTHONDONTWRITEBYTECODE

@@ -11,8 +11,8 @@ deals the cases to the workers of a Dask cluster (extra `cluster`).
 """
 
 import functools
-from pathlib import Path
 import sys
+from typing import TYPE_CHECKING
 
 from absl import flags
 
@@ -20,11 +20,15 @@ from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
+if TYPE_CHECKING:
+  from condseg_jax.cli.staging import Output
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
   restart_with_large_pages(argv)
-  return shell.run(__doc__, _define, _work, argv)
+  return shell.run(__doc__, _define, _work, argv,
+                   in_buckets=("workdir", "locator", "data", "out"))
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -45,7 +49,13 @@ def _define(values: flags.FlagValues) -> None:
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir", "data", "out")
-  shell.check_cluster(values)
+  shell.check_cluster(values, "out")
+  from condseg_jax.cli import staging
+  with staging.output(values.out) as place:
+    return _evaluate(values, place)
+
+
+def _evaluate(values: flags.FlagValues, place: "Output") -> int:
   import tqdm
 
   from condseg_jax.cli import evaluate_case
@@ -69,7 +79,7 @@ def _work(values: flags.FlagValues) -> int:
   if not any(name in predictor.table.names for case in cases for name in case.annotated):
     raise InputError(values.data, "annotates no class of this network",
                      f"classes of the network: {', '.join(predictor.table.names)}")
-  out = Path(values.out)
+  out = place.path
   out.mkdir(parents=True, exist_ok=True)
   job = evaluate_case.Job(network, predictor.step, values.data, split, values.tolerance_mm,
                           values.fusion, values.report)
@@ -107,11 +117,11 @@ def _work(values: flags.FlagValues) -> int:
       if outcome.error is not None:
         raise outcome.error
   if values.report:
-    print(collect.write_report(out / "report.html", page_cases, predictor, summary,
-                               split=split))
+    print(place.named(collect.write_report(out / "report.html", page_cases, predictor, summary,
+                                           split=split)))
   print(tables.format_table(summary))
   print(f"mean Dice {summary['mean_dice']:.4f} over {len(names)} classes, {summary['n_cases']} "
-        f"cases of split {split!r}\nresults: {out}")
+        f"cases of split {split!r}\nresults: {place.address}")
   for line in failed:
     print(f"failed: {line}", file=sys.stderr)
   return 1 if failed else 0

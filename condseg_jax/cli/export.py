@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # imported late, so that --help is fast
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
-  return shell.run(__doc__, _define, _work, argv)
+  return shell.run(__doc__, _define, _work, argv, in_buckets=("workdir", "out"))
 
 
 def _define(values: flags.FlagValues) -> None:

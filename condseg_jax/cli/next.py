@@ -46,7 +46,7 @@ RECORD = "looked_at.json"  # in --out: what was found in every image
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  return shell.run(__doc__, _define, _work, argv)
+  return shell.run(__doc__, _define, _work, argv, in_buckets=("workdir",))
 
 
 def _define(values: flags.FlagValues) -> None:

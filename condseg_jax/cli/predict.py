@@ -47,6 +47,7 @@ from condseg_jax.system.large_pages import restart_with_large_pages
 
 if TYPE_CHECKING:  # imported late, so that --help is fast
   from condseg_jax.cli.inputs import InputImage
+  from condseg_jax.cli.staging import Output
   from condseg_jax.report.results import OutputOptions
 
 SETTINGS = ("fusion", "threshold", "step", "tta", "fast", "two_pass", "partition",
@@ -56,7 +57,8 @@ SETTINGS = ("fusion", "threshold", "step", "tta", "fast", "two_pass", "partition
 def main(argv: list[str] | None = None) -> int:
   """Runs the command and returns its exit code."""
   restart_with_large_pages(argv)
-  return shell.run(__doc__, _define, _work, argv)
+  return shell.run(__doc__, _define, _work, argv,
+                   in_buckets=("workdir", "locator", "input", "output"))
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -117,30 +119,34 @@ def _define(values: flags.FlagValues) -> None:
 def _work(values: flags.FlagValues) -> int:
   # Everything that needs no network is checked before it is loaded.
   shell.require(values, "workdir", "input", "output")
-  shell.check_cluster(values)
+  shell.check_cluster(values, "input", "output")
   settings = _settings(values)
-  output = Path(values.output)
+  from condseg_jax.cli import staging
   from condseg_jax.dicomweb.address import is_address
   if is_address(values.input):
-    if values.cluster:
-      raise InputError("--cluster", "works on images in a folder that all machines share",
-                       "omit it, or fetch the series first", usage=True)
     from condseg_jax.cli.remote import fetched
-    with fetched(values.input, values.series) as remote:
+    with (fetched(values.input, values.series) as remote,
+          staging.output(values.output) as output):
       return _predict(values, settings, output, remote.images, remote.send if values.send else None)
   if values.send:
     raise InputError("--send", "needs a DICOMweb server", "give --input=dicomweb+http://…",
                      usage=True)
   from condseg_jax.cli import inputs
-  images = inputs.list_inputs(Path(values.input), values.series)
-  return _predict(values, settings, output, images)
+  with staging.fetched(values.input) as source, staging.output(values.output) as output:
+    images = inputs.list_inputs(source.path, values.series)
+    if source.path != Path(values.input):
+      images = [image._replace(origin=source.name(image.path)) for image in images]
+    return _predict(values, settings, output, images)
 
 
-def _predict(values: flags.FlagValues, settings: dict, output: Path, images: list[InputImage],
+def _predict(values: flags.FlagValues, settings: dict, place: Output, images: list[InputImage],
              send: Callable[[Sequence[Path]], None] | None = None) -> int:
   from condseg_jax.cli import inputs
-  options = _output_options(values, images)
+  options, output = _output_options(values, images), place.path
   inputs.check_apart(images, Path(values.input), output, options.separate)
+  if any(image.origin.rpartition("/")[0] == place.address.rstrip("/") for image in images):
+    raise InputError(place.address, "is the folder of the input images",
+                     "choose another output folder", usage=True)
   inputs.check_writable(output)
 
   from condseg_jax.cli.network import leave_devices
@@ -164,13 +170,15 @@ def _predict(values: flags.FlagValues, settings: dict, output: Path, images: lis
   results.check_names(output, [image.stem for image in images], predictor, classes,
                       options.separate, [image.path for image in images])
   suffix = "" if values.num_parts == 1 else f"_{values.part}"  # other parts write at the same time
-  with connected(values.cluster) as cluster, held(output, suffix):
+  with connected(values.cluster) as cluster, held(place.address, suffix):
+    record = output / f"run{suffix}.json"
+    place.fetch(record)
     more = ("locator", "members", "refuse_below", "uncertainty")
     recorded = settings | {name: values[name].value for name in more if values[name].value}
-    run = results.Run(output / f"run{suffix}.json", predictor, classes, recorded,
+    run = results.Run(record, predictor, classes, recorded,
                       same=values["continue"].value)
     outputs = ("probabilities", "uncertainty", "refuse_below", "report", "force")
-    job = Job(network, predictor.step, output, classes, settings, options, send=send,
+    job = Job(network, predictor.step, place, classes, settings, options, send=send,
               in_worker=cluster is not None, **{name: values[name].value for name in outputs})
     names = collect.case_names([image.stem for image in images], values.report_names)
     mine = list(zip(images, names, strict=True))[values.part::values.num_parts]

@@ -64,7 +64,7 @@ def segment_all(batch: Batch, images: Sequence[tuple[inputs.InputImage, str]],
   failures += [str(batch.run.problem)] if batch.run.problem else []
   if batch.job.report:
     try:
-      print(collect.write_report(batch.page, cases, batch.predictor))
+      print(batch.job.place.named(collect.write_report(batch.page, cases, batch.predictor)))
     except InputError as error:
       failures.append(str(error))
     except Exception as error:  # must not hide the failures above
@@ -83,7 +83,7 @@ def _results(batch: Batch, images: Sequence[tuple[inputs.InputImage, str]],
   for number, (image, name) in enumerate(images):
     title = f"{number + 1}/{len(images)} {image.stem}"
     masks = _masks_of(batch, image)
-    if batch.resume and all(path.exists() for path in masks):
+    if batch.resume and all(map(batch.job.place.exists, masks)):
       reason = _outdated(image, batch.run, masks)
       print(f"{title}: {reason or 'already done'}", flush=True)
       if not reason:
@@ -104,13 +104,17 @@ def _results(batch: Batch, images: Sequence[tuple[inputs.InputImage, str]],
       error = as_input_error(outcome.error, image.path)
       result = Segmented(results.CaseRecord().entry(0.0, error), error=error)
     batch.run.add(image.stem, result.entry)
+    if result.error is None:
+      say("  ".join(map(batch.job.place.name, result.files)), sys.stdout)
+      try:
+        batch.job.place.send([batch.run.path], keep=True)
+      except InputError as error:
+        result = Segmented(result.entry, error=error)
     if result.error is not None:
       if len(images) == 1 or result.error.usage:
         raise result.error
       page = collect.failed_case(name, result.error, image.path, batch.show_names)
       result = result._replace(page=page)
-    else:
-      say("  ".join(map(str, result.files)), sys.stdout)
     yield number, (image, result)
 
 

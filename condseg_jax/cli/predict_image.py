@@ -28,11 +28,14 @@ from condseg_jax.train.run_files import devices
 
 if TYPE_CHECKING:
   from condseg_jax.cli.network import Network
+  from condseg_jax.cli.staging import Output
   from condseg_jax.geometry import Volume
   from condseg_jax.infer.prediction import Prediction
   from condseg_jax.infer.schedule import Schedule
   from condseg_jax.predictor import Predictor
   from condseg_jax.report.page.case import Case
+
+PROBABILITIES = "_probabilities.zarr"
 
 
 class Job(NamedTuple):
@@ -41,7 +44,7 @@ class Job(NamedTuple):
   Attributes:
     network: what is loaded.
     step: its training step.
-    output: folder of the results.
+    place: folder of the results.
     classes: requested classes.
     settings: fields of `infer.settings.Settings`.
     options: what to write.
@@ -53,7 +56,7 @@ class Job(NamedTuple):
 
   network: Network
   step: int
-  output: Path
+  place: Output
   classes: list[str]
   settings: dict
   options: results.OutputOptions
@@ -64,6 +67,11 @@ class Job(NamedTuple):
   force: bool = False
   in_worker: bool = False
   send: Callable[[Sequence[Path]], None] | None = None
+
+  @property
+  def output(self) -> Path:
+    """The local folder of the results."""
+    return self.place.path
 
 
 class Segmented(NamedTuple):
@@ -113,7 +121,9 @@ def segment(job: Job, image: inputs.InputImage, name: str, title: str,
     result = _segment(job, predictor, image, title)
     record.files, record.refusal = result.files, result.refusal
     for path in set(masks) - set(result.files):
-      path.unlink(missing_ok=True)
+      job.place.drop(path)
+    job.place.send([job.output / f"{image.stem}{PROBABILITIES}", *reversed(result.files)],
+                   keep=job.send is not None)  # the masks last
     if job.send and not result.refusal:
       job.send(result.files)
   except BAD_CASE as caught:
@@ -153,7 +163,7 @@ def _page_case(predictor: Predictor, name: str, image: inputs.InputImage,
 def _segment(job: Job, predictor: Predictor, image: inputs.InputImage, title: str) -> _Result:
   """Segments one image and writes its results."""
   volume, findings = _read(image, predictor, job.force)
-  settings, store = job.settings, job.output / f"{image.stem}_probabilities.zarr"
+  settings, store = job.settings, job.output / f"{image.stem}{PROBABILITIES}"
   if job.probabilities:
     shutil.rmtree(store, ignore_errors=True)  # of an earlier or an interrupted run
     settings = settings | {"probabilities": str(store)}

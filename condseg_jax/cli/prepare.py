@@ -25,6 +25,7 @@ from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.cluster.connect import connected
 from condseg_jax.datasets.layouts import FORMATS
 from condseg_jax.errors import InputError
+from condseg_jax.system import buckets
 
 if TYPE_CHECKING:
   from condseg_jax.datasets.raw import RawFolder
@@ -34,7 +35,7 @@ SYNTHETIC = ("phantom", "street")
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs the command; returns its exit code."""
-  return shell.run(__doc__, _define, _work, argv)
+  return shell.run(__doc__, _define, _work, argv, in_buckets=("out",))
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -75,6 +76,9 @@ def _define(values: flags.FlagValues) -> None:
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "format", "out")
   shell.check_cluster(values)
+  if values.format in SYNTHETIC and buckets.is_bucket(values.out):
+    raise InputError("--out", f"must be a local folder, not {values.out}",
+                     "prepare it into a bucket afterwards", usage=True)
   if values.format == "phantom":
     from condseg_jax.datasets.synthetic.phantom import write_abdomen
     write_abdomen(values.out, size=values.size, seed=values.seed)

@@ -34,7 +34,7 @@ LOG = logging.getLogger("condseg_jax")
 
 def main(argv=None) -> int:
   restart_with_large_pages(argv)
-  return shell.run(__doc__, _define, _work, argv)
+  return shell.run(__doc__, _define, _work, argv, in_buckets=("workdir",))
 
 
 def _define(values: flags.FlagValues) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import io
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,11 +17,13 @@ from absl import flags
 
 from condseg_jax.cli import config_file
 from condseg_jax.errors import InputError
+from condseg_jax.system import buckets
 
 
 def run(doc: str, define: Callable[[flags.FlagValues], None],
         work: Callable[..., int | None], argv: Sequence[str] | None = None, *,
-        positional: str = "", several: bool = False, has_config: bool = False) -> int:
+        positional: str = "", several: bool = False, has_config: bool = False,
+        in_buckets: Sequence[str] = ()) -> int:
   """Runs a command and returns its exit code.
 
   Args:
@@ -33,6 +36,7 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
       the second argument.
     several: whether it may be repeated; `work` then takes a list.
     has_config: whether the command has a flag --config (see `config_file`).
+    in_buckets: flags whose files and folders may be at `s3://` or `gs://`; others may not.
   """
   argv = list(sys.argv if argv is None else argv)
   program = os.path.basename(argv[0]).removesuffix(".py")
@@ -51,6 +55,7 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     if values.help:
       print(f"{doc.strip()}\n\nFlags:\n{values.main_module_help() or _help(values)}")
       return 0
+    _check_buckets(values, in_buckets)
     if positional and not rest:
       raise InputError(positional, "is missing", f"see {program} --help", usage=True)
     if several:
@@ -70,6 +75,10 @@ def run(doc: str, define: Callable[[flags.FlagValues], None],
     subject = error.filename or "system"
     return _fail(program, f"{subject}: {error.strerror or _line(error)} (check path, permissions "
                  "and free space)", 1)
+  except Exception as error:  # storage libraries let theirs through from anywhere
+    if not buckets.is_storage_error(error):
+      raise
+    return _fail(program, str(buckets.explained("bucket", error)), 1)
   except KeyboardInterrupt:
     return _fail(program, "interrupted", 130)
   except Terminated:
@@ -110,6 +119,20 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> list[str]:
     raise config_file.config_error(cause, argv) from error
   except Exception as error:  # a user's config file may raise anything
     raise config_file.config_error(error, argv) from error
+
+
+def _check_buckets(values: flags.FlagValues, allowed: Sequence[str]) -> None:
+  """Raises InputError for an address where a local path is needed, or one that cannot be used."""
+  for name in values:
+    given = values[name].value
+    for text in given if isinstance(given, list) else [given]:
+      if not isinstance(text, str) or name.startswith("config"):
+        continue  # settings are checked where they are used
+      if name in allowed and re.match(r"\w+://", text):  # not dicomweb+http://
+        buckets.reach(text)
+      elif name not in allowed and text.startswith(tuple(f"{s}://" for s in buckets.PACKAGES)):
+        raise InputError(f"--{name}", f"must be a local path, not {text}",
+                         "see docs/buckets.md for what may be in a bucket", usage=True)
 
 
 def require(values: flags.FlagValues, *names: str) -> None:
@@ -157,9 +180,18 @@ def define_cluster(values: flags.FlagValues) -> None:
                       "process if empty.", flag_values=values)
 
 
-def check_cluster(values: flags.FlagValues) -> None:
-  """Raises InputError for an address that is none, before anything else is done."""
+def check_cluster(values: flags.FlagValues, *folders: str) -> None:
+  """Raises InputError for an address that is none, before anything else is done.
+
+  Args:
+    values: the flags.
+    folders: flags whose folders a command without a cluster may stage; all machines share them.
+  """
   if values.cluster:
+    for name in folders:
+      if buckets.is_bucket(values[name].value):
+        raise InputError("--cluster", f"needs a folder that all machines share as --{name}",
+                         "copy the files there, or omit --cluster", usage=True)
     from condseg_jax.cluster.address import parse  # which trainings do not need
     parse(values.cluster)
 

@@ -21,6 +21,7 @@ from etils import epath
 from condseg_jax.cli import config_file
 from condseg_jax.cli import shell
 from condseg_jax.errors import InputError
+from condseg_jax.system import buckets
 from condseg_jax.system.large_pages import restart_with_large_pages
 
 if TYPE_CHECKING:  # imported late, so that --help is fast
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # imported late, so that --help is fast
 
 def main(argv=None) -> int:
   restart_with_large_pages(argv)
-  return shell.run(__doc__, _define, _work, argv, has_config=True)
+  return shell.run(__doc__, _define, _work, argv, has_config=True, in_buckets=("workdir",))
 
 
 def _define(values: flags.FlagValues) -> None:
@@ -67,6 +68,7 @@ def _work(values: flags.FlagValues) -> int:
   if not values.distributed and cluster_flags != (None, None, None):
     raise InputError("--coordinator, --processes, --process_id", "have no effect alone",
                      "add --distributed", usage=True)
+  buckets.reach(config.data.root, config.data.cache, config.init.source)
   from condseg_jax.report.progress import Progress
   from condseg_jax.system.cache import enable_compilation_cache
   from condseg_jax.train import parallel

@@ -28,6 +28,7 @@ from condseg_jax.classes import ClassTable
 from condseg_jax.errors import InputError
 from condseg_jax.geometry import Volume
 from condseg_jax.plan import same_spacing
+from condseg_jax.system import buckets
 
 MANIFEST = "manifest.json"
 VERSION = 3  # increase it when the format changes
@@ -134,6 +135,7 @@ class Store:
     Raises:
       InputError: no manifest, a damaged one, or one of another version.
     """
+    buckets.connect(root)
     root = epath.Path(root)
     if not (root / MANIFEST).exists():
       raise InputError(root, "is not a prepared dataset: manifest.json is missing",
@@ -206,6 +208,8 @@ class Store:
     try:
       return _open_array(folder / name)[(*index, ...)].read().result()
     except (ValueError, OSError) as error:
+      if buckets.is_storage_error(error):
+        raise buckets.explained(folder, error) from error
       reason = str(error).splitlines()[0].split(" [")[0]
       raise InputError(folder, f"cannot be read ({reason})",
                        "remove the folder and prepare again") from error
@@ -222,6 +226,7 @@ def open_prepared(root, spacing: Sequence[float] = ()) -> list[Store]:
     Stores of one modality and spacing; none where there is anything that `datasets.discover` has to
     look at: raw data, or stores that do not fit each other.
   """
+  buckets.connect(root)
   path = epath.Path(root)
   folders = [path]
   if not (path / MANIFEST).exists():
@@ -268,11 +273,11 @@ def clear_array_cache() -> None:
   _open_array.cache_clear()
 
 
-def kvstore(path: epath.Path) -> str | dict:
+def kvstore(path: epath.Path) -> dict:
   """Returns TensorStore's spec for a folder; as a URL, a local path could not contain #, ? or %."""
   text = str(path)
-  if "://" in text:
-    return f"{text}/"
+  if buckets.is_bucket(text):
+    return buckets.kvstore(text)
   return {"driver": "file", "path": f"{os.path.abspath(text)}/"}
 
 

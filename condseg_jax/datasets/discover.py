@@ -19,6 +19,7 @@ from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import validated
 from condseg_jax.errors import InputError
 from condseg_jax.plan import same_spacing
+from condseg_jax.system import buckets
 from condseg_jax.system import cache as user_cache
 
 TOGETHER_CHARACTERS = 80  # of the name of a folder of several stores
@@ -51,6 +52,7 @@ def discover(root: str | os.PathLike) -> list[store_lib.Store | RawFolder]:
   Raises:
     InputError: no usable data, or a damaged dataset.
   """
+  buckets.connect(root)
   path = epath.Path(root)
   if not str(root) or not path.exists():
     raise InputError(root or "data.root", "does not exist" if str(root) else "is not set",
@@ -63,6 +65,7 @@ def discover(root: str | os.PathLike) -> list[store_lib.Store | RawFolder]:
   if not datasets:
     detectable = [name for name, layout in FORMATS.items() if layout.detector]
     raise InputError(root, "contains neither a prepared store nor a raw dataset",
+                     "raw data must be local: prepare it first" if buckets.is_bucket(root) else
                      f"expected manifest.json, or one of the layouts {', '.join(detectable)}; "
                      "prepare others with condseg-prepare")
   return datasets
@@ -144,7 +147,7 @@ def open_layout(path: epath.Path) -> store_lib.Store | RawFolder | None:
   # An incomplete store is an error: training must not silently continue without it.
   if (path / store_lib.MANIFEST).exists() or any((path / "cases").glob("*/image/zarr.json")):
     return store_lib.Store.open(path)
-  if "://" in str(path):
+  if buckets.is_bucket(path):
     return None
   for layout in FORMATS.values():
     if layout.matches(Path(path)):

@@ -29,6 +29,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.formats import files
 from condseg_jax.geometry import canonical_geometry
 from condseg_jax.plan import pooled_spacing
+from condseg_jax.system import buckets
 from condseg_jax.system.allocator import lean_memory
 from condseg_jax.system.atomic import write_text
 from condseg_jax.system.lock import locked
@@ -79,11 +80,12 @@ def prepare(folder: RawFolder, out: str | os.PathLike, spacing: Sequence[float] 
   if len(set(ids)) < len(ids):
     duplicate = next(i for i in ids if ids.count(i) > 1)
     raise InputError(folder.root, f"two cases have the id {duplicate!r}", "rename one of them")
+  buckets.connect(out)
   out = epath.Path(out)
   out.mkdir(parents=True, exist_ok=True)
 
   # Runs that start together must not prepare the same folder. A bucket has no locks.
-  lock = contextlib.nullcontext() if "://" in str(out) else locked(Path(out) / ".lock")
+  lock = contextlib.nullcontext() if buckets.is_bucket(out) else locked(Path(out) / ".lock")
   with lock, lean_memory():
     if not overwrite:
       _check_settings(folder, out, spacing)
@@ -136,6 +138,7 @@ def _prepare_in_workers(folder: RawFolder, out: epath.Path, spacing: tuple[float
 def prepare_alone(case: RawCase, folder: RawFolder, out: str,
                   spacing: tuple[float, ...]) -> store_lib.Case:
   """Prepares a case of a `folder`, whose other cases are not needed, by itself."""
+  buckets.connect(out)  # which a worker has not done
   with (lean_memory(), concurrent.futures.ThreadPoolExecutor(
       min(SLAB_WORKERS, os.cpu_count() or 1)) as slab_pool):
     return prepare_case(case, folder, out, spacing, Memory(MEMORY_SHARE), slab_pool)

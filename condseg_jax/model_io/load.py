@@ -7,11 +7,13 @@ from condseg_jax.model_io.bundle import Bundle
 from condseg_jax.model_io.bundle import read_bundle
 from condseg_jax.model_io.fold_run import FoldRun
 from condseg_jax.model_io.fold_run import is_fold_run
+from condseg_jax.system import buckets
 from condseg_jax.train.checkpoint import Checkpoints
 
 
 def is_bundle(source) -> bool:
   """Returns whether a model source is a bundle file rather than a run folder."""
+  buckets.connect(source)
   path = epath.Path(source)
   return path.is_file() or (path.suffix == ".condseg" and not path.is_dir())
 

@@ -80,15 +80,23 @@ class Progress:
              (self._workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     examples = list(self._examples.values())[:EXAMPLES]
     columns = max(3, len(examples))
-    figure = Figure(figsize=(4.0 * columns, 7.2 if examples else 3.6), layout="constrained")
+    width, height = 4.0 * columns, 7.2 if examples else 3.6
+    # Margins are fixed: a layout that is solved takes longer than all of the drawing.
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    rows = figure.subfigures(2 if examples else 1, 1, squeeze=False)[:, 0]
-    _draw_curves(rows[0].subplots(1, 3), lines)
+    side = {"left": 0.5 / width, "right": 1 - 0.15 / width}
+    curves = figure.add_gridspec(1, 3, **side, wspace=0.15, top=1 - 0.3 / height,
+                                 bottom=1 - 3.15 / height)
+    _draw_curves(curves.subplots(), lines)
     if examples:
-      for axes, example in zip(rows[1].subplots(1, columns, squeeze=False)[0],
-                               [*examples, *[None] * (columns - len(examples))], strict=True):
+      shown = figure.add_gridspec(1, columns, **side, wspace=0.05, top=2.95 / height,
+                                  bottom=0.1 / height)
+      for axes, example in zip(shown.subplots(squeeze=False)[0], examples, strict=False):
         _draw_example(axes, example)
-      rows[1].suptitle("held-out cases: truth white, prediction orange", fontsize=9)
+      for axes in figure.axes[3 + len(examples):]:
+        axes.axis("off")
+      figure.text(0.5, 3.42 / height, "held-out cases: truth white, prediction orange", fontsize=9,
+                  ha="center")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=90)
     with replacing(self._workdir / "progress.png") as temporary:
@@ -123,10 +131,8 @@ def _draw_curves(panels, lines: Sequence[Mapping]) -> None:
     axes.title.set_fontsize(9)
 
 
-def _draw_example(axes, example: Example | None) -> None:
+def _draw_example(axes, example: Example) -> None:
   axes.axis("off")
-  if example is None:
-    return
   axes.imshow(displayable(example.image, robust_window(example.image)), aspect=example.aspect)
   for mask, color in ((example.truth, TRUTH), (example.prediction, PREDICTED)):
     if mask.any() and not mask.all():

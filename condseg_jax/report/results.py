@@ -253,6 +253,7 @@ class Run:
     same: whether to require that an earlier run used the same network, classes and settings.
 
   Attributes:
+    path: the file.
     problem: why the file could not be written at last; None if it is complete.
 
   Raises:
@@ -263,7 +264,7 @@ class Run:
 
   def __init__(self, path: Path, predictor: Predictor, classes: Sequence[str], settings: Mapping,
                same: bool = False):
-    self._path = path
+    self.path = path
     try:
       earlier = dict(json.loads(path.read_text(encoding="utf-8")))
       cases = {name: dict(entry) for name, entry in earlier["cases"].items()}
@@ -287,7 +288,7 @@ class Run:
     """
     self._run["cases"][name] = dict(entry)
     try:
-      write_text(self._path, json.dumps(self._run, indent=1) + "\n")
+      write_text(self.path, json.dumps(self._run, indent=1) + "\n")
       self.problem = None
     except InputError as error:
       self.problem = error

@@ -15,6 +15,7 @@ import uuid
 from etils import epath
 
 from condseg_jax.errors import InputError
+from condseg_jax.system import buckets
 
 LEASE_SECONDS = 120.0  # a holder that has not renewed its lease for this long is taken to be dead
 RENEWALS = 4  # per LEASE_SECONDS
@@ -58,9 +59,10 @@ def held(folder: str | os.PathLike, part: str = "") -> Iterator[None]:
   Raises:
     InputError: another process holds the folder.
   """
+  buckets.connect(folder)
   place = epath.Path(folder)
   place.mkdir(parents=True, exist_ok=True)
-  if "://" in str(folder):
+  if buckets.is_bucket(folder):
     with leased(place, part=part):
       yield
     return

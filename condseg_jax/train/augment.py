@@ -25,7 +25,8 @@ def gamma(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Arr
   exponent = jnp.exp(draw(key, (), limit))
   low, high = image.min(), image.max()
   width = jnp.maximum(high - low, 1e-6)
-  return low + width * ((image - low) / width) ** exponent
+  # A compiler may round the image otherwise where it takes the minimum: no power of less than 0.
+  return low + width * (jnp.maximum(image - low, 0.0) / width) ** exponent
 
 
 def scale(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Array:

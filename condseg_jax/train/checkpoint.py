@@ -1,4 +1,4 @@
-"""Checkpoints: the train state and everything needed to use it. The only module that uses orbax.
+"""Checkpoints: the train state and everything needed to use it; the only module that saves them.
 
     WORKDIR/checkpoints/STEP/state     arrays of the `TrainState`
     WORKDIR/checkpoints/STEP/model     JSON: config, class table, plan
@@ -30,6 +30,7 @@ import orbax.checkpoint as ocp
 from condseg_jax.errors import InputError
 from condseg_jax.model_io.record import check_record
 from condseg_jax.model_io.record import ModelRecord
+from condseg_jax.system import buckets
 from condseg_jax.train.state import TrainState
 from condseg_jax.train.state import variables
 
@@ -51,7 +52,17 @@ class Checkpoints:
   """
 
   def __init__(self, workdir, *, read_only: bool = False, verify: bool = True):
+    buckets.connect(workdir)
     self.folder = epath.Path(workdir) / "checkpoints"
+    paths: dict[str, Any] = {}
+    root = self.folder
+    if not buckets.is_bucket(workdir):
+      root = root.resolve()  # which would take an address for a relative path
+    else:
+      from condseg_jax.train import orbax_s3
+      orbax_s3.enable()
+      # A bucket renames nothing: a checkpoint is complete once it has its last file.
+      paths = {"temporary_path_class": ocp.path.atomicity.CommitFileTemporaryPath}
     self._verify = verify
     _ignore_abandoned_requests()
     # Of such requests, too; again for each folder, since callers may reset the filters.
@@ -62,10 +73,10 @@ class Checkpoints:
                           keep_checkpoints_without_metrics=False)
     options = ocp.CheckpointManagerOptions(
         best_fn=lambda metrics: metrics["mean_dice"], read_only=read_only, create=not read_only,
-        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]))
+        preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]), **paths)
     try:
       self._manager = ocp.CheckpointManager(
-          self.folder.resolve(), options=options,
+          root, options=options,
           item_handlers={"state": ocp.StandardCheckpointHandler(),
                          "model": ocp.JsonCheckpointHandler(),
                          "digests": ocp.JsonCheckpointHandler()})

@@ -52,14 +52,33 @@ def decodes_per_step(config: Config, training: Sequence[Dataset], table: ClassTa
 def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
                modality: str) -> Callable[[Sequence[int], Sequence[Sequence[int]]], int]:
   """Returns a function (subvolume, strides) → estimated bytes of a step on one device."""
-  decodes = decodes_per_step(config, training, table)
-  images = -(-config.data.batch_size // jax.device_count())
+  decodes, partition = decodes_per_step(config, training, table), max(1, config.train.partition)
+  images = -(-config.data.batch_size * partition // jax.device_count())
 
   def cost(subvolume, strides) -> int:
     model = build_model(with_strides(config.model, strides), config.conditioning, table.codes)
-    return training_bytes(model, subvolume, channels_of(modality), images, decodes,
-                          accumulate=config.train.grad_accum_steps)
+    of = lambda shape: training_bytes(model, shape, channels_of(modality), images, decodes,
+                                      accumulate=config.train.grad_accum_steps)
+    if partition == 1:
+      return of(subvolume)
+    parameters = of((0,) * len(subvolume))
+    return parameters + (of(subvolume) - parameters) // partition
   return cost
+
+
+def fitted_partition(config: Config, training: Sequence[Dataset], table: ClassTable,
+                     plan: Plan) -> int:
+  """Returns the fewest devices to split a subvolume over with which a step fits into memory; the
+  most that are possible if it never does."""
+  stride, local = math.prod(level[0] for level in config.model.strides), jax.local_device_count()
+  possible = [1] + [n for n in range(2, local + 1) if local % n == 0
+                    and plan.subvolume[0] % (n * stride) == 0]
+  for n in possible:
+    tried = dataclasses.replace(config, train=dataclasses.replace(config.train, partition=n))
+    cost = step_bytes(tried, training, table, plan.modality)
+    if cost(plan.subvolume, config.model.strides) <= 1e9 * config.data.memory_gb:
+      return n
+  return possible[-1]
 
 
 def plan_summary(config: Config, training: Sequence[Dataset], table: ClassTable,
@@ -79,6 +98,7 @@ def plan_summary(config: Config, training: Sequence[Dataset], table: ClassTable,
           "bytes_per_voxel": (estimate - nothing) / math.prod(plan.subvolume),
           "largest_subvolume": largest,
           "decodes_per_image": decodes_per_step(config, training, table),
+          "partition": config.train.partition,
           "device": jax.default_backend(), **fingerprint(cases)}
 
 
@@ -86,7 +106,9 @@ def memory_lines(summary: Mapping, budget_gb: float) -> list[str]:
   """Formats the memory of a step in `plan_summary` for the log."""
   largest = summary["largest_subvolume"]
   shape = "none" if largest is None else "×".join(map(str, largest))
-  return [f"memory of a step, estimated: {summary['memory_gb']:.2f} GB on a device, "
+  split = summary["partition"]
+  over = f", each subvolume split over {split} devices" if split > 1 else ""
+  return [f"memory of a step, estimated: {summary['memory_gb']:.2f} GB on a device{over}, "
           f"{summary['bytes_per_voxel']:.0f} bytes per voxel of the subvolume, "
           f"{summary['decodes_per_image']} class(es) decoded per image",
           f"largest subvolume within data.memory_gb = {budget_gb:g} GB: {shape} (for images of the "

@@ -10,20 +10,26 @@ import json
 import logging
 import re
 from typing import NamedTuple
+from typing import NoReturn
 
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
 from jax.sharding import AxisType
+from jax.sharding import Mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from condseg_jax.data.batch import Batch
 from condseg_jax.errors import InputError
+from condseg_jax.models.conditioning import LAYERS
+from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.network import level_logits
+from condseg_jax.models.network import Network
 from condseg_jax.train.step import TrainStep
 
-AXIS = "data"
+AXIS, DEPTH = "data", "depth"
 
 
 class Driver(NamedTuple):
@@ -42,9 +48,17 @@ class Driver(NamedTuple):
   step: Callable
 
 
-def make_driver(name: str, train_step: TrainStep, batch_size: int,
-                accumulate: int = 1) -> Driver:
-  """Returns a driver by name, `jit` or `pmap`, for a step that accumulates over `accumulate` parts.
+def make_driver(name: str, train_step: TrainStep, batch_size: int, accumulate: int = 1,
+                partition: int = 1) -> Driver:
+  """Returns a driver for a step.
+
+  Args:
+    name: `jit` or `pmap`.
+    train_step: the step.
+    batch_size: images over all devices.
+    accumulate: number of parts of a batch that it accumulates over.
+    partition: number of devices that each image is split over, by a step with the logits of
+      `partitioned_logits`; only by `jit`.
 
   Raises:
     InputError: unknown name, or a batch size not divisible over the devices and parts.
@@ -52,22 +66,78 @@ def make_driver(name: str, train_step: TrainStep, batch_size: int,
   if name not in DRIVERS:
     raise InputError("train.driver", f"{name!r} is not known", f"one of {', '.join(DRIVERS)}",
                      usage=True)
-  if batch_size % jax.device_count():
-    raise InputError("data.batch_size", f"{batch_size} on {jax.device_count()} devices",
-                     "choose a multiple of the number of devices", usage=True)
-  if accumulate < 1 or batch_size // jax.device_count() % accumulate:
+  groups = jax.device_count() // partition
+  devices = "devices" if partition == 1 else f"groups of {partition} devices"
+  if batch_size % groups:
+    raise InputError("data.batch_size", f"{batch_size} on {groups} {devices}",
+                     f"choose a multiple of the number of {devices.split(' of ')[0]}", usage=True)
+  if accumulate < 1 or batch_size // groups % accumulate:
     raise InputError("train.grad_accum_steps", f"{accumulate} parts of a batch with "
-                     f"{batch_size // jax.device_count()} samples on each device",
+                     f"{batch_size // groups} samples on each of {groups} {devices}",
                      "choose a number that divides them", usage=True)
-  return DRIVERS[name](train_step)
+  return DRIVERS[name](train_step) if partition == 1 else jit_driver(train_step, partition)
 
 
-def jit_driver(train_step: TrainStep) -> Driver:
+def make_mesh(partition: int = 1) -> Mesh:
+  """Returns the mesh of all devices: a batch is divided along `AXIS`; with a partition there is a
+  second axis, `DEPTH`, of neighbouring devices of one process that share an image."""
+  if partition == 1:
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+  devices = np.array(jax.devices()).reshape(-1, partition)
+  return Mesh(devices, (AXIS, DEPTH), axis_types=(AxisType.Auto,) * 2)
+
+
+def check_partition(partition: int, model: Network, subvolume: Sequence[int]) -> None:
+  """Raises InputError if images cannot be split over a number of devices."""
+  if partition == 1:
+    return
+
+  def exclude(reason: str, cure: str) -> NoReturn:
+    raise InputError("train.partition", reason, cure, usage=True)
+
+  local = jax.local_device_count()
+  if local % partition:
+    exclude(f"{partition} does not divide the {local} devices of a process", "choose a divisor")
+  if subvolume[0] % (partition * model.stride[0]):
+    exclude(f"{partition} parts of {subvolume[0]} slices are no multiples of the network's stride "
+            f"{model.stride[0]}", "choose another data.subvolume, or a smaller number")
+  if not isinstance(model, DenseUNet):
+    exclude(f"a network of the kind {type(model).__name__} cannot be split",
+            "use model.network 'dense_unet'")
+  if model.mechanism == "batch_norm" and model.position in LAYERS:
+    exclude("excludes the mechanism 'batch_norm'", "use another mechanism")
+  try:
+    model.clone(partition=DEPTH).check()
+  except ValueError as error:
+    exclude(str(error), "use 1")
+
+
+def partitioned_logits(partition: int) -> Callable:
+  """Returns `training_logits` for images that are split along their first spatial axis.
+
+  Each device computes its slices of all activations, after an exchange of the slices at their
+  borders (see `models.halo`); logits and gradients are those of the undivided image.
+  """
+  mesh, split = make_mesh(partition), P(AXIS, DEPTH)
+  whole = NamedSharding(mesh, P(AXIS))
+
+  def logits_of(model, variables, image_BDHWC, class_id_BN):
+    # What comes before, the augmentation, is computed by every device of a group, since an image
+    # alone is small: the compiler would split it, too, with other roundings.
+    image_BDHWC = jax.lax.with_sharding_constraint(image_BDHWC, whole)
+    logits = functools.partial(level_logits, model.clone(partition=DEPTH))
+    return jax.shard_map(logits, mesh=mesh, in_specs=(P(), split, P(AXIS)), out_specs=split)(
+        variables, image_BDHWC, class_id_BN), {}
+
+  return logits_of
+
+
+def jit_driver(train_step: TrainStep, partition: int = 1) -> Driver:
   """Returns a driver with one program for all devices; the compiler inserts the communication.
 
   The batch is sharded along a mesh axis; the state is replicated and its buffers are donated.
   """
-  mesh = jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+  mesh = make_mesh(partition)
   split, whole = NamedSharding(mesh, P(AXIS)), NamedSharding(mesh, P())
   step = jax.jit(train_step, in_shardings=(whole, split, whole), out_shardings=whole,
                  donate_argnums=0)

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import tensorboardX
 
+from condseg_jax.system import buckets
 from condseg_jax.system.atomic import write_text
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tensorstore", "numpy",
@@ -30,6 +31,7 @@ class RunFiles:
 
   def __init__(self, workdir, config: Mapping, *, resumed: bool = False):
     self._writes = jax.process_index() == 0
+    buckets.connect(workdir)
     self._folder = epath.Path(workdir)
     self._before = _seconds(self._folder / "run.json") if resumed else 0.0
     self._started = time.time()
@@ -37,6 +39,9 @@ class RunFiles:
     self._events: Any = None
     if self._writes:
       self._folder.mkdir(parents=True, exist_ok=True)
+      if buckets.is_bucket(workdir):
+        from condseg_jax.train import event_file
+        event_file.register()
       self._events = tensorboardX.SummaryWriter(str(self._folder / "tensorboard"))
       self.finish("running", {})
 
@@ -52,11 +57,19 @@ class RunFiles:
     values = {key: float(value) for key, value in values.items()}
     line: dict[str, Any] = {"step": step}
     line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
-    with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as stream:
-      stream.write(json.dumps(line) + "\n")
+    self._append("metrics.jsonl", json.dumps(line) + "\n")
     for key, value in values.items():
       if math.isfinite(value):
         self._events.add_scalar(key, value, step)
+
+  def _append(self, name: str, text: str) -> None:
+    path = self._folder / name
+    if buckets.is_bucket(path):  # whose objects cannot grow
+      before = path.read_text(encoding="utf-8") if path.exists() else ""
+      write_text(path, before + text)
+      return
+    with path.open("a", encoding="utf-8") as stream:
+      stream.write(text)
 
   def picture(self, step: int, image_HWC: np.ndarray) -> None:
     """Writes a picture, uint8, to TensorBoard."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import grain
 import jax
@@ -33,6 +34,7 @@ from condseg_jax.train import parallel
 from condseg_jax.train.augment import check_augmentations
 from condseg_jax.train.memory import decodes_per_step
 from condseg_jax.train.memory import excludes
+from condseg_jax.train.memory import fitted_partition
 from condseg_jax.train.memory import plan_summary
 from condseg_jax.train.memory import step_bytes
 from condseg_jax.train.memory import with_strides
@@ -150,6 +152,10 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     check_same_model(recorded.config, config, workdir)
     check_same_plan(plan, stores[0], config.data.subvolume, workdir)
   check_rivals(config.loss.objective, table)
+  if not config.train.partition:
+    partition = fitted_partition(config, training, table, plan)
+    config = dataclasses.replace(config,
+                                 train=dataclasses.replace(config.train, partition=partition))
   record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
                        class_priors(cases, table.names))
   model = build_model(config.model, config.conditioning, table.codes)
@@ -170,14 +176,18 @@ def make_step_and_state(setup: Setup) -> tuple[parallel.Driver, TrainState]:
     # XLA's partitioner fails on a convolution whose kernel differs from sample to sample.
     raise InputError("train.driver", "'jit' cannot divide the decoders of 'per_class_decoders' "
                      "among several devices", "use train.driver = 'pmap'", usage=True)
+  parallel.check_partition(train.partition, model, plan.subvolume)
+  further = further_labels(setup)
+  if train.partition > 1:
+    further["logits_of"] = parallel.partitioned_logits(train.partition)
   optimizer = make_optimizer(config.optimizer)
   step = make_train_step(
       model, optimizer, objective=make_objective(config.loss), augmentation=config.augment,
       spacing=plan.spacing, lateral_axes=lateral_axes(table, model.ndim),
       alpha_K=alphas(table, config.loss.alpha), ema_decay=train.ema_decay, seed=config.seed,
-      grad_accum_steps=train.grad_accum_steps, learned=learned(setup), **further_labels(setup))
+      grad_accum_steps=train.grad_accum_steps, learned=learned(setup), **further)
   driver = parallel.make_driver(train.driver, step, config.data.batch_size,
-                                train.grad_accum_steps)
+                                train.grad_accum_steps, train.partition)
   variables = initial_variables(model, config.seed, (*plan.subvolume, plan.channels))
   return driver, TrainState.create(variables, optimizer, ema=train.ema_decay > 0)
 
@@ -201,7 +211,7 @@ def learned(setup: Setup) -> dict | None:
   return own
 
 
-def further_labels(setup: Setup) -> dict:
+def further_labels(setup: Setup) -> dict[str, Any]:
   """Returns the arguments of the step for labels of classes that a dataset does not annotate."""
   if not excludes(setup.config):
     return {}

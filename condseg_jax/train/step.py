@@ -29,7 +29,8 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
                     spacing: tuple[float, ...], lateral_axes, alpha_K, ema_decay: float, seed: int,
                     grad_accum_steps: int = 1,
                     complete: Callable[..., Batch] | None = None,
-                    exclusion_weight: float = 0.0, learned=None) -> TrainStep:
+                    exclusion_weight: float = 0.0, learned=None,
+                    logits_of: Callable = training_logits) -> TrainStep:
   """Builds the train step.
 
   Args:
@@ -52,6 +53,7 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
     learned: which entries of the parameters are learned: a tree as theirs of NumPy arrays of bool
       that broadcast to them. All other entries, their moving average and the batch statistics,
       which are then applied as in prediction, stay as they are bit by bit. None for all.
+    logits_of: computes `training_logits`, e.g. on parts of each image; not used with `learned`.
 
   Returns:
     `train_step(state, batch, steps=None, *, axis_name=None)`, with the length of the run for
@@ -77,8 +79,8 @@ def make_train_step(model: Network, optimizer: optax.GradientTransformation, *,
 
     def loss_function(params):
       if learned is None:
-        logits, changed = training_logits(model, variables(params, statistics), batch.image,
-                                          batch.class_id)
+        logits, changed = logits_of(model, variables(params, statistics), batch.image,
+                                    batch.class_id)
       else:  # without arrays that stay as they are, there is nothing to propagate to the encoder
         params = jax.tree.map(lambda p, own: p if own.any() else jax.lax.stop_gradient(p), params,
                               learned)

@@ -70,7 +70,7 @@ def test_parts_and_servers_do_not_go_with_a_cluster(capsys):
   assert predict.main([*common, "--input=images", "--num_parts=2"]) == 2
   assert "--num_parts" in capsys.readouterr().err
   assert predict.main([*common, "--input=dicomweb+http://x/y?StudyInstanceUID=1.2"]) == 2
-  assert "images in a folder" in capsys.readouterr().err
+  assert "a folder that all machines share as --input" in capsys.readouterr().err
 
 
 def test_without_the_extra(monkeypatch):

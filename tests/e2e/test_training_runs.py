@@ -327,3 +327,13 @@ def test_the_automatic_plan_trains_resumes_and_predicts(root, tmp_path):
   volume = condseg_jax.read(image)
   label = condseg_jax.load(tmp_path / "run").predict(volume).label
   assert label.array.shape == volume.array.shape
+
+
+@pytest.mark.slow
+def test_a_subvolume_that_does_not_fit_is_split_over_the_devices(root, finished, tmp_path, said):
+  changes = {"train.partition": 0, "data.memory_gb": 0.001}
+  assert main(arguments(root, tmp_path, **changes)) == 0
+  assert any("each subvolume split over 2 devices" in line for line in said())
+  whole, split = (json.loads((run / "plan.json").read_text()) for run in (finished, tmp_path))
+  assert (whole["partition"], split["partition"]) == (1, 2)
+  assert logged(tmp_path, "loss") == pytest.approx(logged(finished, "loss"), abs=1e-3)

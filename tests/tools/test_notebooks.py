@@ -12,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 NOTEBOOKS = sorted((ROOT / "tools" / "notebooks").glob("*.ipynb"))
-NAMES = ["checkpoint_analysis", "quick_tour", "reading_the_study", "your_dataset"]
+NAMES = ["checkpoint_analysis", "grow", "quick_tour", "reading_the_study", "trust",
+         "your_dataset"]
 LINES = 16  # of code in a cell
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -55,7 +56,7 @@ def run(name, folder, probe) -> dict:
   return {**values, "pictures": sum("image/png" in o.get("data", {}) for o in outputs)}
 
 
-def test_there_are_four():
+def test_none_is_missing():
   assert [path.stem for path in NOTEBOOKS] == NAMES
 
 
@@ -171,6 +172,33 @@ def test_reading_the_study(tmp_path):
   assert values["own"] == ["cond_dec", "cond_2nd"] and values["scores"][0] != values["scores"][1]
   assert values["written"] == [".csv", ".md", ".tex"]
   assert values["pictures"] == 2
+
+
+@pytest.mark.slow
+def test_grow(tmp_path):
+  values = run("grow", tmp_path, """{
+      "known": growth.old, "new": growth.new, "levels": growth.levels, "taken": outcome.taken,
+      "change": change, "before": list(summaries["before"]["classes"]),
+      "after": list(summaries["after"]["classes"]), "rows": [r.name for r in outcome.rows[1]]}""")
+  assert values["known"] == ["liver", "spleen"] and values["new"] == ["pancreas"]
+  assert values["levels"] == [0, 1, 2] and values["taken"] == 1
+  assert set(values["change"]) == {"liver", "spleen"} and max(values["change"].values()) < 1e-4
+  assert values["before"] == ["liver", "spleen"]
+  assert values["after"] == ["liver", "spleen", "pancreas"]
+  assert set(values["rows"]) == {"liver", "spleen", "pancreas"} and values["pictures"] == 1
+
+
+@pytest.mark.slow
+def test_trust(tmp_path):
+  values = run("trust", tmp_path, """{
+      "members": run.count, "scored": list(run.scores["classes"]), "cases": len(ranking),
+      "kinds": [row.kind for row in ranking], "quality": [list(q) for q in found.values()],
+      "calibration": {k: sorted(v) for k, v in run.calibration.items()},
+      "moved": float((mask != np.roll(mask, 1)).mean()), "rows": len(rows)}""")
+  assert values["members"] == 2 and values["scored"] == ["liver", "spleen"]
+  assert values["cases"] == len(values["kinds"]) == 12  # six of each organ, one class each
+  assert values["rows"] == 4 and len(values["quality"]) == 2
+  assert set(values["calibration"]) == {"liver", "spleen"} and values["pictures"] >= 1
 
 
 def distance(a, b) -> float:

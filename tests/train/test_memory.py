@@ -9,10 +9,13 @@ from condseg_jax.train.memory import memory_lines
 
 @pytest.mark.parametrize("largest, text", [((8, 16, 16), "8×16×16"), (None, "none")])
 def test_two_lines_about_memory(largest, text):
-  step, fits = memory_lines({"memory_gb": 1.234, "bytes_per_voxel": 567.8, "decodes_per_image": 2,
-                             "largest_subvolume": largest}, 8.0)
+  summary = {"memory_gb": 1.234, "bytes_per_voxel": 567.8, "decodes_per_image": 2,
+             "partition": 1, "largest_subvolume": largest}
+  step, fits = memory_lines(summary, 8.0)
   assert "1.23 GB" in step and "568 bytes per voxel" in step and "2 class" in step
-  assert "8 GB" in fits and f": {text} (" in fits
+  assert "8 GB" in fits and f": {text} (" in fits and "split" not in step
+  step, _ = memory_lines({**summary, "partition": 4}, 8.0)
+  assert "on a device, each subvolume split over 4 devices, " in step
 
 
 def test_a_step_that_cannot_fit_is_refused_with_settings_that_do():

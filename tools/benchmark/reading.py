@@ -68,20 +68,31 @@ def run(folder: Path) -> list[dict]:
 
 
 def make(raw: Path) -> None:
-  """Writes CTs of a body with a smooth texture and noise, and a large and a small organ."""
+  """Writes the CTs of this suite."""
+  write_cts(raw, SHAPE, CASES)
+
+
+def write_cts(raw: Path, shape: Sequence[int], cases: int) -> None:
+  """Writes CTs of a body with a smooth texture and noise, and a large and a small organ.
+
+  Args:
+    raw: folder of the dataset.
+    shape: of each, x y z.
+    cases: their number.
+  """
   for part in ("imagesTr", "labelsTr"):
     (raw / part).mkdir(parents=True, exist_ok=True)
-  axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in SHAPE), indexing="ij",
+  axes = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in shape), indexing="ij",
                      sparse=True)
   body = axes[0] ** 2 / 0.7 + axes[1] ** 2 / 0.4 + 0 * axes[2] < 1
   training = []
-  for number in range(CASES):
+  for number in range(cases):
     rng = np.random.default_rng(number)
-    coarse = rng.normal(0, 40, [n // 10 for n in SHAPE]).astype(np.float32)
-    image = ndimage.zoom(coarse, [n / (n // 10) for n in SHAPE], order=1)
-    image += rng.normal(0, 12, SHAPE).astype(np.float32)
+    coarse = rng.normal(0, 40, [n // 10 for n in shape]).astype(np.float32)
+    image = ndimage.zoom(coarse, [n / (n // 10) for n in shape], order=1)
+    image += rng.normal(0, 12, shape).astype(np.float32)
     image = np.where(body, image + 40, -1000).astype(np.int16)
-    label = np.zeros(SHAPE, np.uint8)
+    label = np.zeros(shape, np.uint8)
     for value, centre, radius in ((1, -0.3, 0.35), (2, 0.4, 0.12)):
       label[sum((a - c) ** 2 for a, c in zip(axes, (centre, 0, 0), strict=True)) < radius**2
             ] = value
