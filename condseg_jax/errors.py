@@ -1,5 +1,6 @@
 """The error for users: which file or setting is wrong, why, and what to do about it."""
 
+import functools
 import unicodedata
 
 _UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line and paragraph ends
@@ -39,3 +40,8 @@ class InputError(ValueError):
     self.usage = usage
     self.subject, self.reason, self.cure = map(printable, (subject, reason, cure))
     super().__init__(f"{self.subject}: {self.reason} ({self.cure})")
+
+  def __reduce__(self):
+    """Pickles, which workers of a cluster and of pools need, by the arguments."""
+    made = functools.partial(InputError, usage=self.usage, kind=self.kind)
+    return made, (self.subject, self.reason, self.cure)

@@ -15,7 +15,7 @@ ROOT = Path(condseg_jax.__file__).parent
 
 # The longest prefix of a module's name decides.
 FLOORS = {
-    "annotation": 0, "classes": 0, "config": 0, "errors": 0, "geometry": 0, "plan": 0,
+    "annotation": 0, "classes": 0, "cluster": 0, "config": 0, "errors": 0, "geometry": 0, "plan": 0,
     "settings": 0, "system": 0,
     "dicomweb": 1, "formats": 1, "losses": 1, "metrics": 1, "models": 1, "resample": 1,
     "data": 2, "datasets": 2,

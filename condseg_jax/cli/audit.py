@@ -14,6 +14,7 @@ Look at the page, then leave out the masks that are wrong, by their numbers on i
 
 With --doubtful only those of their voxels are left out where mask and network disagree. DATA2
 holds stores as any other; what was changed is in their manifests. Running it again resumes.
+--cluster deals the cases to the workers of a Dask cluster (extra `cluster`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from pathlib import Path
 import re
 import sys
 from typing import TYPE_CHECKING
+import uuid
 
 from absl import flags
 
@@ -64,6 +66,7 @@ def _define(values: flags.FlagValues) -> None:
                     "page: 1-12,15.", flag_values=values)
   flags.DEFINE_bool("doubtful", False, "Leave out only the voxels where these masks and what was "
                     "found disagree.", flag_values=values)
+  shell.define_cluster(values)
 
 
 def _work(values: flags.FlagValues) -> int:
@@ -72,8 +75,14 @@ def _work(values: flags.FlagValues) -> int:
     raise InputError("--drop" if values.drop else "--out", "needs the other of --out and --drop",
                      "give --out=DATA2 --drop=1-12: which masks to leave out", usage=True)
   numbers = _numbers(values.drop)
+  shell.check_cluster(values)
+  from condseg_jax.cli.network import leave_devices
+  from condseg_jax.cluster.connect import connected
+  from condseg_jax.cluster.tasks import each
   from condseg_jax.data.store import require_prepared
   from condseg_jax.evaluate import audit
+  from condseg_jax.evaluate.audit_case import Audit
+  from condseg_jax.evaluate.audit_case import compare_case
   from condseg_jax.model_io.fold_run import FoldRun
   from condseg_jax.model_io.load import read_model
   from condseg_jax.system.atomic import write_text
@@ -82,15 +91,19 @@ def _work(values: flags.FlagValues) -> int:
     run = FoldRun.open(values.workdir)
     stores = require_prepared(values.data)
     cases = _cases(run, stores)
+  if values.cluster:
+    leave_devices()
   record = read_model(run.folder, members=1).record
+  job = Audit(values.workdir, uuid.uuid4().hex)
+  tasks = [(job, str(store.root), case.id) for store, case in cases.values()]
   compared = []
-  for number, (key, (store, case)) in enumerate(cases.items(), 1):
-    print(f"\r{number} of {len(cases)} cases", end="", file=sys.stderr, flush=True)
-    found = run.out_of_fold(key, case.shape)
-    for name in filter(found.names.get, case.annotated):  # the classes of the run
-      mask, = store.read_masks(case, [name])
-      compared.append((key, name, *audit.compare(mask, found.label.array, found.names, name,
-                                                 store.spacing)))
+  with connected(values.cluster) as cluster:
+    outcomes = each(cluster, compare_case, tasks, list(cases))
+    for number, outcome in enumerate(outcomes, 1):  # `rank` sorts them
+      print(f"\r{number} of {len(cases)} cases", end="", file=sys.stderr, flush=True)
+      if outcome.error is not None:
+        raise outcome.error
+      compared += outcome.value
   print(file=sys.stderr)
   rows = audit.rank(compared)
   print("\n".join(_table(rows[:values.count])))

@@ -6,16 +6,17 @@ prepared store. Each case is scored on the classes it annotates.
   condseg-evaluate --workdir=runs/hippocampus --data=Task04_Hippocampus --out=scores
 
 Writes summary.json, cases.csv and overlays of the median and the worst case. --report adds
-report.html, a page with scores, slices, errors and a viewer that can be opened offline.
+report.html, a page with scores, slices, errors and a viewer that can be opened offline. --cluster
+deals the cases to the workers of a Dask cluster (extra `cluster`).
 """
 
+import functools
 import sys
 from typing import TYPE_CHECKING
 
 from absl import flags
 
 from condseg_jax.cli import shell
-from condseg_jax.cli.argument_flags import as_flags
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
@@ -42,11 +43,13 @@ def _define(values: flags.FlagValues) -> None:
                      lower_bound=0.0, flag_values=values)
   flags.DEFINE_enum("fusion", "argmax", ("argmax", "softmax", "independent"),
                     "How the classes of a voxel are resolved.", flag_values=values)
+  shell.define_cluster(values)
   shell.define_report(values)
 
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "workdir", "data", "out")
+  shell.check_cluster(values, "out")
   from condseg_jax.cli import staging
   with staging.output(values.out) as place:
     return _evaluate(values, place)
@@ -55,50 +58,64 @@ def _work(values: flags.FlagValues) -> int:
 def _evaluate(values: flags.FlagValues, place: "Output") -> int:
   import tqdm
 
+  from condseg_jax.cli import evaluate_case
+  from condseg_jax.cli.network import leave_devices
+  from condseg_jax.cli.network import Network
+  from condseg_jax.cluster.connect import connected
+  from condseg_jax.cluster.tasks import each
+  from condseg_jax.cluster.tasks import in_order
   from condseg_jax.evaluate.raw_cases import labelled_cases
-  from condseg_jax.evaluate.run import evaluate
   from condseg_jax.evaluate.scores import summarise
-  from condseg_jax.loading import load
   from condseg_jax.report import figures
   from condseg_jax.report import tables
   from condseg_jax.report.page import collect
-  from condseg_jax.system.cache import enable_compilation_cache
+  from condseg_jax.report.page.case import Case
 
-  enable_compilation_cache()
-  with as_flags(members="--members"):
-    predictor = load(values.workdir, values.checkpoint, locator=values.locator,
-                     verify=values.verify == "on", members=values.members)
+  if values.cluster:
+    leave_devices()
+  network = Network.of(values)
+  predictor = network.load()
   cases, split = labelled_cases(values.data, values.split)
   if not any(name in predictor.table.names for case in cases for name in case.annotated):
     raise InputError(values.data, "annotates no class of this network",
                      f"classes of the network: {', '.join(predictor.table.names)}")
   out = place.path
   out.mkdir(parents=True, exist_ok=True)
-  page_cases, on_case = collect.watch(predictor, [case.id for case in cases], values.report_names)
-  rows, failed = [], []
-  for case in tqdm.tqdm(cases, desc=f"scoring {split}"):
-    try:
-      rows += evaluate(predictor, [case], tolerance_mm=values.tolerance_mm, fusion=values.fusion,
-                       on_case=on_case if values.report else None)
-    except InputError as error:
-      if len(cases) == 1 or error.usage:
-        raise
-      failed.append(f"{case.id}: {error}")  # a bad case does not stop the others
-  if not rows:
-    raise InputError(values.data, f"no case could be scored; first error: {failed[0]}",
-                     "check the dataset with condseg-verify")
-  scored = {row.class_name for row in rows}
-  names = [name for name in predictor.table.names if name in scored]
-  summary = summarise(rows, names)
-  summary |= {"split": split, "step": predictor.step, "tolerance_mm": values.tolerance_mm}
-  tables.write_summary(out / "summary.json", summary)
-  tables.write_cases(out / "cases.csv", rows)
-  chosen = figures.pick_median_and_worst(rows) if summary["n_classes"] else ()
-  for kind, case_id in zip(("median", "worst"), chosen, strict=False):
-    volume, truth = next(case for case in cases if case.id == case_id).read()
-    label = predictor.predict(volume, fusion=values.fusion).label
-    figures.draw_prediction(out / f"{kind}.png", volume, label, predictor.table,
-                            f"{kind} case: {case_id}", truth, modality=predictor.plan.modality)
+  job = evaluate_case.Job(network, predictor.step, values.data, split, values.tolerance_mm,
+                          values.fusion, values.report)
+  ids = [case.id for case in cases]
+  with connected(values.cluster) as cluster:
+    run = functools.partial(each, cluster, device=True, shared=[out])
+    outcomes = run(evaluate_case.score, [(job, *pair) for pair in zip(
+        ids, collect.case_names(ids, values.report_names), strict=True)], ids)
+    rows, failed = [], []
+    page_cases: list[Case] = []
+    for outcome in in_order((outcome.number, outcome) for outcome in tqdm.tqdm(
+        outcomes, desc=f"scoring {split}", total=len(cases))):
+      error = outcome.error
+      if error is None:
+        rows += outcome.value.rows
+        if outcome.value.page is not None:
+          collect.add(page_cases, outcome.value.page)
+      elif not isinstance(error, InputError) or len(cases) == 1 or error.usage:
+        raise error
+      else:
+        failed.append(f"{ids[outcome.number]}: {error}")  # a bad case does not stop the others
+    if not rows:
+      raise InputError(values.data, f"no case could be scored; first error: {failed[0]}",
+                       "check the dataset with condseg-verify")
+    scored = {row.class_name for row in rows}
+    names = [name for name in predictor.table.names if name in scored]
+    summary = summarise(rows, names)
+    summary |= {"split": split, "step": predictor.step, "tolerance_mm": values.tolerance_mm}
+    tables.write_summary(out / "summary.json", summary)
+    tables.write_cases(out / "cases.csv", rows)
+    chosen = figures.pick_median_and_worst(rows) if summary["n_classes"] else ()
+    pictures = [(job, case_id, out / f"{kind}.png", f"{kind} case: {case_id}")
+                for kind, case_id in zip(("median", "worst"), chosen, strict=False)]
+    for outcome in run(evaluate_case.draw, pictures, chosen):
+      if outcome.error is not None:
+        raise outcome.error
   if values.report:
     print(place.named(collect.write_report(out / "report.html", page_cases, predictor, summary,
                                            split=split)))

@@ -23,9 +23,9 @@ exit code is 1.
 
 An image that is clearly of another kind than the training images is refused. A batch continues
 after a bad image and lists it at the end. Several machines can share a folder of images with
---num_parts=N and --part=0 … N-1, each with its own records (run_PART.json). --continue resumes an
-interrupted run: the masks of an image are written last and atomically, and kept while the image is
-the same.
+--num_parts=N and --part=0 … N-1, each with its own records (run_PART.json), or --cluster deals the
+images to the workers of a Dask cluster (extra `cluster`). --continue resumes an interrupted run:
+the masks of an image are written last and atomically, and kept while the image is the same.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from condseg_jax.cli import shell
-from condseg_jax.cli.argument_flags import as_flags
+from condseg_jax.cluster.connect import connected
 from condseg_jax.errors import InputError
 from condseg_jax.system.large_pages import restart_with_large_pages
 
@@ -112,12 +112,14 @@ def _define(values: flags.FlagValues) -> None:
   number("refuse_below", None, "Predicted Dice below which the results of an image are set aside; "
          "for networks trained with --folds.", upper_bound=1.0)
   switch("picture", True, "Write an overlay of every result.")
+  shell.define_cluster(values)
   shell.define_report(values)
 
 
 def _work(values: flags.FlagValues) -> int:
   # Everything that needs no network is checked before it is loaded.
   shell.require(values, "workdir", "input", "output")
+  shell.check_cluster(values, "input", "output")
   settings = _settings(values)
   from condseg_jax.cli import staging
   from condseg_jax.dicomweb.address import is_address
@@ -147,17 +149,19 @@ def _predict(values: flags.FlagValues, settings: dict, place: Output, images: li
                      "choose another output folder", usage=True)
   inputs.check_writable(output)
 
-  from condseg_jax.cli.predict_batch import Job
+  from condseg_jax.cli.network import leave_devices
+  from condseg_jax.cli.network import Network
+  from condseg_jax.cli.predict_batch import Batch
   from condseg_jax.cli.predict_batch import segment_all
-  from condseg_jax.loading import load
+  from condseg_jax.cli.predict_image import Job
   from condseg_jax.report import results
-  from condseg_jax.system.cache import enable_compilation_cache
+  from condseg_jax.report.page import collect
   from condseg_jax.system.lock import held
 
-  enable_compilation_cache()
-  with as_flags(members="--members"):
-    predictor = load(values.workdir, values.checkpoint, values.runtime, values.locator,
-                     verify=values.verify == "on", members=values.members)
+  if values.cluster:
+    leave_devices()
+  network = Network.of(values, values.runtime)
+  predictor = network.load()
   ids = predictor.table.select(values.classes, values.preset)
   classes = [predictor.table.names[i] for i in ids]
   if values.refuse_below is not None and predictor.quality.keys().isdisjoint(classes):
@@ -166,21 +170,30 @@ def _predict(values: flags.FlagValues, settings: dict, place: Output, images: li
   results.check_names(output, [image.stem for image in images], predictor, classes,
                       options.separate, [image.path for image in images])
   suffix = "" if values.num_parts == 1 else f"_{values.part}"  # other parts write at the same time
-  with held(place.address, suffix):
+  with connected(values.cluster) as cluster, held(place.address, suffix):
     record = output / f"run{suffix}.json"
     place.fetch(record)
     more = ("locator", "members", "refuse_below", "uncertainty")
     recorded = settings | {name: values[name].value for name in more if values[name].value}
     run = results.Run(record, predictor, classes, recorded,
                       same=values["continue"].value)
-    job = Job(values, output, place, predictor, classes, settings, options, send)
-    return segment_all(job, images, run, suffix)
+    outputs = ("probabilities", "uncertainty", "refuse_below", "report", "force")
+    job = Job(network, predictor.step, place, classes, settings, options, send=send,
+              in_worker=cluster is not None, **{name: values[name].value for name in outputs})
+    names = collect.case_names([image.stem for image in images], values.report_names)
+    mine = list(zip(images, names, strict=True))[values.part::values.num_parts]
+    batch = Batch(job, predictor, run, output / f"report{suffix}.html", values.report_names,
+                  values["continue"].value)
+    return segment_all(batch, mine, cluster)
 
 
 def _settings(values: flags.FlagValues) -> dict:
   """Returns fields of `infer.settings.Settings`, checked."""
   if values.partition and values.runtime != "jax":
     raise InputError("--partition", f"is not available with --runtime={values.runtime}",
+                     "omit one of them", usage=True)
+  if values.cluster and values.num_parts > 1:
+    raise InputError("--cluster", "deals the images to workers, and --num_parts to machines",
                      "omit one of them", usage=True)
   if values.part >= values.num_parts:
     raise InputError(f"--part={values.part}", f"is out of range for {values.num_parts} parts",

@@ -8,7 +8,8 @@ already; a store that was prepared with other settings is replaced only with --o
   condseg-prepare --format=description --source=mine.yaml --out=prepared/mine
 
 Datasets that train together need the same --spacing. condseg-train prepares raw folders itself,
-with their median spacing; this command does it in advance, or with other settings.
+with their median spacing; this command does it in advance, or with other settings. --cluster deals
+the cases to the workers of a Dask cluster (extra `cluster`).
 
 The formats `phantom` and `street` write synthetic raw datasets to --out.
 """
@@ -21,6 +22,7 @@ from absl import flags
 
 from condseg_jax.cli import shell
 from condseg_jax.cli.argument_flags import as_flags
+from condseg_jax.cluster.connect import connected
 from condseg_jax.datasets.layouts import FORMATS
 from condseg_jax.errors import InputError
 from condseg_jax.system import buckets
@@ -68,10 +70,12 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_enum("size", "quick", ("quick", "standard", "fine"), "phantom: size of the volumes.",
                     flag_values=values)
   flags.DEFINE_integer("seed", 0, "Seed of all random numbers.", lower_bound=0, flag_values=values)
+  shell.define_cluster(values)
 
 
 def _work(values: flags.FlagValues) -> int:
   shell.require(values, "format", "out")
+  shell.check_cluster(values)
   if values.format in SYNTHETIC and buckets.is_bucket(values.out):
     raise InputError("--out", f"must be a local folder, not {values.out}",
                      "prepare it into a bucket afterwards", usage=True)
@@ -93,8 +97,10 @@ def _work(values: flags.FlagValues) -> int:
     raise InputError("--spacing", str(error), "give numbers, e.g. 3,1.5,1.5", usage=True) from error
   from condseg_jax.datasets.prepare import prepare
   folder = _folder(values)
-  with as_flags(spacing="--spacing", out="--out", overwrite="--overwrite"):
-    store = prepare(folder, values.out, spacing or None, overwrite=values.overwrite)
+  with (connected(values.cluster) as cluster,
+        as_flags(spacing="--spacing", out="--out", overwrite="--overwrite")):
+    store = prepare(folder, values.out, spacing or None, overwrite=values.overwrite,
+                    cluster=cluster)
   print(f"prepared {len(store.cases)} cases ({', '.join(store.table.names) or 'no masks'}) in "
         f"{store.root}, "
         f"spacing {','.join(f'{s:g}' for s in store.spacing)}")

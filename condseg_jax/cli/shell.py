@@ -173,6 +173,29 @@ def define_report(values: flags.FlagValues) -> None:
                     flag_values=values)
 
 
+def define_cluster(values: flags.FlagValues) -> None:
+  """Defines the flag of commands whose cases can be dealt to the workers of a cluster."""
+  flags.DEFINE_string("cluster", "", "Dask cluster that does the work: local:N, "
+                      "tcp://SCHEDULER[:PORT], tls://SCHEDULER[:PORT] or slurm:FILE.yaml; this "
+                      "process if empty.", flag_values=values)
+
+
+def check_cluster(values: flags.FlagValues, *folders: str) -> None:
+  """Raises InputError for an address that is none, before anything else is done.
+
+  Args:
+    values: the flags.
+    folders: flags whose folders a command without a cluster may stage; all machines share them.
+  """
+  if values.cluster:
+    for name in folders:
+      if buckets.is_bucket(values[name].value):
+        raise InputError("--cluster", f"needs a folder that all machines share as --{name}",
+                         "copy the files there, or omit --cluster", usage=True)
+    from condseg_jax.cluster.address import parse  # which trainings do not need
+    parse(values.cluster)
+
+
 def _help(values: flags.FlagValues) -> str:
   lines = []
   for name in sorted(n for n in values if n == values[n].name):

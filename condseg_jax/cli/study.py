@@ -10,6 +10,7 @@ does nothing when all trials are done.
 
 DATA holds the raw datasets (hippocampus/, camvid/); phantoms are generated. OUT receives STUDY.csv,
 STUDY.md, STUDY.tex, figures/ and records/; OUT/work holds prepared data and trained networks.
+--cluster deals the trials to the workers of a Dask cluster (extra `cluster`).
 `all` with --tables also redraws the analyses of condseg-analyse in OUT/analysis/NAME.
 """
 
@@ -48,6 +49,7 @@ def _define(values: flags.FlagValues) -> None:
                     "will take.", flag_values=values)
   flags.DEFINE_bool("drop_old", False, "Remove records made with other code, data or "
                     "settings.", flag_values=values)
+  shell.define_cluster(values)
   flags.DEFINE_bool("prune", False, "Remove checkpoints that no study needs any more.",
                     flag_values=values)
 
@@ -59,6 +61,7 @@ def _work(values: flags.FlagValues, name: str) -> int:
 
 def _run(values: flags.FlagValues, name: str) -> int:
   shell.require(values, "out")
+  shell.check_cluster(values)
   from condseg_jax.study import declare
 
   try:
@@ -83,9 +86,12 @@ def _run(values: flags.FlagValues, name: str) -> int:
       report.fill(Path(values.paper), Path(values.out))
       print(values.paper)
     return 0
+  from condseg_jax.cli.network import leave_devices
   from condseg_jax.study import plan
   from condseg_jax.system.cache import enable_compilation_cache
 
+  if values.cluster:
+    leave_devices()
   enable_compilation_cache()
   out, data = (Path(os.path.abspath(p)) for p in (values.out, values.data or "."))
   places = plan.RunPaths(experiments, data, out)
@@ -99,8 +105,10 @@ def _run(values: flags.FlagValues, name: str) -> int:
   jobs = plan.jobs(studies, places, seeds, values.only, without=missing)
   if values.dry_run:
     return _print_plan(jobs, places)
+  from condseg_jax.cluster.connect import connected
   from condseg_jax.study.runner import run
-  failures = run(jobs, places, lambda study: _report(study, out))
+  with connected(values.cluster) as cluster:
+    failures = run(jobs, places, lambda study: _report(study, out), cluster)
   if values.prune:
     everything = [*declare.load("all", experiments), *studies]
     others = plan.jobs(everything, places, without=plan.unprepared(everything, places))

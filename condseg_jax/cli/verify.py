@@ -6,7 +6,8 @@ errors, which make training fail, and warnings, which should be inspected.
   condseg-verify Task03_Liver
   condseg-verify scans --format=folder --modality=ct --json=findings.json
 
-Exit code 1 if there is an error.
+--cluster deals the cases to the workers of a Dask cluster (extra `cluster`). Exit code 1 if there
+is an error.
 """
 
 from collections.abc import Sequence
@@ -32,17 +33,20 @@ def _define(values: flags.FlagValues) -> None:
   flags.DEFINE_enum("modality", "", ("", "ct", "mr", "rgb"), "folder: modality of the images.",
                     flag_values=values)
   flags.DEFINE_string("json", "", "Output file for the findings.", flag_values=values)
+  shell.define_cluster(values)
 
 
 def _work(values: flags.FlagValues, root: str) -> int:
+  shell.check_cluster(values)
+  from condseg_jax.cluster.connect import connected
   from condseg_jax.datasets.discover import reader
   from condseg_jax.datasets.verify.findings import table
   from condseg_jax.datasets.verify.raw_checks import verify
   from condseg_jax.system.atomic import write_text
 
   read = reader(values.format, values.modality) if values.format else None
-  with as_flags(read="--format"):
-    findings, count = verify(root, read)
+  with connected(values.cluster) as cluster, as_flags(read="--format"):
+    findings, count = verify(root, read, cluster=cluster)
   if findings:
     print(table(findings, root))
   errors = sum(f.severity == "error" for f in findings)

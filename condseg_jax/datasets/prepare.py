@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import concurrent.futures
 import contextlib
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -13,11 +14,15 @@ import tqdm
 
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import sides
+from condseg_jax.cluster.tasks import Cluster
+from condseg_jax.cluster.tasks import each
+from condseg_jax.cluster.tasks import in_order
 from condseg_jax.data import store as store_lib
 from condseg_jax.data.fingerprint import fingerprint
 from condseg_jax.data.writer import write_manifest
 from condseg_jax.datasets.case import Memory
 from condseg_jax.datasets.case import prepare_case
+from condseg_jax.datasets.raw import RawCase
 from condseg_jax.datasets.raw import RawFolder
 from condseg_jax.datasets.raw import validated
 from condseg_jax.errors import InputError
@@ -48,7 +53,8 @@ def median_spacing(folders: Sequence[RawFolder]) -> tuple[float, ...]:
 
 
 def prepare(folder: RawFolder, out: str | os.PathLike, spacing: Sequence[float] | None = None, *,
-            overwrite: bool = True, progress: bool = True) -> store_lib.Store:
+            overwrite: bool = True, progress: bool = True,
+            cluster: Cluster | None = None) -> store_lib.Store:
   """Prepares every case of a dataset; cases already prepared from the same files are kept.
 
   Args:
@@ -58,6 +64,7 @@ def prepare(folder: RawFolder, out: str | os.PathLike, spacing: Sequence[float] 
       of the dataset.
     overwrite: replace a complete store that was prepared with other settings; False refuses it.
     progress: show a progress bar.
+    cluster: whose workers prepare the cases; threads of this process by default.
 
   Raises:
     InputError: the first unusable case (the cases before it remain prepared), an invalid spacing,
@@ -82,7 +89,7 @@ def prepare(folder: RawFolder, out: str | os.PathLike, spacing: Sequence[float] 
   with lock, lean_memory():
     if not overwrite:
       _check_settings(folder, out, spacing)
-    cases = _prepare_cases(folder, out, spacing, progress)
+    cases = _prepare_cases(folder, out, spacing, progress, cluster)
     _check_positives(folder, cases)
     no_mirror = sides(folder.classes) | dict(folder.no_mirror)
     table = ClassTable.create(
@@ -94,7 +101,9 @@ def prepare(folder: RawFolder, out: str | os.PathLike, spacing: Sequence[float] 
 
 
 def _prepare_cases(folder: RawFolder, out: epath.Path, spacing: tuple[float, ...],
-                   progress: bool) -> list[store_lib.Case]:
+                   progress: bool, cluster: Cluster | None) -> list[store_lib.Case]:
+  if cluster is not None:
+    return _prepare_in_workers(folder, out, spacing, progress, cluster)
   # Threads suffice: decompression, resampling and compression release the interpreter's lock.
   cores = os.cpu_count() or 1
   memory = Memory(MEMORY_SHARE)
@@ -108,6 +117,31 @@ def _prepare_cases(folder: RawFolder, out: epath.Path, spacing: tuple[float, ...
       except BaseException:
         case_pool.shutdown(cancel_futures=True)
         raise
+
+
+def _prepare_in_workers(folder: RawFolder, out: epath.Path, spacing: tuple[float, ...],
+                        progress: bool, cluster: Cluster) -> list[store_lib.Case]:
+  settings = dataclasses.replace(folder, cases=(), faults=())
+  outcomes = each(cluster, prepare_alone, [(case, settings, os.fspath(out), spacing)
+                                           for case in folder.cases],
+                  [str(case.image) for case in folder.cases], shared=[out])
+  cases = []
+  for outcome in in_order((outcome.number, outcome) for outcome in tqdm.tqdm(
+      outcomes, desc=f"preparing {folder.root.name}", total=len(folder.cases),
+      disable=not progress)):
+    if outcome.error is not None:
+      raise outcome.error
+    cases.append(outcome.value)
+  return cases
+
+
+def prepare_alone(case: RawCase, folder: RawFolder, out: str,
+                  spacing: tuple[float, ...]) -> store_lib.Case:
+  """Prepares a case of a `folder`, whose other cases are not needed, by itself."""
+  buckets.connect(out)  # which a worker has not done
+  with (lean_memory(), concurrent.futures.ThreadPoolExecutor(
+      min(SLAB_WORKERS, os.cpu_count() or 1)) as slab_pool):
+    return prepare_case(case, folder, out, spacing, Memory(MEMORY_SHARE), slab_pool)
 
 
 def _check_settings(folder: RawFolder, out: epath.Path, spacing: tuple[float, ...]) -> None:

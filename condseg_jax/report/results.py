@@ -1,15 +1,12 @@
 """Writes the results of segmented images: masks, overlay, statistics, DICOM objects, run.json."""
 
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
-import contextlib
 import json
 import logging
 from pathlib import Path
 import re
-import time
 import types
 from typing import NamedTuple
 
@@ -223,7 +220,7 @@ def refusal(measures: Mapping[str, Mapping], least: float) -> str:
 
 
 class CaseRecord:
-  """What `Run.case` records of one image; set within it.
+  """What is recorded of one image; set while it is segmented.
 
   Attributes:
     source: what identifies the image's content: file, size, time of change, SHA-256.
@@ -234,6 +231,15 @@ class CaseRecord:
   source: Mapping = types.MappingProxyType({})
   files: Sequence[Path] = ()
   refusal: str = ""
+
+  def entry(self, seconds: float, error: Exception | None = None) -> dict[str, object]:
+    """Returns the record, with the reason of a failure; see `Run.add`."""
+    entry: dict[str, object] = {"status": "done", "files": [path.name for path in self.files]}
+    if self.refusal:
+      entry |= {"status": "refused", "reason": self.refusal}
+    if error is not None:
+      entry = {"status": "failed", "reason": str(error)}
+    return entry | {"seconds": round(seconds, 2), "input": dict(self.source)}
 
 
 class Run:
@@ -275,27 +281,14 @@ class Run:
     """Returns what was recorded of an image; {} if nothing was."""
     return self._run["cases"].get(name, {})
 
-  @contextlib.contextmanager
-  def case(self, name: str) -> Iterator[CaseRecord]:
-    """Records the outcome of one image: its files, or the reason of its failure.
+  def add(self, name: str, entry: Mapping) -> None:
+    """Records the outcome of one image, see `CaseRecord`.
 
     A record that cannot be written costs no result: see `problem`.
     """
-    case, start = CaseRecord(), time.perf_counter()
-    entry = {"status": "failed"}
+    self._run["cases"][name] = dict(entry)
     try:
-      yield case
-      entry = {"status": "done", "files": [path.name for path in case.files]}
-      if case.refusal:
-        entry |= {"status": "refused", "reason": case.refusal}
-    except Exception as error:
-      entry["reason"] = str(error)
-      raise
-    finally:
-      entry |= {"seconds": round(time.perf_counter() - start, 2), "input": dict(case.source)}
-      self._run["cases"][name] = entry
-      try:
-        write_text(self.path, json.dumps(self._run, indent=1) + "\n")
-        self.problem = None
-      except InputError as error:
-        self.problem = error
+      write_text(self.path, json.dumps(self._run, indent=1) + "\n")
+      self.problem = None
+    except InputError as error:
+      self.problem = error

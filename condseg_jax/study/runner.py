@@ -1,5 +1,6 @@
 """Runs the trials of studies: trains missing members, scores, and writes records."""
 
+import collections
 from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import time
 
 import numpy as np
 
+from condseg_jax.cluster.tasks import Cluster
+from condseg_jax.cluster.tasks import each
 from condseg_jax.data.store import open_prepared
 from condseg_jax.errors import InputError
 from condseg_jax.evaluate.raw_cases import labelled_cases
@@ -34,62 +37,86 @@ log = logging.getLogger("condseg_jax")
 
 
 def run(todo: Sequence[Job], places: RunPaths,
-        after: Callable[[str], None] = lambda _study: None) -> list[str]:
-  """Runs the missing trials one after the other; a failed trial does not stop the others.
+        after: Callable[[str], None] = lambda _study: None,
+        cluster: Cluster | None = None) -> list[str]:
+  """Runs the missing trials; a failed trial does not stop the others.
 
   Args:
     todo: the trials.
     places: folders of the session.
     after: called with the name of each study once its last trial is done or has failed; in one
       process at a time.
+    cluster: whose workers run the trials; None for one after the other in this process.
 
   Returns:
     One line per failure.
 
   Raises:
     KeyboardInterrupt: on Ctrl-C or SIGTERM. The training has saved its state by then; running the
-      same command again resumes it.
+      same command again resumes it. Workers of a cluster resume from their last checkpoint.
   """
   waiting = [job for job in todo if not job.done]
   log.info("%d of %d trials are done", len(todo) - len(waiting), len(todo))
   pace, failures = Pace(places.out), []
   keys.git_hash()  # of the running code, before any later commit
 
-  def failed(what: str, error: Exception) -> None:
-    text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-    failures.append(f"{what}: {text.strip().partition(chr(10))[0]}")
-    log.error("%s", failures[-1], exc_info=not isinstance(error, InputError))
-
   def close(study: str) -> None:
     try:
       with locked(places.work / "locks" / study):
         after(study)
     except Exception as error:  # trials of other studies remain to be run
-      failed(study, error)
+      failures.append(_failure(study, error))
+
+  def announced() -> Iterator[tuple[Job, RunPaths]]:
+    for number, job in enumerate(waiting):
+      log.info("[%d/%d] %s; about %s left", number + 1, len(waiting), _title(job),
+               duration(pace.left(waiting[number:], places)))
+      yield job, places
 
   for job in todo:
     if job.done:
       renew(job)
+  left = collections.Counter(job.study.name for job in waiting)
   for name in dict.fromkeys(job.study.name for job in todo):
-    if not any(job.study.name == name for job in waiting):
+    if not left[name]:
       close(name)
   with interruptible():
-    for number, job in enumerate(waiting):
-      trial = job.trial
-      log.info("[%d/%d] %s: %s, seed %d; about %s left", number + 1, len(waiting), trial.study,
-               trial.variant.label, trial.seed, duration(pace.left(waiting[number:], places)))
-      try:
-        record = run_job(job, places)
-      except Exception as error:  # a failed trial must not stop the others
-        failed(f"{trial.study}: {trial.variant.label}, seed {trial.seed}", error)
+    for outcome in each(cluster, try_job, announced(), list(map(_title, waiting)), device=True,
+                        shared=[places.out]):
+      job = waiting[outcome.number]
+      if outcome.error is not None:  # it ends its workers
+        failures.append(_failure(_title(job), outcome.error))
+      elif isinstance(outcome.value, str):
+        failures.append(outcome.value)
       else:
-        pace.add(record)
-        scores = statistics.row_scores(record)
-        log.info("%s, seed %d: mean Dice %.4f, mean IoU %.4f", trial.variant.label, trial.seed,
-                 scores["mean_dice"], scores["mean_iou"])
-      if all(other.study.name != trial.study for other in waiting[number + 1:]):
-        close(trial.study)
+        pace.add(outcome.value)
+        scores = statistics.row_scores(outcome.value)
+        log.info("%s, seed %d: mean Dice %.4f, mean IoU %.4f", job.trial.variant.label,
+                 job.trial.seed, scores["mean_dice"], scores["mean_iou"])
+      left[job.study.name] -= 1
+      if not left[job.study.name]:
+        close(job.study.name)
   return failures
+
+
+def try_job(job: Job, places: RunPaths) -> dict | str:
+  """Returns the record of a trial, see `run_job`, or a line about its failure."""
+  try:
+    return run_job(job, places)
+  except Exception as error:  # a failed trial must not stop the others
+    return _failure(_title(job), error)
+
+
+def _title(job: Job) -> str:
+  return f"{job.trial.study}: {job.trial.variant.label}, seed {job.trial.seed}"
+
+
+def _failure(what: str, error: Exception) -> str:
+  """Logs a failure; returns a line about it."""
+  text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+  line = f"{what}: {text.strip().partition(chr(10))[0]}"
+  log.error("%s", line, exc_info=None if isinstance(error, InputError) else error)
+  return line
 
 
 def run_job(job: Job, places: RunPaths) -> dict:

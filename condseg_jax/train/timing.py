@@ -68,6 +68,9 @@ class Interrupt:
   While the first step is compiled, which may take minutes, Python runs no signal handler. A thread
   then ends the process, since there is nothing yet to save.
 
+  Signals are the main thread's: a training in another one, as in a worker of a cluster, ends with
+  its process, and resumes from its last checkpoint.
+
   Args:
     at_end: called before the thread ends the process.
   """
@@ -78,6 +81,9 @@ class Interrupt:
   def __enter__(self):
     self._caught = False
     self._stepped = False
+    self._hears = threading.current_thread() is threading.main_thread()
+    if not self._hears:
+      return self
     self._before = signal.signal(signal.SIGTERM, self._catch)
     # The interpreter writes to this file when a signal arrives, whatever the main thread does.
     self._reader, self._writer = socket.socketpair()
@@ -88,6 +94,8 @@ class Interrupt:
 
   def __exit__(self, *_):
     self._stepped = True
+    if not self._hears:
+      return
     signal.set_wakeup_fd(self._wakeup)
     signal.signal(signal.SIGTERM, self._before)
     self._writer.close()  # ends the thread

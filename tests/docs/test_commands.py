@@ -56,6 +56,9 @@ NOT_RUN = {
     "condseg-verify TODO": "what condseg-next writes; see tests/e2e/test_next.py",
     "condseg-fetch": "needs the network; see tests/datasets/download",
     "condseg-serve": "waits for requests; see tests/serve",
+    "condseg-predict --workdir=RUN --input=scans --output=masks --cluster":
+        "needs a scheduler; see tests/cluster",
+    "dask scheduler": "waits for workers; see tests/cluster",
     "condseg-deidentify": "see tests/cli/test_deidentify.py",
     "curl --data-binary @scan.nii.gz -o result.zip": "see tests/serve",
     "condseg-predict --workdir=RUN --output=masks --dicom=seg,rtstruct --send":

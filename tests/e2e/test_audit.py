@@ -59,6 +59,14 @@ def test_the_mask_that_does_not_fit_comes_first(run, fold_root, tmp_path, capsys
   assert page.count("guess: ") == 2 and f"1. {MOVED}: ball" in page
 
 
+@pytest.mark.slow
+def test_a_cluster_ranks_as_one_process(run, fold_root, tmp_path):
+  files = [tmp_path / "one.json", tmp_path / "two.json"]
+  for path, more in zip(files, ((), ("--cluster=local:1",)), strict=True):
+    assert command(run, fold_root / "cache", f"--json={path}", *more) == 0
+  assert files[0].read_bytes() == files[1].read_bytes()
+
+
 def test_masks_are_left_out(run, fold_root, tmp_path, capsys):
   """By their numbers; their cases are images without masks, all others are shared."""
   out = tmp_path / "out"

@@ -61,6 +61,29 @@ def test_records_hold_what_reports_need(out):
   assert record["configs"][0]["data"]["root"] == ""
 
 
+def test_a_cluster_trains_and_scores_as_one_process(out, experiments, data, tmp_path,
+                                                    monkeypatch, capsys):
+  """The records are the same but for times; a trial that fails does not stop the other."""
+  for name, value in (("JAX_DISABLE_MOST_OPTIMIZATIONS", "1"), ("JAX_NUM_CPU_DEVICES", "2"),
+                      ("JAX_PLATFORMS", "cpu")):  # as tests/conftest.py sets this process
+    monkeypatch.setenv(name, value)
+  plan_of = plan.jobs([declare.load("tiny", experiments)[0]],
+                      plan.RunPaths(experiments, data, tmp_path))
+  spoilt = tmp_path / "work" / "runs" / plan_of[1].keys[0]
+  spoilt.parent.mkdir(parents=True)
+  spoilt.write_text("no folder")
+  command = arguments(experiments, data, tmp_path, "--cluster=local:2")
+  assert main(command) == 1
+  assert "1 trial(s): failed, the first: tiny: " in capsys.readouterr().err
+  spoilt.unlink()
+  assert main(command) == 0
+  one, two = ({(r["variant"], r["seed"]): r for r in records.of_study(folder, "tiny")}
+              for folder in (out, tmp_path))
+  assert one.keys() == two.keys()
+  for key, record in one.items():
+    assert record["scores"] == two[key]["scores"] and record["key"] == two[key]["key"]
+
+
 def test_nothing_is_done_twice(out, experiments, data, monkeypatch, capsys):
   def trained(*_, **__):
     raise AssertionError("trained again")

@@ -26,6 +26,7 @@ import jax
 from condseg_jax.models.onednn import convolution as onednn
 from condseg_jax.system.large_pages import restart_with_large_pages
 from tools.benchmark import buckets
+from tools.benchmark import cluster
 from tools.benchmark import conv
 from tools.benchmark import cost
 from tools.benchmark import export
@@ -38,10 +39,11 @@ from tools.benchmark import step
 from tools.benchmark import table
 
 PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel", "tensorstore",
-            "onednn-cpu-gomp", "torch", "monai")
+            "onednn-cpu-gomp", "torch", "monai", "distributed")
 SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "cost": cost.run,
           "input": reading.run, "scale": scale.run, "memory": memory.run,
-          "startup": startup.run, "export": export.run, "buckets": buckets.run}
+          "startup": startup.run, "export": export.run, "buckets": buckets.run,
+          "cluster": cluster.run}
 PICTURES = {"cost": cost.plot}  # suites with a plot next to the JSON file
 
 

@@ -44,11 +44,11 @@ def run(folder: Path) -> list[dict]:
   rows = [help_row(name) for name in COMMANDS]
   data = folder / "phantoms"
   if not data.exists():
-    _command("prepare", "--format=phantom", f"--out={data}")
+    command("prepare", "--format=phantom", f"--out={data}")
   settings = [f"--config={CONFIG}", f"--config.data.root={data / 'train'}",
               f"--config.data.cache={folder / 'prepared'}", *SETTINGS, "--config.train.steps=1",
               "--config.train.log_every=1", "--config.train.eval_every=1"]
-  _command("train", *settings, f"--workdir={folder / 'prepares'}", cache=folder / "unused")
+  command("train", *settings, f"--workdir={folder / 'prepares'}", cache=folder / "unused")
   image = next(iter(sorted((data / "test" / "imagesTr").glob("*.nii.gz"))))
   times = {}
   for turn in range(ROUNDS):
@@ -63,7 +63,7 @@ def run(folder: Path) -> list[dict]:
         seconds = _first(watch, arguments, cache)
         times.setdefault(f"{name}, {state}", []).append(seconds)
     times.setdefault("a finished run, asked again", []).append(
-        _command("train", *settings, f"--workdir={run_of}_warm", cache=cache))
+        command("train", *settings, f"--workdir={run_of}_warm", cache=cache))
   rows += [_row(name, statistics.median(seconds), lowest=min(seconds), highest=max(seconds))
            for name, seconds in times.items()]
   return rows
@@ -72,7 +72,7 @@ def run(folder: Path) -> list[dict]:
 def help_row(name: str) -> dict:
   """Returns the row for the --help of a command."""
   return _row(f"condseg-{name} --help",
-              statistics.median(_command(name, "--help") for _ in range(ROUNDS)))
+              statistics.median(command(name, "--help") for _ in range(ROUNDS)))
 
 
 def _row(name: str, seconds: float, **more) -> dict:
@@ -80,7 +80,7 @@ def _row(name: str, seconds: float, **more) -> dict:
           "note": "of a process of its own, imports included", **more}
 
 
-def _command(name: str, *arguments: str, cache: Path | None = None) -> float:
+def command(name: str, *arguments: str, cache: Path | None = None) -> float:
   """Returns the duration of a command in seconds."""
   start = time.time()
   _spawn([sys.executable, "-m", f"condseg_jax.cli.{name}", *arguments], cache)

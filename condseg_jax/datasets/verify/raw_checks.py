@@ -4,7 +4,6 @@ import collections
 from collections.abc import Callable
 from collections.abc import Iterable
 from collections.abc import Sequence
-import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -15,6 +14,7 @@ import numpy as np
 import tqdm
 
 from condseg_jax.classes import POSITIVE
+from condseg_jax.cluster.tasks import Cluster
 from condseg_jax.datasets import discover
 from condseg_jax.datasets.raw import leaks
 from condseg_jax.datasets.raw import RawCase
@@ -29,6 +29,7 @@ from condseg_jax.datasets.verify.findings import leak_findings
 from condseg_jax.datasets.verify.findings import outlier_findings
 from condseg_jax.datasets.verify.findings import training_findings
 from condseg_jax.datasets.verify.findings import WARNING
+from condseg_jax.datasets.verify.map_cases import map_cases
 from condseg_jax.datasets.verify.store_checks import check_store
 from condseg_jax.datasets.verify.store_checks import is_store
 from condseg_jax.errors import InputError
@@ -51,14 +52,13 @@ class Facts:
   """Properties of a case that was read.
 
   Attributes:
-    folder, case: the dataset and the case.
+    case: the case.
     digest: digest of its voxels; "" if the image is unreadable.
     spacing: along the axes of the file.
     positives: class → number of positive voxels, for readable labels.
     intensity: mean intensity of positive voxels of any class; NaN if there is none.
   """
 
-  folder: RawFolder
   case: RawCase
   digest: str = ""
   spacing: tuple[float, ...] = ()
@@ -67,13 +67,14 @@ class Facts:
 
 
 def verify(root: str | os.PathLike, read: Callable[[Path], RawFolder] | None = None, *,
-           progress: bool = True) -> tuple[list[Finding], int]:
+           progress: bool = True, cluster: Cluster | None = None) -> tuple[list[Finding], int]:
   """Checks raw datasets and prepared stores.
 
   Args:
     root: a store, a raw dataset, or a folder that contains some of these.
     read: importer, for a layout that cannot be detected.
     progress: show a progress bar.
+    cluster: whose workers read the cases; threads of this process by default.
 
   Returns:
     All findings, and the number of cases that were read.
@@ -87,7 +88,8 @@ def verify(root: str | os.PathLike, read: Callable[[Path], RawFolder] | None = N
   images: list[ImageRecord] = []
   for path in paths:
     if is_store(path):
-      store_findings, store_images = check_store(path, progress=progress)
+      store_findings, store_images = check_store(path, progress=progress,
+                                                 cluster=cluster)
       findings, images = findings + store_findings, images + store_images
       continue
     try:
@@ -95,35 +97,41 @@ def verify(root: str | os.PathLike, read: Callable[[Path], RawFolder] | None = N
     except InputError as error:
       findings.append(Finding.of(error))
   count = len(images) + sum(len(folder.cases) for folder in folders)
-  raw_findings, raw_images = check_folders(folders, progress=progress)
+  raw_findings, raw_images = check_folders(folders, progress=progress, cluster=cluster)
   return [*findings, *raw_findings, *leak_findings([*images, *raw_images])], count
 
 
-def check_folders(folders: Sequence[RawFolder], *,
-                  progress: bool = True) -> tuple[list[Finding], list[ImageRecord]]:
+def check_folders(folders: Sequence[RawFolder], *, progress: bool = True,
+                  cluster: Cluster | None = None) -> tuple[list[Finding], list[ImageRecord]]:
   """Checks raw datasets that were read by an importer.
 
   Returns:
     The findings except for images in two splits, see `leak_findings`, and the images.
   """
-  jobs = [(folder, case) for folder in folders for case in folder.cases]
+  cases = [case for folder in folders for case in folder.cases]
   findings = [Finding.of(error) for folder in folders
               for error in (*folder.faults, *leaks(folder))]
   facts = []
-  with concurrent.futures.ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1)) as pool:
-    results = pool.map(lambda job: _check_case(*job), jobs)
-    for case_facts, case_findings in tqdm.tqdm(results, total=len(jobs), desc="verifying",
-                                               disable=not progress or not jobs):
-      facts.append(case_facts)
-      findings += case_findings
+  results = map_cases(check_case, [(case,) for case in cases], [str(case.image) for case in cases],
+                      WORKERS, cluster)
+  for outcome in tqdm.tqdm(results, total=len(cases), desc="verifying",
+                           disable=not progress or not cases):
+    if isinstance(outcome.error, InputError):  # it ends the process that reads it
+      outcome = outcome._replace(value=(Facts(cases[outcome.number]), [Finding.of(outcome.error)]))
+    elif outcome.error is not None:
+      raise outcome.error
+    case_facts, case_findings = outcome.value
+    facts.append(case_facts)
+    findings += case_findings
+  images = [ImageRecord(fact.digest, fact.case.split, str(fact.case.image))
+            for fact in facts if fact.digest]
   for folder in folders:
-    own = [fact for fact in facts if fact.folder is folder]
+    own, facts = facts[:len(folder.cases)], facts[len(folder.cases):]
     positives = {name: {fact.case.id: fact.positives[name] for fact in own
                         if name in fact.positives} for name in folder.classes}
-    findings += [*class_findings(folder.root, positives), *_outliers(own),
+    findings += [*class_findings(folder.root, positives), *_outliers(own, folder.modality),
                  *training_findings(folder.root, [(c.split, c.classes) for c in folder.cases])]
-  return findings, [ImageRecord(fact.digest, fact.case.split, str(fact.case.image))
-                    for fact in facts if fact.digest]
+  return findings, images
 
 
 def _datasets(root: epath.Path, read: Callable[[Path], RawFolder] | None
@@ -154,7 +162,8 @@ def _unknown_layout(path: epath.Path) -> Finding:
                  "prepare it; training on the parent folder skips it")
 
 
-def _check_case(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]:
+def check_case(case: RawCase) -> tuple[Facts, list[Finding]]:
+  """Reads a case and checks it by itself."""
   findings, positives, image, union = [], {}, None, False
   try:
     image = files.read_volume(case.image, case.series)
@@ -171,7 +180,7 @@ def _check_case(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]
         positives[name] = int(np.count_nonzero(mask))
         union |= mask if image is not None else False
   if image is None:
-    return Facts(folder, case, positives=positives), findings
+    return Facts(case, positives=positives), findings
   angle = shear(image.affine)
   if angle > MAX_SHEAR_DEGREES:
     findings.append(Finding(WARNING, "direction", str(case.image),
@@ -185,7 +194,7 @@ def _check_case(folder: RawFolder, case: RawCase) -> tuple[Facts, list[Finding]]
                             "convert the original again"))
   digest = hashlib.sha256(str((image.array.dtype, image.array.shape)).encode())
   digest.update(np.ascontiguousarray(image.array.T))
-  return Facts(folder, case, digest.hexdigest(), image.spacing, positives, intensity), findings
+  return Facts(case, digest.hexdigest(), image.spacing, positives, intensity), findings
 
 
 def _check_label(case: RawCase, image: Volume | None,
@@ -241,7 +250,7 @@ def _label_error(error: InputError) -> Finding:
   return Finding.of(error)
 
 
-def _outliers(facts: Sequence[Facts]) -> Iterable[Finding]:
+def _outliers(facts: Sequence[Facts], modality: str) -> Iterable[Finding]:
   read = [fact for fact in facts if fact.spacing]
   axes = collections.Counter(len(fact.spacing) for fact in read).most_common(1)
   for fact in read:
@@ -252,5 +261,5 @@ def _outliers(facts: Sequence[Facts]) -> Iterable[Finding]:
   # Only CT intensities have a unit.
   yield from outlier_findings([
       CaseStatistics(str(fact.case.image), fact.spacing,
-                     fact.intensity if fact.folder.modality == "ct" else float("nan"))
+                     fact.intensity if modality == "ct" else float("nan"))
       for fact in read if len(fact.spacing) == axes[0][0]])

@@ -1,14 +1,14 @@
 """Checks a prepared store: every case is complete, every array is as it was written."""
 
-import concurrent.futures
+import dataclasses
 import json
-import os
 
 from etils import epath
 import numpy as np
 import tqdm
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.cluster.tasks import Cluster
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import MANIFEST
 from condseg_jax.data.store import Store
@@ -20,8 +20,10 @@ from condseg_jax.datasets.verify.findings import ImageRecord
 from condseg_jax.datasets.verify.findings import outlier_findings
 from condseg_jax.datasets.verify.findings import training_findings
 from condseg_jax.datasets.verify.findings import WARNING
+from condseg_jax.datasets.verify.map_cases import map_cases
 from condseg_jax.errors import InputError
 
+WORKERS = 4  # maximal number of cases that are read at a time
 AGAIN = "run the same condseg-prepare command again; it resumes"
 
 
@@ -30,8 +32,8 @@ def is_store(path: epath.Path) -> bool:
   return (path / MANIFEST).exists() or (path / "cases").is_dir()
 
 
-def check_store(root: epath.Path, *,
-                progress: bool = True) -> tuple[list[Finding], list[ImageRecord]]:
+def check_store(root: epath.Path, *, progress: bool = True,
+                cluster: Cluster | None = None) -> tuple[list[Finding], list[ImageRecord]]:
   """Checks a store.
 
   A case without a finding is complete: its record exists, and its arrays match the digests in the
@@ -71,11 +73,17 @@ def check_store(root: epath.Path, *,
           "remove the folder, or prepare again"))
       continue
     cases.append(case)
-  with concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-    results = pool.map(lambda case: _check_arrays(store, case), cases)
-    for case_findings in tqdm.tqdm(results, total=len(cases), desc=f"verifying {root.name}",
-                                   disable=not progress):
-      findings += case_findings
+  alone = dataclasses.replace(store, cases=())
+  results = map_cases(check_arrays, [(alone, case) for case in cases],
+                      [str(root / "cases" / case.id) for case in cases], WORKERS, cluster)
+  for outcome in tqdm.tqdm(results, total=len(cases), desc=f"verifying {root.name}",
+                           disable=not progress):
+    if isinstance(outcome.error, InputError):  # it ends the process that reads it
+      findings.append(Finding.of(outcome.error))
+    elif outcome.error is not None:
+      raise outcome.error
+    else:
+      findings += outcome.value
   names = dict.fromkeys(name for case in cases for name in case.annotated)
   findings += class_findings(root, {name: {case.id: case.positives[name] for case in cases
                                            if name in case.annotated} for name in names})
@@ -92,7 +100,8 @@ def _statistics(store: Store, case: Case) -> CaseStatistics:
                         float(np.mean(case.intensities)) if known else float("nan"))
 
 
-def _check_arrays(store: Store, case: Case) -> list[Finding]:
+def check_arrays(store: Store, case: Case) -> list[Finding]:
+  """Compares the arrays of a case with its digests; the other cases of the store do not matter."""
   folder = str(store.root / "cases" / case.id)
   try:
     if store.digest(case) == (case.image_sha256, case.sha256):
