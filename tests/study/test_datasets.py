@@ -64,7 +64,7 @@ def test_a_dataset_is_asked_for_where_it_is_missing(tmp_path):
 
 
 def test_phantoms_have_the_same_images_under_full_supervision(tmp_path, monkeypatch):
-  monkeypatch.setattr(datasets, "PHANTOM_CASES", 1)
+  monkeypatch.setattr(datasets, "PHANTOMS", {"phantom": (("liver", "spleen", "pancreas"), 1)})
   single, full = (datasets.dataset(name, tmp_path, tmp_path) for name in ("phantom",
                                                                           "phantom_full"))
   for organ in ("liver", "spleen", "pancreas"):
