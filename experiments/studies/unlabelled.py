@@ -21,7 +21,6 @@ ARMS: dict[str, dict[str, object]] = {
     "masked": {},
     "masked_longer": {"train.steps": round(LONGER * STEPS)},
     "exclusion": {"loss.exclusion_classes": 1},
-    "exclusion_full_weight": {"loss.exclusion_classes": 1, "loss.exclusion_weight": 1.0},
     "cutmix": {"augment.cutmix": 0.5},
     "cutmix_exclusion": {"augment.cutmix": 0.5, "loss.exclusion_classes": 1},
     "full": {},
