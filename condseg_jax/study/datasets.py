@@ -5,6 +5,7 @@
     NAME_parts_25          the training masks of NAME damaged at 25 %, or NAME_false_positives_25
     phantom, phantom_full  synthetic phantoms of three organs, 32 cases each
     phantom_five, …_full   of five organs, 16 cases each
+    phantom_five_pseudo    the same with pseudo-masks, see `study.pseudo_data`
     any other name         DATA/NAME/train, a folder of raw datasets, scored on DATA/NAME/test
 """
 
@@ -30,6 +31,8 @@ from condseg_jax.datasets.synthetic.phantom import write_abdomen
 from condseg_jax.errors import InputError
 from condseg_jax.study.fingerprint import data_digest
 from condseg_jax.study.fingerprint import scored_digest
+from condseg_jax.study.pseudo_data import TEACHINGS
+from condseg_jax.study.pseudo_data import write_pseudo_masks
 from condseg_jax.system.lock import locked
 
 # Organs of the phantoms, and cases of each.
@@ -91,6 +94,8 @@ def dataset(name: str, data: Path, work: Path) -> Dataset:
   Raises:
     InputError: missing or unusable raw data, or an unknown name.
   """
+  if name in TEACHINGS:
+    return _with_pseudo_masks(name, data, work)
   damaged = _DAMAGED.fullmatch(name)
   origin = damaged[1] if damaged else name.removesuffix("_full")
   if origin in RAW:
@@ -128,6 +133,13 @@ def _folder(data: Path, name: str) -> Path:
     raise InputError(path, "does not exist", f"put the raw dataset {name!r} under `data`",
                      usage=True)
   return path
+
+
+def _with_pseudo_masks(name: str, data: Path, work: Path) -> Dataset:
+  plain, out = dataset(TEACHINGS[name].dataset, data, work), work / "data" / name
+  with locked(work / "locks" / name):
+    stores = write_pseudo_masks(TEACHINGS[name], plain.root, work / "teachers" / name, out)
+  return plain._replace(root=out, data=data_digest(stores))
 
 
 def _damage(found: re.Match) -> Corruption:
