@@ -73,7 +73,8 @@ class Data:
   weights: tuple[float, ...] = setting(
       (), "sampling weight of every dataset; equal when empty", above=0)
   hold_out: float = setting(
-      0.1, "share of every training dataset kept for periodic scores and the best checkpoint",
+      0.1, "share of every training dataset, by patient, kept for periodic scores and the best "
+      "checkpoint",
       low=0, below=1)
   classes: tuple[str, ...] = setting(
       (), "classes in the order of their ids; in order of appearance when empty")
@@ -382,6 +383,9 @@ def _check_together(config: Config) -> None:
     exclude("train.partition", "needs one program for all devices", "use train.driver 'jit'")
   if config.train.partition != 1 and config.train.only_classes:
     exclude("train.partition", "excludes train.only_classes", "use 1, or leave only_classes empty")
+  if config.train.partition != 1 and data.plan == "auto":
+    exclude("train.partition", "excludes data.plan 'auto', which fits a subvolume to one device",
+            "give data.subvolume with data.plan 'config'")
   if data.batch_size % config.train.grad_accum_steps:
     exclude("train.grad_accum_steps", f"{config.train.grad_accum_steps} does not divide "
             f"data.batch_size {data.batch_size}", "choose a divisor")

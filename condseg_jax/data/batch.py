@@ -3,7 +3,7 @@
 from typing import Any
 from typing import NamedTuple
 
-# Of numpy where it is read, of jax within the step.
+# NumPy arrays when read, JAX arrays inside the step.
 Array = Any
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from condseg_jax.classes import ClassTable
 from condseg_jax.classes import normal_name
 from condseg_jax.config import Data
+from condseg_jax.data.patients import patient_of_case
 from condseg_jax.data.store import Case
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
@@ -119,18 +120,44 @@ def max_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
       dataset, cases=tuple(c for i, c in enumerate(dataset.cases) if i in chosen))
 
 
-def hold_out(dataset: Dataset, fraction: float, seed: int) -> tuple[Dataset, Dataset]:
-  """Splits a dataset into (training, held out), the latter for tuning and choosing the best step.
+def hold_out(datasets: Sequence[Dataset], fraction: float,
+             seed: int) -> list[tuple[Dataset, Dataset]]:
+  """Splits datasets into (training, held out), the latter for tuning and choosing the best step.
 
-  At least one case stays in training; the split depends only on the seed and the case ids.
+  The cases of a patient stay together, in all datasets of a store (see `patients.patient_of_case`);
+  a case of unknown patient is one of its own. At least one patient of every dataset stays in
+  training. The split depends on the seed, and on number and order of the cases.
+
+  Args:
+    datasets: the training datasets.
+    fraction: of the cases of every dataset, rounded; with several cases per patient it may be more.
+    seed: seed of the split.
+
+  Raises:
+    InputError: all patients of a dataset are held out because they are for other datasets.
   """
-  count = min(round(fraction * len(dataset.cases)), len(dataset.cases) - 1)
-  order = np.random.default_rng(seed).permutation(len(dataset.cases))
-  held = set(order[:count].tolist())
-  parts = ([c for i, c in enumerate(dataset.cases) if (i in held) == flag]
-           for flag in (False, True))
-  training, out = (dataclasses.replace(dataset, cases=tuple(part)) for part in parts)
-  return training, out
+  known: dict[tuple[str, str], bool] = {}  # store and patient → whether they are held out
+  parts = []
+  for dataset in datasets:
+    groups: dict[tuple[str, str], list[Case]] = {}
+    for case in dataset.cases:
+      patient = patient_of_case(case) or f"case {case.id}"
+      groups.setdefault((str(dataset.store.root), patient), []).append(case)
+    held = {key for key in groups if known.get(key)}
+    count = min(round(fraction * len(dataset.cases)), len(dataset.cases) - 1)
+    keys = list(groups)
+    for key in (keys[i] for i in np.random.default_rng(seed).permutation(len(keys))):
+      if sum(len(groups[k]) for k in held) >= count or len(held) >= len(groups) - 1:
+        break
+      if key not in known:
+        held.add(key)
+    if len(held) == len(groups):
+      raise InputError("data.hold_out", f"leaves no patient of the dataset {dataset.name!r}: all "
+                       "are held out for other datasets", "lower it, or use another seed")
+    known |= {key: key in held for key in groups}
+    out = {case.key for key in held for case in groups[key]}
+    parts.append((dataset.only({case.key for case in dataset.cases} - out), dataset.only(out)))
+  return parts
 
 
 # --- classes ------------------------------------------------------------------------------------

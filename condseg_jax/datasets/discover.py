@@ -4,6 +4,7 @@ from collections.abc import Callable
 from collections.abc import Sequence
 import functools
 import hashlib
+import logging
 import os
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from condseg_jax.system import buckets
 from condseg_jax.system import cache as user_cache
 
 TOGETHER_CHARACTERS = 80  # of the name of a folder of several stores
+
+log = logging.getLogger("condseg_jax")
 
 
 def reader(name: str, modality: str = "", *,
@@ -60,8 +63,14 @@ def discover(root: str | os.PathLike) -> list[store_lib.Store | RawFolder]:
   dataset = open_layout(path)
   if dataset is not None:
     return [dataset]
-  folders = sorted(p for p in path.iterdir() if p.is_dir()) if path.is_dir() else []
-  datasets = [dataset for dataset in map(open_layout, folders) if dataset is not None]
+  folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".")
+                   ) if path.is_dir() else []
+  found = {folder: open_layout(folder) for folder in folders}
+  datasets = [dataset for dataset in found.values() if dataset is not None]
+  for folder, dataset in found.items():
+    if datasets and dataset is None:
+      log.warning("%s: left out, it is neither a prepared store nor a raw dataset of a layout that "
+                  "is auto-detected", folder)
   if not datasets:
     detectable = [name for name, layout in FORMATS.items() if layout.detector]
     raise InputError(root, "contains neither a prepared store nor a raw dataset",

@@ -154,7 +154,7 @@ def make_growth(source: str, network: Bundle, stores: Sequence[Store],
       raise InputError("overlapping", f"{':'.join(pair)} is no pair of classes",
                        f"name two of {', '.join((*record.table.names, *new))}, as in A:B",
                        usage=True)
-  parts = [selection.hold_out(d, max(HOLD_OUT, 0.51 / len(d.cases)), record.config.seed)
+  parts = [selection.hold_out([d], max(HOLD_OUT, 0.51 / len(d.cases)), record.config.seed)[0]
            for d in datasets]
   for name in annotated:
     if not any(out.cases and name in d.annotated for d, out in parts):
@@ -198,7 +198,7 @@ def _old_parts(source: str, network: Bundle, stores: Sequence[Store], new_keys: 
     parts = [(d.only(fold.training), d.only(fold.held_out)) for d in datasets]
     described = [d.only(fold.training | fold.held_out) for d in datasets]
   else:
-    parts = [selection.hold_out(d, config.data.hold_out, config.seed) for d in datasets]
+    parts = selection.hold_out(datasets, config.data.hold_out, config.seed)
     parts = [(selection.max_cases(d, config.data.max_cases, config.seed), out) for d, out in parts]
     described = [d for d, _ in parts]
   cases = [case for d in described for case in d.cases]

@@ -3,7 +3,9 @@
     hippocampus, camvid    single-class datasets over disjoint cases
     NAME_full              the same cases, each fully annotated
     NAME_parts_25          the training masks of NAME damaged at 25 %, or NAME_false_positives_25
-    phantom, phantom_full  synthetic phantoms
+    phantom, phantom_full  synthetic phantoms of three organs, 32 cases each
+    phantom_five, …_full   of five organs, 16 cases each
+    phantom_five_pseudo    the same with pseudo-masks, see `study.pseudo_data`
     any other name         DATA/NAME/train, a folder of raw datasets, scored on DATA/NAME/test
 """
 
@@ -24,13 +26,17 @@ from condseg_jax.datasets.layouts.msd import read_msd
 from condseg_jax.datasets.prepare import median_spacing
 from condseg_jax.datasets.prepare import prepare
 from condseg_jax.datasets.raw import RawFolder
+from condseg_jax.datasets.synthetic.anatomy import ORGANS
 from condseg_jax.datasets.synthetic.phantom import write_abdomen
 from condseg_jax.errors import InputError
 from condseg_jax.study.fingerprint import data_digest
 from condseg_jax.study.fingerprint import scored_digest
+from condseg_jax.study.pseudo_data import TEACHINGS
+from condseg_jax.study.pseudo_data import write_pseudo_masks
 from condseg_jax.system.lock import locked
 
-PHANTOM_CASES = 32  # per organ
+# Organs of the phantoms, and cases of each.
+PHANTOMS = {"phantom": (("liver", "spleen", "pancreas"), 32), "phantom_five": (ORGANS, 16)}
 _DAMAGED = re.compile(rf"(.+)_({'|'.join(KINDS)})_(\d+)")
 _PROFILE = re.compile(r"profile-(.+)_case-")
 
@@ -88,6 +94,8 @@ def dataset(name: str, data: Path, work: Path) -> Dataset:
   Raises:
     InputError: missing or unusable raw data, or an unknown name.
   """
+  if name in TEACHINGS:
+    return _with_pseudo_masks(name, data, work)
   damaged = _DAMAGED.fullmatch(name)
   origin = damaged[1] if damaged else name.removesuffix("_full")
   if origin in RAW:
@@ -100,7 +108,8 @@ def dataset(name: str, data: Path, work: Path) -> Dataset:
     return Dataset(work / "data" / name, folder.root, "val", data_digest(stores),
                    scored_digest(folder.root, "val"))
   whole = damaged[1] if damaged else name
-  raw = _phantom(whole, work) if whole in ("phantom", "phantom_full") else _folder(data, whole)
+  drawn = whole.removesuffix("_full") in PHANTOMS
+  raw = _phantom(whole, work) if drawn else _folder(data, whole)
   folders = discover.discover(raw / "train")
   for found in folders:
     if not isinstance(found, RawFolder):
@@ -126,16 +135,23 @@ def _folder(data: Path, name: str) -> Path:
   return path
 
 
+def _with_pseudo_masks(name: str, data: Path, work: Path) -> Dataset:
+  plain, out = dataset(TEACHINGS[name].dataset, data, work), work / "data" / name
+  with locked(work / "locks" / name):
+    stores = write_pseudo_masks(TEACHINGS[name], plain.root, work / "teachers" / name, out)
+  return plain._replace(root=out, data=data_digest(stores))
+
+
 def _damage(found: re.Match) -> Corruption:
   return Corruption(found[2], int(found[3]) / 100)
 
 
 def _phantom(name: str, work: Path) -> Path:
-  out = work / "raw" / name
+  out, full = work / "raw" / name, name.endswith("_full")
+  organs, cases = PHANTOMS[name.removesuffix("_full")]
   with locked(work / "locks" / name):
     if not (out / "test" / "dataset.json").exists():  # written last
-      write_abdomen(out, size="quick", cases_per_organ=PHANTOM_CASES,
-                    every_organ=name.endswith("_full"))
+      write_abdomen(out, organs=organs, size="quick", cases_per_organ=cases, every_organ=full)
   return out
 
 

@@ -22,14 +22,15 @@ _S3_IDENTITIES = ("AWS_ACCESS_KEY_ID", "AWS_WEB_IDENTITY_TOKEN_FILE",
 _MEANINGS = (
     (r"NoSuchBucket|bucket does not exist|/b/[^/]+/o$", "the bucket does not exist",
      "create it, or correct the address"),
-    (r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|PERMISSION_DENIED|403|Forbidden"
-     r"|401|Unauthorized|InvalidToken|ExpiredToken", "access is refused",
+    (r"InvalidAccessKeyId|SignatureDoesNotMatch|AccessDenied|PERMISSION_DENIED|\b403\b|Forbidden"
+     r"|\b401\b|Unauthorized|InvalidToken|ExpiredToken", "access is refused",
      "check the credentials in the environment, and what they permit"),
     (r"169\.254\.169\.254|metadata\.google|InstanceMetadata|credentials",
      "no credentials are found",
      "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"),
-    (r"Connect|connect|UNAVAILABLE|DEADLINE|timed? ?out|HTTP error|5\d\d ", "the server does not "
-     "answer", "run the same command again once it does; what is written remains"),
+    (r"Connect|connect|UNAVAILABLE|DEADLINE|timed? ?out|HTTP error|\b5\d\d\b",
+     "the server does not answer",
+     "run the same command again once it does; what is written remains"),
 )
 
 
@@ -85,6 +86,8 @@ def explained(path: object, error: BaseException) -> InputError:
   """Returns what an error of a storage library means, as one line about an address."""
   causes = [error, error.__cause__] if error.__cause__ else [error]
   text = "\n".join(f"{type(one).__name__}: {one}" for one in causes)
+  for name in str(path).partition("://")[2].split("/"):  # which may look like a status
+    text = text.replace(name, "") if len(name) > 2 else text
   for pattern, reason, cure in _MEANINGS:
     if re.search(pattern, text, re.MULTILINE):
       return InputError(path, reason, cure)
@@ -93,7 +96,7 @@ def explained(path: object, error: BaseException) -> InputError:
 
 
 def is_storage_error(error: BaseException) -> bool:
-  """Returns whether an exception is of a library of object storage."""
+  """Returns whether an exception comes from an object-storage library."""
   if type(error).__module__.partition(".")[0] in ("obstore", "gcsfs", "aiohttp", "google"):
     return True
   # TensorStore raises ValueError of whatever happened; these words are of its network drivers.
@@ -133,7 +136,8 @@ def kvstore(address: str) -> dict[str, Any]:
   scheme, _, rest = address.partition("://")
   bucket, _, path = rest.partition("/")
   path = f"{path.strip('/')}/".lstrip("/")
-  retries = {"max_retries": attempts(), "initial_delay": FIRST_DELAY, "max_delay": LAST_DELAY}
+  retries = {"max_retries": attempts(),  # of which the first is one
+             "initial_delay": FIRST_DELAY, "max_delay": LAST_DELAY}
   if scheme == "gs":
     return {"driver": "gcs", "bucket": bucket, "path": path,
             "context": {"gcs_request_retries": retries}}

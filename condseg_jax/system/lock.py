@@ -49,8 +49,9 @@ def held(folder: str | os.PathLike, part: str = "") -> Iterator[None]:
 
   On a local file system this is a lock, which the operating system releases when the process ends.
   In a bucket, and on file systems without locks, it is a lease: a file that the holder renews. Two
-  processes that start within the same second may there both fail, never both go on for longer than
-  a renewal.
+  processes that start within the same second may there both fail. A holder that was suspended for
+  longer than `LEASE_SECONDS` may find that another has taken over: it says so, and leaves it the
+  lease.
 
   Args:
     folder: local, or in a bucket; created if it does not exist.
@@ -110,6 +111,9 @@ def leased(folder: epath.Path, seconds: float = LEASE_SECONDS, *, part: str = ""
   def keep() -> None:
     while not ended.wait(seconds / RENEWALS):
       try:
+        if (now := _read_lease(path)) and now.get("holder") != own:
+          log.error("%s: %s has taken over; stop one of the two", folder, now.get("name"))
+          return
         renew()
       except OSError as error:
         log.warning("%s: the lease could not be renewed: %s", path, error)
@@ -127,7 +131,8 @@ def leased(folder: epath.Path, seconds: float = LEASE_SECONDS, *, part: str = ""
     ended.set()
     thread.join()
     with contextlib.suppress(OSError):
-      path.unlink(missing_ok=True)
+      if _read_lease(path).get("holder") in (own, None):
+        path.unlink(missing_ok=True)
 
 
 def _read_lease(path: epath.Path) -> dict:

@@ -1,7 +1,8 @@
 """Files at `s3://` for fsspec, and so for epath: a thin layer over obstore (extra `buckets`).
 
-obstore has one of its own, of which epath cannot rename folders, and whose exceptions are not those
-of files. An object appears when its upload is complete, so writers are atomic without a rename.
+obstore's own layer for fsspec cannot rename folders through epath, and does not raise the built-in
+errors of files. An object appears when its upload is complete, so writers are atomic without a
+rename.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from obstore.store import S3Store
 from condseg_jax.system import buckets
 
 CONNECT_SECONDS = 10
+TRANSFER_SECONDS = 900  # of a whole object, which may be a large image
 RETRY_SECONDS = 120
 
 
@@ -88,8 +90,8 @@ class S3Files(AbstractFileSystem):
     with _errors(path):
       if start is None and end is None:
         return bytes(obstore.get(store, key).bytes())
-      begin, size = start or 0, None if end is not None else self.info(path)["size"]
-      return bytes(obstore.get_range(store, key, start=begin, end=size if end is None else end))
+      end = self.info(path)["size"] if end is None else end
+      return bytes(obstore.get_range(store, key, start=start or 0, end=end))
 
   # --- writing ---
   def pipe_file(self, path: str, value: bytes, **_) -> None:
@@ -128,7 +130,7 @@ class S3Files(AbstractFileSystem):
   def cp_file(self, path1: str, path2: str, **_) -> None:
     """Copies an object within its bucket, on the server."""
     store, key = _place(self._strip_protocol(path1))
-    target = _place(self._strip_protocol(path2))[1]
+    target = _same_bucket(path1, path2)
     with _errors(path1):
       obstore.copy(store, key, target)
 
@@ -139,7 +141,7 @@ class S3Files(AbstractFileSystem):
       self.rm_file(path1)
       return
     store, key = _place(self._strip_protocol(path1))
-    target = _place(self._strip_protocol(path2))[1]
+    target = _same_bucket(path1, path2)
     with _errors(path1):
       for page in obstore.list(store, prefix=key):
         for one in page:
@@ -181,7 +183,7 @@ class _Writer(io.BytesIO):
       self._files.pipe_file(self._path, content)
 
   def __del__(self):
-    super().close()  # one that nobody closed is none
+    super().close()  # a writer that was never closed writes nothing
 
 
 @contextlib.contextmanager
@@ -201,14 +203,25 @@ def _errors(path: str) -> Iterator[None]:
 
 def _place(name: str) -> tuple[S3Store, str]:
   bucket, _, key = name.partition("/")
+  identity = tuple(os.environ.get(f"AWS_{name}") for name in
+                   ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN"))
   settings = (buckets.s3_endpoint(), buckets.s3_region(), buckets.is_anonymous(),
-              buckets.attempts(), os.environ.get("AWS_ACCESS_KEY_ID"))
+              buckets.attempts(), identity)
   return _store(bucket, *settings), key.strip("/")
+
+
+def _same_bucket(path1: str, path2: str) -> str:
+  """Returns the key of the second path, or raises ValueError if its bucket is another."""
+  (first, _, _), (second, _, key) = (S3Files._strip_protocol(path).partition("/")
+                                     for path in (path1, path2))
+  if first != second:
+    raise ValueError(f"{path1} and {path2} are in different buckets")
+  return key.strip("/")
 
 
 @functools.lru_cache(maxsize=16)
 def _store(bucket: str, endpoint: str, region: str, anonymous: bool, attempts: int,
-           _: str | None) -> S3Store:
+           _: tuple[str | None, ...]) -> S3Store:
   config: Any = {"skip_signature": anonymous}
   if endpoint:
     config["endpoint"] = endpoint
@@ -217,7 +230,9 @@ def _store(bucket: str, endpoint: str, region: str, anonymous: bool, attempts: i
   duration = datetime.timedelta  # days, seconds
   return S3Store(bucket, config=config,
                  client_options={"allow_http": endpoint.startswith("http:"),
-                                 "connect_timeout": f"{CONNECT_SECONDS}s"},
-                 retry_config={"max_retries": attempts, "retry_timeout": duration(0, RETRY_SECONDS),
+                                 "connect_timeout": f"{CONNECT_SECONDS}s",
+                                 "timeout": f"{TRANSFER_SECONDS}s"},
+                 retry_config={"max_retries": attempts - 1,
+                               "retry_timeout": duration(0, RETRY_SECONDS),
                                "backoff": {"base": 2, "init_backoff": duration(0, 0.5),
                                            "max_backoff": duration(0, 16)}})

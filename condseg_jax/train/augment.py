@@ -25,7 +25,7 @@ def gamma(image: jax.Array, key: jax.Array, limit: float, draw: Draw) -> jax.Arr
   exponent = jnp.exp(draw(key, (), limit))
   low, high = image.min(), image.max()
   width = jnp.maximum(high - low, 1e-6)
-  # A compiler may round the image otherwise where it takes the minimum: no power of less than 0.
+  # The compiler may round `image` and `low` differently; the base of a power must not be negative.
   return low + width * (jnp.maximum(image - low, 0.0) / width) ** exponent
 
 

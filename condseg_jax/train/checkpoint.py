@@ -59,8 +59,9 @@ class Checkpoints:
     if not buckets.is_bucket(workdir):
       root = root.resolve()  # which would take an address for a relative path
     else:
-      from condseg_jax.train import orbax_s3
-      orbax_s3.enable()
+      if str(workdir).startswith("s3://"):
+        from condseg_jax.train import orbax_s3
+        orbax_s3.enable()
       # A bucket renames nothing: a checkpoint is complete once it has its last file.
       paths = {"temporary_path_class": ocp.path.atomicity.CommitFileTemporaryPath}
     self._verify = verify

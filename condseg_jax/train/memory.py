@@ -36,7 +36,7 @@ def with_strides(model: Model, strides: Sequence[Sequence[int]]) -> Model:
 
 
 def excludes(config: Config) -> bool:
-  """Returns whether training uses that classes exclude each other, see `train.unlabelled`."""
+  """Returns whether training relies on classes that exclude each other, see `train.unlabelled`."""
   loss = config.loss
   return bool(loss.objective in RIVALS or config.augment.cutmix or loss.further)
 
@@ -71,6 +71,8 @@ def fitted_partition(config: Config, training: Sequence[Dataset], table: ClassTa
   """Returns the fewest devices to split a subvolume over with which a step fits into memory; the
   most that are possible if it never does."""
   stride, local = math.prod(level[0] for level in config.model.strides), jax.local_device_count()
+  if config.model.network != "dense_unet":
+    return 1
   possible = [1] + [n for n in range(2, local + 1) if local % n == 0
                     and plan.subvolume[0] % (n * stride) == 0]
   for n in possible:

@@ -2,7 +2,7 @@
 
 orbax writes the other files of a checkpoint with epath, which knows both. For the arrays it makes
 TensorStore's address of a folder itself, in two functions that know `gs://` alone, although
-TensorStore has a driver for either. They are replaced by ones that ask `system.buckets`. The layout
+TensorStore has drivers for both. They are replaced by ones that ask `system.buckets`. The layout
 of a checkpoint is orbax's own, so one that is copied from a bucket to a disk is read there.
 """
 
@@ -36,7 +36,7 @@ def enable() -> None:
   def kvstore(path: str) -> dict[str, Any]:
     if str(path).startswith(_BEGIN):
       spec = buckets.kvstore(f"s3://{str(path).removeprefix(_BEGIN).lstrip('/')}")
-      return spec | {"path": spec["path"].rstrip("/")}  # which may be that of a single object
+      return spec | {"path": spec["path"].rstrip("/")}  # the path may be that of one object
     return of_gs(path)
 
   tensorstore_utils._use_gcs_driver = in_bucket

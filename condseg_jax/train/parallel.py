@@ -1,5 +1,4 @@
-"""Multiple devices and processes: the step by jit over a mesh or by pmap, and process coordination.
-"""
+"""Several devices and processes: the step by jit over a mesh or by pmap, and coordination."""
 
 from collections.abc import Callable
 from collections.abc import Iterator
@@ -67,15 +66,15 @@ def make_driver(name: str, train_step: TrainStep, batch_size: int, accumulate: i
     raise InputError("train.driver", f"{name!r} is not known", f"one of {', '.join(DRIVERS)}",
                      usage=True)
   groups = jax.device_count() // partition
-  devices = "devices" if partition == 1 else f"groups of {partition} devices"
+  what = "devices" if partition == 1 else "groups of devices"
   if batch_size % groups:
-    raise InputError("data.batch_size", f"{batch_size} on {groups} {devices}",
-                     f"choose a multiple of the number of {devices.split(' of ')[0]}", usage=True)
+    raise InputError("data.batch_size", f"{batch_size} on {groups} {what}",
+                     f"choose a multiple of the number of {what}", usage=True)
   if accumulate < 1 or batch_size // groups % accumulate:
     raise InputError("train.grad_accum_steps", f"{accumulate} parts of a batch with "
-                     f"{batch_size // groups} samples on each of {groups} {devices}",
+                     f"{batch_size // groups} samples on each of {groups} {what}",
                      "choose a number that divides them", usage=True)
-  return DRIVERS[name](train_step) if partition == 1 else jit_driver(train_step, partition)
+  return jit_driver(train_step, partition) if name == "jit" else DRIVERS[name](train_step)
 
 
 def make_mesh(partition: int = 1) -> Mesh:
@@ -83,8 +82,9 @@ def make_mesh(partition: int = 1) -> Mesh:
   second axis, `DEPTH`, of neighbouring devices of one process that share an image."""
   if partition == 1:
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
-  devices = np.array(jax.devices()).reshape(-1, partition)
-  return Mesh(devices, (AXIS, DEPTH), axis_types=(AxisType.Auto,) * 2)
+  devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
+  return Mesh(np.array(devices).reshape(-1, partition), (AXIS, DEPTH),
+              axis_types=(AxisType.Auto,) * 2)
 
 
 def check_partition(partition: int, model: Network, subvolume: Sequence[int]) -> None:
@@ -92,28 +92,29 @@ def check_partition(partition: int, model: Network, subvolume: Sequence[int]) ->
   if partition == 1:
     return
 
-  def exclude(reason: str, cure: str) -> NoReturn:
+  def refuse(reason: str, cure: str) -> NoReturn:
     raise InputError("train.partition", reason, cure, usage=True)
 
   local = jax.local_device_count()
   if local % partition:
-    exclude(f"{partition} does not divide the {local} devices of a process", "choose a divisor")
+    refuse(f"{partition} devices for an image, but a process has {local}", "choose a divisor")
   if subvolume[0] % (partition * model.stride[0]):
-    exclude(f"{partition} parts of {subvolume[0]} slices are no multiples of the network's stride "
-            f"{model.stride[0]}", "choose another data.subvolume, or a smaller number")
+    refuse(f"{subvolume[0]} slices are not a multiple of {partition} × stride {model.stride[0]}",
+           "choose another data.subvolume, or a smaller number")
   if not isinstance(model, DenseUNet):
-    exclude(f"a network of the kind {type(model).__name__} cannot be split",
-            "use model.network 'dense_unet'")
+    refuse(f"a network of the kind {type(model).__name__} cannot be split",
+           "use model.network 'dense_unet'")
   if model.mechanism == "batch_norm" and model.position in LAYERS:
-    exclude("excludes the mechanism 'batch_norm'", "use another mechanism")
+    refuse("excludes the mechanism 'batch_norm'", "use another mechanism")
   try:
     model.clone(partition=DEPTH).check()
   except ValueError as error:
-    exclude(str(error), "use 1")
+    refuse(str(error), "use 1")
 
 
 def partitioned_logits(partition: int) -> Callable:
-  """Returns `training_logits` for images that are split along their first spatial axis.
+  """Returns a replacement for `models.network.training_logits` that splits every image along its
+  first spatial axis.
 
   Each device computes its slices of all activations, after an exchange of the slices at their
   borders (see `models.halo`); logits and gradients are those of the undivided image.
@@ -122,8 +123,8 @@ def partitioned_logits(partition: int) -> Callable:
   whole = NamedSharding(mesh, P(AXIS))
 
   def logits_of(model, variables, image_BDHWC, class_id_BN):
-    # What comes before, the augmentation, is computed by every device of a group, since an image
-    # alone is small: the compiler would split it, too, with other roundings.
+    # Every device of a group computes the augmentation of the whole image, which is small. Without
+    # this constraint the compiler would split it as well, and round differently.
     image_BDHWC = jax.lax.with_sharding_constraint(image_BDHWC, whole)
     logits = functools.partial(level_logits, model.clone(partition=DEPTH))
     return jax.shard_map(logits, mesh=mesh, in_specs=(P(), split, P(AXIS)), out_specs=split)(

@@ -128,7 +128,7 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
   # Intensities are pooled over all datasets, whichever classes are learned, so that networks for a
   # subset of the classes get identically normalised images.
   if fold is None:
-    parts = [selection.hold_out(d, data.hold_out, config.seed) for d in everything]
+    parts = selection.hold_out(everything, data.hold_out, config.seed)
     parts = [(selection.max_cases(d, data.max_cases, config.seed), out) for d, out in parts]
     pooled = [d for d, _ in parts]
   else:

@@ -420,16 +420,36 @@ def test_cases_of_a_dataset_annotate_the_same_classes(training):
 @given(st.integers(1, 9), st.floats(0, 1.5), st.integers(0, 2**31))
 def test_hold_out_splits_a_dataset(training, count, fraction, seed):
   dataset = dataclasses.replace(training[0], cases=training[0].cases[:count])
-  kept, held = hold_out(dataset, fraction, seed)
+  (kept, held), = hold_out([dataset], fraction, seed)
   assert {c.id for c in kept.cases} | {c.id for c in held.cases} == {c.id for c in dataset.cases}
   assert len(kept.cases) + len(held.cases) == count
   assert len(held.cases) == min(round(fraction * count), count - 1)
   assert (kept.name, held.store) == (dataset.name, dataset.store)
-  assert hold_out(dataset, fraction, seed) == (kept, held)
+  assert hold_out([dataset], fraction, seed) == [(kept, held)]
 
 
 def test_hold_out_depends_on_the_seed(training):
-  assert len({tuple(c.id for c in hold_out(training[0], 0.1, s)[1].cases) for s in range(30)}) > 3
+  found = [hold_out(training[:1], 0.1, seed)[0][1].cases for seed in range(30)]
+  assert len({tuple(case.id for case in cases) for cases in found}) > 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=9), st.floats(0, 0.9),
+       st.integers(0, 2**31))
+def test_the_cases_of_a_patient_are_held_out_together(training, patients, fraction, seed):
+  """In all datasets of a store; at least one patient of each stays in training."""
+  cases = training[0].cases[:len(patients)]
+  cases = [dataclasses.replace(c, patient=f"p{p}") for c, p in zip(cases, patients, strict=False)]
+  first = dataclasses.replace(training[0], cases=tuple(cases))
+  second = dataclasses.replace(first, name="other", cases=tuple(
+      dataclasses.replace(c, dataset="other") for c in cases))
+  (kept, held), other = hold_out([first, second], fraction, seed)
+  of = lambda dataset: {case.patient for case in dataset.cases}
+  assert not of(kept) & of(held) and of(kept) | of(held) == of(first) and of(kept)
+  assert (of(other[0]), of(other[1])) == (of(kept), of(held))
+  if len(of(first)) > 1:
+    assert len(held.cases) >= min(round(fraction * len(cases)), len(cases) - max(
+        sum(c.patient == p for c in cases) for p in of(first)))
 
 
 # --- refused ------------------------------------------------------------------------------------

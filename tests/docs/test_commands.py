@@ -29,7 +29,7 @@ EXTENDING = "see tests/e2e/test_extending.py"
 NOT_RUN = {
     "bash tools/quickstart.sh": "minutes; its commands are those of docs/index.md",
     "bash tools/test.sh": "runs these tests",
-    "pip install \"condseg-jax[buckets]\"": "needs buckets; see tests/buckets",
+    "pip install \".[buckets]\"": "needs buckets; see tests/buckets",
     "pip install": "changes the environment",
     "condseg-init RAW --modality": "as in README.md",
     "condseg-train --config=base --config.init.source=encoder.condseg":

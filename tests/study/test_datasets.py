@@ -6,9 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
+from condseg_jax.data.store import open_prepared
 from condseg_jax.data.store import Store
 from condseg_jax.errors import InputError
+from condseg_jax.model_io.fold_run import FoldRun
+from condseg_jax.pseudo.rules import Rules
 from condseg_jax.study import datasets
+from condseg_jax.study.pseudo_data import Teaching
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +68,7 @@ def test_a_dataset_is_asked_for_where_it_is_missing(tmp_path):
 
 
 def test_phantoms_have_the_same_images_under_full_supervision(tmp_path, monkeypatch):
-  monkeypatch.setattr(datasets, "PHANTOM_CASES", 1)
+  monkeypatch.setattr(datasets, "PHANTOMS", {"phantom": (("liver", "spleen", "pancreas"), 1)})
   single, full = (datasets.dataset(name, tmp_path, tmp_path) for name in ("phantom",
                                                                           "phantom_full"))
   for organ in ("liver", "spleen", "pancreas"):
@@ -81,3 +85,25 @@ def test_phantoms_have_the_same_images_under_full_supervision(tmp_path, monkeypa
   whole = Store.open(single.root / "liver").cases[0].positives["liver"]
   assert 0.7 * whole < less < 0.8 * whole  # by the raw mask, which is resampled afterwards
   assert damaged.truth == single.truth and damaged.data != single.data
+
+
+@pytest.mark.slow
+def test_pseudo_masks_are_made_once_by_networks_that_are_trained_for_it(tmp_path, monkeypatch):
+  monkeypatch.setattr(datasets, "PHANTOMS", {"phantom": (("liver", "spleen"), 2)})
+  small = {"data.classes": (), "data.presets": {}, "data.subvolume": (8, 16, 16),
+           "train.steps": 1, "model.channels": 4, "model.growth": 4, "model.norm": "none",
+           "model.strides": ((2, 2, 2),), "model.layers_per_level": (1, 1),
+           "augment.probability": 0.0}
+  teaching = Teaching("phantom", small, rules=Rules(competence=0.0))
+  monkeypatch.setitem(datasets.TEACHINGS, "taught", teaching)
+  plain, taught = (datasets.dataset(name, tmp_path, tmp_path) for name in ("phantom", "taught"))
+  assert plain.truth == taught.truth and plain.root != taught.root
+  run = FoldRun.open(tmp_path / "teachers" / "taught")
+  stores = open_prepared(taught.root)
+  assert {case.key for store in stores for case in store.cases} == set(run.places)
+  for store in stores:
+    assert store.provenance["pseudo"]["competence"] == 0 and run.count == 2
+    assert all(case.annotated == (case.dataset,) for case in store.cases)
+  with monkeypatch.context() as patch:
+    patch.setattr("condseg_jax.train.loop.make_step_and_state", None)  # nothing is trained again
+    assert datasets.dataset.__wrapped__("taught", tmp_path, tmp_path) == taught

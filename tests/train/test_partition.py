@@ -90,8 +90,8 @@ def test_four_devices_take_the_same_step():
 
 
 @pytest.mark.parametrize("changes, partition, said", [
-    ({}, 3, "does not divide the 2 devices"),
-    ({"subvolume": (18, 16)}, 2, "18 slices are no multiples"),
+    ({}, 3, "3 devices for an image, but a process has 2"),
+    ({"subvolume": (18, 16)}, 2, "18 slices are not a multiple of 2 × stride 4"),
     ({"model": MODEL.clone(decoder="fcn", position="none", deep_supervision=0)}, 2,
      "cannot be split"),
     ({"model": MODEL.clone(mechanism="batch_norm")}, 2, "'batch_norm'"),
@@ -104,7 +104,8 @@ def test_what_cannot_be_split_is_one_line(changes, partition, said):
   assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("settings", [{"train.driver": "pmap"}, {"train.only_classes": ("liver",)}])
+@pytest.mark.parametrize("settings", [{"train.driver": "pmap"}, {"data.plan": "auto"},
+                                      {"train.only_classes": ("liver",)}])
 def test_settings_that_exclude_a_partition(settings):
   with pytest.raises(InputError, match=r"train\.partition"):
     Config().override({"train.partition": 2, **settings})
