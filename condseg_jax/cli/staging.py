@@ -1,7 +1,7 @@
 """Images and results in buckets: fetched to, and written by way of, a temporary folder.
 
-The readers and writers of image formats work on local files. All images are fetched before the first
-is read, and removed at the end; the results of an image are sent when it is done.
+The readers and writers of image formats work on local files. All images are fetched before the
+first is read, and removed at the end; the results of an image are sent when it is done.
 """
 
 from collections.abc import Iterable

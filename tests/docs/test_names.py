@@ -17,13 +17,8 @@ COMMANDS = ("init", "prepare", "verify", "fetch", "train", "evaluate", "predict"
             "export", "import_", "serve", "deidentify", "study", "pseudo", "audit", "next",
             "grow")
 # Flags of programs that are not ours.
-<<<<<<< HEAD
 FOREIGN = {"gres", "help", "config", "8", "data-binary", "from-file", "json", "nthreads",
            "memory-limit", "resources", "lifetime", "lifetime-stagger",
-=======
-FOREIGN = {"help", "config", "8", "data-binary", "from-file", "json", "nthreads", "memory-limit",
-           "resources", "lifetime", "lifetime-stagger", "gres",
->>>>>>> cluster
            "xla_cpu_experimental_onednn_custom_call", "xla_cpu_use_onednn", "xla_cpu_use_xnnpack"}
 FOLDERS = ("benchmarks", "condseg_jax", "docs", "experiments", "results", "tests", "tools")
 TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in pages()}
