@@ -123,6 +123,7 @@ def _work(values: flags.FlagValues) -> int:
   settings = _settings(values)
   from condseg_jax.cli import staging
   from condseg_jax.dicomweb.address import is_address
+  from condseg_jax.system.buckets import is_bucket
   if is_address(values.input):
     from condseg_jax.cli.remote import fetched
     with (fetched(values.input, values.series) as remote,
@@ -132,6 +133,9 @@ def _work(values: flags.FlagValues) -> int:
     raise InputError("--send", "needs a DICOMweb server", "give --input=dicomweb+http://…",
                      usage=True)
   from condseg_jax.cli import inputs
+  if is_bucket(values.input) and values.input.endswith(".txt"):
+    raise InputError("--input", f"{values.input}: lists of images must be local",
+                     "give a folder or an image in the bucket", usage=True)
   with staging.fetched(values.input) as source, staging.output(values.output) as output:
     images = inputs.list_inputs(source.path, values.series)
     if source.path != Path(values.input):

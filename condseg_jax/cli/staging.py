@@ -1,7 +1,7 @@
 """Images and results in buckets: fetched to, and written by way of, a temporary folder.
 
-The readers and writers of image formats work on local files. An image is fetched before it is read,
-its results are sent when it is done; neither stays.
+The readers and writers of image formats work on local files. All images are fetched before the
+first is read, and removed at the end; the results of an image are sent when it is done.
 """
 
 from collections.abc import Iterable
@@ -117,9 +117,17 @@ def output(address: str) -> Iterator[Output]:
     with _as_named(place):
       try:
         yield place
-      finally:
-        place.send(sorted(path for path in place.path.iterdir()
-                          if not path.name.startswith(".")))
+      except BaseException:
+        with contextlib.suppress(InputError):  # the error above is the one to tell
+          place.send(_left(place))
+        raise
+      place.send(_left(place))
+
+
+def _left(place: Output) -> list[Path]:
+  """Returns what a folder still holds, records first: an image with a mask counts as done."""
+  paths = [path for path in place.path.iterdir() if not path.name.startswith(".")]
+  return sorted(paths, key=lambda path: (path.suffix not in (".json", ".html", ".zarr"), path.name))
 
 
 def _fetch(source: epath.Path, target: Path) -> None:
