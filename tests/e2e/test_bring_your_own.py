@@ -71,8 +71,9 @@ def test_a_metaimage_set_in_two_commands(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "config", "changes"), [
-    ("hippocampus", "hippocampus.py", {}),
-    ("camvid", "camvid.py", {"data.subvolume": "(32,32)", "data.batch_size": 2})])
+    ("hippocampus", "hippocampus.py", {"model.layers_per_level": "(1,1,1,1)"}),
+    ("camvid", "camvid.py", {"data.subvolume": "(32,32)", "data.batch_size": 2,
+                             "model.layers_per_level": "(1,1,1,1,1)"})])
 def test_real_data_in_one_command(name, config, changes, real_data, tmp_path):
   """A part of the cases, so that preparing takes seconds."""
   root = tmp_path / name
@@ -86,7 +87,8 @@ def test_real_data_in_one_command(name, config, changes, real_data, tmp_path):
     splits = json.loads((real_data / name / "splits.json").read_text())
     few = {organ: ids[:6] for organ, ids in splits["train"].items()}
     (root / "splits.json").write_text(json.dumps({"train": few, "val": splits["val"][:2]}))
-  assert trained(config, root, tmp_path / "run", **{"data.cache": tmp_path / "cache", **changes})
+  small = {"data.cache": tmp_path / "cache", "model.channels": 4, "model.growth": 4}
+  assert trained(config, root, tmp_path / "run", **small, **changes)
 
 
 def test_the_real_dicom_series_prepared(real_data, tmp_path):
