@@ -55,7 +55,7 @@ hypothesis.settings.load_profile(
 
 # The files that take longest. Workers take whole files, so these come first: the last one to begin
 # would otherwise run alone.
-LONGEST = ("tools/test_fuzz", "tools/test_notebooks", "serve/test_service", "export/test_onnx",
+LONGEST = ("cluster/test_predict", "buckets/test_runs", "tools/test_fuzz", "tools/test_notebooks", "serve/test_service", "export/test_onnx",
            "e2e/test_training_runs", "serve/test_garbled", "e2e/test_bring_your_own",
            "infer/test_full_volume", "train/test_step", "docs/test_commands",
            "models/test_decoders", "models/test_dense_unet", "models/test_blocks", "test_configs",

@@ -22,7 +22,7 @@ from obstore.store import S3Store
 from condseg_jax.system import buckets
 
 CONNECT_SECONDS = 10
-TRANSFER_SECONDS = 900  # of a whole object, which may be a large image
+TRANSFER_SECONDS = 60  # of a whole object, after which it is tried again
 RETRY_SECONDS = 120
 
 

@@ -147,7 +147,7 @@ def test_a_run_outlives_its_server(moto, run, root, tmp_path):
   until(lambda: steps(workdir) or process.poll() is not None)
   moto.relay.cut()
   try:
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
   finally:
     moto.relay.start()
   lines = [line for line in said.splitlines() if not line[:2].isdigit()]  # what is not logged

@@ -1,5 +1,6 @@
 """Addresses, schedulers that cannot be used, TLS, and jobs of SLURM: one line each."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import dask
 from distributed import LocalCluster
@@ -232,6 +234,9 @@ def test_bad_files_of_slurm(text, reason, tmp_path, monkeypatch):
   file = tmp_path / "jobs.yaml"
   file.write_text(text)
   assert reason in str(refused(f"slurm:{file}"))
+  with warnings.catch_warnings():  # what Dask leaves of a cluster that it could not make
+    warnings.simplefilter("ignore", ResourceWarning)
+    gc.collect()
   assert "cannot be read" in str(refused(f"slurm:{tmp_path / 'missing.yaml'}"))
 
 

@@ -234,7 +234,7 @@ def test_with_weight_0_nothing_is_learned_from_them(data, out, run):
 
 
 def test_batches_hold_them_beside_the_true_masks(data, out, run):
-  setup = setup_of(out, run, **{"augment.cutmix": 0.0, "data.bare": 0.0,
+  setup = setup_of(out, run, **{"augment.cutmix": 0.0, "data.bare": 0.0, "data.hold_out": 0.0,
                                 "data.pseudo_weight": 0.25})
   assert sampling.decodes_per_image(setup.training, setup.record.table, setup.config.data) == 2
   names, seen = setup.record.table.names, set()
