@@ -1,6 +1,7 @@
 """What every test stands on: two CPU devices, strict arithmetic, real data where it is."""
 
 import atexit
+import gc
 import logging
 import os
 from pathlib import Path
@@ -36,6 +37,10 @@ def _own_cores() -> None:
 
 _own_cores()  # before jax counts them
 
+# Programs and what they were traced from stay in memory; looking for garbage after every few hundred
+# new objects would take a good part of the time.
+gc.set_threshold(20_000, 10, 10)
+
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
@@ -55,7 +60,8 @@ hypothesis.settings.load_profile(
 
 # The files that take longest. Workers take whole files, so these come first: the last one to begin
 # would otherwise run alone.
-LONGEST = ("cluster/test_predict", "buckets/test_runs", "tools/test_fuzz", "tools/test_notebooks", "serve/test_service", "export/test_onnx",
+LONGEST = ("cluster/test_predict", "buckets/test_runs", "tools/test_fuzz", "tools/test_notebooks",
+           "serve/test_service", "export/test_onnx",
            "e2e/test_training_runs", "serve/test_garbled", "e2e/test_bring_your_own",
            "infer/test_full_volume", "train/test_step", "docs/test_commands",
            "models/test_decoders", "models/test_dense_unet", "models/test_blocks", "test_configs",
