@@ -37,8 +37,8 @@ def _own_cores() -> None:
 
 _own_cores()  # before jax counts them
 
-# Programs and what they were traced from stay in memory; looking for garbage after every few hundred
-# new objects would take a good part of the time.
+# Programs and what they were traced from stay in memory; looking for garbage after every few
+# hundred new objects would take a good part of the time.
 gc.set_threshold(20_000, 10, 10)
 
 import hypothesis  # noqa: E402
