@@ -41,6 +41,12 @@ class InputError(ValueError):
     self.subject, self.reason, self.cure = map(printable, (subject, reason, cure))
     super().__init__(f"{self.subject}: {self.reason} ({self.cure})")
 
+  def renamed(self, old: object, new: object) -> "InputError":
+    """Returns the error with another name for a path, as for a file that was fetched."""
+    subject, reason = (text.replace(printable(old), printable(new))
+                       for text in (self.subject, self.reason))
+    return InputError(subject, reason, self.cure, usage=self.usage, kind=self.kind)
+
   def __reduce__(self):
     """Pickles, which workers of a cluster and of pools need, by the arguments."""
     made = functools.partial(InputError, usage=self.usage, kind=self.kind)

@@ -28,3 +28,12 @@ def test_an_error_is_one_line():
   error = InputError("a\nb", "is \x1b", os.fsdecode(b"\xff"))
   assert str(error) == r"a\nb: is \x1b (\xff)"
   assert (error.subject, error.reason, error.cure) == (r"a\nb", r"is \x1b", r"\xff")
+
+
+def test_a_path_gets_another_name():
+  error = InputError("/tmp/x/a.nii", "/tmp/x/a.nii is empty", "see /tmp/x/a.nii", usage=True)
+  named = error.renamed("/tmp/x", "s3://b")
+  assert (named.subject, named.reason) == ("s3://b/a.nii", "s3://b/a.nii is empty")
+  assert (named.cure, named.usage, named.kind) == (error.cure, True, error.kind)
+  odd = InputError("/tmp/a\nb.nii", "is empty", "see it")
+  assert odd.renamed("/tmp/a\nb.nii", "c").subject == "c"

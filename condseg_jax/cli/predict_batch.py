@@ -101,7 +101,9 @@ def _results(batch: Batch, images: Sequence[tuple[inputs.InputImage, str]],
     image, name = images[number]
     result = outcome.value
     if outcome.error is not None:
-      error = _with_origin(as_input_error(outcome.error, image.path), image)
+      error = as_input_error(outcome.error, image.path)
+      if image.origin:  # and not the temporary file that it was read as
+        error = error.renamed(image.path, image.origin)
       result = Segmented(results.CaseRecord().entry(0.0, error), error=error)
     batch.run.add(image.stem, result.entry)
     if result.error is None:
@@ -116,15 +118,6 @@ def _results(batch: Batch, images: Sequence[tuple[inputs.InputImage, str]],
       page = collect.failed_case(name, result.error, image.path, batch.show_names)
       result = result._replace(page=page)
     yield number, (image, result)
-
-
-def _with_origin(error: InputError, image: inputs.InputImage) -> InputError:
-  """Returns an error that names where an image came from, not the temporary file it was read as."""
-  if not image.origin:
-    return error
-  named = lambda text: str(text).replace(str(image.path), image.origin)
-  return InputError(named(error.subject), named(error.reason), error.cure, usage=error.usage,
-                    kind=error.kind)
 
 
 def _refused(image: inputs.InputImage, reason: str) -> list[str]:

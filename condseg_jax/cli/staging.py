@@ -147,5 +147,4 @@ def _as_named(place: Place) -> Iterator[None]:
   try:
     yield
   except InputError as error:
-    raise InputError(place.named(error.subject), place.named(error.reason), error.cure,
-                     usage=error.usage, kind=error.kind) from error
+    raise error.renamed(place.path, place.address.rstrip("/")) from error

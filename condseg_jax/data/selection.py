@@ -120,8 +120,8 @@ def max_cases(dataset: Dataset, count: int, seed: int) -> Dataset:
       dataset, cases=tuple(c for i, c in enumerate(dataset.cases) if i in chosen))
 
 
-def hold_out(datasets: Sequence[Dataset], fraction: float,
-             seed: int) -> list[tuple[Dataset, Dataset]]:
+def hold_out(datasets: Sequence[Dataset], fraction: float, seed: int,
+             least: int = 0) -> list[tuple[Dataset, Dataset]]:
   """Splits datasets into (training, held out), the latter for tuning and choosing the best step.
 
   The cases of a patient stay together, in all datasets of a store (see `patients.patient_of_case`);
@@ -132,6 +132,7 @@ def hold_out(datasets: Sequence[Dataset], fraction: float,
     datasets: the training datasets.
     fraction: of the cases of every dataset, rounded; with several cases per patient it may be more.
     seed: seed of the split.
+    least: number of cases to hold out of a dataset of several patients, whatever the fraction.
 
   Raises:
     InputError: all patients of a dataset are held out because they are for other datasets.
@@ -144,7 +145,7 @@ def hold_out(datasets: Sequence[Dataset], fraction: float,
       patient = patient_of_case(case) or f"case {case.id}"
       groups.setdefault((str(dataset.store.root), patient), []).append(case)
     held = {key for key in groups if known.get(key)}
-    count = min(round(fraction * len(dataset.cases)), len(dataset.cases) - 1)
+    count = min(max(round(fraction * len(dataset.cases)), least), len(dataset.cases) - 1)
     keys = list(groups)
     for key in (keys[i] for i in np.random.default_rng(seed).permutation(len(keys))):
       if sum(len(groups[k]) for k in held) >= count or len(held) >= len(groups) - 1:

@@ -154,8 +154,7 @@ def make_growth(source: str, network: Bundle, stores: Sequence[Store],
       raise InputError("overlapping", f"{':'.join(pair)} is no pair of classes",
                        f"name two of {', '.join((*record.table.names, *new))}, as in A:B",
                        usage=True)
-  parts = [selection.hold_out([d], max(HOLD_OUT, 0.51 / len(d.cases)), record.config.seed)[0]
-           for d in datasets]
+  parts = selection.hold_out(datasets, HOLD_OUT, record.config.seed, least=1)
   for name in annotated:
     if not any(out.cases and name in d.annotated for d, out in parts):
       raise InputError("data", f"annotates {name!r} in a single case, so that none is left to "

@@ -42,7 +42,7 @@ def settings(growth: Growth, level: int, source: str, steps: int = 0) -> Config:
       "data.unannotated": "ignore", "augment.cutmix": 0.0,
       "optimizer.learning_rate": RATE[level] * config.optimizer.learning_rate,
       "optimizer.warmup": min(config.optimizer.warmup, steps // 10),
-      "train.steps": steps, "train.minutes": 0.0, "train.eval_every": steps,
+      "train.steps": steps, "train.minutes": 0.0, "train.eval_every": steps, "train.partition": 1,
       "init.source": str(source), "init.what": "grow"}
   if level < 2:
     changes |= {"train.only_classes": growth.new, "data.include_classes": growth.new,

@@ -66,15 +66,10 @@ def step_bytes(config: Config, training: Sequence[Dataset], table: ClassTable,
   return cost
 
 
-def fitted_partition(config: Config, training: Sequence[Dataset], table: ClassTable,
-                     plan: Plan) -> int:
-  """Returns the fewest devices to split a subvolume over with which a step fits into memory; the
-  most that are possible if it never does."""
-  stride, local = math.prod(level[0] for level in config.model.strides), jax.local_device_count()
-  if config.model.network != "dense_unet":
-    return 1
-  possible = [1] + [n for n in range(2, local + 1) if local % n == 0
-                    and plan.subvolume[0] % (n * stride) == 0]
+def fitted_partition(config: Config, training: Sequence[Dataset], table: ClassTable, plan: Plan,
+                     possible: Sequence[int]) -> int:
+  """Returns the fewest of some ascending numbers of devices to split a subvolume over with which a
+  step fits into memory, or else the most."""
   for n in possible:
     tried = dataclasses.replace(config, train=dataclasses.replace(config.train, partition=n))
     cost = step_bytes(tried, training, table, plan.modality)

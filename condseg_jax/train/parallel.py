@@ -112,6 +112,17 @@ def check_partition(partition: int, model: Network, subvolume: Sequence[int]) ->
     refuse(str(error), "use 1")
 
 
+def possible_partitions(model: Network, subvolume: Sequence[int], batch_size: int) -> list[int]:
+  """Returns over how many devices images can be split, ascending; [1] at least."""
+  possible = []
+  for partition in range(2, jax.local_device_count() + 1):
+    with contextlib.suppress(InputError):
+      check_partition(partition, model, subvolume)
+      possible.append(partition)
+  possible = [n for n in (1, *possible) if batch_size % (jax.device_count() // n) == 0]
+  return possible or [1]
+
+
 def partitioned_logits(partition: int) -> Callable:
   """Returns a replacement for `models.network.training_logits` that splits every image along its
   first spatial axis.

@@ -152,13 +152,14 @@ def make_setup(config: Config, stores: Sequence[Store], recorded: ModelRecord | 
     check_same_model(recorded.config, config, workdir)
     check_same_plan(plan, stores[0], config.data.subvolume, workdir)
   check_rivals(config.loss.objective, table)
+  model = build_model(config.model, config.conditioning, table.codes)
   if not config.train.partition:
-    partition = fitted_partition(config, training, table, plan)
+    possible = parallel.possible_partitions(model, plan.subvolume, data.batch_size)
+    partition = fitted_partition(config, training, table, plan, possible)
     config = dataclasses.replace(config,
                                  train=dataclasses.replace(config.train, partition=partition))
   record = ModelRecord(config, table, plan, fingerprint(cases)["pooled"],
                        class_priors(cases, table.names))
-  model = build_model(config.model, config.conditioning, table.codes)
   return Setup(config, record, training, held_out, bare, model,
                plan_summary(config, training, table, plan))
 

@@ -104,6 +104,14 @@ def test_what_cannot_be_split_is_one_line(changes, partition, said):
   assert "\n" not in str(error.value)
 
 
+def test_what_is_possible_follows_from_network_subvolume_and_batch():
+  """On two devices; a single image per step leaves no device idle only if it is split."""
+  assert parallel.possible_partitions(MODEL, SHAPE, 2) == [1, 2]
+  assert parallel.possible_partitions(MODEL, SHAPE, 1) == [2]
+  assert parallel.possible_partitions(MODEL, (12, 16), 2) == [1]
+  assert parallel.possible_partitions(MODEL.clone(mechanism="batch_norm"), SHAPE, 2) == [1]
+
+
 @pytest.mark.parametrize("settings", [{"train.driver": "pmap"}, {"data.plan": "auto"},
                                       {"train.only_classes": ("liver",)}])
 def test_settings_that_exclude_a_partition(settings):
