@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import ml_collections
 import pytest
 
-from condseg_jax import config as config_lib
+from condseg_jax import former_settings
 from condseg_jax import settings
 from condseg_jax.config import Config
 from condseg_jax.errors import InputError
@@ -201,7 +201,7 @@ def test_every_former_name_is_translated():
             "model": {"depth": [2, 2, 2, 1], "decoder_depth": [1, 2, 1]},
             "loss": {"supervision": "image", "sharpness": 3.0}, "train": {"accumulate": 2}}
   names = {f"{section}.{key}" for section, part in former.items() for key in part}
-  assert names == set(config_lib.RENAMED)
+  assert names == set(former_settings.RENAMED)
   config = Config.from_dict(former, version=1)
   assert dataclasses.asdict(config.data) | dict(
       include_classes=("liver",), max_cases=5, foreground_fraction=0.5, unannotated="background",
@@ -210,13 +210,13 @@ def test_every_former_name_is_translated():
   assert config.model.decoder_layers_per_level == (1, 2, 1)
   assert (config.loss.objective, config.loss.lse_sharpness) == ("image_level", 3.0)
   assert config.train.grad_accum_steps == 2
-  assert all(present in NAMES for present in config_lib.RENAMED.values())
+  assert all(present in NAMES for present in former_settings.RENAMED.values())
   refused(former)  # the present version has the present names
 
 
 def test_what_was_added_since_is_neutral_in_an_older_config(monkeypatch):
   """Whatever becomes its default: an older run did not have it."""
-  assert set(config_lib.ADDED) <= set(NAMES)
-  monkeypatch.setitem(config_lib.ADDED, "model.norm", "none")
+  assert set(former_settings.ADDED) <= set(NAMES)
+  monkeypatch.setitem(former_settings.ADDED, "model.norm", "none")
   assert Config.from_dict({}, version=1).model.norm == "none"
   assert Config.from_dict({}).model.norm == Config().model.norm != "none"

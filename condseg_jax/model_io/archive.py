@@ -19,7 +19,7 @@ from condseg_jax.errors import InputError
 from condseg_jax.system.atomic import replacing
 
 FORMAT, VERSION = "condseg_jax model", 4
-# 1: former names of settings (see `config.RENAMED`); 2: one network; 3: an ensemble;
+# 1: former names of settings (see `former_settings`); 2: one network; 3: an ensemble;
 # 4: calibrated
 READABLE = (1, 2, 3, 4)
 LIMIT = 2**31 - 1  # bytes; larger zip archives and ONNX files need another layout

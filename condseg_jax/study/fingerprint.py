@@ -16,10 +16,10 @@ import subprocess
 from etils import epath
 
 import condseg_jax
-from condseg_jax.config import ADDED
 from condseg_jax.config import Config
 from condseg_jax.data.store import Store
 from condseg_jax.datasets import discover
+from condseg_jax.former_settings import ADDED
 from condseg_jax.model_io.bundle import without_paths
 
 ROOT = Path(condseg_jax.__file__).parent
@@ -28,8 +28,8 @@ ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")
 # Imported modules that affect neither: file readers, whose output the data digest covers; records
 # and logs; settings, whose values are part of the key.
 NOT_COMPUTING = (
-    "config", "configs", "settings", "errors", "system", "formats", "datasets", "model_io",
-    "data.writer", "data.fingerprint", "export", "report", "train.checkpoint",
+    "config", "configs", "former_settings", "settings", "errors", "system", "formats", "datasets",
+    "model_io", "data.writer", "data.fingerprint", "export", "report", "train.checkpoint",
     "train.run_files", "train.timing", "models.memory", "models.onednn.build")
 # Digests of sources that compute the same results as an earlier one, see `lineage`.
 LINEAGE = Path(__file__).with_name("lineage.json")

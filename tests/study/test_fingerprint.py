@@ -7,9 +7,9 @@ import subprocess
 
 import pytest
 
-from condseg_jax.config import ADDED
 from condseg_jax.config import Config
 from condseg_jax.datasets import discover
+from condseg_jax.former_settings import ADDED
 from condseg_jax.study import fingerprint as keys
 from support.tiny import write_datasets
 
