@@ -1,7 +1,8 @@
 """A store in a bucket against one on the local disk: preparing, and reading random subvolumes.
 
 The server is moto, a test server in Python on the loopback, so that the rows measure the requests
-and their handling here and there, not a network. It is started from `moto_server` on the PATH.
+and their handling here and there, not a network: that which tools/test.sh installs, or one on the
+PATH.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from condseg_jax.datasets.layouts.msd import read_msd
 from condseg_jax.datasets.prepare import prepare
 from tools.benchmark import reading
 
+MOTO = Path(__file__).parent.parent.parent / ".venv" / "moto" / "bin" / "moto_server"
 SHAPE = (192, 192, 128)  # x y z
 SUBVOLUME = (32, 64, 64)  # D H W
 CASES = 3
@@ -79,7 +81,7 @@ def _rate(store: store_lib.Store, seed: int, forget: bool) -> float:
 @contextlib.contextmanager
 def _server(folder: Path) -> Iterator[str]:
   """Starts moto, and sets what its clients need; yields the address of a bucket."""
-  program = shutil.which("moto_server")
+  program = shutil.which(MOTO) or shutil.which("moto_server")
   if not program:
     raise SystemExit("moto_server is not installed: see docs/buckets.md")
   with socket.create_server(("127.0.0.1", 0)) as listener:

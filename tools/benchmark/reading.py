@@ -58,18 +58,13 @@ def run(folder: Path) -> list[dict]:
   """Returns the rows of the suite."""
   raw = folder / "raw"
   if not (raw / "dataset.json").exists():
-    make(raw)
+    write_cts(raw, SHAPE, CASES)
   own = (1.0, 0.8, 0.8)
   rows = [preparing(raw, folder / "same", own, "at its own spacing"),
           preparing(raw, folder / "finer", (1.0, 1.0, 1.0), "resampled to 1 mm"),
           preparing(raw, folder / "damaged", own, "boundary damaged", "--damage=boundary"),
           preparing(raw, folder / "scribbles", own, "a fifth scribbled", "--scribbles=0.2")]
   return [*rows, *subvolumes(folder / "same"), *feeding.rows(folder, folder / "same")]
-
-
-def make(raw: Path) -> None:
-  """Writes the CTs of this suite."""
-  write_cts(raw, SHAPE, CASES)
 
 
 def write_cts(raw: Path, shape: Sequence[int], cases: int) -> None:
