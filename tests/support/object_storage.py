@@ -41,7 +41,7 @@ class Relay:
 
   def __init__(self, port: int):
     self._port, self.sent, self.port = port, 0, free_port()
-    self._pairs: list[socket.socket] = []
+    self._ends: set[socket.socket] = set()
     self.start()
 
   def start(self) -> None:
@@ -53,11 +53,10 @@ class Relay:
     """Refuses connections, and ends those there are."""
     with contextlib.suppress(OSError):  # wakes the thread that accepts
       self._listener.shutdown(socket.SHUT_RDWR)
-    for end in (self._listener, *self._pairs):
+    self._listener.close()
+    for end in tuple(self._ends):  # their threads close them
       with contextlib.suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
-      end.close()
-    self._pairs.clear()
 
   def _accept(self, listener: socket.socket) -> None:
     while True:
@@ -66,9 +65,17 @@ class Relay:
         server = socket.create_connection(("127.0.0.1", self._port))
       except OSError:
         return
-      self._pairs += [client, server]
-      for one, other, counts in ((client, server, False), (server, client, True)):
-        threading.Thread(target=self._pass, args=(one, other, counts), daemon=True).start()
+      self._ends |= {client, server}
+      threading.Thread(target=self._relay, args=(client, server), daemon=True).start()
+
+  def _relay(self, client: socket.socket, server: socket.socket) -> None:
+    back = threading.Thread(target=self._pass, args=(server, client, True), daemon=True)
+    back.start()
+    self._pass(client, server, False)
+    back.join()
+    for end in (client, server):
+      self._ends.discard(end)
+      end.close()
 
   def _pass(self, one: socket.socket, other: socket.socket, counts: bool) -> None:
     with contextlib.suppress(OSError):
