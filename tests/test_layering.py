@@ -82,7 +82,7 @@ def test_only_one_file_imports_orbax():
   users = [name for name, path in modules()
            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
            if isinstance(node, ast.Import | ast.ImportFrom) and "orbax" in ast.unparse(node)]
-  assert set(users) == {"train.checkpoint", "train.orbax_s3"}
+  assert set(users) == {"train.checkpoint", "train.orbax_patches"}
 
 
 def test_the_front_door_is_lazy():

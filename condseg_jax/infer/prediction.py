@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 
 import numpy as np
 
@@ -20,6 +21,14 @@ from condseg_jax.infer.postprocess import ComponentFilter
 from condseg_jax.infer.postprocess import drop_detached
 from condseg_jax.infer.probability_store import ProbabilityStore
 from condseg_jax.infer.sliding_window import Slab
+
+# Predicted Dice → rating from there on.
+RATINGS = ((0.8, "good"), (0.5, "doubtful"), (-math.inf, "poor"))
+
+
+def rating(predicted_dice: float) -> str:
+  """Returns in a word how good a structure with a predicted Dice is."""
+  return next(word for low, word in RATINGS if predicted_dice >= low)
 
 
 class Masks(Mapping):

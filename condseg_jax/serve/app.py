@@ -4,6 +4,7 @@
                     and `request.OUTPUTS`
     GET  /classes   names, values and colours of the classes, and presets
     GET  /health    200 if ready, else 503; number of places, of running and of waiting requests
+    GET  /queue/TICKET  how far the request is that was sent with this `ticket`
     GET  /live      200 as long as the web process answers
     GET  /metrics   for Prometheus, see `metrics`
     GET  /          a web page to upload volumes and view the result
@@ -67,7 +68,8 @@ def build_app(queue: Queue, limits: Limits, folder: Path, access: Access,
   metrics = Metrics(queue)
   routes = [Route("/predict", Endpoint("predict", shared, predict), methods=["POST"]),
             Route("/classes", _classes(queue)), Route("/health", _health(queue)),
-            Route("/live", _live), Route("/metrics", _metrics(metrics)),
+            Route("/queue/{ticket}", _progress(queue)), Route("/live", _live),
+            Route("/metrics", _metrics(metrics)),
             *(Route(path, _page_file(*file)) for path, file in PAGE.items()),
             *monai_routes(shared, datastore)]
   app = Starlette(
@@ -102,7 +104,7 @@ def _classes(queue: Queue) -> Callable:
     entries = [{"name": c.name, "value": i + 1, "color": list(c.color)}
                for i, c in enumerate(table.classes)]
     presets = {name: list(members) for name, members in table.presets.items()}
-    return json_response(200, {"classes": entries, "presets": presets})
+    return json_response(200, {"classes": entries, "presets": presets, "axes": queue.device.axes})
   return classes
 
 
@@ -113,6 +115,12 @@ def _health(queue: Queue) -> Callable:
         "live": True, "ready": ready, "running": int(queue.running),
         "waiting": queue.taken - queue.running, "places": queue.places})
   return health
+
+
+def _progress(queue: Queue) -> Callable:
+  async def progress(request: Request) -> Response:
+    return json_response(200, queue.progress(request.path_params["ticket"]))
+  return progress
 
 
 async def _live(_request: Request) -> Response:

@@ -23,17 +23,19 @@ SMALLER = "send a smaller volume or request fewer classes"
 CONVERT = "convert the image again, e.g. with dcm2niix"
 
 
-def worker_command(workdir: str, checkpoint: str, members: int = 0) -> tuple[str, ...]:
+def worker_command(workdir: str, checkpoint: str, members: int = 0, *,
+                   volumes: bool = False) -> tuple[str, ...]:
   """Returns the command that starts the worker.
 
   Args:
     workdir: folder of the training run, or a bundle.
     checkpoint: `last`, `best` or a step.
     members: number of members of an ensemble to use; 0 for all.
+    volumes: whether the network has to be 3-D.
   """
   # -P: files in the current folder are not importable.
-  return sys.executable, "-P", "-m", "condseg_jax.serve.worker", str(workdir), checkpoint, str(
-      members)
+  return (sys.executable, "-P", "-m", "condseg_jax.serve.worker", str(workdir), checkpoint,
+          str(members), *(["volumes"] if volumes else []))
 
 
 class Device:
@@ -46,6 +48,8 @@ class Device:
   Attributes:
     table: classes of the network; None until the worker has been ready once.
     fusions: supported values of `fusion`.
+    axes: number of axes of the images, 2 or 3.
+    progress: share of the current prediction that is done; None before it begins.
     ready: whether the worker accepts requests.
   """
 
@@ -55,6 +59,8 @@ class Device:
     self._process: asyncio.subprocess.Process | None = None
     self.table: ClassTable | None = None
     self.fusions: tuple[str, ...] = ()
+    self.axes = 3
+    self.progress: float | None = None
     self.ready = False
 
   async def start(self) -> None:
@@ -75,6 +81,7 @@ class Device:
       raise InputError("worker", f"exited with code {code} while loading the network",
                        "see the log lines above")
     self.table, self.fusions = ClassTable.from_json(event["table"]), tuple(event["fusions"])
+    self.axes = event["axes"]
     self.ready = True
 
   async def run(self, folder: Path, request: PredictRequest,
@@ -92,7 +99,7 @@ class Device:
       if the worker had exited before it received the request. On return, the worker no longer
       accesses the folder.
     """
-    self._phase = ""
+    self._phase, self.progress = "", None
     line = {"folder": str(folder), "request": dataclasses.asdict(request),
             "limits": dataclasses.asdict(self._limits)}
     with contextlib.suppress(ConnectionError):
@@ -145,7 +152,10 @@ class Device:
     while event := await self._event():
       if event["event"] == "done":
         return {key: value for key, value in event.items() if key != "event"}
-      self._phase = event["event"]
+      if event["event"] == "progress":
+        self.progress = event["done"]
+      else:
+        self._phase = event["event"]
     self.ready = False
     await self._process.wait()
     if not self._phase:

@@ -22,7 +22,7 @@ from condseg_jax.serve.upload import Incoming
 
 # Without a token: probes of orchestrators, and where clients of MONAI Label send theirs first.
 OPEN = ("/health", "/live", "/auth/", "/auth/token")
-UNNOTED = ("/health", "/live", "/metrics")  # asked all the time
+UNNOTED = ("/health", "/live", "/metrics", "/queue/{ticket}")  # asked all the time
 GONE = 499  # the client has disconnected before an answer; as other servers count it
 
 

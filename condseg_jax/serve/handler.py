@@ -18,7 +18,9 @@ from condseg_jax.formats import files
 from condseg_jax.geometry import Volume
 from condseg_jax.infer.image_check import check_image
 from condseg_jax.infer.image_check import enforce
+from condseg_jax.infer.prediction import rating
 from condseg_jax.infer.schedule import default_budget
+from condseg_jax.infer.schedule import Schedule
 from condseg_jax.predictor import Prediction
 from condseg_jax.predictor import Predictor
 from condseg_jax.report.results import structures
@@ -41,11 +43,12 @@ from condseg_jax.serve.request import to_http_error
 NAMES = {"zip": "segmentation.zip", "label": "label", "statistics": "statistics.json", "page": "",
          "dicom_seg": "seg.dcm", "dicom_rtstruct": "rtstruct.dcm", "dicom": "dicom.zip"}
 
+PROGRESS_SECONDS = 0.5  # between two messages
 LOG = logging.getLogger("condseg_jax")
 
 
 def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
-           on_phase: Callable[[str], None]) -> dict:
+           on_phase: Callable[..., None]) -> dict:
   """Handles a request.
 
   Args:
@@ -54,12 +57,15 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
     request: fields of `PredictRequest`.
     limits: of size and memory.
     on_phase: called with `reading` and, once the body has been read, `predicting`. Failures in the
-      first phase are attributed to the body.
+      first phase are attributed to the body. Then repeatedly called with `progress` and `done`, the
+      share of the prediction that is done.
 
   Returns:
     `status`; with 200 also `media` and `name` of the answer, otherwise its JSON line.
   """
   start = time.monotonic()
+  if len(predictor.plan.spacing) == 2:
+    request = {**request, "suffix": ".png"}
   on_phase("reading")
   try:
     volume, modality = _read(predictor, folder, request, limits)
@@ -73,7 +79,7 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
       budget = min(default_budget(), limits.memory - volume.array.nbytes)
       prediction = predictor.predict(volume, request["classes"], request["preset"],
                                      fusion=request["fusion"], threshold=request["threshold"],
-                                     memory_bytes=budget)
+                                     memory_bytes=budget, announce=_announce(on_phase))
     except InputError as error:
       raise to_http_error(error, 422, folder) from error
     except MemoryError as error:
@@ -100,6 +106,21 @@ def handle(predictor: Predictor, folder: Path, request: Mapping, limits: Limits,
   name = NAMES[request["output"]]
   return {"status": 200, "media": media,
           "name": name + request["suffix"] if name == "label" else name}
+
+
+def _announce(on_phase: Callable[..., None]) -> Callable[..., Callable[[int], None]]:
+  """Returns what `Predictor.predict` calls with its schedule, to be told of progress."""
+  def announce(schedule: Schedule, _seconds: float, _single: float) -> Callable[[int], None]:
+    total, done, last = schedule.windows * schedule.passes, 0, time.monotonic()
+
+    def update(windows: int) -> None:
+      nonlocal done, last
+      done += windows
+      if time.monotonic() - last > PROGRESS_SECONDS:
+        last = time.monotonic()
+        on_phase("progress", done=done / total)
+    return update
+  return announce
 
 
 def _failure(error: HttpError) -> dict:
@@ -129,20 +150,26 @@ def _statistics(predictor: Predictor, volume: Volume, prediction: Prediction, re
   """Returns the content of statistics.json."""
   entries = structures(volume, prediction, request["fusion"] == "independent")
   to_voxel = np.linalg.inv(volume.affine)
+  space = volume.ndim == 3
   classes = {name: {"value": prediction.names[name], **entry,
-                    "centroid_voxel": _voxel(to_voxel, entry["centroid_mm"])}
+                    "centroid_voxel": _voxel(to_voxel,
+                                             entry["centroid_mm" if space else "centroid_px"])}
              for name, entry in entries.items()}
+  for entry in classes.values():
+    if "predicted_dice" in entry:
+      entry["rating"] = rating(entry["predicted_dice"])
   return {"classes": classes, "findings": findings, "shape": list(volume.geometry.shape),
-          "spacing_mm": [round(s, 6) for s in volume.spacing], "fusion": request["fusion"],
+          **({"spacing_mm": [round(s, 6) for s in volume.spacing]} if space else {}),
+          "fusion": request["fusion"],
           "threshold": request["threshold"], "model_step": predictor.step,
           "seconds": round(seconds, 3)}
 
 
 def _voxel(to_voxel: np.ndarray, point_mm: Sequence[float] | None) -> list[float] | None:
-  """Returns the array index of a point in RAS+ mm."""
+  """Returns the array index of a point in RAS+ mm, or in pixels."""
   if point_mm is None:
     return None
-  return [round(float(x), 2) for x in to_voxel[:3] @ [*point_mm, 1.0]]
+  return [round(float(x), 2) for x in to_voxel[:-1] @ [*point_mm, 1.0]]
 
 
 def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Prediction,
@@ -160,13 +187,13 @@ def _write(folder: Path, predictor: Predictor, volume: Volume, prediction: Predi
   files.write_label(label, prediction.label.array, prediction.label.affine, prediction.names)
   if output == "label":
     label.rename(answer)
-    return OUTPUTS[output][0]
+    return "image/png" if label.suffix == ".png" else OUTPUTS[output][0]
   members = {label.name: label.read_bytes()}
   if request["fusion"] == "independent":
-    members |= _masks(folder, prediction)
+    members |= _masks(folder, prediction, request["suffix"])
   members["statistics.json"] = text.encode()
   if output == "zip":
-    with zipfile.ZipFile(answer, "w") as archive:  # stored: the NIfTI files are compressed already
+    with zipfile.ZipFile(answer, "w") as archive:  # stored: the label maps are compressed already
       for name, content in members.items():
         archive.writestr(name, content)
     return OUTPUTS[output][0]
@@ -184,11 +211,12 @@ def _write_dicom(folder: Path, predictor: Predictor, prediction: Prediction,
   dicom_answer.pack(dict(zip(kinds, written, strict=True)), folder / ANSWER)
 
 
-def _masks(folder: Path, prediction: Prediction) -> dict[str, bytes]:
+def _masks(folder: Path, prediction: Prediction, suffix: str) -> dict[str, bytes]:
   """Returns one mask file per class, because the masks may overlap: name → content."""
   masks = {}
   for name, mask in prediction.masks.items():
-    path = folder / f"mask_{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}_{prediction.names[name]}.nii.gz"
+    safe = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+    path = folder / f"mask_{safe}_{prediction.names[name]}{suffix}"
     files.write_label(path, mask, prediction.label.affine, {name: 1})
     masks[path.name] = path.read_bytes()
   return masks

@@ -25,10 +25,15 @@ from condseg_jax.serve.request import to_http_error
 # Per voxel at the network's spacing: three copies of the image; and the image, best probability and
 # sums as float32 and the label map.
 NORMALISATION_BYTES, PREDICTION_BYTES = 12, 13
+PICTURES = tuple(signature.PICTURES.values())
+_OTHER_AXES = {  # of the network → what is wrong with a body that has not as many
+    2: ("is neither PNG, JPEG nor TIFF", "send a picture: the network of this service is 2-D"),
+    3: ("is a picture", "send a NIfTI file, or a DICOM series as a zip archive: the network of "
+        "this service is 3-D")}
 
 
 def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Volume, str]:
-  """Reads the volume of a request.
+  """Reads the volume, or for a 2-D network the picture, of a request.
 
   Args:
     folder: folder of the request with the file `BODY`, of which a zip archive is unpacked into
@@ -48,7 +53,7 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Vo
   try:
     path = folder / SERIES
     if not path.is_dir():
-      path = _rename_by_format(folder)
+      path = _rename_by_format(folder, len(plan.spacing))
     if path.name == BODY:
       path = folder / SERIES
       names = archive.unpack(folder / BODY, path, limits)
@@ -61,12 +66,15 @@ def read_body(folder: Path, series: str, plan: Plan, limits: Limits) -> tuple[Vo
     raise to_http_error(error, 422, folder, names) from error
 
 
-def _rename_by_format(folder: Path) -> Path:
-  """Renames a NIfTI body so that the readers recognise it; a zip archive keeps the name `BODY`."""
+def _rename_by_format(folder: Path, axes: int) -> Path:
+  """Renames a file so that the readers recognise it; a zip archive keeps the name `BODY`."""
   path = folder / BODY
   with path.open("rb") as stream:
     head = stream.read(signature.HEAD_BYTES)
   suffix = signature.suffix(head)
+  if (suffix in PICTURES) != (axes == 2):
+    reason, cure = _OTHER_AXES[axes]
+    raise HttpError(415, "body", reason, cure)
   if suffix == ".zip" or head.startswith(signature.EMPTY_ZIP):
     return path
   if suffix:
@@ -79,8 +87,9 @@ def _check_size(header: Header, plan: Plan, limits: Limits) -> None:
   """Raises HttpError if reading and predicting a volume would take too much memory."""
   native = canonical_geometry(header.geometry)
   shape = resampled_geometry(native, plan.spacing).shape
-  needed = header.peak_bytes + max(
-      _resampling_bytes(native.shape, shape), NORMALISATION_BYTES * math.prod(shape),
+  needed = plan.channels * header.peak_bytes + max(
+      plan.channels * _resampling_bytes(native.shape, shape),
+      plan.channels * NORMALISATION_BYTES * math.prod(shape),
       _prediction_bytes(shape, plan.subvolume))
   if needed > limits.memory:
     size, resampled = (" x ".join(map(str, s)) for s in (header.geometry.shape, shape))

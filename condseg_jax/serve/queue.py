@@ -133,6 +133,24 @@ class Queue:
       raise closing_error()
     return outcome
 
+  def progress(self, ticket: str) -> dict:
+    """Returns how far a request is.
+
+    Args:
+      ticket: of the request.
+
+    Returns:
+      `state`: waiting, running, or "" if no request with this ticket is in the queue; with it
+      `ahead`, the number of requests before a waiting one, or `done`, the share of a running
+      prediction that is done, None before it begins.
+    """
+    if self._running is not None and self._running.request.ticket == ticket:
+      return {"state": "running", "done": self.device.progress}
+    for ahead, entry in enumerate(self._entries, int(self.running)):
+      if entry.request.ticket == ticket:
+        return {"state": "waiting", "ahead": ahead}
+    return {"state": ""}
+
   async def run(self) -> None:
     """Starts the device and runs requests until the service shuts down.
 

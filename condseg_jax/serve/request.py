@@ -24,7 +24,7 @@ OUTPUTS = {"zip": ("application/zip",),
            "dicom": ("application/zip",),  # both objects
            "page": ("multipart/form-data",)}
 PARAMETERS = ("classes", "preset", "fusion", "threshold", "study", "series", "force", "output",
-              "store")
+              "store", "ticket")
 # Output → the DICOM objects in it.
 DICOM_OUTPUTS = {"dicom_seg": ("seg",), "dicom_rtstruct": ("rtstruct",),
                  "dicom": ("seg", "rtstruct")}
@@ -39,6 +39,7 @@ MAX_NAME = 80  # characters of a sender's file name that are quoted in an error
 MAX_VALUE = 40  # the same for a parameter or header
 _MEMBER = re.compile(r"(?:series/)?member_(\d{5})(?:\.[a-z]+)?")
 _PATH = re.compile(r"(?<![\w.])(?:/[\w.+-]+){2,}/?")
+_TICKET = re.compile(rf"(?:[A-Za-z0-9-]{{16,{MAX_VALUE}}})?")
 _FLAG = re.compile(r"--(\w+)")
 
 
@@ -147,7 +148,8 @@ class PredictRequest:
     force: predict even if the volume looks implausible.
     output: a key of `OUTPUTS`.
     store: store the DICOM objects on the DICOMweb server, too.
-    suffix: of label maps: .nii.gz or .nrrd.
+    suffix: of label maps of volumes: .nii.gz or .nrrd.
+    ticket: by which its sender asks how far it is; "" for none.
   """
 
   classes: tuple[str, ...] = ()
@@ -160,6 +162,7 @@ class PredictRequest:
   output: str = "zip"
   store: bool = False
   suffix: str = ".nii.gz"
+  ticket: str = ""
 
 
 def read_request(query: Iterable[tuple[str, str]], accept: str, table: ClassTable,
@@ -189,9 +192,12 @@ def read_request(query: Iterable[tuple[str, str]], accept: str, table: ClassTabl
       threshold=_parse_threshold(given.get("threshold", "0.5")), study=given.get("study", ""),
       series=given.get("series", ""), store=_parse_switch("store", given.get("store", "0")),
       force=_parse_switch("force", given.get("force", "0")),
-      output=given.get("output") or _accepted_output(accept))
+      output=given.get("output") or _accepted_output(accept), ticket=given.get("ticket", ""))
   _check_choice("output", request.output, OUTPUTS)
   _check_choice("fusion", request.fusion, fusions)
+  if not _TICKET.fullmatch(request.ticket):
+    raise HttpError(400, "ticket", f"must be 16 to {MAX_VALUE} letters, digits or -, got "
+                    f"{request.ticket[:MAX_VALUE]!r}", "choose one at random, e.g. a UUID")
   if request.store and request.output not in DICOM_OUTPUTS:
     raise HttpError(400, "store", f"output {request.output} is no DICOM object",
                     f"request one of {', '.join(DICOM_OUTPUTS)}")

@@ -101,7 +101,8 @@ def serve(workdir: str, checkpoint: str, address: Address, limits: Limits,
     with _listen(address.host, address.port) as listener, tempfile.TemporaryDirectory(
         prefix="condseg-serve-", ignore_cleanup_errors=True) as folder, (
         held(node.spool) if node else contextlib.nullcontext()):
-      queue = Queue(Device(worker_command(workdir, checkpoint, members), limits), limits)
+      command = worker_command(workdir, checkpoint, members, volumes=any(connections))
+      queue = Queue(Device(command, limits), limits)
       app = build_app(queue, limits, Path(folder), access, connections.datastore,
                       connections.dicomweb)
       work = _node_work(node, queue, Path(folder), access.audit)

@@ -1,11 +1,11 @@
 """The worker process: reads requests as lines of JSON and writes events as lines of JSON.
 
-    python -m condseg_jax.serve.worker WORKDIR CHECKPOINT MEMBERS
+    python -m condseg_jax.serve.worker WORKDIR CHECKPOINT MEMBERS [volumes]
 
 Events: `ready` (the network is loaded and compiled) or `failed`; then for each request `reading`,
-`predicting` and `done`. SIGUSR1 stops a request at the next window. The worker is a separate
-process so that a reader crashing on a malicious file, or a prediction that has to be killed, does
-not end the service.
+`predicting`, `progress` (repeated) and `done`. SIGUSR1 stops a request at the next window. The
+worker is a separate process so that a reader crashing on a malicious file, or a prediction that has
+to be killed, does not end the service.
 """
 
 import json
@@ -34,13 +34,14 @@ class Cancelled(BaseException):
   """The current request was cancelled."""
 
 
-def main(workdir: str, checkpoint: str, members: str = "0") -> int:
+def main(workdir: str, checkpoint: str, members: str = "0", sources: str = "") -> int:
   """Runs the worker and returns its exit code.
 
   Args:
     workdir: folder of the training run, or a bundle.
     checkpoint: `last`, `best` or a step.
     members: number of members of an ensemble to use; 0 for all.
+    sources: `volumes` if images also come from sources of volumes, which need a 3-D network.
   """
   events = os.fdopen(os.dup(1), "w", encoding="utf-8")
   os.dup2(2, 1)  # libraries that print must not write between the events
@@ -54,8 +55,9 @@ def main(workdir: str, checkpoint: str, members: str = "0") -> int:
   enable_compilation_cache()
   try:
     predictor = load(workdir, checkpoint, members=int(members))
-    if len(predictor.plan.spacing) != 3:
-      raise InputError(workdir, "contains a 2-D network", "serve a 3-D network", usage=True)
+    if sources and len(predictor.plan.spacing) != 3:
+      raise InputError(workdir, "contains a 2-D network, but DICOM and the datastore have volumes",
+                       "serve it without --datastore, --dicomweb and --dicom", usage=True)
     warm_up(predictor)
   except InputError as error:
     emit("failed", subject=error.subject, reason=error.reason, cure=error.cure, usage=error.usage)
@@ -70,7 +72,8 @@ def main(workdir: str, checkpoint: str, members: str = "0") -> int:
       raise Cancelled
 
   signal.signal(signal.SIGUSR1, cancel)
-  emit("ready", table=predictor.table.to_json(), fusions=FUSIONS)
+  emit("ready", table=predictor.table.to_json(), fusions=FUSIONS,
+       axes=len(predictor.plan.spacing))
   for line in sys.stdin:
     message = json.loads(line)
     folder, limits = Path(message["folder"]), Limits(**message["limits"])
@@ -90,9 +93,12 @@ def main(workdir: str, checkpoint: str, members: str = "0") -> int:
 def warm_up(predictor: Predictor) -> None:
   """Compiles the programs of predictions: of all classes, and of a single one."""
   plan = predictor.plan
-  affine = np.zeros((4, 4))
-  affine[[2, 1, 0, 3], [0, 1, 2, 3]] = (plan.spacing[0], -plan.spacing[1], -plan.spacing[2], 1)
-  volume = Volume(np.zeros(plan.subvolume, np.float32), affine)
+  affine = np.eye(3)
+  if len(plan.spacing) == 3:
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0, 3], [0, 1, 2, 3]] = (plan.spacing[0], -plan.spacing[1], -plan.spacing[2], 1)
+  shape = (*plan.subvolume, plan.channels) if plan.channels > 1 else plan.subvolume
+  volume = Volume(np.zeros(shape, np.float32), affine)
   for classes in ((), predictor.table.names[:1]):
     predictor.predict(volume, classes)
 

@@ -60,8 +60,8 @@ class Checkpoints:
       root = root.resolve()  # which would take an address for a relative path
     else:
       if str(workdir).startswith("s3://"):
-        from condseg_jax.train import orbax_s3
-        orbax_s3.enable()
+        from condseg_jax.train import orbax_patches
+        orbax_patches.enable_s3()
       # A bucket renames nothing: a checkpoint is complete once it has its last file.
       paths = {"temporary_path_class": ocp.path.atomicity.CommitFileTemporaryPath}
     self._verify = verify
@@ -201,7 +201,11 @@ class Checkpoints:
     self._writing(self._manager.wait_until_finished)
 
   def close(self) -> None:
-    self._manager.close()
+    try:
+      self._manager.close()
+    except Exception:
+      _end_failed_save()
+      raise
 
   def _arrays(self, step: int) -> dict:
     """Reads all arrays of a checkpoint to one device."""
@@ -269,6 +273,7 @@ class Checkpoints:
     try:
       work()
     except Exception as error:  # of the background thread, with a page of its storage library
+      _end_failed_save()
       full = "No space left" in str(error)
       reason = "no space left on device" if full else _line(error)
       raise InputError(self.folder, f"cannot be written: {reason}",
@@ -303,6 +308,11 @@ def _named(tree) -> list[tuple[str, np.ndarray]]:
     return np.asarray(leaf if whole else leaf.addressable_data(0))
   return [(".".join(re.findall(r"\w+", jax.tree_util.keystr(path))), values(leaf))
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _end_failed_save() -> None:
+  from condseg_jax.train import orbax_patches
+  orbax_patches.end_failed_save()
 
 
 @functools.cache

@@ -16,6 +16,7 @@ from python_multipart.multipart import parse_options_header
 
 from condseg_jax.formats.nifti import read_names
 from condseg_jax.formats.nifti import read_nifti
+from condseg_jax.formats.picture import read_picture
 from condseg_jax.serve.request import Limits
 from support.dicom_files import fill_polygons
 from support.dicom_files import read_segments
@@ -26,6 +27,8 @@ from support.service import Inside
 from support.service import LIMITS
 from support.service import network
 from support.service import nifti
+from support.service import picture
+from support.service import picture_network
 from support.service import series
 from support.service import voxels
 from support.waiting import until
@@ -141,6 +144,47 @@ def test_all_that_the_page_needs(service, predictor, volume):
   np.testing.assert_array_equal(np.bincount(painted[..., 0].ravel())[1:], found)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_pictures_for_a_2d_network(tmp_path, kind):
+  predictor = picture_network()
+  (tmp_path / f"a.{kind.lower()}").write_bytes(picture(kind=kind))
+  expected = predictor.predict(read_picture(tmp_path / f"a.{kind.lower()}"), fusion="independent",
+                               threshold=0.4)
+  with client(Inside(predictor, LIMITS)) as service:
+    assert service.get("/classes").json()["axes"] == 2
+    answer = service.post("/predict?fusion=independent&threshold=0.4", content=picture(kind=kind))
+    archive = zipfile.ZipFile(io.BytesIO(answer.content))
+    assert archive.namelist() == ["label.png", "mask_car_1.png", "mask_road_2.png",
+                                  "statistics.json"]
+    archive.extractall(tmp_path)
+    np.testing.assert_array_equal(read_picture(tmp_path / "label.png").array, expected.label.array)
+    for name, value in expected.names.items():
+      mask = read_picture(tmp_path / f"mask_{name}_{value}.png").array
+      np.testing.assert_array_equal(mask, expected.masks[name])
+    road = json.loads(archive.read("statistics.json"))["classes"]["road"]
+    assert road["area_px"] == road["voxels"] == expected.masks["road"].sum() > 0
+    np.testing.assert_allclose(road["centroid_voxel"],
+                               np.argwhere(expected.masks["road"]).mean(axis=0), atol=0.01)
+    label = service.post("/predict?output=label", content=picture(kind=kind))
+    assert label.headers["content-type"] == "image/png"
+    assert 'filename="label.png"' in label.headers["content-disposition"]
+
+
+def test_a_network_for_images_of_other_axes(service):
+  line = told(service.post("/predict", content=picture()), 415)
+  assert line["reason"] == "is a picture" and "3-D" in line["cure"]
+  with client(Inside(picture_network(), LIMITS)) as of_pictures:
+    for content in (nifti(), gzip.compress(nifti()), series(), b"text"):
+      assert "2-D" in told(of_pictures.post("/predict", content=content), 415)["cure"]
+    told(of_pictures.post("/predict", content=picture()[:200]), 422)
+
+
+def test_a_large_picture_is_refused_by_its_header():
+  with client(Inside(picture_network(), dataclasses.replace(LIMITS, memory=1 << 20))) as service:
+    line = told(service.post("/predict", content=picture((300, 400))), 413)
+    assert "300 x 400 voxels" in line["reason"]
+
+
 @pytest.mark.parametrize("fusion", ["argmax", "independent"])
 def test_dicom_objects_of_a_dicom_series(service, predictor, volume, tmp_path, fusion):
   response = service.post(f"/predict?output=dicom&threshold=0.4&fusion={fusion}", content=series())
@@ -242,6 +286,35 @@ def test_a_full_queue(predictor):
     assert [answer.status_code for answer in answers] == [200] * 3
     assert service.get("/health").json()["waiting"] == 0
     assert service.post("/predict", content=nifti()).status_code == 200
+
+
+def test_how_far_a_request_is(predictor):
+  held = Held(predictor, LIMITS)
+  tickets = [f"0123456789abcdef-{number}" for number in range(3)]
+  with client(held, LIMITS) as service:
+    def state(number):
+      return service.get(f"/queue/{tickets[number]}").json()
+
+    def send(number):
+      return threading.Thread(target=service.post, args=(f"/predict?ticket={tickets[number]}",),
+                              kwargs={"content": nifti()})
+
+    threads = [send(number) for number in range(3)]
+    for number, thread in enumerate(threads):
+      assert state(number) == {"state": ""}
+      thread.start()
+      until(lambda number=number: state(number)["state"])
+    assert [state(number) for number in range(3)] == [
+        {"state": "running", "done": None}, {"state": "waiting", "ahead": 1},
+        {"state": "waiting", "ahead": 2}]
+    held.progress = 0.25
+    assert state(0) == {"state": "running", "done": 0.25}
+    held.go.set()
+    for thread in threads:
+      thread.join()
+    assert state(2) == {"state": ""}
+    assert "0123456789abcdef" not in service.get("/metrics").text
+    told(service.post("/predict?ticket=short", content=nifti()), 400)
 
 
 def test_an_internal_error_reveals_nothing(predictor):

@@ -36,7 +36,7 @@ for line in sys.stdin:
   except Stopped:
     emit("done", status=0)
 """
-READY = f"emit('ready', table={json.dumps(TABLE.to_json())}, fusions=['argmax'])"
+READY = f"emit('ready', table={json.dumps(TABLE.to_json())}, fusions=['argmax'], axes=3)"
 GONE = f"{READY}; sys.stdout.close(); os._exit(0)"
 
 

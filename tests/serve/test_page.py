@@ -1,13 +1,16 @@
 """The page in a browser: upload, view, download; it makes no third-party requests."""
 
 import base64
+import dataclasses
 import gzip
 import io
 import re
+import threading
 
 import numpy as np
 from PIL import Image
 import pytest
+import requests
 
 from condseg_jax.formats.nifti import read_nifti
 from condseg_jax.geometry import Volume
@@ -16,12 +19,16 @@ from condseg_jax.serve.tokens import Tokens
 from support import browser
 from support.dicom_files import write_series
 from support.service import AFFINE
+from support.service import Held
 from support.service import Inside
 from support.service import LIMITS
 from support.service import listening
 from support.service import network
 from support.service import nifti
+from support.service import picture
+from support.service import picture_network
 from support.service import voxels
+from support.waiting import until
 
 pytestmark = [pytest.mark.slow,
               pytest.mark.skipif(browser.PROGRAM is None, reason="no Chromium is installed")]
@@ -86,8 +93,8 @@ def test_a_file_is_uploaded_and_viewed(page, address, predictor, tmp_path):
   pictures = canvases(page)
   # 12 x 10 x 6 voxels of 1 x 1 x 2 mm, seen along each axis
   assert [round(p.shape[1] / p.shape[0], 1) for p in pictures] == [1.2, 2.0, round(10 / 6, 1)]
-  for picture in pictures:
-    assert picture.std() > 10 and coloured(picture).any(), "blank, or without overlay"
+  for shown in pictures:
+    assert shown.std() > 10 and coloured(shown).any(), "blank, or without overlay"
 
   path = page.download("#downloads a", tmp_path)
   assert path.name == "label.nii.gz"
@@ -133,6 +140,61 @@ def test_errors_are_shown(page, tmp_path):
   segment(page, "#file", tmp_path / "a.nii")
   assert error(page).startswith("body: is neither NIfTI")
   assert page.run("document.getElementById('result').hidden")
+
+
+def test_a_picture_and_its_2d_network(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("pictures")
+  (folder / "street.png").write_bytes(picture())
+  predictor = picture_network()
+  with listening(Inside(predictor, LIMITS), folder) as address, (
+      browser.browser(tmp_path_factory.mktemp("profile"), local=True)) as page:
+    page.open(f"{address}/")
+    page.wait("document.querySelectorAll('#classes input').length == 2")
+    assert "PNG" in page.run("document.getElementById('formats').textContent")
+    segment(page, "#file", folder / "street.png")
+    assert error(page) == ""
+    shown, = canvases(page)
+    assert shown.shape[1] / shown.shape[0] == 1.5
+    page.run("""(() => { const slider = document.getElementById('opacity');
+      slider.value = 0; slider.dispatchEvent(new Event('input')); })()""")
+    shown, = canvases(page)
+    scale = shown.shape[0] // 20
+    middles = shown[scale // 2::scale, scale // 2::scale]
+    expected = np.asarray(Image.open(io.BytesIO(picture()))).astype(int)
+    assert np.abs(middles - expected).mean() < 12, "the colours of the picture, smoothed"
+    found = predictor.predict(Volume(expected.astype(np.uint8), np.eye(3)))
+    assert {name: int(mask.sum()) for name, mask in found.masks.items()} == {
+        name: int(count.replace(",", "")) for name, count in page.run(
+            "[...document.querySelectorAll('#rows tr')].map("
+            "row => [...row.cells].map(cell => cell.textContent))")}
+    assert page.download("#downloads a", folder).name == "label.png"
+    assert not page.complaints
+
+
+def test_the_queue_and_the_rating_are_shown(predictor, tmp_path_factory):
+  """A second image waits for a first; structures of an ensemble have a predicted Dice."""
+  folder = tmp_path_factory.mktemp("queue")
+  (folder / "a.nii").write_bytes(nifti())
+  quality = {name: {"score": [0.0, 1.0], "dice": [0.3, 0.9], "shift": -0.2, "cases": 20}
+             for name in predictor.table.names}
+  held = Held(dataclasses.replace(predictor, quality=quality), LIMITS)
+  with listening(held, folder) as address, browser.browser(
+      tmp_path_factory.mktemp("profile"), local=True) as page:
+    page.open(f"{address}/")
+    page.wait("document.querySelectorAll('#classes input').length == 3")
+    thread = threading.Thread(target=requests.post, args=(f"{address}/predict",),
+                              kwargs={"data": nifti()})
+    thread.start()
+    until(held.begun.is_set)
+    page.choose("#file", folder / "a.nii")
+    page.wait("!document.getElementById('go').disabled")
+    page.run("document.getElementById('go').click()")
+    page.wait("document.getElementById('step').textContent == 'Waiting for another image'")
+    held.go.set()
+    thread.join()
+    page.wait("!document.getElementById('result').hidden")
+    assert page.run("document.querySelectorAll('#rows .light').length") > 0
+    assert "Predicted Dice" in page.run("document.getElementById('columns').textContent")
 
 
 def test_light_and_dark(page):

@@ -39,10 +39,22 @@ def test_slices_come_back(shape):
 
 
 def test_large_volumes_are_thinned_and_keep_their_size():
-  shape = (3, 2, 5 * MAX_SIDE)
+  shape = (3, 2, 5 * MAX_SIDE[3])
   image = Volume(np.broadcast_to(np.arange(shape[2], dtype=np.int16), shape), AFFINE)
   grey, _, layout = draw_view(image, Volume(np.zeros(shape, np.uint8), AFFINE), "mr")
-  assert layout["shape"] == [2, MAX_SIDE, 3]
-  assert layout["spacing"][1] * MAX_SIDE == 1.5 * shape[2]
+  assert layout["shape"] == [2, MAX_SIDE[3], 3]
+  assert layout["spacing"][1] * MAX_SIDE[3] == 1.5 * shape[2]
   shown = slices(pixels(grey), layout)
   assert shown.min() == 0 and shown.max() == 255  # both ends of the axis
+
+
+@pytest.mark.parametrize("colors", [(), (3,)])
+def test_pictures_are_shown_as_they_are(colors):
+  rng = np.random.default_rng(0)
+  image = Volume(rng.integers(0, 256, (5, 9, *colors), np.uint8), np.eye(3))
+  label = Volume(rng.integers(0, 300, (5, 9)).astype(np.uint16), np.eye(3))
+  shown, painted, layout = draw_view(image, label, "rgb")
+  np.testing.assert_array_equal(pixels(shown), image.array)
+  assert layout == {"axes": 2, "shape": [1, 5, 9], "columns": 1, "spacing": [1.0, 1.0, 1.0]}
+  np.testing.assert_array_equal(pixels(painted)[..., 0] + 256 * pixels(painted)[..., 1].astype(int),
+                                label.array)

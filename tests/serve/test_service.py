@@ -3,18 +3,12 @@
 import asyncio
 import contextlib
 import gzip
-import io
 import json
-import os
-from pathlib import Path
-import random
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-import zipfile
 
 import httpx2
 import numpy as np
@@ -25,24 +19,23 @@ import pytest
 import condseg_jax
 from condseg_jax.cli import serve as command
 from condseg_jax.cli.train import main as train
-from condseg_jax.formats.nifti import read_nifti
 from support import dimse
+from support import mixed_load
 from support import orthanc
-from support.service import bad_bodies
 from support.service import nifti
-from support.service import series
 from support.service import voxels
+from support.serving import head
+from support.serving import resident
+from support.serving import serving
+from support.serving import worker
 from support.tiny import overrides
 from support.tiny import write_datasets
 from support.waiting import free_port
 from support.waiting import until
 
-REQUESTS = 200
 WAITING = 8
 # Tolerated growth of the memory of each process: allocators keep a little of what was freed.
 GROWTH, SLACK = 1.05, 4 << 20
-SHAPES = ((12, 10, 6), (18, 20, 8), (7, 31, 3), (25, 8, 12), (9, 9, 30))
-ORDERS = ({}, {"classes": ["ball"]}, {"fusion": "softmax", "threshold": 0.3})
 
 pytestmark = pytest.mark.slow
 
@@ -56,35 +49,6 @@ def workdir(tmp_path_factory):
   return root / "run"
 
 
-@contextlib.contextmanager
-def serving(workdir, folder, *flags):
-  """A service: its process and its address; its folder of requests lies in `folder`."""
-  environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
-                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TMPDIR": str(folder)}
-  process = subprocess.Popen(
-      [sys.executable, "-m", "condseg_jax.cli.serve", f"--workdir={workdir}", "--port=0", *flags],
-      stderr=subprocess.PIPE, encoding="utf-8", env=environment)
-  if hasattr(os, "sched_setaffinity"):  # all cores: a worker of the tests has some of them
-    os.sched_setaffinity(process.pid, range(os.cpu_count()))
-  try:
-    address = None
-    log = []
-    while not address:
-      line = process.stderr.readline()
-      assert line, "".join(log)
-      log.append(line)
-      address = next((word.rstrip(";") for word in line.split() if word.startswith("http:")), None)
-    # Nobody else reads it, and a full pipe would stop the service.
-    drain = subprocess.Popen(["cat"], stdin=process.stderr, stdout=subprocess.DEVNULL)
-    until(lambda: httpx2.get(f"{address}/health").status_code == 200)
-    yield process, address
-  finally:
-    process.kill()
-    process.wait()
-    process.stderr.close()
-    drain.wait()
-
-
 @pytest.fixture(scope="module")
 def service(workdir, tmp_path_factory):
   folder = tmp_path_factory.mktemp("requests")
@@ -92,129 +56,71 @@ def service(workdir, tmp_path_factory):
     yield process, address, folder
 
 
-def worker(process):
-  (found,) = psutil.Process(process.pid).children()
-  return found
-
-
-def good_requests(predictor):
-  """Bodies with their orders, and the label maps of `Predictor.predict`."""
-  made = []
-  for number, shape in enumerate(SHAPES):
-    array = voxels(number, shape)
-    for order in ORDERS:
-      body = (nifti(array), gzip.compress(nifti(array)), series(array, "CT"))[len(made) % 3]
-      made.append((body, order))
-  return [(body, order, predictor.predict(read(body), **order)) for body, order in made]
-
-
-def read(body):
-  """The volume of a body, by the readers of files alone."""
-  with tempfile.TemporaryDirectory() as folder:
-    if body.startswith(b"PK"):
-      zipfile.ZipFile(io.BytesIO(body)).extractall(folder)
-      return condseg_jax.read(folder)
-    path = Path(folder) / ("a.nii.gz" if body.startswith(b"\x1f\x8b") else "a.nii")
-    path.write_bytes(body)
-    return read_nifti(path)
-
-
-async def answered(client, body, params):
-  """The answer to a request that is sent until there is a place, and how often there was none."""
-  full = 0
-  while True:
-    sent = {"files": {"file": ("x", body)}} if full % 2 else {"content": body}
-    answer = await client.post("/predict", params=params, **sent)
-    if answer.status_code != 429:
-      return answer, full
-    assert int(answer.headers["retry-after"]) >= 1
-    full += 1
-    await asyncio.sleep(random.uniform(0.05, 0.6))
-
-
-async def mixed(address, good, bad, count):
-  """Sends good and bad bodies all at once; returns what came back, and the fullest queue seen."""
-  async def one(client, number):
-    if number % 10 == 9:  # goes in the middle of its body
-      return None, await broken(address, good[0][0])
-    if number % 2:
-      name = list(bad)[number // 2 % len(bad)]
-      return ("bad", name), await answered(client, bad[name][0], {})
-    body, order, expected = good[number // 2 % len(good)]
-    params = {k: ",".join(v) if k == "classes" else v for k, v in order.items()}
-    return ("good", expected), await answered(client, body, params)
-
-  async def watch(client, seen):
-    while True:
-      health = (await client.get("/health")).json()
-      seen.append((health["running"], health["waiting"]))
-      await asyncio.sleep(0.05)
-
-  limits = httpx2.Limits(max_connections=None, max_keepalive_connections=20)
-  async with httpx2.AsyncClient(base_url=address, limits=limits, timeout=None) as client:
-    seen = []
-    watching = asyncio.create_task(watch(client, seen))
-    answers = await asyncio.gather(*(one(client, number) for number in range(count)))
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
-  return answers, seen
-
-
-def head(size):
-  """The head of a request with a body of `size` bytes."""
-  return f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode()
-
-
-async def broken(address, body):
-  host, port = address.removeprefix("http://").split(":")
-  _, writer = await asyncio.open_connection(host, int(port))
-  writer.write(head(len(body)) + body[:len(body) // 2])
-  with contextlib.suppress(ConnectionError):
-    await writer.drain()
-  writer.close()
-  with contextlib.suppress(ConnectionError):
-    await writer.wait_closed()
-
-
-def resident(*processes):
-  return [process.memory_info().rss for process in processes]
-
-
-def test_200_requests_at_once(service, workdir):
-  process, address, folder = service
-  good, bad = good_requests(condseg_jax.load(workdir)), bad_bodies()
+def test_all_protocols_at_once(workdir, tmp_path):
+  pytest.importorskip("pynetdicom", reason="the extra pacs is not installed")
+  good = mixed_load.good_requests(condseg_jax.load(workdir))
   assert any(expected.label.array.any() for _, _, expected in good)
-  processes = psutil.Process(process.pid), worker(process)
-  asyncio.run(mixed(address, good, bad, REQUESTS))  # everything has run once
-  before = resident(*processes)
-  answers, seen = asyncio.run(mixed(address, good, bad, REQUESTS))
-  full = 0
-  for kind, answer in answers:
-    if kind is None:
-      continue
-    answer, times = answer
-    full += times
-    if kind[0] == "bad":
-      assert 400 <= answer.status_code < 500, (kind, answer.text)
-      assert set(answer.json()) == {"error", "reason", "cure"} and str(folder) not in answer.text
-      continue
-    assert answer.status_code == 200, answer.text
-    archive = zipfile.ZipFile(io.BytesIO(answer.content))
-    label = read(archive.read("label.nii.gz")).array
-    np.testing.assert_array_equal(label, kind[1].label.array)
-    counts = {k: v["voxels"] for k, v in json.loads(archive.read("statistics.json"))
-              ["classes"].items()}
-    assert counts == {name: (label == value).sum() for name, value in kind[1].names.items()}
-  assert full > 0, "the queue was never full"
-  assert max(running for running, _ in seen) == 1
-  assert max(running + waiting for running, waiting in seen) <= WAITING + 1
-  assert worker(process).pid == processes[1].pid, "the worker has ended meanwhile"
-  after = resident(*processes)
-  print(f"resident MiB, web and worker: {[b >> 20 for b in before]} → {[a >> 20 for a in after]}")
-  for was, now in zip(before, after, strict=True):
-    assert now <= GROWTH * was + SLACK
-  (requests,) = folder.glob("condseg-serve-*")
-  until(lambda: not list(requests.iterdir()))
+  with orthanc.running(tmp_path) as archive:
+    node = dimse.make_node(tmp_path / "spool", archive.port)
+    dimse.write_config(node, tmp_path / "node.json")
+    for number, shape in enumerate(mixed_load.SHAPES):
+      study = f"{mixed_load.ROOT}.0.{number}"
+      archive.upload(orthanc.write_study(tmp_path / "held", study, f"{study}.1",
+                                         array=voxels(number, shape), modality="CT"))
+    flags = (f"--dicom={node.aet}:{node.port}", f"--dicom_config={tmp_path / 'node.json'}",
+             f"--dicomweb={archive.web}", f"--audit={tmp_path / 'audit.jsonl'}",
+             f"--queue={WAITING}", "--max_mb=1")
+
+    def idle():
+      return not any(any(node.spool.glob(f"{state}/*"))
+                     for state in ("receiving", "ready", "results"))
+
+    def check_answers(studies, failed=0):
+      """Each was segmented once, and its segmentation is in the archive."""
+      lines = map(json.loads, (tmp_path / "audit.jsonl").read_text().splitlines())
+      outcomes = [line["outcome"] for line in lines if line["route"] == "dicom"]
+      assert outcomes.count(200) == len(studies) - failed
+      missing = [study for study in studies if not archive.series("SEG", study)]
+      assert len(missing) == failed, missing
+
+    with serving(workdir, tmp_path, *flags) as (process, address):
+      async def work():
+        load = mixed_load.Load(address, node, tmp_path / "sent", good)
+        await load.run(0, mixed_load.times(mixed_load.WARM_UP))  # everything has run once
+        await asyncio.to_thread(until, idle, 600)
+        before = resident(process)
+        load.seconds.clear()
+        seconds, kills = await mixed_load.loaded(load, process)
+        await asyncio.to_thread(until, idle, 600)
+        await load.close()
+        return load, seconds, kills, before
+
+      load, seconds, kills, before = asyncio.run(work())
+      until(lambda: httpx2.get(f"{address}/health").status_code == 200)
+      after = resident(process)
+      mixed_load.write_figures(load, seconds, kills, before, after)
+      assert kills and load.killed <= kills and load.full
+      failed = len(list(node.spool.glob("failed/*")))  # read by a worker as it was killed
+      assert load.killed + failed <= kills
+      check_answers(load.studies, failed)
+      assert load.stored and all(archive.series("SEG", f"{mixed_load.ROOT}.0.{number}")
+                                 for number in range(len(mixed_load.SHAPES)))
+      for was, now in zip(before, after, strict=True):
+        assert now <= GROWTH * was + SLACK
+      (requests,) = tmp_path.glob("condseg-serve-*")
+      until(lambda: not [path for path in requests.iterdir() if path.name != "sessions"])
+
+      # SIGTERM while series wait: they are answered after the next start.
+      late = mixed_load.Load(address, node, tmp_path / "late", good, first=10 ** 6)
+      asyncio.run(late.send_series(4))  # which ends before they are segmented
+      process.send_signal(signal.SIGTERM)
+      assert process.wait() == 0
+    log = (tmp_path / "service.log").read_text()
+    with serving(workdir, tmp_path, *flags):
+      until(idle)
+    check_answers(load.studies + late.studies, failed)
+  for private in ("Doe", "patient", mixed_load.ROOT, "Traceback"):
+    assert private not in log
 
 
 def long_body():

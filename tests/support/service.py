@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import nibabel
 import numpy as np
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -51,19 +52,41 @@ def network() -> Predictor:
   return Predictor(model, variables, table, Plan("mr", (2.0, 1.0, 1.0), WINDOW))
 
 
+def picture_network() -> Predictor:
+  """An untrained network of two classes for colour pictures."""
+  table = ClassTable.create(["car", "road"])
+  model = DenseUNet(codes=tuple(table.codes.tolist()), strides=((2, 2),), layers_per_level=(1, 1),
+                    channels=4, growth=4)
+  variables = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, 16, 16, 3)),
+                                  jnp.zeros(1, jnp.int32))
+  return Predictor(model, variables, table, Plan("rgb", (1.0, 1.0), (16, 16)))
+
+
+def picture(shape=(20, 30), kind="PNG") -> bytes:
+  """A colour picture as a file."""
+  stream = io.BytesIO()
+  array = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+  Image.fromarray(array).save(stream, kind)
+  return stream.getvalue()
+
+
 class Inside:
   """A `Device` that predicts in a thread instead of a worker process."""
 
   def __init__(self, predictor: Predictor, limits: Limits):
     self._predictor, self._limits = predictor, limits
     self.table, self.fusions, self.ready = predictor.table, FUSIONS, True
+    self.axes, self.progress = len(predictor.plan.spacing), None
 
   async def start(self):
     self.ready = True
 
   async def run(self, folder, request, _cancelled):
     return await asyncio.to_thread(handle, self._predictor, folder, vars(request), self._limits,
-                                   lambda _event: None)
+                                   self._told)
+
+  def _told(self, _event, done=None):
+    self.progress = done
 
   async def exited(self):
     await asyncio.Event().wait()

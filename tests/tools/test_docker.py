@@ -1,8 +1,7 @@
-"""Static checks of the Dockerfile; nothing is built."""
+"""Static checks of the Dockerfile; `tools/docker/check.py` installs and starts as it says."""
 
 from pathlib import Path
 import re
-import shlex
 import urllib.error
 import urllib.request
 
@@ -10,6 +9,7 @@ import pytest
 
 from condseg_jax.cli import serve
 from condseg_jax.cli import shell
+from tools.docker import check
 
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "tools" / "docker"
@@ -17,10 +17,7 @@ FOLDER = ROOT / "tools" / "docker"
 
 @pytest.fixture
 def instructions():
-  """(instruction, argument), without comments and line continuations."""
-  text = re.sub(r"^#.*\n", "", (FOLDER / "Dockerfile").read_text(encoding="utf-8"), flags=re.M)
-  lines = text.replace("\\\n", " ").splitlines()
-  return [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]
+  return check.instructions(FOLDER / "Dockerfile")
 
 
 def of(instructions, name):
@@ -45,7 +42,7 @@ def test_copied_files_exist_and_are_not_ignored(instructions):
 
 
 def test_the_entry_point_is_a_valid_command(instructions, monkeypatch):
-  program, *flags = shlex.split(of(instructions, "ENTRYPOINT")[0].strip("[]").replace(",", " "))
+  program, *flags = check.arguments(*of(instructions, "ENTRYPOINT"))
   assert program == "condseg-serve"
   flags_given = {}
   monkeypatch.setattr(
@@ -56,8 +53,8 @@ def test_the_entry_point_is_a_valid_command(instructions, monkeypatch):
 
 
 def test_the_health_check(instructions, monkeypatch):
-  (check,) = of(instructions, "HEALTHCHECK")
-  code = shlex.split(check.partition("CMD")[2].strip(" []").replace('",', '"'))[2]
+  (text,) = of(instructions, "HEALTHCHECK")
+  code = check.arguments(text.partition("CMD")[2])[2]
   addresses = []
   monkeypatch.setattr(urllib.request, "urlopen", addresses.append)
   exec(code)

@@ -6,6 +6,7 @@ from html import escape
 import math
 
 from condseg_jax.classes import ClassTable
+from condseg_jax.infer.prediction import rating
 from condseg_jax.metrics import METRICS
 from condseg_jax.report import markup
 from condseg_jax.report import tables
@@ -25,8 +26,6 @@ _HEADINGS = {
     "predicted_dice": ("predicted Dice", 2), "dice_bound": ("its 90 % lower bound", 2),
 }
 _HIDDEN = ("voxels",)  # measures that are not shown
-# Predicted Dice from which a light has this colour, and what it says.
-_LIGHTS = ((0.8, "good"), (0.5, "doubtful"), (-math.inf, "poor"))
 _FEW, _MANY = 8, 24  # structures up to which the list and the table are open
 
 
@@ -60,7 +59,7 @@ def light(value: float | bool | str | None) -> str:
   """Renders a predicted Dice as a traffic light; "" without a value."""
   if not isinstance(value, int | float) or math.isnan(value):
     return ""
-  word = next(word for low, word in _LIGHTS if value >= low)
+  word = rating(value)
   return f'<span class="light {word}" role="img" aria-label="{word}" title="{word}"></span>'
 
 

@@ -224,7 +224,7 @@ def _suffix(path: Path) -> str:
         inner = signature.suffix(stream.read(signature.HEAD_BYTES))
     except (OSError, EOFError, zlib.error) as error:
       raise HttpError(422, "body", "is a damaged gzip file", "send it again") from error
-  if not suffix or suffix == ".nii.gz" and inner != ".nii":
+  if suffix not in SUFFIXES or suffix == ".nii.gz" and inner != ".nii":
     raise _unsupported("image")
   return suffix
 

@@ -5,7 +5,7 @@ import { droppedFiles, zipFiles } from "/zip.js";
 
 const $ = id => document.getElementById(id);
 const RETRIES = 60;
-let classes = [], chosen = null, request = null, stopped = false, urls = [];
+let classes = [], axes = 3, chosen = null, request = null, stopped = false, urls = [];
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -40,7 +40,12 @@ async function pollHealth() {
 
 async function loadClasses() {
   const answer = await (await fetch("/classes")).json();
-  classes = answer.classes;
+  ({ classes, axes } = answer);
+  if (axes === 2) {
+    $("formats").textContent = "PNG, JPEG or TIFF";
+    $("file").accept = "image/png,image/jpeg,image/tiff";
+    $("choose-folder").hidden = true;
+  }
   for (const { name, color } of classes) {
     const dot = make("span", { className: "dot" });
     dot.style.background = `rgb(${color})`;
@@ -67,7 +72,8 @@ const updateClassHint = () => { $("all").hidden = selectedClasses().length > 0; 
 // --- upload and prediction ------------------------------------------------------------------
 function chooseFiles(files) {
   if (!files.length) return;
-  chosen = { files, zip: files.length > 1 || !/\.(nii|nii\.gz|zip)$/i.test(files[0].name) };
+  chosen = { files, zip: axes === 3
+    && (files.length > 1 || !/\.(nii|nii\.gz|zip)$/i.test(files[0].name)) };
   const size = files.reduce((sum, file) => sum + file.size, 0);
   $("chosen").textContent = chosen.zip ? `${files.length} files, ${bytes(size)}`
     : `${files[0].name}, ${bytes(size)}`;
@@ -87,22 +93,45 @@ function showProgress(step, fraction) {
   else $("bar").value = fraction;
 }
 
+const duration = seconds => seconds < 90 ? `${Math.round(seconds)} s`
+  : `${Math.round(seconds / 60)} min`;
+
+// Shows how far the request with a ticket is, every second until it is stopped; returns what stops.
+function watch(ticket) {
+  let clock, start;
+  const look = async () => {
+    const { state, ahead, done } = await (await fetch(`/queue/${ticket}`)).json();
+    if (!clock) return;
+    if (state === "waiting") showProgress(ahead === 1 ? "Waiting for another image"
+      : `Waiting for ${ahead} other images`);
+    if (state === "running") {
+      start ??= Date.now();
+      const seconds = (Date.now() - start) / 1000;
+      showProgress(done ? `Segmenting, about ${duration(seconds * (1 - done) / done)} left`
+        : `Segmenting, ${duration(seconds)}`, done ?? undefined);
+    }
+  };
+  clock = setInterval(() => look().catch(() => {}), 1000);
+  return () => {
+    clearInterval(clock);
+    clock = null;
+  };
+}
+
 // Posts a body once; resolves to the finished XMLHttpRequest.
-function post(address, body) {
+function post(address, body, ticket) {
   return new Promise((resolve, reject) => {
     request = new XMLHttpRequest();
     request.open("POST", address);
     request.responseType = "blob";
-    const started = Date.now();
-    let clock;
+    let unwatch = () => {};
     request.upload.onprogress = event => showProgress(`Uploading, ${bytes(event.loaded)}`,
       event.loaded / event.total);
     request.upload.onload = () => {
-      const tick = () => showProgress(`Segmenting, ${Math.round((Date.now() - started) / 1000)} s`);
-      tick();
-      clock = setInterval(tick, 1000);
+      showProgress("Segmenting");
+      unwatch = watch(ticket);
     };
-    request.onloadend = () => clearInterval(clock);
+    request.onloadend = () => unwatch();
     request.onload = () => resolve(request);
     request.onerror = () => reject(new Error("Connection lost. Is the service running?"));
     request.onabort = () => reject(new Error(""));
@@ -118,7 +147,11 @@ async function segment() {
   if (selectedClasses().length) query.set("classes", selectedClasses().join(","));
   for (let attempt = 0; ; attempt++) {
     if (stopped) throw new Error("");
-    const answer = await post(`/predict?${query}`, body);
+    // getRandomValues and not randomUUID, which there is only with TLS or on the same machine.
+    const ticket = [...crypto.getRandomValues(new Uint32Array(4))].map(n => n.toString(36)
+      .padStart(7, "0")).join("");
+    query.set("ticket", ticket);
+    const answer = await post(`/predict?${query}`, body, ticket);
     const retryAfter = Number(answer.getResponseHeader("Retry-After"));
     if ([429, 503].includes(answer.status) && retryAfter && attempt < RETRIES) {
       showProgress("Service busy, waiting");
@@ -144,16 +177,24 @@ async function showResult(form) {
   $("views").replaceChildren();
   const redraw = showVolume($("views"), volume);
   $("rows").replaceChildren();
-  for (const [name, { value, voxels, volume_ml }] of Object.entries(statistics.classes)) {
+  const entries = Object.entries(statistics.classes);
+  const rated = entries.some(([, entry]) => entry.rating);
+  const heads = [...axes === 3 ? ["Volume", "Voxels"] : ["Pixels"],
+    ...rated ? ["Predicted Dice"] : []];
+  $("columns").replaceChildren(make("th", { textContent: "Class" }),
+    ...heads.map(textContent => make("th", { className: "number", textContent })));
+  for (const [name, { value, voxels, volume_ml, predicted_dice, rating }] of entries) {
     const dot = make("span", { className: "dot" });
     dot.style.background = `rgb(${classes[value - 1].color})`;
     const box = make("input", { type: "checkbox", checked: true, value });
     box.addEventListener("input", update);
     $("rows").append(make("tr", { className: voxels ? "" : "none" },
       make("td", {}, make("label", {}, box, dot, name)),
-      make("td", { className: "number",
-        textContent: voxels ? `${volume_ml.toPrecision(4)} ml` : "not found" }),
-      make("td", { className: "number", textContent: voxels.toLocaleString("en") })));
+      ...axes === 3 ? [make("td", { className: "number",
+        textContent: voxels ? `${volume_ml.toPrecision(4)} ml` : "not found" })] : [],
+      make("td", { className: "number", textContent: voxels.toLocaleString("en") }),
+      ...rated ? [make("td", { className: "number" }, ...rating ? [predicted_dice.toFixed(2),
+        make("span", { className: `light ${rating}`, title: rating })] : [])] : []));
   }
   function update() {
     const values = [...$("rows").querySelectorAll(":checked")].map(box => Number(box.value));
@@ -162,8 +203,9 @@ async function showResult(form) {
   }
   $("opacity").oninput = update;
   update();
-  $("about").textContent = `${statistics.shape.join(" × ")} voxels of `
-    + `${statistics.spacing_mm.map(s => s.toPrecision(3)).join(" × ")} mm, `
+  const grid = axes === 2 ? "pixels"
+    : `voxels of ${statistics.spacing_mm.map(s => s.toPrecision(3)).join(" × ")} mm`;
+  $("about").textContent = `${statistics.shape.join(" × ")} ${grid}, `
     + `${statistics.seconds.toFixed(1)} s`;
   showDownloads(form);
 }
@@ -173,7 +215,7 @@ function showDownloads(form) {
   urls = [];
   $("downloads").replaceChildren();
   for (const [name, file] of form) {
-    if (!name.endsWith(".nii.gz") && name !== "statistics.json") continue;
+    if (!/^(label|mask_.*)\.|^statistics\.json$/.test(name)) continue;
     urls.push(URL.createObjectURL(file));
     $("downloads").append(make("a", { href: urls.at(-1), download: name,
       textContent: `${name} (${bytes(file.size)})` }));

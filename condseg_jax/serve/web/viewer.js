@@ -1,4 +1,5 @@
-// Three orthogonal views of a volume with its label map overlaid, cut from two tiled PNG images.
+// Three orthogonal views of a volume, or one of a picture, with the label map overlaid; cut from two
+// tiled PNG images.
 
 const PLANES = [
   // Axes of the canonical volume: 0 inferior to superior, 1 to posterior, 2 to left.
@@ -6,6 +7,7 @@ const PLANES = [
   { name: "Coronal", axis: 1, down: 0, right: 2, flip: true, letters: ["R", "L", "S", "I"] },
   { name: "Sagittal", axis: 2, down: 0, right: 1, flip: true, letters: ["A", "P", "S", "I"] },
 ];
+const PICTURE = { ...PLANES[0], name: "Picture", letters: [] };
 const SIDES = ["left", "right", "top", "bottom"];
 const CONTOUR = 2;  // width in pixels of the canvas
 const CROSSHAIR = "rgb(255 255 255 / .35)";
@@ -34,11 +36,13 @@ function untile(tiled, layout, volume, value) {
 
 export async function readVolume(image, labels, layout) {
   const size = layout.shape.reduce((a, b) => a * b);
-  const grey = untile(await pixels(image), layout, new Uint8Array(size), (data, i) => data[i]);
+  // Red, green and blue in three bytes.
+  const color = untile(await pixels(image), layout, new Uint32Array(size),
+    (data, i) => data[i] + (data[i + 1] << 8) + (data[i + 2] << 16));
   const label = untile(await pixels(labels), layout, new Uint16Array(size),
     (data, i) => data[i] + 256 * data[i + 1]);
   const [, height, width] = layout.shape;
-  return { ...layout, grey, label, strides: [height * width, width, 1] };
+  return { ...layout, color, label, strides: [height * width, width, 1] };
 }
 
 // Initial position: on each axis the slice with most labelled voxels.
@@ -59,7 +63,8 @@ export function showVolume(parent, volume) {
   let overlay = { colors: new Map(), opacity: 0.5 };
   const drawAll = () => views.forEach(draw => draw());
 
-  for (const plane of PLANES) {
+  const picture = volume.axes === 2;
+  for (const plane of picture ? [PICTURE] : PLANES) {
     const { axis, down, right, flip } = plane;
     const [count, height, width] = [axis, down, right].map(a => volume.shape[a]);
     const view = document.createElement("section");
@@ -77,16 +82,17 @@ export function showVolume(parent, volume) {
       view.querySelector(".frame").append(span);
     });
     slider.max = count - 1;
+    slider.parentElement.hidden = number.hidden = picture;
     slider.setAttribute("aria-label", `${plane.name} slice`);
     const aspect = width * volume.spacing[right] / (height * volume.spacing[down]);
     view.querySelector(".frame").style.setProperty("--aspect", aspect);
     // Magnified, so that contours and crosshair stay thin.
     const scale = Math.max(1, Math.ceil(600 / Math.max(width, height)));
     [canvas.width, canvas.height] = [width * scale, height * scale];
-    const greyCanvas = new OffscreenCanvas(width, height);
+    const imageCanvas = new OffscreenCanvas(width, height);
     const labelCanvas = new OffscreenCanvas(width, height);
-    const [greys, labels] = [greyCanvas, labelCanvas].map(c => c.getContext("2d"));
-    const greyData = greys.createImageData(width, height);
+    const [images, labels] = [imageCanvas, labelCanvas].map(c => c.getContext("2d"));
+    const imageData = images.createImageData(width, height);
     const labelData = labels.createImageData(width, height);
     const row = y => flip ? height - 1 - y : y;
 
@@ -98,8 +104,10 @@ export function showVolume(parent, volume) {
       for (let y = 0; y < height; y++) {
         for (let x = 0; x < width; x++, to += 4) {
           const i = at(x, y), value = volume.label[i], color = overlay.colors.get(value);
-          greyData.data.fill(volume.grey[i], to, to + 3);
-          greyData.data[to + 3] = 255;
+          imageData.data[to] = volume.color[i] & 255;
+          imageData.data[to + 1] = volume.color[i] >> 8 & 255;
+          imageData.data[to + 2] = volume.color[i] >> 16;
+          imageData.data[to + 3] = 255;
           labelData.data[to + 3] = 0;
           if (!color) continue;
           labelData.data.set(color, to);
@@ -113,11 +121,11 @@ export function showVolume(parent, volume) {
           if (differs(x + 1, y)) edges.push([color, left + scale - CONTOUR, top, CONTOUR, scale]);
         }
       }
-      greys.putImageData(greyData, 0, 0);
+      images.putImageData(imageData, 0, 0);
       labels.putImageData(labelData, 0, 0);
       const context = canvas.getContext("2d");
       context.imageSmoothingEnabled = true;
-      context.drawImage(greyCanvas, 0, 0, canvas.width, canvas.height);
+      context.drawImage(imageCanvas, 0, 0, canvas.width, canvas.height);
       context.imageSmoothingEnabled = false;
       context.drawImage(labelCanvas, 0, 0, canvas.width, canvas.height);
       if (overlay.opacity > 0) {
@@ -126,11 +134,12 @@ export function showVolume(parent, volume) {
           context.fillRect(...box);
         }
       }
+      slider.value = position[axis];
+      number.textContent = `${position[axis] + 1} / ${count}`;
+      if (picture) return;
       context.fillStyle = CROSSHAIR;
       context.fillRect((position[right] + 0.5) * scale, 0, 1, canvas.height);
       context.fillRect(0, (row(position[down]) + 0.5) * scale, canvas.width, 1);
-      slider.value = position[axis];
-      number.textContent = `${position[axis] + 1} / ${count}`;
     };
     const move = (a, to) => {
       position[a] = Math.max(0, Math.min(volume.shape[a] - 1, Math.floor(to)));

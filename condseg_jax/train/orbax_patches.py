@@ -1,4 +1,4 @@
-"""Lets orbax keep its arrays at `s3://`, as it does at `gs://`.
+"""What orbax lacks: arrays at `s3://`, and an end to the threads of a save that has failed.
 
 orbax writes the other files of a checkpoint with epath, which knows both. For the arrays it makes
 TensorStore's address of a folder itself, in two functions that know `gs://` alone, although
@@ -6,8 +6,11 @@ TensorStore has drivers for both. They are replaced by ones that ask `system.buc
 of a checkpoint is orbax's own, so one that is copied from a bucket to a disk is read there.
 """
 
+import contextlib
 import functools
+import threading
 from typing import Any
+import warnings
 
 from condseg_jax.errors import InputError
 from condseg_jax.system import buckets
@@ -16,7 +19,7 @@ _BEGIN = "s3:/"  # orbax normalises addresses as if they were paths
 
 
 @functools.cache
-def enable() -> None:
+def enable_s3() -> None:
   """Replaces the two functions, once in a process.
 
   Raises:
@@ -41,3 +44,18 @@ def enable() -> None:
 
   tensorstore_utils._use_gcs_driver = in_bucket
   gcs_utils.get_kvstore_for_gcs = kvstore
+
+
+def end_failed_save() -> None:
+  """Ends the threads of a save of which one has failed.
+
+  Each of the others waits five minutes for the one before it, and the process for all of them.
+  """
+  from orbax.checkpoint._src.futures import future
+  with contextlib.suppress(AttributeError):  # another version of orbax: then they wait
+    for thread in threading.enumerate():
+      if isinstance(thread, future._SignalingThread):
+        # What it would have awaited is nobody's any more.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        thread.cancel()
+        future.set_signals(thread._receive_signals, operation_id=thread._operation_id)
