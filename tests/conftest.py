@@ -15,7 +15,8 @@ def _compile_fast() -> None:
     folder = tempfile.mkdtemp(prefix="condseg_tests_")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     # Programs run once here, so that most of the time would go into compiling them. These flags
     # exist in the pinned version of jaxlib, and halve that time.
     os.environ["XLA_FLAGS"] = " ".join([
@@ -69,6 +70,11 @@ LONGEST = ("cluster/test_predict", "buckets/test_runs", "tools/test_fuzz", "tool
            "serve/monai/test_client", "tools/test_startup", "serve/test_page",
            "study/test_study_runs", "report/page/test_in_a_browser", "train/test_augment",
            "golden/test_golden")
+
+
+def pytest_collection_finish():
+  """Leaves what is imported by now out of all further searches for garbage."""
+  gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
