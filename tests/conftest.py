@@ -40,7 +40,8 @@ _own_cores()  # before jax counts them
 
 # Programs and what they were traced from stay in memory; looking for garbage after every few
 # hundred new objects would take a good part of the time.
-gc.set_threshold(20_000, 10, 10)
+gc.set_threshold(20_000, 10, 50)
+MANY_FILES = 400  # open, after which it is looked for: some are closed only as garbage
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
@@ -91,6 +92,14 @@ def real_data() -> Path:
   if not folder or not Path(folder).is_dir():
     pytest.skip("real data: CONDSEG_TEST_DATA names no folder")
   return Path(folder)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def files_are_closed():
+  """Collects sockets and files of processes before there are too many."""
+  yield
+  if Path("/proc/self/fd").exists() and len(os.listdir("/proc/self/fd")) > MANY_FILES:
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)

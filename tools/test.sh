@@ -12,5 +12,9 @@ if [ ! -x .venv/moto/bin/moto_server ]; then  # without it, the tests of buckets
     $(sed -n 's/^#   --moto //p' requirements.txt) || echo "moto could not be installed"
 fi
 ruff check
-mypy
-python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@"
+mypy &
+types=$!
+code=0
+python -m pytest --numprocesses=auto --dist=loadfile --no-loadscope-reorder "$@" || code=$?
+wait "$types" || code=1
+exit "$code"

@@ -22,6 +22,7 @@ WHOLE = (("application/dicom", "*"),)  # in whatever transfer syntax it is store
 NO_IMAGE = ("AU", "DOC", "ECG", "FID", "HD", "KO", "PLAN", "PR", "REG", "RTDOSE", "RTPLAN",
             "RTRECORD", "RTSTRUCT", "RWV", "SEG", "SMR", "SR", "SRF", "STAIN")
 STUDY_UID, SERIES_UID, MODALITY = "0020000D", "0020000E", "00080060"
+INSTANCES = "00201209"  # their number in a series; optional in answers
 FAILED = "FailedSOPSequence"
 
 
@@ -32,11 +33,13 @@ class Found(NamedTuple):
     study: StudyInstanceUID.
     uid: SeriesInstanceUID.
     modality: CT, MR, …; "" if unknown.
+    instances: number of instances; 0 if unknown.
   """
 
   study: str
   uid: str
   modality: str
+  instances: int = 0
 
 
 class Server:
@@ -74,8 +77,8 @@ class Server:
     filters = {"SeriesInstanceUID": series} if series else None
     with self._told():
       answers = self._client.search_for_series(study or None, search_filters=filters)
-    found = [Found(_value(one, STUDY_UID) or study, _value(one, SERIES_UID),
-                   _value(one, MODALITY)) for one in answers]
+      found = [Found(_value(one, STUDY_UID) or study, _value(one, SERIES_UID),
+                     _value(one, MODALITY), int(_value(one, INSTANCES) or 0)) for one in answers]
     # A server may ignore a filter that it does not know. Identifiers become names of files here, so
     # anything else that it answers is left out.
     found = [one for one in found if is_uid(one.uid) and is_uid(one.study)
@@ -101,7 +104,8 @@ class Server:
       The number of instances.
 
     Raises:
-      InputError: more than the maximum, no instance, or the server fails.
+      InputError: more than the maximum, none or fewer instances than the server has, or the server
+        fails.
     """
     folder.mkdir(parents=True)
     count, size = 0, 0
@@ -120,6 +124,10 @@ class Server:
     if not count:
       raise InputError(self.url, f"sends no instance of series {found.uid}",
                        "check the permissions on the server")
+    if count < found.instances and not stopped():
+      # A message that ends too early is no error for the parser: slices would be missing unnoticed.
+      raise InputError(self.url, f"sends {count} of {found.instances} instances of series "
+                       f"{found.uid}", "try again, and see the log of the server")
     return count
 
   def store(self, paths: Sequence[str | os.PathLike]) -> None:

@@ -212,6 +212,9 @@ async def _serve(queue: Queue, listener: socket.socket, tls: ssl.SSLContext | No
       app, loop="asyncio", http=Protocol, ws="none",
       lifespan="off", log_config=None, access_log=False, server_header=False, proxy_headers=False,
       limit_concurrency=MAX_CONNECTIONS, backlog=BACKLOG,
+      # Longer than clients keep an idle connection, which else is sometimes closed while they send
+      # a request: uvicorn's default of 5 s is also that of httpx.
+      timeout_keep_alive=round(IDLE_SECONDS),
       timeout_graceful_shutdown=round(CLOSING_SECONDS) + 2,
       ssl_context_factory=(lambda _config, _default: tls) if tls else None)
   server = _Server(config, queue)

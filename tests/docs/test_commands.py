@@ -1,9 +1,11 @@
 """The commands of the documents do what they say: blocks are run, or listed with a reason."""
 
+import importlib
 import json
 import os
 from pathlib import Path
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,8 +13,10 @@ import sys
 import numpy as np
 import pytest
 
+from condseg_jax.datasets.synthetic import phantom
 from condseg_jax.formats.nifti import write_nifti
 from condseg_jax.geometry import Volume
+from condseg_jax.train import candidates
 from support import tiny
 from support.documents import Block
 from support.documents import blocks
@@ -91,26 +95,12 @@ SUBSTITUTIONS = {
     r"^( *condseg-analyse .*)$": r"\1 --cases=2 --gradient_cases=2 --nomaps",
 }
 
+# A command as it is in this checkout, installed or not; without the underscore of `import_`.
 COMMAND = """#!{python}
 import sys
 sys.argv[0] = "condseg-{name}"
 from condseg_jax.cli.{name} import main
 sys.exit(main())
-"""
-PHANTOM = """#!{python}
-import sys
-from condseg_jax.datasets.synthetic import phantom
-phantom.SIZES["quick"] = phantom.Size((16, 32, 32), (11.0, 11.0, 11.0))
-phantom.write_abdomen(sys.argv[1].removeprefix("--out="), size="quick", cases_per_organ=2,
-                      test_cases_per_profile=1)
-"""
-# The rule with a single candidate, which any machine gets done.
-INIT = """#!{python}
-import sys
-from condseg_jax.train import candidates
-candidates.LEAST_STEPS, candidates.IMAGES = {{2: 1}}, {{3: (1,)}}
-from condseg_jax.cli.init import main
-sys.exit(main(["condseg-init", *sys.argv[1:]]))
 """
 
 
@@ -192,20 +182,36 @@ def write_data(root: Path) -> None:
 
 
 def write_commands(folder: Path) -> None:
-  """Writes the commands as they are in this checkout, installed or not."""
+  """Writes the commands for the blocks that a shell has to run."""
   folder.mkdir()
-  scripts = {f"condseg-{path.stem.rstrip('_')}":
-             COMMAND.format(python=sys.executable, name=path.stem)
-             for path in (ROOT / "condseg_jax" / "cli").glob("*.py")}
-  scripts |= {"small-phantom": PHANTOM.format(python=sys.executable),
-              "small-init": INIT.format(python=sys.executable)}
-  for name, text in scripts.items():
-    (folder / name).write_text(text, encoding="utf-8")
-    (folder / name).chmod(0o755)
+  for path in (ROOT / "condseg_jax" / "cli").glob("*.py"):
+    script = folder / f"condseg-{path.stem.rstrip('_')}"
+    script.write_text(COMMAND.format(python=sys.executable, name=path.stem), encoding="utf-8")
+    script.chmod(0o755)
+
+
+def commands_of(text: str) -> list[list[str]] | None:
+  """Returns the words of each line of a block, or None if there is more in it than commands."""
+  lines = [shlex.split(line, comments=True) for line in text.splitlines()]
+  lines = [words for words in lines if words]
+  plain = all(re.match("(condseg|small)-", words[0]) for words in lines)
+  return lines if plain and not re.search(r"[|><;&$]", text) else None
+
+
+def run_here(words: list[str]) -> int:
+  """Runs a command in this process, which has imported already what commands import."""
+  name = words[0].partition("-")[2]
+  if words[0] == "small-phantom":
+    phantom.write_abdomen(words[1].removeprefix("--out="), size="quick", cases_per_organ=2,
+                          test_cases_per_profile=1)
+    return 0
+  module = importlib.import_module(
+      f"condseg_jax.cli.{name}_" if name == "import" else f"condseg_jax.cli.{name}")
+  return module.main([f"condseg-{name}", *words[1:]])
 
 
 @pytest.mark.slow
-def test_the_documents_run(tmp_path, monkeypatch):
+def test_the_documents_run(tmp_path, monkeypatch, capsys):
   """Every page in turn; what they promise lies in the folder at the end."""
   work = tmp_path / "work"
   write_data(work)
@@ -215,6 +221,10 @@ def test_the_documents_run(tmp_path, monkeypatch):
          "CONDSEG_ONEDNN": "0", "CONDSEG_LARGE_PAGES": "0",  # both would cost time at each start
          "PATH": os.pathsep.join([str(tmp_path / "bin"), os.environ["PATH"]])}
   monkeypatch.chdir(work)
+  monkeypatch.setattr(phantom, "SIZES", {"quick": phantom.Size((16, 32, 32), (11.0,) * 3)})
+  # The rule of condseg-init with a single candidate, which any machine gets done.
+  monkeypatch.setattr(candidates, "LEAST_STEPS", {2: 1})
+  monkeypatch.setattr(candidates, "IMAGES", {3: (1,)})
   for page in ORDER:
     scope: dict = {}
     for block in blocks(ROOT / page):
@@ -223,6 +233,11 @@ def test_the_documents_run(tmp_path, monkeypatch):
       place = f"{block.page}:{block.line}"
       if block.language == "python":
         exec(compile(block.text, place, "exec"), scope)
+        continue
+      commands = commands_of(small(block.text))
+      if commands is not None:
+        for words in commands:
+          assert run_here(words) == 0, f"{place}\n{words}\n{capsys.readouterr().err[-3000:]}"
         continue
       done = subprocess.run(["bash", "-e", "-c", small(block.text)], env=env, cwd=work,
                             capture_output=True, encoding="utf-8", check=False, timeout=300)

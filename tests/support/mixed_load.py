@@ -2,7 +2,7 @@
 
 What is accepted is answered, once and right, and the memory is what it was. For an hour:
 
-    CONDSEG_LOAD_SECONDS=3600 CONDSEG_LOAD_JSON=load.json \
+    CONDSEG_LOAD_SECONDS=3600 CONDSEG_LOAD_JSON=benchmarks/load.json \
       python -m pytest tests/serve/test_service.py -k all_protocols
 """
 
@@ -33,6 +33,7 @@ from support.service import series
 from support.service import voxels
 from support.serving import head
 from support.serving import worker
+from tools.benchmark import __main__ as benchmark
 
 SECONDS = float(os.environ.get("CONDSEG_LOAD_SECONDS", 0))
 REQUESTS, WARM_UP = 300, 60  # where no time is given
@@ -248,18 +249,25 @@ async def loaded(load, process):
 
 
 def write_figures(load, seconds, kills, before, after):
-  """Writes the figures of an hour."""
-  def row(name, values, unit="s"):
-    return {"name": name, "count": len(values), "unit": unit,
-            **{f"p{q}": float(np.percentile(values, q)) for q in (50, 95, 99)}}
+  """Writes the figures of an hour as those of a benchmark."""
+  count, rows = sum(map(len, load.seconds.values())), []
 
-  count = sum(map(len, load.seconds.values()))
-  figures = {
-      "seconds": seconds, "requests": count, "requests_per_second": count / seconds,
-      "at_once": AT_ONCE, "kills": kills, "ended_with_their_worker": load.killed,
-      "no_place_in_the_queue": load.full, "dicom_series": len(load.studies),
-      "memory_MiB": {"before": [b >> 20 for b in before], "after": [a >> 20 for a in after]},
-      "rows": [row(kind, values) for kind, values in sorted(load.seconds.items())]}
-  print(json.dumps(figures, indent=1))
+  def add(name, ours, unit, note):
+    rows.append({"name": name, "ours": ours, "peer": None, "ratio": None, "unit": unit,
+                 "note": note})
+
+  add("requests of all kinds", count / seconds, "1/s",
+      f"{count:,} in {seconds:.0f} s, {AT_ONCE} at a time; the queue was full {load.full:,} times; "
+      f"the worker was killed {kills} times, which ended {load.killed} requests with an error; "
+      f"{len(load.studies):,} series by C-STORE, each segmented once")
+  for kind, values in sorted(load.seconds.items()):
+    p50, p95, p99 = np.percentile(values, (50, 95, 99))
+    add(f"{kind}, median", float(p50), "s", f"p95 {p95:.2f} s, p99 {p99:.2f} s, {len(values):,}")
+  for name, was, now in zip(("web process", "worker"), before, after, strict=True):
+    add(f"memory of the {name} at the end", now, "bytes", f"{was / 2 ** 30:.2f} GiB after "
+        f"{WARM_UP} requests")
+  tree = {"device": benchmark.device(), "versions": benchmark.versions(),
+          "settings": benchmark.settings(), "rows": rows}
+  print(json.dumps(tree, indent=1))
   if path := os.environ.get("CONDSEG_LOAD_JSON"):
-    Path(path).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    Path(path).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")

@@ -15,6 +15,7 @@ from tools.benchmark import __main__ as command
 from tools.benchmark import conv
 from tools.benchmark import cost
 from tools.benchmark import export
+from tools.benchmark import large
 from tools.benchmark import memory
 from tools.benchmark import nets
 from tools.benchmark import peer
@@ -243,3 +244,13 @@ def test_the_peer_is_the_same_network(settings):
   expected = torch_net.TorchNet(model).load(gradient).named_parameters()
   for name, value in expected:
     np.testing.assert_allclose(gradients[name], value.detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_the_large_suite(tmp_path, monkeypatch):
+  monkeypatch.setattr(large, "SHAPE", (40, 40, 30))
+  monkeypatch.setattr(large, "SUBVOLUME", (8, 16, 16))
+  monkeypatch.setattr(large, "CASES", 40)
+  monkeypatch.setattr(large, "FEW", 10)
+  names = [row["name"] for row in run("large", tmp_path)]
+  assert names[-2:] == ["40 CTs: from the start of the process to the first batch",
+                        "40 CTs: peak memory by then"]

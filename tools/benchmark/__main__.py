@@ -30,6 +30,7 @@ from tools.benchmark import cluster
 from tools.benchmark import conv
 from tools.benchmark import cost
 from tools.benchmark import export
+from tools.benchmark import large
 from tools.benchmark import memory
 from tools.benchmark import predict
 from tools.benchmark import reading
@@ -43,7 +44,7 @@ PACKAGES = ("condseg-jax", "jax", "jaxlib", "flax", "numpy", "scipy", "nibabel",
 SUITES = {"conv": conv.run, "step": step.run, "predict": predict.run, "cost": cost.run,
           "input": reading.run, "scale": scale.run, "memory": memory.run,
           "startup": startup.run, "export": export.run, "buckets": buckets.run,
-          "cluster": cluster.run}
+          "cluster": cluster.run, "large": large.run}
 PICTURES = {"cost": cost.plot}  # suites with a plot next to the JSON file
 
 

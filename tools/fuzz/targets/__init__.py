@@ -13,5 +13,6 @@ TARGETS = {
     "config": "tools.fuzz.targets.settings:Settings",
     "http": "tools.fuzz.targets.service:Service",
     "monai": "tools.fuzz.targets.monai:Monai",
+    "dicomweb": "tools.fuzz.targets.dicomweb:DicomWeb",
     "dimse": "tools.fuzz.targets.dimse:Dimse",
 }
