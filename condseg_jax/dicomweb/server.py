@@ -17,6 +17,7 @@ from condseg_jax.dicomweb.address import is_uid
 from condseg_jax.errors import InputError
 
 TIMEOUT = 60.0  # seconds for the server to answer, or to send anything
+ATTEMPTS, FIRST_PAUSE = 3, 250  # of a request; milliseconds, doubled for each further one
 WHOLE = (("application/dicom", "*"),)  # in whatever transfer syntax it is stored
 # Of series that are not images.
 NO_IMAGE = ("AU", "DOC", "ECG", "FID", "HD", "KO", "PLAN", "PR", "REG", "RTDOSE", "RTPLAN",
@@ -61,7 +62,8 @@ class Server:
                        ) from error
     self.url = url
     self._client = DICOMwebClient(url, permissive_uid=True, timeout=TIMEOUT)
-    self._client.set_http_retry_params(max_attempts=3, wait_exponential_multiplier=250)
+    self._client.set_http_retry_params(max_attempts=ATTEMPTS,
+                                       wait_exponential_multiplier=FIRST_PAUSE)
 
   def image_series(self, study: str = "", series: str = "") -> list[Found]:
     """Finds the image series of a study, or a series by its identifier.

@@ -59,7 +59,7 @@ class DicomWeb(images.Dicom):
     """Starts the server."""
     if self._listener is None:
       from condseg_jax.dicomweb import server
-      server.TIMEOUT = TIMEOUT
+      server.TIMEOUT, server.FIRST_PAUSE = TIMEOUT, 1
       self._listener = socket.create_server(("127.0.0.1", 0))
       threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
 
