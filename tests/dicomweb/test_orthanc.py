@@ -48,16 +48,18 @@ def predict(monkeypatch, tmp_path):
 def test_a_series_comes_back_as_it_was_sent(server, tmp_path):
   client = Server(server.web)
   assert [found.uid for found in sorted(client.image_series(STUDY))] == list(SERIES)
-  found = Found(STUDY, SERIES[1], "MR")
+  found = Found(STUDY, SERIES[1], "MR", 7)
   assert client.image_series(series=SERIES[1]) == [found]
   assert client.fetch(found, tmp_path / "series") == 7
   volume = dicom.read_series(tmp_path / "series")
   np.testing.assert_array_equal(volume.array, voxels(1, (9, 8, 7)))
   np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-4)
+  with pytest.raises(InputError, match="sends 7 of 8 instances"):
+    client.fetch(found._replace(instances=8), tmp_path / "more")
 
 
 def test_limits_of_a_transfer(server, tmp_path):
-  client, found = Server(server.web), Found(STUDY, SERIES[0], "MR")
+  client, found = Server(server.web), Found(STUDY, SERIES[0], "MR", 6)
   with pytest.raises(InputError, match="more than 3 instances"):
     client.fetch(found, tmp_path / "a", max_files=3)
   with pytest.raises(InputError, match="choose a smaller series"):
