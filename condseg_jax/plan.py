@@ -81,9 +81,12 @@ class Plan:
       raise InputError("training set", "no case has a positive voxel, so the intensity statistics "
                        "are undefined", "check the labels and the selected classes")
     values = np.concatenate(samples)
-    weights = np.concatenate([np.full(len(s), 1 / len(s)) for s in samples])
-    # Equal values are sorted by weight, so that the result does not depend on the case order.
-    order = np.lexsort((weights, values))
+    counts = np.array([len(s) for s in samples])
+    weights = np.repeat(1 / counts, counts)
+    # Equal values are sorted by weight, so that the result does not depend on the case order; where
+    # all weights are equal, as in most large sets, one key is enough.
+    one = (counts == counts[0]).all()
+    order = np.argsort(values) if one else np.lexsort((weights, values))
     values, weights = values[order], weights[order]
     rank = (np.cumsum(weights) - weights / 2) / weights.sum()
     low, high = np.interp([0.005, 0.995], rank, values)

@@ -125,7 +125,7 @@ class Store:
   modality: str
   spacing: tuple[float, ...]
   table: ClassTable
-  cases: tuple[Case, ...]
+  cases: tuple[Case, ...] = dataclasses.field(repr=False)  # grain shows what it runs as text
   provenance: Mapping[str, object] = dataclasses.field(default_factory=dict)
 
   @classmethod
@@ -146,9 +146,12 @@ class Store:
       if version != VERSION:
         raise InputError(root, f"has the format version {version}, but {VERSION} is required",
                          "prepare it again")
-      cases = tuple(Case.from_json(c) for c in tree["cases"])
+      raw, cases = tree["cases"][::-1], []
+      del tree["cases"]
+      while raw:  # one at a time: of thousands of cases there must not be two copies
+        cases.append(Case.from_json(raw.pop()))
       table = ClassTable.from_json(tree["table"], empty=True)
-      return cls(root, tree["modality"], tuple(tree["spacing"]), table, cases,
+      return cls(root, tree["modality"], tuple(tree["spacing"]), table, tuple(cases),
                  tree["recipe"])
     except InputError:
       raise
