@@ -68,7 +68,7 @@ export function showVolume(parent, volume) {
     const { axis, down, right, flip } = plane;
     const [count, height, width] = [axis, down, right].map(a => volume.shape[a]);
     const view = document.createElement("section");
-    view.className = "view";
+    view.className = picture ? "view picture" : "view";
     view.innerHTML = `<header><span></span><span></span></header>
       <div class="frame"><canvas></canvas></div>
       <label><input type="range" min="0" step="1"></label>`;
@@ -89,6 +89,8 @@ export function showVolume(parent, volume) {
     // Magnified, so that contours and crosshair stay thin.
     const scale = Math.max(1, Math.ceil(600 / Math.max(width, height)));
     [canvas.width, canvas.height] = [width * scale, height * scale];
+    // Pictures have many pixels, which are magnified less.
+    const contour = picture ? Math.max(1, Math.min(CONTOUR, Math.floor(scale / 3))) : CONTOUR;
     const imageCanvas = new OffscreenCanvas(width, height);
     const labelCanvas = new OffscreenCanvas(width, height);
     const [images, labels] = [imageCanvas, labelCanvas].map(c => c.getContext("2d"));
@@ -115,10 +117,10 @@ export function showVolume(parent, volume) {
           const differs = (u, v) => u < 0 || v < 0 || u >= width || v >= height
             || volume.label[at(u, v)] !== value;
           const [left, top] = [x * scale, y * scale];
-          if (differs(x, y - 1)) edges.push([color, left, top, scale, CONTOUR]);
-          if (differs(x, y + 1)) edges.push([color, left, top + scale - CONTOUR, scale, CONTOUR]);
-          if (differs(x - 1, y)) edges.push([color, left, top, CONTOUR, scale]);
-          if (differs(x + 1, y)) edges.push([color, left + scale - CONTOUR, top, CONTOUR, scale]);
+          if (differs(x, y - 1)) edges.push([color, left, top, scale, contour]);
+          if (differs(x, y + 1)) edges.push([color, left, top + scale - contour, scale, contour]);
+          if (differs(x - 1, y)) edges.push([color, left, top, contour, scale]);
+          if (differs(x + 1, y)) edges.push([color, left + scale - contour, top, contour, scale]);
         }
       }
       images.putImageData(imageData, 0, 0);
