@@ -68,10 +68,7 @@ class Queue:
     Args:
       owner: name of a token, of which none may have more than half of the places; "" for none.
     """
-    if self._closing:
-      raise closing_error()
-    if self.device.table is None:
-      raise loading_error()
+    self._check_ready()
     seconds = min(max(1, round(self._usual_seconds * self.taken / 2)), MAX_RETRY_SECONDS)
     if self.taken >= self.places:
       raise HttpError(429, "service", f"the queue is full ({self.taken} requests)",
@@ -81,16 +78,21 @@ class Queue:
                       "wait for one of them", retry_after=seconds)
 
   @contextlib.contextmanager
-  def place(self, owner: str = "") -> Iterator[None]:
+  def place(self, owner: str = "", *, reserved: bool = False) -> Iterator[None]:
     """Occupies a place while a request waits and runs.
 
     Args:
       owner: see `check`.
+      reserved: whether a full queue has a place for this request, too. It is for the DICOM node,
+        which has accepted series already, and sends one request at a time.
 
     Raises:
       HttpError: see `check`.
     """
-    self.check(owner)
+    if reserved:
+      self._check_ready()
+    else:
+      self.check(owner)
     self.taken += 1
     self._owned[owner] += 1
     try:
@@ -103,7 +105,7 @@ class Queue:
       if not self.taken:
         release_memory()
 
-  async def predict(self, folder: Path, request: PredictRequest) -> dict:
+  async def predict(self, folder: Path, request: PredictRequest, *, first: bool = False) -> dict:
     """Queues a request and waits for its outcome, see `Device.run`.
 
     When the task is cancelled, the request is removed from the queue or stopped first.
@@ -111,6 +113,8 @@ class Queue:
     Args:
       folder: folder of the request with its body.
       request: the requested prediction.
+      first: whether it is the next to run. A sender of one request at a time takes turns with the
+        others in this way, since one of them begins before it sends its next.
 
     Raises:
       HttpError: the service is shutting down.
@@ -118,7 +122,7 @@ class Queue:
     if self._closing:
       raise closing_error()
     entry = _Entry(folder, request, asyncio.Event(), asyncio.get_running_loop().create_future())
-    self._entries.append(entry)
+    (self._entries.appendleft if first else self._entries.append)(entry)
     self._wake.set()
     try:
       outcome = await asyncio.shield(entry.outcome)
@@ -180,6 +184,12 @@ class Queue:
     if self._running is not None:
       self._running.cancelled.set()
       self.device.kill()
+
+  def _check_ready(self) -> None:
+    if self._closing:
+      raise closing_error()
+    if self.device.table is None:
+      raise loading_error()
 
   async def _wait(self) -> None:
     """Waits for a request, or for the exit of the idle worker."""

@@ -120,6 +120,32 @@ def test_a_client_that_disconnects_while_running_is_stopped():
   run(test)
 
 
+def test_the_dicom_node_takes_turns_with_requests_even_if_the_queue_is_full():
+  async def node(queue):
+    for name in "xy":
+      with queue.place(reserved=True):
+        await queue.predict(Path(name), PredictRequest(), first=True)
+
+  async def request(queue, name):
+    with queue.place():
+      await queue.predict(Path(name), PredictRequest())
+
+  async def test(queue, device):
+    tasks = [asyncio.create_task(request(queue, name)) for name in "abcd"]
+    await settle()
+    with pytest.raises(HttpError):
+      queue.check()
+    tasks.append(asyncio.create_task(node(queue)))
+    await settle()
+    device.go.set()
+    await asyncio.gather(*tasks)
+    assert device.diary == ["start", "a", "x", "b", "y", "c", "d"]
+    queue.close()
+    with pytest.raises(HttpError), queue.place(reserved=True):
+      pass
+  run(test)
+
+
 def test_a_device_that_has_ended_is_started_again():
   async def test(queue, device):
     device.go.set()

@@ -89,7 +89,7 @@ class Runner:
       start = time.monotonic()
       try:
         outcome = await self._answer(name)
-      except HttpError:  # no place in the queue, or shutting down
+      except HttpError:  # shutting down
         return RETRY_SECONDS[0]
       if self._audit:
         self._audit.write("", "dicom", outcome["status"], time.monotonic() - start,
@@ -110,13 +110,14 @@ class Runner:
     """Predicts a series; returns the outcome, whose results are in the spool if it is 200.
 
     Raises:
-      HttpError: there is no place in the queue, or the service shuts down.
+      HttpError: the service shuts down.
     """
     with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as temporary:
       folder = Path(temporary)
       (folder / SERIES).symlink_to(self._spool.series(name).absolute())
-      with self._queue.place():
-        outcome = await self._queue.predict(folder, self._node.request)
+      # In turn with HTTP requests: else their senders, who try again sooner, would push it back.
+      with self._queue.place(reserved=True):
+        outcome = await self._queue.predict(folder, self._node.request, first=True)
       if outcome["status"] == 200:
         await asyncio.to_thread(self._keep, name, folder)
       return outcome
