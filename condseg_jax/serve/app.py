@@ -92,7 +92,7 @@ async def predict(exchange: Exchange) -> Answer:
   if wanted.study:
     if size:
       raise HttpError(400, "study", "is given, and so is a body", "give one of them")
-    await exchange.fetch(wanted.study, wanted.series)
+    return await exchange.predict(wanted, (wanted.study, wanted.series))
   return await exchange.predict(wanted)
 
 

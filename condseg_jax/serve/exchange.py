@@ -128,23 +128,22 @@ class Exchange:
     if wanted.study or wanted.store:
       self._pacs.check()
 
-  async def fetch(self, study: str, series: str) -> None:
-    """Fetches a series from the DICOMweb server instead of a body, see `Pacs.fetch`.
-
-    Raises:
-      Disconnected: the client has disconnected.
-    """
-    await _while_connected(self._receive, self._pacs.fetch(study, series, self.folder / SERIES))
-
-  async def predict(self, wanted: PredictRequest) -> Answer:
+  async def predict(self, wanted: PredictRequest, fetch: tuple[str, str] | None = None) -> Answer:
     """Predicts from the files in the folder; stopped if the client disconnects.
 
+    Args:
+      wanted: the request.
+      fetch: study and series to fetch from the DICOMweb server instead of a body, see `Pacs.fetch`;
+        with a place in the queue, so that nothing is fetched in vain.
+
     Raises:
-      HttpError: no place in the queue, or the prediction failed.
+      HttpError: no place in the queue, the series cannot be fetched, or the prediction failed.
       Disconnected: the client has disconnected.
     """
     self.request.state.classes = named_classes(wanted)
     with self.queue.place(self.owner):
+      if fetch is not None:
+        await _while_connected(self._receive, self._pacs.fetch(*fetch, self.folder / SERIES))
       outcome = await _while_connected(self._receive, self.queue.predict(self.folder, wanted))
     if outcome["status"] != 200:
       raise HttpError(outcome["status"], outcome["error"], outcome["reason"], outcome["cure"])

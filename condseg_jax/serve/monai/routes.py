@@ -96,13 +96,19 @@ class _Protocol:
     params = infer.parse_params(fields.get("params", ""))
     wanted = infer.to_request(exchange.request.path_params["model"], query["output"], params,
                               device.table, device.fusions)
+    fetch = None
     if not size:
       body.unlink()
-      await self._put_image(exchange, body, query)
-    return infer.compose(await exchange.predict(wanted), query["output"], params, exchange.folder)
+      fetch = await self._put_image(body, query)
+    answer = await exchange.predict(wanted, fetch)
+    return infer.compose(answer, query["output"], params, exchange.folder)
 
-  async def _put_image(self, exchange: Exchange, body: Path, query: dict[str, str]) -> None:
-    """Places the image of a session or of the datastore in the folder of a request."""
+  async def _put_image(self, body: Path, query: dict[str, str]) -> tuple[str, str] | None:
+    """Places the image of a session or of the datastore in the folder of a request.
+
+    Returns:
+      The series to fetch, if it is one of the DICOMweb server instead; see `Exchange.predict`.
+    """
     if query["session_id"]:
       self._sessions.link(query["session_id"], body)
     elif query["image"]:
@@ -111,12 +117,13 @@ class _Protocol:
       if image_id in images:
         body.symlink_to(images[image_id].path.absolute())
       elif self._pacs and is_uid(image_id):  # viewers of DICOM name series
-        await exchange.fetch("", image_id)
+        return "", image_id
       else:
         self._images().image(image_id)  # raises
     else:
       raise HttpError(400, "image", "is missing",
                       "give image=ID, session_id=ID, or the file in the form")
+    return None
 
   async def start_session(self, exchange: Exchange) -> Answer:
     query = exchange.parameters("uncompress", "expiry")  # an archive is unpacked when it is read
