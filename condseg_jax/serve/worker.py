@@ -34,14 +34,14 @@ class Cancelled(BaseException):
   """The current request was cancelled."""
 
 
-def main(workdir: str, checkpoint: str, members: str = "0", sources: str = "") -> int:
+def main(workdir: str, checkpoint: str, members: str = "0", volumes: str = "") -> int:
   """Runs the worker and returns its exit code.
 
   Args:
     workdir: folder of the training run, or a bundle.
     checkpoint: `last`, `best` or a step.
     members: number of members of an ensemble to use; 0 for all.
-    sources: `volumes` if images also come from sources of volumes, which need a 3-D network.
+    volumes: "volumes" if the network has to be 3-D, for images come from DICOM or the datastore.
   """
   events = os.fdopen(os.dup(1), "w", encoding="utf-8")
   os.dup2(2, 1)  # libraries that print must not write between the events
@@ -55,7 +55,7 @@ def main(workdir: str, checkpoint: str, members: str = "0", sources: str = "") -
   enable_compilation_cache()
   try:
     predictor = load(workdir, checkpoint, members=int(members))
-    if sources and len(predictor.plan.spacing) != 3:
+    if volumes and len(predictor.plan.spacing) != 3:
       raise InputError(workdir, "contains a 2-D network, but DICOM and the datastore have volumes",
                        "serve it without --datastore, --dicomweb and --dicom", usage=True)
     warm_up(predictor)
@@ -100,7 +100,8 @@ def warm_up(predictor: Predictor) -> None:
   shape = (*plan.subvolume, plan.channels) if plan.channels > 1 else plan.subvolume
   volume = Volume(np.zeros(shape, np.float32), affine)
   for classes in ((), predictor.table.names[:1]):
-    predictor.predict(volume, classes)
+    # Told of its schedule, it also measures its calls, once.
+    predictor.predict(volume, classes, announce=lambda *_: lambda _: None)
 
 
 if __name__ == "__main__":

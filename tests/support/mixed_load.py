@@ -169,9 +169,13 @@ class Load:
       assert set(answer.json()) == {"error", "reason", "cure"} and "/tmp" not in answer.text
 
   async def _look(self, rng):
-    answer = await self._answer(rng.choice(["/health", "/info/", "/metrics", "/classes"]),
-                                method="GET")
+    path = rng.choice(["/health", "/health", "/info/", "/metrics", "/classes"])
+    answer = await self._answer(path, method="GET")
     assert answer.status_code in (200, 503)
+    if path == "/health":  # one at a time, and no more than there are places and the node has
+      state = answer.json()
+      assert state["running"] <= 1
+      assert state["running"] + state["waiting"] <= state["places"] + 1
 
   async def _broken(self, rng):
     body = rng.choice(self._good)[0]

@@ -70,12 +70,15 @@ const selectedClasses = () => [...$("classes").querySelectorAll(":checked")].map
 const updateClassHint = () => { $("all").hidden = selectedClasses().length > 0; };
 
 // --- upload and prediction ------------------------------------------------------------------
+// Whether files are zipped as a DICOM series; `axes` is known once the service is ready.
+const isSeries = files => axes === 3
+  && (files.length > 1 || !/\.(nii|nii\.gz|zip)$/i.test(files[0].name));
+
 function chooseFiles(files) {
   if (!files.length) return;
-  chosen = { files, zip: axes === 3
-    && (files.length > 1 || !/\.(nii|nii\.gz|zip)$/i.test(files[0].name)) };
+  chosen = files;
   const size = files.reduce((sum, file) => sum + file.size, 0);
-  $("chosen").textContent = chosen.zip ? `${files.length} files, ${bytes(size)}`
+  $("chosen").textContent = isSeries(files) ? `${files.length} files, ${bytes(size)}`
     : `${files[0].name}, ${bytes(size)}`;
   $("go").disabled = false;
   showError("");
@@ -140,8 +143,8 @@ function post(address, body, ticket) {
 }
 
 async function segment() {
-  const body = !chosen.zip ? chosen.files[0]
-    : await zipFiles(chosen.files, fraction => showProgress("Zipping the files", fraction));
+  const body = !isSeries(chosen) ? chosen[0]
+    : await zipFiles(chosen, fraction => showProgress("Zipping the files", fraction));
   const query = new URLSearchParams({ output: "page", fusion: $("fusion").value,
     threshold: $("threshold").value });
   if (selectedClasses().length) query.set("classes", selectedClasses().join(","));
