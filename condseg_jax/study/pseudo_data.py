@@ -38,7 +38,7 @@ class Teaching:
 TEACHINGS = {
     "phantom_five_pseudo": Teaching("phantom_five", {
         "data.classes": ORGANS, "data.presets": {}, "train.steps": 800,
-        "model.dtype": "float32"}),
+        "model.channels": 8, "model.growth": 8, "model.dtype": "float32"}),
 }
 
 

@@ -28,8 +28,8 @@ def get_config():
   config.data.classes = ("liver", "spleen", "pancreas")
   config.data.presets = {"abdomen": ("liver", "spleen", "pancreas")}
   config.augment.probability = 0.2
-  config.model.update(channels=8, growth=8)
+  config.model.update(channels=16, growth=8)
   config.conditioning.vector = "embedding"
   config.optimizer.learning_rate = 5e-3
-  config.train.update(steps=1_000, eval_every=500)
+  config.train.update(steps=1_300, eval_every=650)
   return config

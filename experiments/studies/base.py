@@ -22,7 +22,8 @@ RECORDED: dict[str, dict[str, object]] = {
     "hippocampus": {"model.norm": "group", "model.channels": 8, "model.growth": 8,
                     "model.dtype": "float32"},
     "camvid": {"model.norm": "group", "model.dtype": "float32"},
-    "phantom": {"model.norm": "group", "model.dtype": "float32"},
+    "phantom": {"model.norm": "group", "model.channels": 8, "model.growth": 8,
+                "model.dtype": "float32"},
 }
 
 
