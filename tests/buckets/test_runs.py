@@ -61,8 +61,8 @@ def arguments(root, workdir, data, **changes):
 def environment(**changes) -> dict[str, str]:
   """That of a process of its own, as the tests have it."""
   return os.environ | {
-      "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-      "CONDSEG_ONEDNN": "0", "CONDSEG_LARGE_PAGES": "0",
+      "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2", "CONDSEG_ONEDNN": "0",
+      "CONDSEG_LARGE_PAGES": "0",
       "PYTHONPATH": str(Path(condseg_jax.__file__).parents[1])} | {
           name: str(value) for name, value in changes.items()}
 

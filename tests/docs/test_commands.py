@@ -52,6 +52,7 @@ NOT_RUN = {
         "needs the run above; see tests/e2e/test_folds.py",
     "condseg-predict --workdir=RUN --input=scans --output=masks --refuse_below":
         "needs the run above; see tests/e2e/test_folds.py",
+    "condseg-predict --workdir=PANCREAS": "two runs; see tests/e2e/test_growth.py",
     "condseg-grow": "see tests/e2e/test_growth.py",
     "condseg-audit": "needs the run above; see tests/e2e/test_audit.py",
     "condseg-predict --workdir=RUN --input=scans --output=masks --uncertainty":

@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from condseg_jax.cli import predict
+from condseg_jax.cli import prepare
 from condseg_jax.cli import train
 from condseg_jax.cli.grow import main
 from condseg_jax.data.store import Store
@@ -160,6 +163,29 @@ def test_a_new_site(run, root, tmp_path, capsys):
   assert code == (record["taken"] is None)
   for made in ("checkpoints", "report.html"):
     assert (tmp_path / "out" / made).exists() == (record["taken"] is not None)
+
+
+@pytest.mark.slow
+def test_two_runs_become_one_without_the_masks_of_either(run, root, tmp_path):
+  """One segments images that nobody annotated, and the other learns its class from that."""
+  cubes = trained(root, "cubes", **{"data.root": root / "cube", "train.steps": 30})
+  images, masks = tmp_path / "images", tmp_path / "masks"
+  shutil.copytree(root / "site" / "imagesTr", images)
+  assert predict.main(["condseg-predict", f"--workdir={cubes}", f"--input={images}",
+                       f"--output={masks}", "--threshold=0.3", "--nopicture"]) == 0
+  (tmp_path / "joined.yaml").write_text(json.dumps({
+      "modality": "ct", "images": "images/{id}.nii.gz", "labels": "masks/{id}.nii.gz",
+      "classes": {"1": "cube"}}))
+  spacing = ",".join(map(str, read_model(run).record.plan.spacing))
+  assert prepare.main(["condseg-prepare", "--format=description", f"--spacing={spacing}",
+                       f"--source={tmp_path / 'joined.yaml'}", f"--out={tmp_path / 'store'}"]) == 0
+  out = tmp_path / "joined"
+  assert grow(run, tmp_path / "store", out, "--level=2", "--old=none") == 0
+  assert load(out).table.names == ("ball", "box", "cube")
+  store = Store.open(out / "data" / "0")  # both networks taught, nobody else
+  assert len(store.cases) == 3 and any(case.positives["cube"] for case in store.cases)
+  for case in store.cases:
+    assert case.annotated == ("cube",) and set(case.pseudo) <= {"ball", "box"}
 
 
 def test_what_cannot_grow_is_one_line(run, bundle, root, tmp_path, capsys):

@@ -54,8 +54,7 @@ def differences(a, b):
 
 
 def environment(devices=2):
-  return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices),
-          "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
 
 
 @pytest.mark.slow

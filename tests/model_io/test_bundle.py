@@ -136,7 +136,6 @@ def test_on_any_number_of_devices(trained, tmp_path, devices):
   np.save(tmp_path / "image.npy", volume().array)
   code = f"""
 import jax; jax.config.update("jax_num_cpu_devices", {devices})
-jax.config.update("jax_disable_most_optimizations", True)
 import condseg_jax, numpy as np
 from condseg_jax.geometry import Volume
 image = Volume(np.load("image.npy"), np.array({AFFINE.tolist()}))

@@ -247,7 +247,7 @@ def test_training_goes_on_without_a_compiler(run, tmp_path):
   root = write_datasets(tmp_path / "data")
   process = run("-m", "experiments.train", "--config=experiments/configs/base.py",
                 f"--workdir={tmp_path / 'run'}", *overrides(root, **{"train.steps": 2}),
-                PATH=str(tmp_path), JAX_DISABLE_MOST_OPTIMIZATIONS="1")
+                PATH=str(tmp_path))
   errors = process.communicate()[1]
   assert process.returncode == 0, errors
   lines = [line for line in errors.splitlines() if "plain JAX" in line]

@@ -24,7 +24,7 @@ def serving(workdir: Path, folder: Path, *flags: str
     flags: of the command, besides.
   """
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
-                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "TMPDIR": str(folder)}
+                 "TMPDIR": str(folder)}
   log = folder / "service.log"
   with log.open("w") as stream:
     process = subprocess.Popen(

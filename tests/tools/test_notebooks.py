@@ -47,7 +47,7 @@ def run(name, folder, probe) -> dict:
   notebook = read(ROOT / "tools" / "notebooks" / f"{name}.ipynb")
   notebook.cells.append(nbformat.v4.new_code_cell(f"import json\nprint(json.dumps({probe}))"))
   settings = {"CONDSEG_NOTEBOOK_STEPS": "4", "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1",
-              "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", "IPYTHONDIR": str(folder / "ipython")}
+              "IPYTHONDIR": str(folder / "ipython")}
   nbclient.NotebookClient(
       notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
   ).execute(env={**os.environ, **settings})

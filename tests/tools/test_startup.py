@@ -18,7 +18,6 @@ def test_the_startup_suite(tmp_path, monkeypatch):
   monkeypatch.setattr(startup, "CONFIG", Path(startup.CONFIG).with_name("base.py"))
   monkeypatch.setattr(startup, "COMMANDS", ("train",))
   monkeypatch.setattr(startup, "ROUNDS", 1)
-  monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is not what is tested
   rows = {row["name"]: row for row in startup.run(tmp_path)}
   assert set(rows) == {"condseg-train --help", "first step, cold", "first step, warm",
                        "first prediction, cold", "first prediction, warm",

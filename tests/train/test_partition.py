@@ -81,7 +81,6 @@ def test_four_devices_take_the_same_step():
   code = ("import json; from train import test_partition as t; "
           "print(json.dumps(t.four_devices()))")
   environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "4",
-                              "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                               "PYTHONPATH": str(Path(__file__).parent.parent)}
   done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8",
                         cwd=Path(__file__).parent.parent.parent, env=environment, check=False)

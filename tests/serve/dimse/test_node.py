@@ -56,15 +56,17 @@ def receiver(tmp_path_factory):
 @pytest.fixture
 def received(receiver):
   """The objects that have arrived for given series."""
+  whole = {}  # each is read once
+
   def read(*series):
-    whole = [path for path in receiver[1].iterdir() if path.suffix != ".tmp"]
-    found = []
-    for path in whole:
+    for path in receiver[1].iterdir():
+      if path.suffix == ".tmp" or path in whole:
+        continue
       with contextlib.suppress(pydicom.errors.InvalidDicomError, EOFError, AttributeError):
         dataset = pydicom.dcmread(path)  # a file that is being written has no end yet
-        if source(dataset) in series and "PixelData" in dataset:
-          found.append(dataset)
-    return found
+        if source(dataset) and "PixelData" in dataset:
+          whole[path] = dataset
+    return [dataset for dataset in whole.values() if source(dataset) in series]
   return read
 
 

@@ -1,0 +1,1 @@
+"""nnU-Net at equal minutes."""
