@@ -18,8 +18,9 @@ VALIDATION = 1 / 3  # of the time of a step, for an iteration of validation
 class nnUNetTrainerMinutes(nnUNetTrainerNoMirroring.nnUNetTrainerNoMirroring):
   """The default trainer, but for the length of the run and mirroring."""
 
-  def __init__(self, *args, **kwargs):
-    super().__init__(*args, **kwargs)
+  # nnU-Net records the arguments by these names.
+  def __init__(self, plans, configuration, fold, dataset_json, device):
+    super().__init__(plans, configuration, fold, dataset_json, device)
     self.num_epochs = EPOCHS
 
   def on_train_start(self):
