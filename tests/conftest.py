@@ -63,14 +63,14 @@ hypothesis.settings.load_profile(
 # The files that take longest. Workers take whole files, so these come first: the last one to begin
 # would otherwise run alone.
 LONGEST = ("cluster/test_predict", "buckets/test_runs", "tools/test_fuzz", "tools/test_notebooks",
-           "serve/test_service", "export/test_onnx",
-           "e2e/test_training_runs", "serve/test_garbled", "e2e/test_bring_your_own",
-           "infer/test_full_volume", "train/test_step", "docs/test_commands",
-           "models/test_decoders", "models/test_dense_unet", "models/test_blocks", "test_configs",
-           "models/test_onednn", "serve/test_app", "serve/dimse/test_node",
-           "serve/monai/test_client", "tools/test_startup", "serve/test_page",
-           "study/test_study_runs", "report/page/test_in_a_browser", "train/test_augment",
-           "golden/test_golden")
+           "e2e/test_training_runs", "serve/test_service", "export/test_onnx",
+           "report/page/test_in_a_browser", "e2e/test_growth", "study/test_study_runs",
+           "models/test_dense_unet", "serve/dimse/test_node", "test_configs", "tools/test_suites",
+           "serve/test_app", "e2e/test_bring_your_own", "models/test_onednn", "train/test_step",
+           "train/test_unlabelled", "models/test_blocks", "tools/test_startup", "serve/test_page",
+           "serve/test_pacs", "docs/test_commands", "infer/test_full_volume",
+           "cluster/test_connect", "models/test_network", "test_losses", "train/test_partition",
+           "study/test_datasets", "e2e/test_folds", "golden/test_golden")
 
 
 def pytest_collection_finish():

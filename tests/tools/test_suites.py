@@ -75,8 +75,8 @@ def test_step(tmp_path, monkeypatch, torch_or_not):
   monkeypatch.setattr(nets, "config_of", lambda name, changes=None: config_of(
       name, {**TINY, **(changes or {}), "model": {**TINY["model"], **changes["model"]}}))
   rows = run("step", tmp_path)
-  assert len(rows) == 8
-  assert [row["name"].split(",")[0] for row in rows] == ["forward", "step"] * 4
+  assert len(rows) == 12
+  assert [row["name"].split(",")[0] for row in rows] == ["forward", "step"] * 6
   assert all("not measured" in row["note"] for row in rows if "GPU" in row["name"])
   if torch_or_not == "with":
     assert all(row["largest_difference"] < 1e-3 for row in rows[:4])

@@ -2,21 +2,24 @@
 
 A step consists of forward pass, loss (soft Dice, and cross-entropy if the config has it), backward
 pass, gradient clipping and Adam, on a batch that is already on the device. Augmentation is off on
-both sides; ours also computes the metrics and checks for non-finite values, as in training.
+both sides; ours also computes the metrics and checks for non-finite values, as in training. On CPUs
+ours in bfloat16 meets PyTorch in float32 and in bfloat16, whichever is faster.
 """
 
 from collections.abc import Callable
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from condseg_jax.config import Config
+from condseg_jax.models.build import DTYPES as DTYPE_OF
 from condseg_jax.models.dense_unet import DenseUNet
+from condseg_jax.models.onednn import convolution as onednn
 from tools.benchmark import nets
 from tools.benchmark import ours
 from tools.benchmark import peer
@@ -46,20 +49,28 @@ class Case(NamedTuple):
 CASES = (Case("hippocampus 40x56x40 batch 2", "hippocampus", (40, 56, 40), 2),
          Case("paper-like 128x128x128 batch 1", "ct_abdomen", (128, 128, 128), 1, once=True),
          Case("paper-like 256x256x32 batch 2", "ct_abdomen", (32, 256, 256), 2, once=True))
-DTYPES = {"cpu": "float32", "gpu": "bfloat16"}
+DTYPES = {"cpu": ("float32", "bfloat16"), "gpu": ("bfloat16",)}
 
 
 def run(_folder: Path) -> list[dict]:
   """Returns the rows of the suite, without figures for other platforms than this one."""
-  here, rows = jax.default_backend(), []
-  for platform, dtype in DTYPES.items():
-    for case in CASES:
-      if platform == here:
-        rows += measure(case, dtype)
-      else:
-        rows += [not_measured(row_name(part, case, dtype, platform), f"no {platform.upper()}")
+  rows = []
+  for platform, dtypes in DTYPES.items():
+    for dtype, case in itertools.product(dtypes, CASES):
+      if reason := _missing(platform, dtype):
+        rows += [not_measured(row_name(part, case, dtype, platform), reason)
                  for part in ("forward", "step")]
+      else:
+        rows += measure(case, dtype)
   return rows
+
+
+def _missing(platform: str, dtype: str) -> str:
+  """Returns why nothing can be measured here; "" if it can."""
+  if platform != jax.default_backend():
+    return f"no {platform.upper()}"
+  fast = platform != "cpu" or onednn.usable(jax.ShapeDtypeStruct((), DTYPE_OF[dtype]))
+  return "" if fast or dtype == "float32" else "no oneDNN, or no instructions for bfloat16"
 
 
 def row_name(part: str, case: Case, dtype: str, platform: str) -> str:
@@ -78,17 +89,24 @@ def measure(case: Case, dtype: str) -> list[dict]:
   flops = case.batch * sum(nets.work(params, model, case.shape))
   common = {"dtype": dtype, "parameters": sum(p.size for p in jax.tree.leaves(params))}
 
+  # torch.compile takes minutes for the long cases, and was the fastest on CPU for one row only.
+  compiled = not once and (platform != "cpu" or dtype == "float32")
+  both = platform == "cpu" and dtype == "bfloat16"
+
+  def competitors(call: Callable) -> dict[str, Callable]:
+    ways = peer.ways(len(case.shape), compiled=compiled)
+    return {f"{way.name}, {'bfloat16' if mixed else 'float32'}" if both else way.name:
+            call(way, mixed) for way in ways
+            for mixed in ((False, True) if both else (dtype == "bfloat16",))}
+
   forward = ours.Forward(model, params, image, class_id)
-  # torch.compile takes minutes for the long cases and was never the fastest on CPU.
-  ways = peer.ways(len(case.shape), compiled=not once)
-  calls = {way.name: peer_forward(way, model, params, image, class_id) for way in ways}
+  calls = competitors(lambda way, mixed: peer_forward(way, model, params, image, class_id, mixed))
   rows = [race(row_name("forward", case, dtype, platform), forward, calls, flops=flops,
                distance=nets.max_difference, once=once,
                least=roofline.least_seconds(forward.compiled), **common)]
 
-  ways = peer.ways(len(case.shape), compiled=not once)
-  calls = {way.name: peer_step(way, model, params, config, (image, class_id, mask))
-           for way in ways}
+  calls = competitors(lambda way, mixed: peer_step(way, model, params, config,
+                                                   (image, class_id, mask), mixed))
   step = ours.Step(model, params, config, (image, class_id, mask))
   rows.append(race(row_name("step", case, dtype, platform), step, calls, flops=3 * flops,
                    distance=relative_difference, once=once,
@@ -97,12 +115,11 @@ def measure(case: Case, dtype: str) -> list[dict]:
 
 
 def peer_forward(way: peer.Way, model: DenseUNet, params: Mapping, image: np.ndarray,
-                 class_id: np.ndarray) -> Callable:
-  """Returns a function that computes logits in PyTorch, a tensor."""
+                 class_id: np.ndarray, mixed: bool) -> Callable:
+  """Returns a function that computes logits in PyTorch, a tensor; `mixed`: in bfloat16."""
   import torch
   _, forward = way.network(model, params)
   image, class_id = way.tensor(image), way.plain(class_id)
-  mixed = model.dtype == jnp.bfloat16
 
   def call():
     with torch.no_grad(), torch.autocast(way.device, torch.bfloat16, enabled=mixed):
@@ -114,7 +131,7 @@ def peer_forward(way: peer.Way, model: DenseUNet, params: Mapping, image: np.nda
 
 
 def peer_step(way: peer.Way, model: DenseUNet, params: Mapping, config: Config,
-              arrays: Sequence[np.ndarray]) -> Callable:
+              arrays: Sequence[np.ndarray], mixed: bool) -> Callable:
   """Returns a function that runs a step in PyTorch; its result are loss and gradient norm.
 
   Every call continues from the parameters of the previous one.
@@ -125,11 +142,11 @@ def peer_step(way: peer.Way, model: DenseUNet, params: Mapping, config: Config,
     params: initial parameters.
     config: of the training.
     arrays: image, class ids and mask.
+    mixed: whether to compute in bfloat16.
   """
   from tools.benchmark.torch_net import make_step
   net, forward = way.network(model, params)
-  step = make_step(net, forward, vars(config.optimizer), config.loss.bce_weight,
-                   model.dtype == jnp.bfloat16)
+  step = make_step(net, forward, vars(config.optimizer), config.loss.bce_weight, mixed)
   image, class_id, mask = way.tensor(arrays[0]), way.plain(arrays[1]), way.plain(arrays[2])
 
   def call():

@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   for row in rows:
     row["name"] = f"mean Dice, {given.config}, {given.minutes:g} minutes: {row['name']}"
     row["planning_seconds"] = planning
-  tree = {"device": suites.device(), "versions": suites.versions(), "settings": suites.settings(),
-          "rows": rows}
+  tree = {"device": suites.device(), "versions": suites.versions(),
+          "settings": {**suites.settings(), "nnunetv2": _version()}, "rows": rows}
   Path(given.json).write_text(json.dumps(tree, indent=1) + "\n", encoding="utf-8")
   print(json.dumps(rows, indent=1))
   return 0
@@ -239,6 +239,14 @@ def _row(name: str, ours: Mapping[str, float], peer: Mapping | None) -> dict:
   theirs = float(np.mean(list(peer["dice"].values())))
   return row | {"peer": theirs, "ratio": mean / theirs, "peer_by_class": peer["dice"],
                 "peer_kind": f"nnU-Net, {' + '.join(map(str, peer['steps']))} steps"}
+
+
+def _version() -> str:
+  """Returns the version of nnU-Net, which may have an environment of its own."""
+  python = Path(shutil.which("nnUNetv2_train") or "").parent / "python"
+  code = "import importlib.metadata; print(importlib.metadata.version('nnunetv2'))"
+  return subprocess.run([python, "-c", code], capture_output=True, check=True,
+                        encoding="utf-8").stdout.strip()
 
 
 def _call(module: str, *arguments: str) -> None:
