@@ -15,10 +15,10 @@ Measured in float32 on one CPU core (pinned, other work on the second), 5 minute
 pavement 0.487, building 0.389, car 0.346, tree 0.183, sign 0.161, pedestrian 0.150, pole, fence and
 bicyclist below 0.02). With group normalisation, as it was before, 0.256 after the same 900 steps.
 
-With --config.train.minutes=30 on one core, in bfloat16, 8,001 steps in 27 minutes: 0.417 (sky 0.935,
-road 0.941, pavement 0.760, building 0.569, car 0.503, tree 0.486, sign 0.178, pedestrian 0.137,
-fence 0.037, bicyclist 0.030, pole 0.015). On an accelerator use --config.train.steps=20000, which
-was not run here.
+With --config.train.minutes=30 on one core, in bfloat16, 8,001 steps in 27 minutes: 0.417 (sky
+0.935, road 0.941, pavement 0.760, building 0.569, car 0.503, tree 0.486, sign 0.178, pedestrian
+0.137, fence 0.037, bicyclist 0.030, pole 0.015). On an accelerator use --config.train.steps=20000,
+which was not run here.
 """
 
 from condseg_jax.configs import base
