@@ -12,8 +12,8 @@ With --config.train.minutes=8 on two CPU cores, in bfloat16: 2,881 steps, and Di
 of `val`, mean [95 % interval]: anterior 0.906 [0.895, 0.915], posterior 0.890 [0.880, 0.898], mean
 0.898. Longer is no better with these 144 cases: 0.895 after 7,212 steps, 30 minutes on one core.
 
-With the steps below, in float32 on one CPU core (pinned, other work on the second), 11.5 minutes for
-1,500 steps: anterior 0.902 [0.892, 0.912], posterior 0.887 [0.876, 0.895], mean 0.894. Held-out
+With the steps below, in float32 on one CPU core (pinned, other work on the second), 11.5 minutes
+for 1,500 steps: anterior 0.902 [0.892, 0.912], posterior 0.887 [0.876, 0.895], mean 0.894. Held-out
 training cases, each on its single class: 0.877.
 
 With group normalisation, 8 channels and 1,000 steps, as it was before: 0.877 in 12 minutes on two
