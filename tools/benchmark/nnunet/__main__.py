@@ -151,9 +151,11 @@ class Peer:
   def plan(self, classes: int) -> float:
     """Plans and preprocesses all datasets; returns the seconds it took."""
     numbers = [number for number in (*range(1, classes + 1), ALL) if self._dataset(number)]
+    finished = self.folder / "planning.json"
+    if finished.exists():
+      return json.loads(finished.read_text(encoding="utf-8"))
     start = time.monotonic()
-    if not all((self._preprocessed(n) / f"{PLANS}_{OWN}").exists() for n in numbers):
-      self._run("nnUNetv2_plan_and_preprocess", "-d", *numbers, "-c", OWN, "-npfp", 2, "-np", 2)
+    self._run("nnUNetv2_plan_and_preprocess", "-d", *numbers, "-c", OWN, "-npfp", 2, "-np", 2)
     for number in numbers:
       path = self._preprocessed(number) / f"{PLANS}.json"
       plans = json.loads(path.read_text(encoding="utf-8"))
@@ -164,7 +166,9 @@ class Peer:
               **architecture, "arch_kwargs": {**architecture["arch_kwargs"],
                                               "features_per_stage": features}}}
       path.write_text(json.dumps(plans, indent=1), encoding="utf-8")
-    return time.monotonic() - start
+    seconds = time.monotonic() - start
+    finished.write_text(json.dumps(seconds), encoding="utf-8")
+    return seconds
 
   def score(self, names: Sequence[str], truths: Mapping, configuration: str) -> dict:
     """Trains a network for each class and scores what they find together."""
