@@ -28,7 +28,7 @@ _MEANINGS = (
     (r"169\.254\.169\.254|metadata\.google|InstanceMetadata|credentials",
      "no credentials are found",
      "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or GOOGLE_APPLICATION_CREDENTIALS"),
-    (r"Connect|connect|UNAVAILABLE|DEADLINE|timed? ?out|HTTP error|\b5\d\d\b",
+    (r"Connect|connect|UNAVAILABLE|DEADLINE|timed? ?out|HTTP error|retry attempts|\b5\d\d\b",
      "the server does not answer",
      "run the same command again once it does; what is written remains"),
 )

@@ -274,6 +274,8 @@ class Checkpoints:
       work()
     except Exception as error:  # of the background thread, with a page of its storage library
       _end_failed_save()
+      if buckets.is_bucket(self.folder):
+        raise buckets.explained(self.folder, error) from error
       full = "No space left" in str(error)
       reason = "no space left on device" if full else _line(error)
       raise InputError(self.folder, f"cannot be written: {reason}",
