@@ -8,15 +8,11 @@ PATIENCE = 120  # seconds; a machine under load is no fault
 
 
 def until(condition, seconds: float = PATIENCE):
-  """Waits for a true value of a condition, and returns it.
-
-  The longer it takes, the more seldom it looks: looking takes time from what is waited for.
-  """
-  start = time.monotonic()
+  """Waits for a true value of a condition, and returns it."""
+  end = time.monotonic() + seconds
   while not (value := condition()):
-    waited = time.monotonic() - start
-    assert waited < seconds, "never"
-    time.sleep(min(max(0.02, waited / 20), 0.5))
+    assert time.monotonic() < end, "never"
+    time.sleep(0.02)
   return value
 
 
