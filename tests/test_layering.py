@@ -123,8 +123,7 @@ def test_a_training_from_stores_loads_no_importer(tmp_path):
           "print(*(n for n in sys.modules if n.startswith('condseg_jax'))); sys.exit(code)")
   done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True,
                         encoding="utf-8", cwd=ROOT.parent,
-                        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                                          "CONDSEG_ONEDNN": "0", "CONDSEG_LARGE_PAGES": "0"})
+                        env=os.environ | {"CONDSEG_ONEDNN": "0", "CONDSEG_LARGE_PAGES": "0"})
   assert done.returncode == 0, done.stderr
   loaded = {name for name in done.stdout.splitlines()[-1].split()
             if not name.startswith("condseg_jax.configs")}

@@ -91,13 +91,13 @@ def measure(case: Case, dtype: str) -> list[dict]:
 
   # torch.compile takes minutes for the long cases, and was the fastest on CPU for one row only.
   compiled = not once and (platform != "cpu" or dtype == "float32")
-  both = platform == "cpu" and dtype == "bfloat16"
+  # On CPUs PyTorch may be faster in float32.
+  types = ("float32", "bfloat16") if (platform, dtype) == ("cpu", "bfloat16") else (dtype,)
 
-  def competitors(call: Callable) -> dict[str, Callable]:
+  def competitors(make: Callable) -> dict[str, Callable]:
     ways = peer.ways(len(case.shape), compiled=compiled)
-    return {f"{way.name}, {'bfloat16' if mixed else 'float32'}" if both else way.name:
-            call(way, mixed) for way in ways
-            for mixed in ((False, True) if both else (dtype == "bfloat16",))}
+    return {way.name if len(types) == 1 else f"{way.name}, {kind}": make(way, kind == "bfloat16")
+            for way in ways for kind in types}
 
   forward = ours.Forward(model, params, image, class_id)
   calls = competitors(lambda way, mixed: peer_forward(way, model, params, image, class_id, mixed))
