@@ -6,12 +6,13 @@ known ones are adapted to the new images. RUN stays as it is; RUN2 is a run as a
   condseg-grow --workdir=runs/abdomen --data=DATA/pancreas --out=runs/abdomen_pancreas
   condseg-predict --workdir=runs/abdomen_pancreas --input=scan.nii.gz --output=masks
 
---level=auto climbs from level to level until the new cases that it holds out gain no more, and
-refuses a level on which a known class loses more than half a point of Dice:
+--level=auto tries the levels from the highest and takes the first at which no known class loses
+more than half a point of Dice on cases that it holds out:
 
-  0  the vector of the new class alone
+  2  everything, taught by the network before and by old data at hand; if known classes lose too
+     much, a network between the one before and the one after
   1  what belongs to the new class alone: rows in every conditioned layer, or its decoder or head
-  2  everything, at a tenth of the rate, taught by the network before and by old data at hand
+  0  the vector of the new class alone
 
 Running it again after an interruption goes on.
 """
@@ -49,15 +50,15 @@ def _define(values: flags.FlagValues) -> None:
                       flag_values=values)
   flags.DEFINE_string("data", "", "New data: prepared stores or raw datasets.", flag_values=values)
   flags.DEFINE_string("out", "", "Folder for the grown run.", flag_values=values)
-  flags.DEFINE_enum("level", "auto", ("auto", "0", "1", "2"), "auto: climb and guard; 0, 1 or 2: "
+  flags.DEFINE_enum("level", "auto", ("auto", "0", "1", "2"), "auto: see above; 0, 1 or 2: "
                     "this level, whatever it costs known classes.", flag_values=values)
   flags.DEFINE_string("old", "", "Data that the run was trained on; by default those that its "
                       "config names, if they are still there and have not changed. none: use none.",
                       flag_values=values)
   flags.DEFINE_list("overlapping", [], "Pairs of classes that a voxel may both belong to, besides "
                     "those whose masks overlap, e.g. tumour:liver.", flag_values=values)
-  flags.DEFINE_integer("steps", 0, "Steps of every level; by default a tenth of the run's at level "
-                       "0, a quarter at levels 1 and 2.", lower_bound=0, flag_values=values)
+  flags.DEFINE_integer("steps", 0, "Steps of every level; by default 0.1, 0.25 and 0.3 of those of "
+                       "the run.", lower_bound=0, flag_values=values)
   shell.define_report(values)
 
 
@@ -131,8 +132,7 @@ def _check_level(level: str, growth: Growth) -> None:
 
 def _introduction(growth: Growth) -> list[str]:
   count = lambda datasets: sum(len(d.cases) for d in datasets)
-  new = {store.root for store in growth.stores}
-  own = [d for d in growth.training if d.store.root in new]
+  own = [d for d in growth.training if growth.is_new(d)]
   lines = [f"{what}: {', '.join(names)}" for what, names in (
       ("new classes", growth.new), ("adapted classes", growth.known)) if names]
   lines.append(f"{count(own)} new cases to train on, {count(growth.held_out)} to judge by")
@@ -145,15 +145,16 @@ def _introduction(growth: Growth) -> list[str]:
 
 def _finish(values: flags.FlagValues, growth: Growth, outcome: Outcome) -> int:
   """Prints the table of the level that was taken, or why there is none."""
-  for number, reason in outcome.reasons.items():
-    print(f"level {number} {reason}")
+  for title, reason in outcome.reasons.items():
+    print(f"{title}: {reason}")
   if outcome.taken is None:
     raise InputError(values.workdir, "did not grow: no level was taken", "annotate more cases, "
                      f"give more --steps, or choose a --level; what was tried is in {values.out}")
-  print("\n".join(table(outcome.rows[outcome.taken])))
+  print("\n".join(table(outcome.rows)))
   if values.report:
-    print(_page(values, growth, outcome.rows[outcome.taken]))
-  print(f"level {outcome.taken} is taken; the grown network: {values.out}")
+    print(_page(values, growth, outcome.rows))
+  way = "" if outcome.share == 1 else f", {100 * outcome.share:g} % of the way to it,"
+  print(f"level {outcome.taken}{way} is taken; the grown network: {values.out}")
   return 0
 
 

@@ -93,10 +93,19 @@ class Growth:
     vector = "class_vector" in self.network.params and conditioning.vector == "embedding"
     return (0, 1, 2) if vector else (1, 2)
 
+  @property
+  def order(self) -> tuple[int, ...]:
+    """The levels to try, the best first. Without old data level 2 forgets, unless it only adapts."""
+    highest = 2 if self.old_stores or not self.new else 1
+    return tuple(n for n in reversed(self.levels) if n <= highest)
+
+  def is_new(self, dataset: Dataset) -> bool:
+    """Returns whether a dataset is one of the new ones."""
+    return any(dataset.cases[0].key == case.key for s in self.stores for case in s.cases)
+
   def fold(self, level: int) -> Fold:
     """Returns which cases a level trains on and holds out; only the last one uses old data."""
-    new = {s.root for s in self.stores}
-    training = [d for d in self.training if level == 2 or d.store.root in new]
+    training = [d for d in self.training if level == 2 or self.is_new(d)]
     return Fold(frozenset(c.key for d in training for c in d.cases),
                 frozenset(c.key for d in self.held_out for c in d.cases))
 

@@ -1,11 +1,12 @@
-"""Climbs the levels of growth, judges each, and writes the network of the one that is taken.
+"""Tries levels of growth one after the other, and writes the network of the first that is allowed.
 
     OUT/growth.json       network, data, scores before and at every level, the level that was taken
     OUT/levels/LEVEL/     the runs of the levels
     OUT/data/             the new data with masks of the network before, for level 2
     OUT/checkpoints/ …    the grown network, as that of any run; written last
 
-A level begins where the one below it ended, so that what it learned is not learned again.
+The highest level learns a new class best and may cost known ones most. If it costs them too much,
+networks between the one before and the one after are judged, then the level below is tried.
 """
 
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from etils import epath
 
 from condseg_jax.errors import InputError
 from condseg_jax.grow import judge as judging
+from condseg_jax.grow.blend import blended
 from condseg_jax.grow.growth import data_digest
 from condseg_jax.grow.growth import Growth
 from condseg_jax.grow.judge import Judge
@@ -29,6 +31,7 @@ from condseg_jax.grow.result import write_result
 from condseg_jax.grow.teach import digest
 from condseg_jax.grow.teach import taught
 from condseg_jax.loading import load
+from condseg_jax.model_io.load import read_model
 from condseg_jax.predictor import Predictor
 from condseg_jax.system.atomic import write_text
 from condseg_jax.system.lock import held
@@ -37,8 +40,9 @@ from condseg_jax.train.setup import Setup
 from condseg_jax.train.start import read_start
 
 RECORD = "growth.json"
-VERSION = 1
-GAIN = 0.005  # of the mean Dice on new cases, that the next level has to add
+VERSION = 2
+GAIN = 0.005  # of the mean Dice on new cases, that a level has to add
+SHARES = (1.0, 0.85, 0.7)  # of the way from the network before, see `blend`, until one is allowed
 
 log = logging.getLogger("condseg_jax")
 
@@ -49,13 +53,15 @@ class Outcome:
 
   Attributes:
     taken: the level; None if none was.
-    rows: level → its rows, see `grow.judge`.
-    reasons: level → why it was not taken.
+    share: how far it was gone from the network before, see `blend.blended`.
+    rows: what classes have before and after; of the last attempt if no level was taken.
+    reasons: attempt, `level 2` or `level 2 at 0.85`, → what speaks against it.
   """
 
   taken: int | None
-  rows: Mapping[int, Sequence[Row]]
-  reasons: Mapping[int, str]
+  share: float
+  rows: Sequence[Row]
+  reasons: Mapping[str, str]
 
 
 def grow(growth: Growth, out, *, level: int | None = None, steps: int = 0) -> Outcome | None:
@@ -64,9 +70,9 @@ def grow(growth: Growth, out, *, level: int | None = None, steps: int = 0) -> Ou
   Args:
     growth: network and data.
     out: folder for the grown network.
-    level: the level to train, whatever it costs known classes; None climbs them all, until new
-      cases gain no more, and takes none on which a known class loses more than
-      `judge.TOLERANCE`.
+    level: the level to train, whatever it costs known classes; None tries those of
+      `Growth.order`, and takes the first that adds to new cases while no known class loses more
+      than `judge.TOLERANCE`.
     steps: length of every level; 0 for a share of the network's training.
 
   Returns:
@@ -83,39 +89,42 @@ def grow(growth: Growth, out, *, level: int | None = None, steps: int = 0) -> Ou
     if "before" not in record:
       record["before"] = judge.scores(before)
       _write(out, record)
-    source, rows, reasons = growth.source, dict[int, list[Row]](), dict[int, str]()
-    taken, dice = None, None
-    for number in growth.levels if level is None else [level]:
+    outcome = Outcome(None, 1.0, (), {})
+    for number in growth.order if level is None else [level]:
       workdir = out / "levels" / str(number)
-      if _train(growth, number, source, workdir, steps, before, out) != "finished":
+      if _train(growth, number, workdir, steps, before, out) != "finished":
         return None
-      source = str(workdir)
-      if str(number) not in record["levels"]:
-        record["levels"][str(number)] = judge.scores(_bare(source))
-        _write(out, record)
-      rows[number] = judging.compared(record["before"], record["levels"][str(number)])
-      now = judging.reached(rows[number])
-      if dice is None:
-        dice = judging.reached(rows[number], before=True)
-      log.info("level %d: mean Dice %.3f on new cases", number, now)
-      loss = judging.worst([row for row in rows[number] if row.name not in growth.new])
-      if loss is not None:
-        reasons[number] = f"is refused: {describe(loss)}"
-      elif level is None and now < dice + GAIN:
-        reasons[number] = f"is not taken: {100 * (now - dice):+.1f} points on new cases"
-      if level is None and number in reasons:
-        log.warning("level %d %s", number, reasons[number])
-        if taken is not None:
+      for share in SHARES if level is None and number == 2 else (1.0,):
+        title = f"level {number}" + ("" if share == 1 else f" at {share:g}")
+        if title not in record["levels"]:
+          record["levels"][title] = judge.scores(_between(growth, workdir, share))
+          _write(out, record)
+        rows = judging.compared(record["before"], record["levels"][title])
+        reason, hopeless = _objection(growth, rows)
+        log.info("%s: mean Dice %.3f on new cases%s", title, judging.reached(rows),
+                 reason and f"; {reason}")
+        outcome = Outcome(None, share, rows,
+                          {**outcome.reasons, title: reason} if reason else outcome.reasons)
+        if level is not None or not reason:
+          outcome = dataclasses.replace(outcome, taken=number)
+        if outcome.taken is not None or hopeless:
           break
-      else:
-        taken, dice = number, now
-    outcome = Outcome(taken, rows, reasons)
-    if taken is not None:
-      write_result(growth, out, out / "levels" / str(taken), taken, rows[taken])
-    record |= {"taken": taken, "reasons": {str(k): v for k, v in reasons.items()},
-               "rows": {str(k): [row._asdict() for row in found] for k, found in rows.items()}}
+      if outcome.taken is not None:
+        write_result(growth, out, workdir, number, outcome.share, outcome.rows)
+        break
+    record |= {"taken": outcome.taken, "share": outcome.share, "reasons": outcome.reasons,
+               "rows": [row._asdict() for row in outcome.rows]}
     _write(out, record)
     return outcome
+
+
+def _objection(growth: Growth, rows: Sequence[Row]) -> tuple[str, bool]:
+  """Returns what speaks against a network, or "", and whether the way to it has nothing better."""
+  loss = judging.worst([row for row in rows if row.name not in growth.new])
+  if loss is not None:
+    return describe(loss), False
+  gain = judging.reached(rows) - judging.reached(rows, before=True)
+  return ("", False) if gain >= GAIN else (f"new cases gain {100 * gain:+.1f} points", True)
 
 
 def describe(row: Row) -> str:
@@ -131,12 +140,18 @@ def _bare(source: str) -> Predictor:
   return dataclasses.replace(load(source, members=1), cleaning={}, calibration={}, quality={})
 
 
-def _train(growth: Growth, level: int, source: str, workdir: epath.Path, steps: int,
-           before: Predictor, out: epath.Path) -> str:
-  config = settings(growth, level, source, steps)
+def _between(growth: Growth, workdir: epath.Path, share: float) -> Predictor:
+  """Loads a network on the way from the one before to the one that a level has trained."""
+  after = blended(growth.network, read_model(workdir), share)
+  return dataclasses.replace(_bare(str(workdir)), variables=after.variables)
+
+
+def _train(growth: Growth, level: int, workdir: epath.Path, steps: int, before: Predictor,
+           out: epath.Path) -> str:
+  config = settings(growth, level, growth.source, steps)
   stores = [*growth.stores]
   if level == 2:
-    if growth.teaches:
+    if growth.teaches and not growth.old_stores:
       stores = taught(growth, before, out / "data")
     stores += growth.old_stores
   log.info("level %d: %d steps in %s", level, config.train.steps, workdir)

@@ -7,6 +7,7 @@ import json
 from etils import epath
 import jax.numpy as jnp
 
+from condseg_jax.grow.blend import blended
 from condseg_jax.grow.growth import Growth
 from condseg_jax.grow.judge import Row
 from condseg_jax.model_io.load import read_model
@@ -17,7 +18,7 @@ from condseg_jax.train.state import make_optimizer
 from condseg_jax.train.state import TrainState
 
 
-def write_result(growth: Growth, out: epath.Path, workdir: epath.Path, level: int,
+def write_result(growth: Growth, out: epath.Path, workdir: epath.Path, level: int, share: float,
                  rows: Sequence[Row]) -> None:
   """Writes the network of a level to `out`, unless it is there.
 
@@ -30,9 +31,10 @@ def write_result(growth: Growth, out: epath.Path, workdir: epath.Path, level: in
     out: folder of the grown network.
     workdir: run of the level.
     level: its number.
+    share: how far to go from the network before, see `blend.blended`.
     rows: its rows.
   """
-  grown = read_model(workdir)
+  grown = blended(growth.network, read_model(workdir), share)
   record = _record(growth, grown.record, workdir, level)
   state = TrainState.create(grown.variables, make_optimizer(record.config.optimizer), ema=False)
   # Those of the network before and of the level, so that its training has finished.
@@ -48,7 +50,7 @@ def write_result(growth: Growth, out: epath.Path, workdir: epath.Path, level: in
     files.plan(json.loads((workdir / "plan.json").read_text(encoding="utf-8")))
     mean = sum(dice.values()) / max(len(dice), 1)
     files.scalars(int(state.step), {"held_out/mean_dice": mean, **dice})
-    files.finish("finished", {"step": int(state.step), "grown_by_level": level})
+    files.finish("finished", {"step": int(state.step), "grown_by_level": level, "share": share})
     checkpoints.save(state, record, mean)
     checkpoints.wait()
   finally:

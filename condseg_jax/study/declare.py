@@ -36,6 +36,22 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True)
+class Growth:
+  """How the network of a variant grows after its training, see `grow`.
+
+  Attributes:
+    new: classes that its training leaves out, and that join it.
+    level: `auto`, a level, or `naive` for a training on the new data alone, from the parameters of
+      the network and with its rate, in the steps of level 2.
+    old: whether the data of the training are at hand.
+  """
+
+  new: tuple[str, ...]
+  level: str = "auto"
+  old: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class Variant:
   """One arm of a comparison: a network, or several that are used as one.
 
@@ -47,6 +63,7 @@ class Variant:
     level: value of the quantity that the study varies, e.g. the number of cases.
     fusion: how competing classes are fused for scoring, see `Predictor.predict`.
     against: label of the variant to compare with; the study's reference when empty.
+    growth: what follows the training of its only member.
   """
 
   name: str
@@ -56,6 +73,7 @@ class Variant:
   level: float | None = None
   fusion: str = "argmax"
   against: str = ""
+  growth: Growth | None = None
 
   @property
   def label(self) -> str:

@@ -25,6 +25,8 @@ from condseg_jax.model_io.bundle import without_paths
 ROOT = Path(condseg_jax.__file__).parent
 # Training and scoring.
 ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")
+# Growth, of the trials that grow.
+GROWTH_ENTRIES = ("condseg_jax.grow.ladder", "condseg_jax.study.growth")
 # Imported modules that affect neither: file readers, whose output the data digest covers; records
 # and logs; settings, whose values are part of the key.
 NOT_COMPUTING = (

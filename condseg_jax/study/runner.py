@@ -25,6 +25,7 @@ from condseg_jax.study import fingerprint as keys
 from condseg_jax.study import records
 from condseg_jax.study import score as scoring
 from condseg_jax.study import statistics
+from condseg_jax.study.growth import grow
 from condseg_jax.study.plan import duration
 from condseg_jax.study.plan import Job
 from condseg_jax.study.plan import Pace
@@ -157,6 +158,10 @@ def _result(job: Job, places: RunPaths) -> dict:
       log.info("member %d of %d", number + 1, len(folders))
     if train(config, open_prepared(config.data.root, config.data.spacing), folder) == "interrupted":
       raise KeyboardInterrupt
+  seconds, outcome = sum(map(records.run_seconds, folders)), {}
+  if job.trial.variant.growth is not None:
+    base, folders = folders[0], [places.run(job.key)]
+    seconds, outcome = grow(job.trial.variant.growth, job.configs[0], base, folders[0])
   start = time.perf_counter()
   predictor = scoring.predictor_of([str(folder) for folder in folders])
   cases, _ = labelled_cases(str(job.data.scored), job.data.split)
@@ -176,12 +181,12 @@ def _result(job: Job, places: RunPaths) -> dict:
   return {
       "dataset": job.trial.variant.dataset, "steps": job.steps, "fusion": job.trial.variant.fusion,
       "parameters": scoring.parameters(predictor), "scores": scores,
-      "curves": [records.curve(folder) for folder in folders],
+      "curves": [records.curve(places.run(key)) for key in job.keys],
       "configs": [without_paths(config).to_dict() for config in job.configs],
       "key": job.key, "members": list(job.keys), "data": job.data.data, "truth": job.data.truth,
       "source": keys.source_digest(), "git": keys.git_hash(), "machine": records.machine(),
-      "seconds": {"training": round(sum(map(records.run_seconds, folders)), 1),
-                  "scoring": round(time.perf_counter() - start, 1)}}
+      "seconds": {"training": round(seconds, 1),
+                  "scoring": round(time.perf_counter() - start, 1)}, **outcome}
 
 
 @contextlib.contextmanager

@@ -57,54 +57,59 @@ def test_giving_up_voxels_of_an_annotated_class_is_no_disagreement():
 @dataclasses.dataclass
 class Growth:
   """As much of a growth as the climb looks at."""
-  levels: tuple = (0, 1, 2)
+  order: tuple = (2, 1, 0)
   source: str = "RUN"
   new: tuple = ("cyst",)
 
 
-# new class, known class at every level → the level taken, the levels tried
+# attempt → Dice of the new class and of the known one, which had 0.9; then the level that is taken,
+# how far it was gone, and the attempts
 CLIMBS = {
-    "all of them": ([(0.2, 0.9), (0.5, 0.9), (0.7, 0.898)], 2, 3),
-    "until nothing is gained": ([(0.2, 0.9), (0.203, 0.9), (0.9, 0.9)], 0, 2),
-    "back from a level that costs too much": ([(0.2, 0.9), (0.5, 0.9), (0.9, 0.88)], 1, 3),
-    "over a level that costs too much": ([(0.2, 0.8), (0.5, 0.9), (0.502, 0.9)], 1, 3),
-    "over a level that finds nothing": ([(0.0, 0.9), (0.5, 0.9), (0.4, 0.9)], 1, 3),
-    "to nothing": ([(0.2, 0.8), (0.5, 0.8), (0.9, 0.8)], None, 3)}
+    "the highest": ({"2": (0.8, 0.897)}, 2, 1.0, 1),
+    "part of the way": ({"2": (0.8, 0.89), "2 at 0.85": (0.7, 0.896)}, 2, 0.85, 2),
+    "the level below": ({"2": (0.8, 0.87), "2 at 0.85": (0.7, 0.88), "2 at 0.7": (0.3, 0.89),
+                         "1": (0.5, 0.9)}, 1, 1.0, 4),
+    "over a level that finds nothing": ({"2": (0.0, 0.9), "1": (0.5, 0.9)}, 1, 1.0, 2),
+    "to nothing": ({"2": (0.8, 0.8), "2 at 0.85": (0.7, 0.8), "2 at 0.7": (0.3, 0.8),
+                    "1": (0.5, 0.89), "0": (0.004, 0.9)}, None, 1.0, 5)}
 
 
 @pytest.fixture
 def climb(monkeypatch, tmp_path):
-  """Climbs over levels whose scores are given; returns outcome, levels tried, levels written."""
-  def climbed(scores, level=None, levels=(0, 1, 2)):
-    tried, written = [], []
+  """Tries levels whose scores are given; returns outcome, attempts, levels written."""
+  def climbed(scores, level=None):
+    tried, trained, written = [], [], []
     as_scores = lambda new, old: {"new": {"cyst": {} if new is None else {"x": new}},
                                   "old": {"liver": {"a": old}}}
-    sources = {"RUN": as_scores(None, 0.9),
-               **{str(tmp_path / "levels" / str(k)): as_scores(*pair)
-                  for k, pair in enumerate(scores)}}
+
+    def score(network):
+      if network == "RUN":
+        return as_scores(None, 0.9)
+      tried.append(network)
+      return as_scores(*scores[network])
     monkeypatch.setattr(ladder, "_begun", lambda *_: {"levels": {}})
     monkeypatch.setattr(ladder, "_bare", lambda source: source)
-    monkeypatch.setattr(ladder.Judge, "of", lambda *_: types.SimpleNamespace(scores=sources.get))
-    monkeypatch.setattr(ladder, "_train", lambda _, k, *more: tried.append((k, more[0]))
-                        or "finished")
-    monkeypatch.setattr(ladder, "write_result", lambda *args: written.append(args[3]))
-    outcome = ladder.grow(Growth(levels), tmp_path, level=level)
+    monkeypatch.setattr(ladder, "_between", lambda _, workdir, share: (
+        workdir.name if share == 1 else f"{workdir.name} at {share:g}"))
+    monkeypatch.setattr(ladder.Judge, "of", lambda *_: types.SimpleNamespace(scores=score))
+    monkeypatch.setattr(ladder, "_train", lambda _, k, *more: trained.append(k) or "finished")
+    monkeypatch.setattr(ladder, "write_result", lambda *args: written.append(args[3:5]))
+    outcome = ladder.grow(Growth(), tmp_path, level=level)
+    assert trained == list(dict.fromkeys(int(name[0]) for name in tried))
     return outcome, tried, written
   return climbed
 
 
 @pytest.mark.parametrize("name", CLIMBS)
-def test_the_climb(name, climb, tmp_path):
-  scores, taken, count = CLIMBS[name]
+def test_the_highest_level_that_is_allowed(name, climb):
+  scores, taken, share, count = CLIMBS[name]
   outcome, tried, written = climb(scores)
-  assert outcome.taken == taken and [k for k, _ in tried] == list(range(count))
-  assert written == ([] if taken is None else [taken])
-  # Each level begins where the one before it ended.
-  assert [source for _, source in tried] == ["RUN", *(str(tmp_path / "levels" / str(k))
-                                                      for k in range(count - 1))]
+  assert outcome.taken == taken and outcome.share == share and tried == list(scores)
+  assert len(outcome.reasons) == count - (taken is not None)
+  assert written == ([] if taken is None else [(taken, share)])
 
 
 def test_a_level_that_was_asked_for_is_taken_and_its_cost_is_said(climb):
-  outcome, tried, written = climb([(0.2, 0.8)] * 3, level=1)
-  assert outcome.taken == 1 and tried == [(1, "RUN")] and written == [1]
-  assert "liver loses 10.0 points of Dice" in outcome.reasons[1]
+  outcome, tried, written = climb({"1": (0.2, 0.8)}, level=1)
+  assert outcome.taken == 1 and tried == ["1"] and written == [(1, 1.0)]
+  assert "liver loses 10.0 points of Dice" in outcome.reasons["level 1"]

@@ -14,7 +14,7 @@ def test_a_network_that_was_split_over_devices_grows_on_any_machine(level):
   config = Config().override({"train.partition": 2, "conditioning.vector": "embedding"})
   record = SimpleNamespace(config=config, plan=Plan("ct", (3.0, 1.0, 1.0), (32, 64, 64)))
   growth = SimpleNamespace(record=record, stores=[SimpleNamespace(root="new")], training=[],
-                           new=("pancreas",))
+                           old_stores=(), new=("pancreas",), is_new=lambda _: True)
   found = settings(growth, level, "RUN")
   assert found.train.partition == 1 and found.init.source == "RUN"
   assert found.train.only_classes == (() if level == 2 else ("pancreas",))
