@@ -21,7 +21,7 @@ FLOORS = {
     "data": 2, "datasets": 2,
     "train": 3, "infer": 3, "model_io": 3,
     "train.loop": 4, "train.folds": 4, "predictor": 4, "loading": 4, "evaluate": 4, "report": 4,
-    "export": 4, "analysis": 4, "pseudo": 4, "grow": 4,
+    "export": 4, "analysis": 4, "pseudo": 4, "grow": 4, "federated": 4,
     "cli": 5, "serve": 5, "study": 5,
 }
 

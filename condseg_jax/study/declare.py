@@ -52,6 +52,16 @@ class Growth:
 
 
 @dataclasses.dataclass(frozen=True)
+class Federated:
+  """How the datasets of a variant train one network as sites, see `federated.site.Rounds`."""
+
+  rounds: int
+  steps: int
+  proximal: float = 0.0
+  teaching: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Variant:
   """One arm of a comparison: a network, or several that are used as one.
 
@@ -64,6 +74,7 @@ class Variant:
     fusion: how competing classes are fused for scoring, see `Predictor.predict`.
     against: label of the variant to compare with; the study's reference when empty.
     growth: what follows the training of its only member.
+    federated: what takes the place of the training of its only member.
   """
 
   name: str
@@ -74,6 +85,7 @@ class Variant:
   fusion: str = "argmax"
   against: str = ""
   growth: Growth | None = None
+  federated: Federated | None = None
 
   @property
   def label(self) -> str:

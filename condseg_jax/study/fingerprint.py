@@ -25,8 +25,10 @@ from condseg_jax.model_io.bundle import without_paths
 ROOT = Path(condseg_jax.__file__).parent
 # Training and scoring.
 ENTRIES = ("condseg_jax.train.loop", "condseg_jax.study.score")
-# Growth, of the trials that grow.
-GROWTH_ENTRIES = ("condseg_jax.grow.ladder", "condseg_jax.study.growth")
+# What else computes the results of trials that grow or are federated.
+FURTHER_ENTRIES = {
+    "growth": ("condseg_jax.grow.ladder", "condseg_jax.study.growth"),
+    "federated": ("condseg_jax.federated.federation", "condseg_jax.study.federated")}
 # Imported modules that affect neither: file readers, whose output the data digest covers; records
 # and logs; settings, whose values are part of the key.
 NOT_COMPUTING = (

@@ -90,9 +90,10 @@ def make_job(study: Study, trial: Trial, places: RunPaths) -> Job:
                for m in trial.variant.members)
   member_keys = tuple(keys.member_key(config, data.data, source) for config in made)
   key = keys.trial_key(member_keys, trial.variant.fusion, data.truth)
-  if trial.variant.growth is not None:
-    key = keys.digest_of({"trial": key, "growth": dataclasses.asdict(trial.variant.growth),
-                          "source": keys.meaning_digest(keys.GROWTH_ENTRIES)})
+  for what in ("growth", "federated"):
+    if (how := getattr(trial.variant, what)) is not None:
+      key = keys.digest_of({"trial": key, what: dataclasses.asdict(how),
+                            "source": keys.meaning_digest(keys.FURTHER_ENTRIES[what])})
   return Job(trial, study.variants.index(trial.variant), study, data, made, member_keys, key,
              records.path_of(places.out, study.name, trial.name, key))
 

@@ -25,6 +25,7 @@ from condseg_jax.study import fingerprint as keys
 from condseg_jax.study import records
 from condseg_jax.study import score as scoring
 from condseg_jax.study import statistics
+from condseg_jax.study.federated import federate
 from condseg_jax.study.growth import grow
 from condseg_jax.study.plan import duration
 from condseg_jax.study.plan import Job
@@ -152,16 +153,7 @@ def _declared(job: Job) -> dict:
 
 def _result(job: Job, places: RunPaths) -> dict:
   """Trains and scores; returns every field of the record that does not depend on the study."""
-  folders = [places.run(key) for key in job.keys]
-  for number, (config, folder) in enumerate(zip(job.configs, folders, strict=True)):
-    if len(folders) > 1:
-      log.info("member %d of %d", number + 1, len(folders))
-    if train(config, open_prepared(config.data.root, config.data.spacing), folder) == "interrupted":
-      raise KeyboardInterrupt
-  seconds, outcome = sum(map(records.run_seconds, folders)), {}
-  if job.trial.variant.growth is not None:
-    base, folders = folders[0], [places.run(job.key)]
-    seconds, outcome = grow(job.trial.variant.growth, job.configs[0], base, folders[0])
+  folders, seconds, outcome = _trained(job, places)
   start = time.perf_counter()
   predictor = scoring.predictor_of([str(folder) for folder in folders])
   cases, _ = labelled_cases(str(job.data.scored), job.data.split)
@@ -181,12 +173,31 @@ def _result(job: Job, places: RunPaths) -> dict:
   return {
       "dataset": job.trial.variant.dataset, "steps": job.steps, "fusion": job.trial.variant.fusion,
       "parameters": scoring.parameters(predictor), "scores": scores,
-      "curves": [records.curve(places.run(key)) for key in job.keys],
+      "curves": [] if job.trial.variant.federated else [
+          records.curve(places.run(key)) for key in job.keys],
       "configs": [without_paths(config).to_dict() for config in job.configs],
       "key": job.key, "members": list(job.keys), "data": job.data.data, "truth": job.data.truth,
       "source": keys.source_digest(), "git": keys.git_hash(), "machine": records.machine(),
       "seconds": {"training": round(seconds, 1),
                   "scoring": round(time.perf_counter() - start, 1)}, **outcome}
+
+
+def _trained(job: Job, places: RunPaths) -> tuple[list[Path], float, dict]:
+  """Trains what a trial scores; returns its folders, seconds, and further fields of the record."""
+  variant, config = job.trial.variant, job.configs[0]
+  if variant.federated is not None:
+    folder = places.run(job.key)
+    return [folder], *federate(variant.federated, config, folder)
+  folders = [places.run(key) for key in job.keys]
+  for number, (one, folder) in enumerate(zip(job.configs, folders, strict=True)):
+    if len(folders) > 1:
+      log.info("member %d of %d", number + 1, len(folders))
+    if train(one, open_prepared(one.data.root, one.data.spacing), folder) == "interrupted":
+      raise KeyboardInterrupt
+  if variant.growth is not None:
+    grown = places.run(job.key)
+    return [grown], *grow(variant.growth, config, folders[0], grown)
+  return folders, sum(map(records.run_seconds, folders)), {}
 
 
 @contextlib.contextmanager

@@ -9,8 +9,8 @@ The quick-start config, run by tools/quickstart.sh:
 Measured on 2 CPU cores with oneDNN and large pages, in bfloat16 (AVX-512 BF16): 2 minutes for
 training, 2 minutes 55 for the whole quick start with installing. Mean Dice [95 % interval] over the
 18 test cases, which show and score all three organs under all three scanners: liver 0.959 [0.955,
-0.963], spleen 0.936 [0.926, 0.945], pancreas 0.901 [0.887, 0.913], mean 0.932. Processors without
-bfloat16 take longer, for all 8 to 10 minutes if they are slow.
+0.963], spleen 0.936 [0.926, 0.945], pancreas 0.901 [0.887, 0.913], mean 0.932. In float32 on
+a slow processor (AVX2) data and training took 10 minutes, for all 12.
 
 Width and steps were chosen on phantoms of another seed. With 8 channels, in float32 and after 1,000
 steps, as it was before: 0.918; with group normalisation and 720 steps: 0.852.

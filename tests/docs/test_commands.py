@@ -54,6 +54,7 @@ NOT_RUN = {
         "needs the run above; see tests/e2e/test_folds.py",
     "condseg-predict --workdir=PANCREAS": "two runs; see tests/e2e/test_growth.py",
     "condseg-grow": "see tests/e2e/test_growth.py",
+    "condseg-federate": "see tests/e2e/test_federation.py",
     "condseg-audit": "needs the run above; see tests/e2e/test_audit.py",
     "condseg-predict --workdir=RUN --input=scans --output=masks --uncertainty":
         "needs the run above; see tests/cli/test_predict_outputs.py",

@@ -15,7 +15,7 @@ from support.documents import ROOT
 SECTIONS = ("data", "augment", "model", "conditioning", "loss", "optimizer", "train", "init")
 COMMANDS = ("init", "prepare", "verify", "fetch", "train", "evaluate", "predict", "analyse",
             "export", "import_", "serve", "deidentify", "study", "pseudo", "audit", "next",
-            "grow")
+            "grow", "federate")
 # Flags of programs that are not ours.
 FOREIGN = {"gres", "help", "config", "8", "data-binary", "from-file", "json", "nthreads",
            "memory-limit", "resources", "lifetime", "lifetime-stagger",

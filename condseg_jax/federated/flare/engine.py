@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 from collections.abc import Sequence
 import contextlib
+import io
 import json
+import logging
 import os
 from pathlib import Path
 import signal
@@ -20,6 +22,7 @@ from typing import Any
 
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 from nvflare.fuel.flare_api.flare_api import Session
+import psutil
 
 from condseg_jax.errors import InputError
 from condseg_jax.federated.federation import RECORD
@@ -34,7 +37,7 @@ HEARTBEAT_S = 5
 _START_S = 120  # for a process of FLARE to answer
 _SHUTDOWN_S = 30
 _TRIES = 3  # for a site that answers its server, but not its rounds
-_LOG = "flare.log"
+_LOG, _PID = "flare.log", "flare.pid"
 
 
 def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any],
@@ -55,6 +58,7 @@ def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any],
   """
   (workdir / REQUEST).write_text(json.dumps(request), encoding="utf-8")
   kits.place_storage(kit, workdir / "flare")
+  logging.getLogger("nvflare").setLevel(logging.CRITICAL)  # of the session: what fails is raised
   server = [sys.executable, "-u", "-m", "nvflare.private.fed.app.server.server_train", "-m",
             str(kit), "-s", "fed_server.json", "--set", "secure_train=true",
             f"org={kits.PROJECT}", "config_folder=config"]
@@ -67,10 +71,11 @@ def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any],
                         on_wait=on_wait)
         done = _job(session, process, workdir, request, done, failures, on_round)
     finally:
-      with contextlib.suppress(Exception):  # of a server that is gone
-        session.shutdown("all", timeout=_SHUTDOWN_S)
-      with contextlib.suppress(Exception):
-        session.close()
+      with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.suppress(Exception):  # of a server that is gone
+          session.shutdown("all", timeout=_SHUTDOWN_S)
+        with contextlib.suppress(Exception):
+          session.close()
 
 
 def join(kit: Path, folder: Path, data: str, spacing: Sequence[float], cache: str,
@@ -117,12 +122,14 @@ def join(kit: Path, folder: Path, data: str, spacing: Sequence[float], cache: st
 def _process(command: Sequence[str], kit: Path, folder: Path,
              more: Mapping[str, str]) -> Iterator[subprocess.Popen]:
   """Runs a process of FLARE and its children, and ends them all on the way out."""
+  _end_leftover(folder / _PID, kit)
   (kit / "transfer").mkdir(exist_ok=True)
   environment = {"MALLOC_ARENA_MAX": "4", **os.environ, **more}
   with (folder / _LOG).open("a", encoding="utf-8") as log:
     process = subprocess.Popen(command, cwd=kit, env=environment, stdout=log, stderr=log,
                                stdin=subprocess.DEVNULL, start_new_session=True)
     try:
+      (folder / _PID).write_text(str(process.pid))
       yield process
     finally:
       for number, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0)):
@@ -130,6 +137,15 @@ def _process(command: Sequence[str], kit: Path, folder: Path,
           os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
           process.wait(patience)
+      (folder / _PID).unlink(missing_ok=True)
+
+
+def _end_leftover(path: Path, kit: Path) -> None:
+  """Ends a process of FLARE that outlived a command that was killed."""
+  with contextlib.suppress(OSError, ValueError, psutil.Error):
+    number = int(path.read_text())
+    if str(kit) in psutil.Process(number).cmdline():
+      os.killpg(number, signal.SIGKILL)
 
 
 def _connect(admin: Path, process: subprocess.Popen, workdir: Path) -> Session:
@@ -137,7 +153,8 @@ def _connect(admin: Path, process: subprocess.Popen, workdir: Path) -> Session:
   while True:
     _check(process, workdir)
     try:
-      return new_secure_session(kits.ADMIN, str(admin), timeout=5.0, auto_login_max_tries=1)
+      with contextlib.redirect_stdout(io.StringIO()):
+        return new_secure_session(kits.ADMIN, str(admin), timeout=5.0, auto_login_max_tries=1)
     except Exception as error:  # FLARE raises its own and others' while a server starts
       if time.monotonic() > end:
         raise InputError(admin, f"reaches no server ({type(error).__name__})",

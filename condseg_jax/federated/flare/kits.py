@@ -117,7 +117,7 @@ def sites_of(kit) -> list[str]:
 
 
 def place_storage(kit, folder) -> None:
-  """Lets a server keep its jobs in a folder; FLARE's default is one for all servers of a machine."""
+  """Lets a server keep its jobs in a folder; by default all servers of a machine share one."""
   path = Path(kit) / "local" / "resources.json"
   resources = json.loads(path.read_text())
   storage = resources["snapshot_persistor"]["args"]["storage"]
