@@ -89,5 +89,5 @@ def fault(update: Update, before: Arrays, names: tuple[str, ...]) -> str:
   return ""
 
 
-def _is(value: Any, kind: type) -> bool:
-  return type(value) is kind and math.isfinite(value)
+def _is(value: Any, kind: type[int] | type[float]) -> bool:
+  return type(value) is kind and math.isfinite(float(value))

@@ -109,7 +109,7 @@ def describe(stores: Sequence[Store]) -> Description:
     quantiles = tuple(np.round(pooled).tolist())
   sides = {c.name: c.no_mirror for s in stores for c in s.table.classes
            if c.no_mirror and c.name in counts}
-  overlapping = sorted({tuple(sorted(pair)) for s in stores for pair in s.overlapping})
+  overlapping = sorted({(min(pair), max(pair)) for s in stores for pair in s.overlapping})
   return Description(first.modality, tuple(map(float, first.spacing)),
                      {name: ROUNDING * math.ceil(n / ROUNDING) for name, n in counts.items()},
                      sides, tuple(overlapping), quantiles)
@@ -153,7 +153,8 @@ def pooled(config: Config, sites: Mapping[str, Description]) -> ModelRecord:
                        f"annotated: {', '.join(sorted(sides))}", usage=True)
   sides |= {normal_name(name): tuple(axes) for name, axes in config.data.lateral_axes.items()}
   pairs = {pair for site in sites.values() for pair in site.overlapping if set(pair) <= {*names}}
-  pairs |= {tuple(sorted(map(normal_name, pair))) for pair in config.data.overlapping}
+  for a, b in (map(normal_name, pair) for pair in config.data.overlapping):
+    pairs.add((min(a, b), max(a, b)))
   table = ClassTable.create(names, presets=config.data.presets, no_mirror=sides,
                             overlapping=sorted(pairs))
   # As many samples as a site has cases, so that each case counts alike.

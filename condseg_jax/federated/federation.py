@@ -87,8 +87,8 @@ class Federation:
     self.arrays = flat(initial_variables(model, record.config.seed,
                                          (*record.plan.subvolume, record.plan.channels)))
     self._tree["sites"] = {name: site.to_json() for name, site in described.items()}
-    self._save(0, 0.0)
     self._write()
+    self._save(0, 0.0)
 
   def finish_round(self, updates: Mapping[str, Update],
                    absent: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -116,11 +116,12 @@ class Federation:
     axes = class_axes(self.record.config.model, self.record.config.conditioning, len(names),
                       self.record.plan.channels)
     self.arrays = average(self.arrays, used, axes, names)
+    dice = _mean_dice(used)
     entry = {"round": self.done + 1, "sites": {n: dict(u.samples) for n, u in used.items()},
-             "left_out": left_out, "dice": _mean_dice(used)}
+             "left_out": left_out, "dice": dice}
     self._tree["history"].append(entry)
-    self._save(self.done * self.rounds.steps, float(np.mean([*entry["dice"].values()])))
-    self._write()
+    self._write()  # before the checkpoint: without it, the entry is dropped and the round repeated
+    self._save(self.done * self.rounds.steps, float(np.mean([*dice.values()])))
     return entry
 
   def _save(self, step: int, dice: float) -> None:
@@ -156,7 +157,8 @@ class Federation:
       tree = json.loads(path.read_text(encoding="utf-8"))
       same = all(tree[key] == json.loads(json.dumps(value))
                  for key, value in self._request.items())
-      found = {**self._request, "sites": dict(tree["sites"]), "history": list(tree["history"])}
+      found: dict[str, Any] = {**self._request, "sites": dict(tree["sites"]),
+                               "history": list(tree["history"])}
     except (ValueError, KeyError, TypeError) as error:
       raise InputError(path, "is damaged", "restore it, or choose another workdir") from error
     if not same:
@@ -171,7 +173,6 @@ class Federation:
       self.arrays = flat(checkpoints.restore_variables(step))
     finally:
       checkpoints.close()
-    # The record is written after the checkpoint, and a crash may lie between them.
     found["history"] = found["history"][:step // self.rounds.steps]
     self._tree = found
     if self.done * self.rounds.steps != step:

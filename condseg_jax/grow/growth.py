@@ -95,7 +95,7 @@ class Growth:
 
   @property
   def order(self) -> tuple[int, ...]:
-    """The levels to try, the best first. Without old data level 2 forgets, unless it only adapts."""
+    """The levels to try, best first; without old data level 2 forgets, unless it only adapts."""
     highest = 2 if self.old_stores or not self.new else 1
     return tuple(n for n in reversed(self.levels) if n <= highest)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -85,6 +86,9 @@ def test_a_federation_goes_on_from_its_folder(stores, tmp_path):
     assert set(entry["sites"]) == {"ball", "box"} and set(entry["dice"]) == {"ball", "box"}
   for name, array in whole.arrays.items():
     np.testing.assert_array_equal(part.arrays[name], array)
+  # A crash between record and checkpoint: the round is repeated.
+  shutil.rmtree(tmp_path / "part" / "checkpoints" / "6")
+  assert Federation(CONFIG, rounds, tmp_path / "part").done == 2
   run = json.loads((tmp_path / "part" / "run.json").read_text())
   assert run["status"] == "finished" and run["step"] == 6
   with pytest.raises(InputError, match="begun with other settings"):

@@ -31,7 +31,7 @@ class RoundsController(ModelController):
 
     folder = Path(os.environ[FEDERATION])
     request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
-    present = [client.name for client in self.engine.get_clients()]
+    present = sorted(client.name for client in self.engine.get_clients())
     status = {"job": self.fl_ctx.get_job_id(), "present": present, "error": ""}
     self._note(folder, status)
     try:
@@ -40,8 +40,10 @@ class RoundsController(ModelController):
       if federation.record is None:
         federation.begin(self._descriptions(present))
       while federation.done < federation.rounds.rounds and not (folder / STOP).exists():
-        present = self._round(federation, present, request)
-        self._note(folder, status | {"present": present})
+        answered = self._round(federation, present, request)
+        if answered != present:  # only then: the time of the file says since when sites are missing
+          present = answered
+          self._note(folder, status | {"present": present})
     except InputError as error:
       self._note(folder, status | {"error": str(error)})
     except Exception as error:  # FLARE would log it, and the server would go on asking

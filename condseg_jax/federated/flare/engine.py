@@ -252,7 +252,7 @@ def _lists(folder: Path) -> list[Path]:
 
 
 def _begun(workdir: Path) -> bool:
-  return (workdir / RECORD).exists()
+  return any((workdir / "checkpoints").glob("[0-9]*"))
 
 
 def _history(workdir: Path) -> list[dict]:

@@ -73,7 +73,7 @@ class SiteExecutor(Executor):
 def _stores(place: dict[str, Any]) -> list:
   from condseg_jax.data.store import open_prepared
   from condseg_jax.datasets import discover
-  spacing = tuple(place["spacing"]) or None
+  spacing = tuple(place["spacing"])
   return open_prepared(place["data"], spacing) or discover.open_stores(
       place["data"], spacing, place["cache"] or None, progress=False)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import re
 import shutil
 import tempfile
+from typing import Any
 
 from nvflare.lighter.impl.cert import CertBuilder
 from nvflare.lighter.impl.signature import SignatureBuilder
@@ -59,9 +60,10 @@ def write_kits(out, host: str, port: int, sites: Sequence[str]) -> list[Path]:
     if not _NAME.fullmatch(name) or name in ("server", "admin") or list(sites).count(name) > 1:
       raise InputError("sites", f"{name!r} is no name of a site", "give different ones of a-z, 0-9 "
                        "and - that are not server or admin", usage=True)
-  people = [{"name": host, "type": "server", "fed_learn_port": port, "admin_port": port},
-            {"name": ADMIN, "type": "admin", "role": "project_admin"},
-            *({"name": name, "type": "client"} for name in sites)]
+  people: list[dict[str, Any]] = [
+      {"name": host, "type": "server", "fed_learn_port": port, "admin_port": port},
+      {"name": ADMIN, "type": "admin", "role": "project_admin"},
+      *({"name": name, "type": "client"} for name in sites)]
   project = prepare_project({"api_version": 3, "name": PROJECT, "description": "",
                              "participants": [{**one, "org": PROJECT} for one in people]})
   builders = [WorkspaceBuilder(template_file=["master_template.yml"]),
