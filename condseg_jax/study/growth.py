@@ -23,7 +23,8 @@ from condseg_jax.train.start import read_start
 SECONDS = "seconds.json"  # of the calls so far, in the folder of the trial
 
 
-def grow(growth: Growth, config: Config, base: Path, out: Path) -> tuple[float, dict[str, Any]]:
+def grow(growth: Growth, config: Config, base: Path,
+         out: Path) -> tuple[Path, float, dict[str, Any]]:
   """Grows a network; resumes.
 
   Args:
@@ -33,11 +34,11 @@ def grow(growth: Growth, config: Config, base: Path, out: Path) -> tuple[float, 
     out: folder of the grown run.
 
   Returns:
-    The seconds it took, and `{"growth": {…}}` with the level that was taken and the attempts.
+    The folder of the network, which is that of `base` if no level was taken; the seconds it took;
+    and `{"growth": {…}}` with the level that was taken, and what spoke against others.
 
   Raises:
     KeyboardInterrupt: after a SIGTERM.
-    InputError: no level was allowed; see also `grow.ladder.grow`.
   """
   stores = open_prepared(config.data.root, config.data.spacing)
   new = annotating(stores, growth.new)
@@ -58,7 +59,7 @@ def grow(growth: Growth, config: Config, base: Path, out: Path) -> tuple[float, 
     (out / SECONDS).write_text(json.dumps(seconds))
   if taken is None:
     raise KeyboardInterrupt
-  return seconds, {"growth": taken}
+  return base if taken.get("taken", 0) is None else out, seconds, {"growth": taken}
 
 
 def annotating(stores: Iterable[Store], names: Sequence[str]) -> list[Store]:

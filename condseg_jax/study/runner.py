@@ -195,8 +195,8 @@ def _trained(job: Job, places: RunPaths) -> tuple[list[Path], float, dict]:
     if train(one, open_prepared(one.data.root, one.data.spacing), folder) == "interrupted":
       raise KeyboardInterrupt
   if variant.growth is not None:
-    grown = places.run(job.key)
-    return [grown], *grow(variant.growth, config, folders[0], grown)
+    grown, *more = grow(variant.growth, config, folders[0], places.run(job.key))
+    return [grown], *more
   return folders, sum(map(records.run_seconds, folders)), {}
 
 
