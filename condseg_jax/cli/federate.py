@@ -51,8 +51,8 @@ def _define(values: flags.FlagValues) -> None:
          "network.", lower_bound=0)
   define("float", "teaching", 0.0, "server: weight below 1 of masks that the global network makes "
          "of classes that a site does not annotate.", lower_bound=0)
-  define("integer", "least_sites", 1, "server: sites without which a round does not end; the first "
-         "needs all.", lower_bound=1)
+  define("integer", "least_sites", 0, "server: sites after whose answers a round waits --patience "
+         "for the others; by default for as long as these live.", lower_bound=0)
   define("integer", "patience", 60, "server: seconds that a round waits for the other sites.",
          lower_bound=1)
   define("string", "data", "", "site: prepared or raw datasets.")

@@ -1,8 +1,9 @@
 """What growing costs and brings: each organ of the phantoms joins a network of the other two.
 
-`joint` learns all three from the beginning. Every other arm starts from a network of two organs,
-trained in as many steps; its minutes are those after that. A fifth of the cases is held out in all
-arms, by which `auto` is judged.
+`joint` learns all three from the beginning, `without_ORGAN` the other two, in as many steps. From
+there `auto` has the old images at hand, the other arms do not; their minutes are those of growing.
+`alone_ORGAN` learns the organ by itself in the steps of level 2. A fifth of the cases is held out
+in all arms, by which `auto` is judged.
 
   condseg-study growth --out=results
 """
@@ -15,8 +16,7 @@ from condseg_jax.study.declare import Variant
 ORGANS = ("liver", "spleen", "pancreas")
 STEPS = 800
 ARMS = {
-    "auto": {}, "auto_without_old": {"old": False}, "level_0": {"level": "0"},
-    "level_1": {"level": "1"}, "level_2_without_old": {"level": "2", "old": False},
+    "auto": {}, "level_1": {"level": "1"}, "level_2_without_old": {"level": "2", "old": False},
     "naive": {"level": "naive", "old": False}}
 
 

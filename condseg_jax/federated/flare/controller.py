@@ -74,7 +74,7 @@ class RoundsController(ModelController):
                                federation.arrays)
     answers = self.broadcast_model(
         task, task_name=messages.TRAIN, targets=sites,
-        min_responses=min(request["least_sites"], len(sites)),
+        min_responses=min(request["least_sites"] or len(sites), len(sites)),
         wait_time_after_min_received=request["patience"])
     updates, absent = {}, dict.fromkeys(sites, "has not answered")
     for answer in answers:

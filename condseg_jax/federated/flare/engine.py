@@ -65,16 +65,15 @@ def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any],
   with _process(server, kit, workdir, {FEDERATION: str(workdir)}) as process:
     session = _connect(admin, process, workdir)
     done, failures = len(_history(workdir)), dict[str, int]()
-    try:
+    with _explained(workdir):
       while done < request["rounds"]["rounds"]:
         _wait_for_sites(session, process, workdir, request, first=not _begun(workdir),
                         on_wait=on_wait)
         done = _job(session, process, workdir, request, done, failures, on_round)
-    finally:
-      with contextlib.redirect_stdout(io.StringIO()):
-        with contextlib.suppress(Exception):  # of a server that is gone
+      # Only now: a site whose server has ended before waits until it is back.
+      with contextlib.suppress(Exception):  # what FLARE raises when its server goes, as it should
+        with contextlib.redirect_stdout(io.StringIO()):
           session.shutdown("all", timeout=_SHUTDOWN_S)
-        with contextlib.suppress(Exception):
           session.close()
 
 
@@ -140,6 +139,18 @@ def _process(command: Sequence[str], kit: Path, folder: Path,
       (folder / _PID).unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _explained(workdir: Path) -> Iterator[None]:
+  """Turns errors of FLARE's session, such as a server that does not answer, into one line."""
+  try:
+    yield
+  except Exception as error:
+    if not type(error).__module__.startswith("nvflare"):
+      raise
+    raise InputError(workdir, f"FLARE's server does not answer ({type(error).__name__}: {error})",
+                     f"see {workdir / _LOG}; the same command goes on") from error
+
+
 def _end_leftover(path: Path, kit: Path) -> None:
   """Ends a process of FLARE that outlived a command that was killed."""
   with contextlib.suppress(OSError, ValueError, psutil.Error):
@@ -181,7 +192,7 @@ def _wait_for_sites(session: Session, process: subprocess.Popen, workdir: Path,
   while True:
     _check(process, workdir)
     here = _alive(session)
-    if len(here) >= (request["sites"] if first else request["least_sites"]):
+    if len(here) >= (request["sites"] if first else request["least_sites"] or 1):
       return
     if here != told:
       on_wait(here)
@@ -248,7 +259,8 @@ def _job_folder(workdir: Path) -> Path:
 
 
 def _lists(folder: Path) -> list[Path]:
-  return sorted(path for path in (folder / "sent").glob("*.json"))
+  """Returns what has been listed; not the hidden files that are being written."""
+  return sorted(path for path in (folder / "sent").glob("[!.]*.json"))
 
 
 def _begun(workdir: Path) -> bool:
