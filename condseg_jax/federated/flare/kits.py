@@ -101,8 +101,10 @@ def identity(kit) -> dict[str, str]:
     if (startup / "fed_admin.json").exists():
       return {"kind": "admin", "name": json.loads(
           (startup / "fed_admin.json").read_text())["admin"]["username"]}
-    found = re.search(r"uid=([a-z0-9-]+)", (startup / "sub_start.sh").read_text())
-    if found and (startup / "fed_client.json").exists():
+    if (startup / "fed_client.json").exists():
+      found = re.search(r"uid=([a-z0-9-]+)", (startup / "sub_start.sh").read_text())
+      if found is None:
+        raise ValueError("sub_start.sh names no site")
       return {"kind": "client", "name": found[1]}
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
     raise InputError(kit, f"is a damaged kit ({error})", "get it again", usage=True) from error
