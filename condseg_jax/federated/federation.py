@@ -144,6 +144,7 @@ class Federation:
     files.finish("finished" if finished else "running", {"step": step, "rounds": self.done})
 
   def _write(self) -> None:
+    self.workdir.mkdir(parents=True, exist_ok=True)
     write_text(self.workdir / RECORD, json.dumps(self._tree, indent=1))
 
   def _read(self) -> None:

@@ -198,6 +198,8 @@ def test_a_process_that_outlived_its_command_is_ended(folder, tmp_path):
       _end_leftover(tmp_path / "pid", kit)
     assert left.wait(10) == -signal.SIGKILL and other.poll() is None
   finally:
-    other.kill()
+    for process in (left, other):
+      process.kill()
+      process.wait(10)
   (tmp_path / "pid").write_text("nonsense")
   _end_leftover(tmp_path / "pid", kit)
