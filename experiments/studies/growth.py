@@ -2,8 +2,7 @@
 
 `joint` learns all three from the beginning, `without_ORGAN` the other two, in as many steps. From
 there `auto` has the old images at hand, the other arms do not; their minutes are those of growing.
-`alone_ORGAN` learns the organ by itself in the steps of level 2. A fifth of the cases is held out
-in all arms, by which `auto` is judged.
+A fifth of the cases is held out in all arms, by which `auto` is judged.
 
   condseg-study growth --out=results
 """
@@ -31,7 +30,4 @@ def get_study():
     variants.append(Variant(f"without_{organ}", (base,), "phantom"))
     variants += [Variant(f"{name}_{organ}", (base,), "phantom", growth=Growth((organ,), **how))
                  for name, how in ARMS.items()]
-    alone = joint.replace(data__include_classes=(organ,), data__classes=(organ,),
-                          train__steps=round(0.4 * STEPS), train__eval_every=round(0.4 * STEPS))
-    variants.append(Variant(f"alone_{organ}", (alone,), "phantom"))
   return Study("growth", tuple(variants), reference="joint", seconds=0.4)
