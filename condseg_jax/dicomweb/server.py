@@ -114,7 +114,8 @@ class Server:
     with self._told():
       for dataset in self._client.iter_series(found.study, found.uid, media_types=WHOLE):
         path = folder / f"{count:05d}.dcm"
-        dataset.save_as(path)
+        # As it was sent. Written anew from its elements, a damaged instance would look sound.
+        path.write_bytes(dataset.buffer.getvalue())
         count, size = count + 1, size + path.stat().st_size
         if stopped():
           break
@@ -167,9 +168,9 @@ class Server:
                        "check the address and the server") from error
     except InputError:
       raise
-    except OSError:  # of the local disk; requests' own are above
-      raise
     except Exception as error:  # of the parsers, about what the server sends
+      if isinstance(error, OSError) and error.errno is not None:  # of the local disk
+        raise
       raise InputError(self.url, f"sends what is no DICOMweb answer ({type(error).__name__})",
                        "check the address") from error
 
