@@ -62,11 +62,12 @@ hypothesis.settings.load_profile(
 
 # The files that take longest. Workers take whole files, so these come first: the last one to begin
 # would otherwise run alone.
-LONGEST = ("cluster/test_predict", "buckets/test_runs", "tools/test_fuzz", "tools/test_notebooks",
-           "e2e/test_training_runs", "serve/test_service", "export/test_onnx",
-           "report/page/test_in_a_browser", "e2e/test_growth", "study/test_study_runs",
-           "models/test_dense_unet", "serve/dimse/test_node", "test_configs", "tools/test_suites",
-           "serve/test_app", "e2e/test_bring_your_own", "models/test_onednn", "train/test_step",
+LONGEST = ("e2e/test_federation", "cluster/test_predict", "buckets/test_runs", "tools/test_fuzz",
+           "tools/test_notebooks", "e2e/test_training_runs", "serve/test_service",
+           "export/test_onnx", "report/page/test_in_a_browser", "e2e/test_growth",
+           "federated/test_site", "study/test_study_runs", "models/test_dense_unet",
+           "serve/dimse/test_node", "test_configs", "tools/test_suites", "serve/test_app",
+           "e2e/test_bring_your_own", "models/test_onednn", "train/test_step",
            "train/test_unlabelled", "models/test_blocks", "tools/test_startup", "serve/test_page",
            "serve/test_pacs", "docs/test_commands", "infer/test_full_volume",
            "cluster/test_connect", "models/test_network", "test_losses", "train/test_partition",

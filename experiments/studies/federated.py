@@ -2,7 +2,7 @@
 
 `pooled` trains on the images of all sites. The federated arms take as many steps altogether, a
 third of them at each site, in rounds of 7, 13 or 27 steps; `specialists` are the sites alone, each
-with its third. `longer` takes three times as many: every site as many as `pooled`.
+with its third.
 
   condseg-study federated --out=results
 """
@@ -17,7 +17,7 @@ STEPS = 800
 ARMS = {
     "federated": Federated(20, 13), "more_rounds": Federated(38, 7),
     "fewer_rounds": Federated(10, 27), "proximal": Federated(20, 13, proximal=0.1),
-    "teaching": Federated(20, 13, teaching=0.5), "longer": Federated(20, 40)}
+    "teaching": Federated(20, 13, teaching=0.5)}
 
 
 def get_study():

@@ -22,6 +22,8 @@ from typing import Any
 
 from nvflare.fuel.flare_api.flare_api import new_secure_session
 from nvflare.fuel.flare_api.flare_api import Session
+from nvflare.fuel.hci.proto import MetaKey
+from nvflare.fuel.hci.proto import MetaStatusValue
 import psutil
 
 from condseg_jax.errors import InputError
@@ -179,10 +181,19 @@ def _check(process: subprocess.Popen, workdir: Path) -> None:
                      f"see {workdir / _LOG}; its port may be in use")
 
 
-def _alive(session: Session, since: float = 0.0) -> list[str]:
-  """Returns the names of the sites that have given a sign of life since a time."""
+def _alive(session: Session) -> list[str]:
+  """Returns the names of the sites that have given a sign of life of late."""
   return sorted(c.name for c in session.get_connected_client_list()
-                if c.last_connect_time > max(since, time.time() - 4 * HEARTBEAT_S))
+                if c.last_connect_time > time.time() - 4 * HEARTBEAT_S)
+
+
+def _idle(session: Session, job: str) -> set[str]:
+  """Returns the names of the sites that answer, but do not run a job: they have come back."""
+  found = session.get_client_job_status() or []
+  running = {one[MetaKey.CLIENT_NAME] for one in found if one.get(MetaKey.JOB_ID) == job}
+  silent = (MetaStatusValue.ERROR, MetaStatusValue.NO_REPLY)
+  return {one[MetaKey.CLIENT_NAME] for one in found
+          if one.get(MetaKey.STATUS) not in silent} - running
 
 
 def _wait_for_sites(session: Session, process: subprocess.Popen, workdir: Path,
@@ -206,7 +217,7 @@ def _job(session: Session, process: subprocess.Popen, workdir: Path, request: Ma
   (workdir / STOP).unlink(missing_ok=True)
   (workdir / STATUS).unlink(missing_ok=True)
   job = session.submit_job(str(_job_folder(workdir)))
-  stopping = 0.0
+  looked, idle, ended = time.monotonic(), set[str](), False
   while True:
     _check(process, workdir)
     for entry in _history(workdir)[done:]:
@@ -218,19 +229,15 @@ def _job(session: Session, process: subprocess.Popen, workdir: Path, request: Ma
     meta = session.get_job_meta(job)
     if str(meta.get("status", "")).startswith("FINISHED"):
       break
-    if status and not stopping:
-      since = (workdir / STATUS).stat().st_mtime + HEARTBEAT_S
-      back = [name for name in _alive(session, since) if name not in status["present"]
-              and failures.get(name, 0) < _TRIES]
+    if status and not ended and time.monotonic() - looked > HEARTBEAT_S:
+      before, looked, idle = idle, time.monotonic(), _idle(session, job)
+      back = {name for name in before & idle if failures.get(name, 0) < _TRIES}
       if back:
-        for name in back:
-          failures[name] = failures.get(name, 0) + 1
+        failures |= {name: failures.get(name, 0) + 1 for name in back}
         (workdir / STOP).touch()
-        stopping = time.monotonic()
-    if stopping and time.monotonic() - stopping > 2 * request["patience"] + 60:
-      with contextlib.suppress(Exception):
-        session.abort_job(job)
-      stopping = time.monotonic()
+        ended = True
+      if back & {*status["present"]} and not request["least_sites"]:
+        session.abort_job(job)  # FLARE waits for who was there before, under its former token
     time.sleep(1.0)
   for entry in _history(workdir)[done:]:
     on_round(entry)
