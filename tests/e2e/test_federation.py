@@ -25,7 +25,7 @@ from support.waiting import until
 pytest.importorskip("nvflare", reason="the extra `federated` is not installed")
 
 SITES = ("east", "north", "south")
-ROUNDS = 30
+ROUNDS = 10
 SLOW = 400  # seconds; six processes import JAX on two cores
 
 

@@ -74,7 +74,8 @@ def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any],
         done = _job(session, process, workdir, request, done, failures, on_round)
       # Only now: a site whose server has ended before waits until it is back.
       with contextlib.suppress(Exception):  # what FLARE raises when its server goes, as it should
-        with contextlib.redirect_stdout(io.StringIO()):
+        # FLARE prints that its server is gone, and tracebacks of its threads.
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
           session.shutdown("all", timeout=_SHUTDOWN_S)
           session.close()
 
