@@ -125,7 +125,7 @@ def test_a_site_and_the_server_are_killed_and_come_back(folder, started):
   second = started("server", *server)
   assert second.process.wait(SLOW) == 0, second.text()
   history = rounds(folder)
-  assert history[:len(before)] == before
+  assert history[:len(before) - 1] == before[:-1]  # the last may have had no checkpoint yet
   assert [entry["round"] for entry in history] == list(range(1, ROUNDS + 1))
   assert len(history[-1]["sites"]) == 3
   assert "the network: run" in second.text() and "Traceback" not in second.text()

@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 from pathlib import Path
 import signal
@@ -200,11 +201,15 @@ def _idle(session: Session, job: str) -> set[str]:
 def _wait_for_sites(session: Session, process: subprocess.Popen, workdir: Path,
                     request: Mapping[str, Any], *, first: bool,
                     on_wait: Callable[[Sequence[str]], None]) -> None:
+  """Waits for all sites; later than for the first round, not for long if some are there."""
   told: list[str] | None = None
+  enough = math.inf  # when there were
   while True:
     _check(process, workdir)
-    here = _alive(session)
-    if len(here) >= (request["sites"] if first else request["least_sites"] or 1):
+    here, now = _alive(session), time.monotonic()
+    if not first and len(here) >= (request["least_sites"] or 1):
+      enough = min(enough, now)
+    if len(here) >= request["sites"] or now - enough > request["patience"]:
       return
     if here != told:
       on_wait(here)
