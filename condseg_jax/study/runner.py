@@ -187,7 +187,8 @@ def _trained(job: Job, places: RunPaths) -> tuple[list[Path], float, dict]:
   variant, config = job.trial.variant, job.configs[0]
   if variant.federated is not None:
     folder = places.run(job.key)
-    return [folder], *federate(variant.federated, config, folder)
+    seconds, more = federate(variant.federated, config, folder)
+    return [folder], seconds, more
   folders = [places.run(key) for key in job.keys]
   for number, (one, folder) in enumerate(zip(job.configs, folders, strict=True)):
     if len(folders) > 1:
@@ -195,8 +196,8 @@ def _trained(job: Job, places: RunPaths) -> tuple[list[Path], float, dict]:
     if train(one, open_prepared(one.data.root, one.data.spacing), folder) == "interrupted":
       raise KeyboardInterrupt
   if variant.growth is not None:
-    grown, *more = grow(variant.growth, config, folders[0], places.run(job.key))
-    return [grown], *more
+    grown, seconds, more = grow(variant.growth, config, folders[0], places.run(job.key))
+    return [grown], seconds, more
   return folders, sum(map(records.run_seconds, folders)), {}
 
 
