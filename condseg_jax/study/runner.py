@@ -31,6 +31,7 @@ from condseg_jax.study.plan import duration
 from condseg_jax.study.plan import Job
 from condseg_jax.study.plan import Pace
 from condseg_jax.study.plan import RunPaths
+from condseg_jax.study.unaware import aware
 from condseg_jax.system.atomic import replacing
 from condseg_jax.system.lock import locked
 from condseg_jax.train.loop import train
@@ -157,6 +158,7 @@ def _result(job: Job, places: RunPaths) -> dict:
   start = time.perf_counter()
   predictor = scoring.predictor_of([str(folder) for folder in folders])
   cases, _ = labelled_cases(str(job.data.scored), job.data.split)
+  predictor = aware(predictor, cases)
 
   def keep(image, truth, prediction):
     path = places.kept(job.key)
