@@ -66,10 +66,11 @@ def draw_curves(found: Outcome):
   """Draws the soft Dice of the training batches; the band spans minimum to maximum over seeds.
 
   The Dice is measured against the training labels, which differ from the truth where a variant
-  treats unlabelled voxels as background.
+  treats unlabelled voxels as background. Variants that grow or are federated have none.
   """
-  figure, axes = _figure(1.3 * _PANEL + _legend_width(list(found.first)), 1.3 * _PANEL)
-  for number, label in enumerate(found.first):
+  labels = [label for label, row in found.first.items() if row["curves"]]
+  figure, axes = _figure(1.3 * _PANEL + _legend_width(labels), 1.3 * _PANEL)
+  for number, label in enumerate(labels):
     lines = [curve_of(row) for row in found.rows if row["label"] == label]
     size = min(len(steps) for steps, _ in lines)
     steps, values = lines[0][0][:size], np.stack([smoothed(v[:size]) for _, v in lines])
@@ -81,7 +82,7 @@ def draw_curves(found: Outcome):
   axes.set(xlabel="updates, of all networks of a variant",
            ylabel="soft Dice in training,\nagainst the labels it is given",
            ylim=(0, 1), xlim=(0, None))
-  _legend(axes, len(found.first))
+  _legend(axes, len(labels))
   return figure
 
 
