@@ -6,6 +6,7 @@ changed must be repeated.
 
 import ast
 from collections.abc import Iterable
+from collections.abc import Mapping
 from collections.abc import Sequence
 import functools
 import hashlib
@@ -59,6 +60,17 @@ def member_key(config: Config, data: str, source: str) -> str:
 def trial_key(members: Sequence[str], fusion: str, scored: str) -> str:
   """Returns the SHA-256 of a row of the results: trainings, fusion and the cases scored on."""
   return digest_of({"members": list(members), "fusion": fusion, "scored": scored})
+
+
+def further_key(key: str, how: Mapping, source: str) -> str:
+  """Returns the SHA-256 of a row whose network grows or is federated.
+
+  Args:
+    key: see `trial_key`.
+    how: `growth` or `federated` → the fields of its declaration.
+    source: digest of the modules of `FURTHER_ENTRIES`.
+  """
+  return digest_of({"trial": key, **how, "source": source})
 
 
 def digest_of(tree) -> str:

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 import shutil
+from typing import Any
 
 from condseg_jax.config import Config
 from condseg_jax.errors import InputError
@@ -61,6 +62,7 @@ class Job:
     keys: keys of its members.
     key: key of its result.
     path: path of its record.
+    further: of a network that grows or is federated the arguments of `fingerprint.further_key`.
   """
 
   trial: Trial
@@ -71,6 +73,7 @@ class Job:
   keys: tuple[str, ...]
   key: str
   path: Path
+  further: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def done(self) -> bool:
@@ -90,12 +93,14 @@ def make_job(study: Study, trial: Trial, places: RunPaths) -> Job:
                for m in trial.variant.members)
   member_keys = tuple(keys.member_key(config, data.data, source) for config in made)
   key = keys.trial_key(member_keys, trial.variant.fusion, data.truth)
+  further: dict[str, Any] = {}
   for what in ("growth", "federated"):
     if (how := getattr(trial.variant, what)) is not None:
-      key = keys.digest_of({"trial": key, what: dataclasses.asdict(how),
-                            "source": keys.meaning_digest(keys.FURTHER_ENTRIES[what])})
+      further = {"how": {what: dataclasses.asdict(how)},
+                 "source": keys.meaning_digest(keys.FURTHER_ENTRIES[what])}
+      key = keys.further_key(key, **further)
   return Job(trial, study.variants.index(trial.variant), study, data, made, member_keys, key,
-             records.path_of(places.out, study.name, trial.name, key))
+             records.path_of(places.out, study.name, trial.name, key), further)
 
 
 def jobs(studies: Iterable[Study], places: RunPaths, seeds: Sequence[int] = (),

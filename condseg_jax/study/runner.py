@@ -181,7 +181,8 @@ def _result(job: Job, places: RunPaths) -> dict:
       "key": job.key, "members": list(job.keys), "data": job.data.data, "truth": job.data.truth,
       "source": keys.source_digest(), "git": keys.git_hash(), "machine": records.machine(),
       "seconds": {"training": round(seconds, 1),
-                  "scoring": round(time.perf_counter() - start, 1)}, **outcome}
+                  "scoring": round(time.perf_counter() - start, 1)},
+      **({"further": job.further} if job.further else {}), **outcome}
 
 
 def _trained(job: Job, places: RunPaths) -> tuple[list[Path], float, dict]:

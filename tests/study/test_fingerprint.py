@@ -176,7 +176,10 @@ def test_every_record_is_of_its_settings_data_and_source():
     members = [keys.member_key(Config.from_dict(config), record["data"], record["source"])
                for config in record["configs"]]
     assert record["members"] == members, path.name
-    assert record["key"] == keys.trial_key(members, record["fusion"], record["truth"])
+    key = keys.trial_key(members, record["fusion"], record["truth"])
+    if "further" in record:
+      key = keys.further_key(key, **record["further"])
+    assert record["key"] == key
     assert path.stem.endswith(record["key"][:16])
 
 
