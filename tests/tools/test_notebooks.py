@@ -179,7 +179,7 @@ def test_grow(tmp_path):
   values = run("grow", tmp_path, """{
       "known": growth.old, "new": growth.new, "levels": growth.levels, "taken": outcome.taken,
       "change": change, "before": list(summaries["before"]["classes"]),
-      "after": list(summaries["after"]["classes"]), "rows": [r.name for r in outcome.rows[1]]}""")
+      "after": list(summaries["after"]["classes"]), "rows": [r.name for r in outcome.rows]}""")
   assert values["known"] == ["liver", "spleen"] and values["new"] == ["pancreas"]
   assert values["levels"] == [0, 1, 2] and values["taken"] == 1
   assert set(values["change"]) == {"liver", "spleen"} and max(values["change"].values()) < 1e-4
