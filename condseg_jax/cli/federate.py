@@ -73,7 +73,7 @@ def _provision(values: flags.FlagValues) -> int:
   shell.require(values, "host", "sites", "out")
   from condseg_jax.cli.argument_flags import as_flags
   from condseg_jax.federated.flare.kits import write_kits
-  with as_flags(sites="--sites", server="--host"):
+  with as_flags(sites="--sites", host="--host"):
     made = write_kits(values.out, values.host, values.port, values.sites)
   print("\n".join(map(str, made)))
   print("Kits hold private keys: give each to its participant alone.")
@@ -86,28 +86,29 @@ def _server(values: flags.FlagValues) -> int:
   from condseg_jax.cli.argument_flags import as_flags
   from condseg_jax.federated.federation import Federation
   from condseg_jax.federated.flare import engine
+  from condseg_jax.federated.flare.kits import sites_of
   from condseg_jax.federated.site import Rounds
+  from condseg_jax.federated.site import settings
   from condseg_jax.system.lock import held
   from condseg_jax.train.setup import check_config
 
   kit, admin = _kit(values.kit, "server"), _kit(values.admin, "admin")
-  workdir = Path(values.workdir).absolute()
-  with as_flags(rounds="--rounds", steps="--steps", proximal="--proximal", teaching="--teaching"):
-    rounds = Rounds(values.rounds, values.steps, values.proximal, values.teaching)
-    federation = Federation(config, rounds, workdir)
-  check_config(federation.config)
-  if federation.done == rounds.rounds:
-    print(f"finished before, after {federation.done} rounds: {values.workdir}")
-    return 0
-  sites = _count(kit)
+  workdir, sites = Path(values.workdir).absolute(), len(sites_of(kit))
   if values.least_sites > sites:
     raise InputError("--least_sites", f"is {values.least_sites}, there are kits for {sites} sites",
                      "choose fewer", usage=True)
+  with as_flags(rounds="--rounds", steps="--steps", proximal="--proximal", teaching="--teaching"):
+    rounds = Rounds(values.rounds, values.steps, values.proximal, values.teaching)
+  check_config(settings(config, rounds))
   workdir.mkdir(parents=True, exist_ok=True)
   request = {"config": config.to_dict(), "rounds": vars(rounds), "sites": sites,
              "least_sites": values.least_sites, "patience": values.patience}
   with held(workdir):
-    engine.serve(kit, admin, workdir, request,
+    done = Federation(config, rounds, workdir).done
+    if done == rounds.rounds:
+      print(f"finished before, after {done} rounds: {values.workdir}")
+      return 0
+    engine.serve(kit, admin, workdir, request, done,
                  lambda here: print(f"waiting for sites; there are {', '.join(here) or 'none'} of "
                                     f"{sites}", flush=True),
                  lambda entry: print(_round_line(entry, rounds.rounds), flush=True))
@@ -129,7 +130,7 @@ def _site(values: flags.FlagValues) -> int:
   except ValueError:
     raise InputError("--spacing", f"{','.join(values.spacing)} is not numbers", "e.g. 3,1.5,1.5",
                      usage=True) from None
-  kit, folder = _kit(values.kit, "client"), Path(values.out).absolute()
+  kit, folder = _kit(values.kit, "site"), Path(values.out).absolute()
   data = Path(values.data).absolute()
   if not data.exists():
     raise InputError("--data", f"{values.data} does not exist", "check the path", usage=True)
@@ -150,15 +151,10 @@ def _sent_line(name: str, sent: dict) -> str:
 
 def _kit(path: str, kind: str) -> Path:
   from condseg_jax.federated.flare.kits import identity
-  found = identity(path)["kind"]
+  found, _ = identity(path)
   if found != kind:
     raise InputError(path, f"is the kit of a {found}", f"give that of the {kind}", usage=True)
   return Path(path).absolute()
-
-
-def _count(kit: Path) -> int:
-  from condseg_jax.federated.flare.kits import sites_of
-  return len(sites_of(kit))
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ known ones are adapted to the new images. RUN stays as it is; RUN2 is a run as a
 --level=auto tries the levels from the highest and takes the first at which no known class loses
 more than half a point of Dice on cases that it holds out:
 
-  2  everything, taught by the network before and by old data at hand; if known classes lose too
-     much, a network between the one before and the one after
+  2  everything, beside old data, or taught by the network before where there are none; if known
+     classes lose too much, a network between the one before and the one after
   1  what belongs to the new class alone: rows in every conditioned layer, or its decoder or head
   0  the vector of the new class alone
 
@@ -57,7 +57,7 @@ def _define(values: flags.FlagValues) -> None:
                       flag_values=values)
   flags.DEFINE_list("overlapping", [], "Pairs of classes that a voxel may both belong to, besides "
                     "those whose masks overlap, e.g. tumour:liver.", flag_values=values)
-  flags.DEFINE_integer("steps", 0, "Steps of every level; by default 0.1, 0.25 and 0.3 of those of "
+  flags.DEFINE_integer("steps", 0, "Steps of every level; by default 0.1, 0.25 and 0.4 of those of "
                        "the run.", lower_bound=0, flag_values=values)
   shell.define_report(values)
 

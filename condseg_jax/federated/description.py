@@ -68,7 +68,7 @@ class Description:
       for name in found.cases:
         if normal_name(name) != name:
           raise ValueError(f"the class name {name!r} is not normal")
-    except (KeyError, TypeError, InputError) as error:
+    except (KeyError, TypeError, OverflowError, InputError) as error:
       raise ValueError(f"not a description: {error}") from error
     if found.modality not in MODALITIES or len(found.spacing) not in (2, 3) or not (
         all(map(math.isfinite, numbers)) and min(found.spacing) > 0):

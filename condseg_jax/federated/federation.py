@@ -7,7 +7,6 @@
 from collections.abc import Mapping
 import dataclasses
 import json
-import logging
 from typing import Any
 
 from etils import epath
@@ -37,8 +36,6 @@ from condseg_jax.train.state import TrainState
 
 RECORD = "federation.json"
 VERSION = 1
-
-log = logging.getLogger("condseg_jax")
 
 
 class Federation:
@@ -174,8 +171,10 @@ class Federation:
       self.arrays = flat(checkpoints.restore_variables(step))
     finally:
       checkpoints.close()
-    found["history"] = found["history"][:step // self.rounds.steps]
+    entries, found["history"] = found["history"], found["history"][:step // self.rounds.steps]
     self._tree = found
+    if self.done < len(entries):
+      self._write()
     if self.done * self.rounds.steps != step:
       raise InputError(path, f"has {self.done} rounds, the last checkpoint is of step {step}",
                        "restore both from one copy, or choose another workdir")

@@ -97,7 +97,7 @@ def make_job(study: Study, trial: Trial, places: RunPaths) -> Job:
   for what in ("growth", "federated"):
     if (how := getattr(trial.variant, what)) is not None:
       further = {"how": {what: dataclasses.asdict(how)},
-                 "source": keys.meaning_digest(keys.FURTHER_ENTRIES[what])}
+                 "source": keys.source_digest(keys.FURTHER_ENTRIES[what])}
       key = keys.further_key(key, **further)
   return Job(trial, study.variants.index(trial.variant), study, data, made, member_keys, key,
              records.path_of(places.out, study.name, trial.name, key), further)

@@ -175,8 +175,7 @@ def _result(job: Job, places: RunPaths) -> dict:
   return {
       "dataset": job.trial.variant.dataset, "steps": job.steps, "fusion": job.trial.variant.fusion,
       "parameters": scoring.parameters(predictor), "scores": scores,
-      "curves": [] if job.trial.variant.growth or job.trial.variant.federated else [
-          records.curve(places.run(key)) for key in job.keys],
+      "curves": [] if job.further else [records.curve(folder) for folder in folders],
       "configs": [without_paths(config).to_dict() for config in job.configs],
       "key": job.key, "members": list(job.keys), "data": job.data.data, "truth": job.data.truth,
       "source": keys.source_digest(), "git": keys.git_hash(), "machine": records.machine(),

@@ -146,7 +146,7 @@ def test_a_site_and_the_server_are_killed_and_come_back(folder, started):
 
 FAULTS = [
     (("server", "--kit=kits/north", "--admin=kits/admin", "--config=base", "--workdir=other"),
-     "kits/north: is the kit of a client"),
+     "kits/north: is the kit of a site"),
     (("server", "--kit=kits/server", "--admin=kits/admin", "--config=base", "--workdir=other",
       "--least_sites=4"), "there are kits for 3 sites"),
     (("server", "--kit=kits/server", "--admin=kits/admin", "--config=base", "--workdir=other",

@@ -2,6 +2,7 @@
 
 import json
 
+from hypothesis import example
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -73,6 +74,7 @@ json_values = st.recursive(
 
 
 @settings(max_examples=100, deadline=None)
+@example(key="cases", value={"liver": float("inf")})
 @given(key=st.sampled_from(["modality", "spacing", "cases", "sides", "overlapping", "intensities"]),
        value=json_values)
 def test_what_is_no_description_is_refused(key, value):

@@ -40,10 +40,8 @@ class RoundsController(ModelController):
       if federation.record is None:
         federation.begin(self._descriptions(present))
       while federation.done < federation.rounds.rounds and not (folder / STOP).exists():
-        answered = self._round(federation, present, request)
-        if answered != present:  # only then: the time of the file says since when sites are missing
-          present = answered
-          self._note(folder, status | {"present": present})
+        present = self._round(federation, present, request)
+        self._note(folder, status | {"present": present})
     except InputError as error:
       self._note(folder, status | {"error": str(error)})
     except Exception as error:  # FLARE would log it, and the server would go on asking

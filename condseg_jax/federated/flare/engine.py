@@ -43,7 +43,7 @@ _TRIES = 3  # for a site that answers its server, but not its rounds
 _LOG, _PID = "flare.log", "flare.pid"
 
 
-def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any],
+def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any], done: int,
           on_wait: Callable[[Sequence[str]], None], on_round: Callable[[dict], None]) -> None:
   """Runs a federated training to its end.
 
@@ -53,6 +53,7 @@ def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any],
     workdir: folder of the run.
     request: `config`, `rounds`, `sites` (that must be there for the first round), `least_sites`
       (for later ones) and `patience` (seconds that a round waits for the others).
+    done: rounds that are done.
     on_wait: called with the sites that are there, while there are too few.
     on_round: called with the entry of every round that is done.
 
@@ -67,18 +68,15 @@ def serve(kit: Path, admin: Path, workdir: Path, request: Mapping[str, Any],
             f"org={kits.PROJECT}", "config_folder=config"]
   with _process(server, kit, workdir, {FEDERATION: str(workdir)}) as process:
     session = _connect(admin, process, workdir)
-    done, failures = len(_history(workdir)), dict[str, int]()
-    with _explained(workdir):
+    failures = dict[str, int]()
+    with _closing(session), _explained(workdir):
       while done < request["rounds"]["rounds"]:
         _wait_for_sites(session, process, workdir, request, first=not _begun(workdir),
                         on_wait=on_wait)
         done = _job(session, process, workdir, request, done, failures, on_round)
       # Only now: a site whose server has ended before waits until it is back.
-      with contextlib.suppress(Exception):  # what FLARE raises when its server goes, as it should
-        # FLARE prints that its server is gone, and tracebacks of its threads.
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-          session.shutdown("all", timeout=_SHUTDOWN_S)
-          session.close()
+      with _quiet():
+        session.shutdown("all", timeout=_SHUTDOWN_S)
 
 
 def join(kit: Path, folder: Path, data: str, spacing: Sequence[float], cache: str,
@@ -96,7 +94,7 @@ def join(kit: Path, folder: Path, data: str, spacing: Sequence[float], cache: st
   Raises:
     InputError: FLARE does not start, or ends by itself.
   """
-  name = kits.identity(kit)["name"]
+  _, name = kits.identity(kit)
   client = [sys.executable, "-u", "-m", "nvflare.private.fed.app.client.client_train", "-m",
             str(kit), "-s", "fed_client.json", "--set", "secure_train=true", f"uid={name}",
             f"org={kits.PROJECT}", "config_folder=config", f"heart_beat_interval={HEARTBEAT_S}"]
@@ -141,6 +139,23 @@ def _process(command: Sequence[str], kit: Path, folder: Path,
         with contextlib.suppress(subprocess.TimeoutExpired):
           process.wait(patience)
       (folder / _PID).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps to itself what FLARE raises and prints when its server goes, also in its threads."""
+  with contextlib.suppress(Exception), contextlib.redirect_stdout(
+      io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    yield
+
+
+@contextlib.contextmanager
+def _closing(session: Session) -> Iterator[None]:
+  try:
+    yield
+  finally:
+    with _quiet():
+      session.close()
 
 
 @contextlib.contextmanager

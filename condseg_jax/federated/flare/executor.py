@@ -5,6 +5,7 @@ process; a task brings neither path nor code. Before anything is sent it is list
 FOLDER/sent/: a description in full, an update with names, shapes and digests of its arrays.
 """
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -55,18 +56,17 @@ class SiteExecutor(Executor):
     from condseg_jax.federated.site import Rounds
     from condseg_jax.federated.site import Site
     from condseg_jax.system.cache import enable_compilation_cache
-    from condseg_jax.train.checkpoint import array_digests
     task, arrays = messages.read_train_task(message)
     if self._site is None:
       enable_compilation_cache()
       self._site = Site(task["record"], _stores(place), Rounds(**task["rounds"]))
     update = self._site.train(task["round"], arrays, task["taught"])
-    digests = array_digests(dict(update.arrays))
     _list_sent(place, f"round_{task['round'] + 1:04d}.json", {
         "samples": dict(update.samples), "dice": dict(update.dice),
         "bytes": sum(a.nbytes for a in update.arrays.values()),
-        "arrays": [{"name": name, "shape": list(array.shape), "type": array.dtype.name}
-                   for name, array in update.arrays.items()], "sha256": digests})
+        "arrays": [{"name": name, "shape": list(array.shape), "type": array.dtype.name,
+                    "sha256": hashlib.sha256(array.tobytes()).hexdigest()}
+                   for name, array in update.arrays.items()]})
     return messages.update_message(update)
 
 

@@ -54,7 +54,7 @@ def write_kits(out, host: str, port: int, sites: Sequence[str]) -> list[Path]:
   if out.exists():
     raise InputError(out, "exists already", "choose a new folder: kits are made once", usage=True)
   if not _HOST.fullmatch(host):
-    raise InputError("server", f"{host!r} is no host name", "give the name that sites reach it by",
+    raise InputError("host", f"{host!r} is no host name", "give the name that sites reach it by",
                      usage=True)
   for name in sites:
     if not _NAME.fullmatch(name) or name in ("server", "admin") or list(sites).count(name) > 1:
@@ -87,26 +87,23 @@ def write_kits(out, host: str, port: int, sites: Sequence[str]) -> list[Path]:
   return [out / name for name in ("server", "admin", *sites)]
 
 
-def identity(kit) -> dict[str, str]:
-  """Returns what a kit is of: `kind` (server, client or admin), and `name` of a client.
+def identity(kit) -> tuple[str, str]:
+  """Returns what a kit is of, `server`, `admin` or `site`, and the name of a site or "".
 
   Raises:
     InputError: the folder is not a kit.
   """
   startup = Path(kit) / "startup"
   try:
-    if (startup / "fed_server.json").exists():
-      return {"kind": "server", "name": json.loads(
-          (startup / "fed_server.json").read_text())["servers"][0]["admin_server"]}
-    if (startup / "fed_admin.json").exists():
-      return {"kind": "admin", "name": json.loads(
-          (startup / "fed_admin.json").read_text())["admin"]["username"]}
+    for kind in ("server", "admin"):
+      if (startup / f"fed_{kind}.json").exists():
+        return kind, ""
     if (startup / "fed_client.json").exists():
       found = re.search(r"uid=([a-z0-9-]+)", (startup / "sub_start.sh").read_text())
       if found is None:
         raise ValueError("sub_start.sh names no site")
-      return {"kind": "client", "name": found[1]}
-  except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+      return "site", found[1]
+  except (OSError, ValueError) as error:
     raise InputError(kit, f"is a damaged kit ({error})", "get it again", usage=True) from error
   raise InputError(kit, "is not a startup kit", "give a folder that `condseg-federate provision` "
                    "has made", usage=True)

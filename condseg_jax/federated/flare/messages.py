@@ -17,20 +17,23 @@ _CONTENT = "content"  # JSON
 
 
 def describe_task() -> FLModel:
+  """Asks a site what it has."""
   return FLModel(metrics={"none": 0.0}, meta={_CONTENT: "{}"})
 
 
 def description_message(description: Description) -> FLModel:
+  """Answers `describe_task`."""
   return FLModel(metrics={"none": 0.0}, meta={_CONTENT: json.dumps(description.to_json())})
 
 
 def read_description(message: FLModel) -> Description:
-  """Raises ValueError if it is none."""
+  """Returns what a site has; ValueError if that is no description."""
   return Description.from_json(_content(message))
 
 
 def train_task(number: int, record: ModelRecord, rounds: dict[str, Any], taught: Sequence[str],
                arrays: Arrays) -> FLModel:
+  """Asks a site for a round of training; see `federated.site.Site.train`."""
   content = {"round": number, "record": record.to_json(), "rounds": rounds, "taught": list(taught)}
   return FLModel(params_type=ParamsType.FULL, params=dict(arrays),
                  meta={_CONTENT: json.dumps(content)})
@@ -46,12 +49,13 @@ def read_train_task(message: FLModel) -> tuple[dict[str, Any], Arrays]:
 
 
 def update_message(update: Update) -> FLModel:
+  """Answers `train_task`."""
   return FLModel(params_type=ParamsType.FULL, params=dict(update.arrays), meta={
       _CONTENT: json.dumps({"samples": dict(update.samples), "dice": dict(update.dice)})})
 
 
 def read_update(message: FLModel) -> Update:
-  """Raises ValueError if it is none; its values are checked by `average.fault`."""
+  """Returns what a site sent, ValueError if it is none; `average.fault` checks its values."""
   content = _content(message)
   samples, dice = content.get("samples"), content.get("dice")
   if not isinstance(message.params, dict) or not isinstance(samples, dict) or not isinstance(
@@ -61,7 +65,11 @@ def read_update(message: FLModel) -> Update:
 
 
 def _content(message: FLModel) -> dict[str, Any]:
-  tree = json.loads((message.meta or {}).get(_CONTENT, ""))
+  text = (message.meta or {}).get(_CONTENT)
+  try:
+    tree = json.loads(text) if isinstance(text, str) else None
+  except RecursionError:
+    tree = None
   if not isinstance(tree, dict):
     raise ValueError("not a message")
   return tree
